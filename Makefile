@@ -1,0 +1,93 @@
+# `make demo` and `make test` are all a newcomer needs; `make` lists the rest.
+#
+# Each command first builds the virtual environment it needs in $(VENV), and only
+# builds it again when pyproject.toml or constraints.txt has changed.
+
+VENV ?= .venv
+# Workers for the tests. Other pytest options go in PYTEST_ADDOPTS.
+JOBS ?= 2
+# What `make demo` hands to the command, for instance ARGS="seed=1 name=demo-1".
+ARGS ?=
+
+# The first interpreter that is new enough, unless the caller names one.
+is_new_enough = -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$p" $(is_new_enough) 2>/dev/null && { echo "$$p"; break; }; done)
+endif
+
+BIN := $(VENV)/bin
+PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+LOCK := constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow test-all lint format lock clean
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.installed-run  ## unlearn with the bundled model: about five minutes on two cores
+	$(BIN)/python -m pmc_jax.train $(ARGS)
+
+test: $(VENV)/.installed-test  ## run the fast tests
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/.installed-test  ## run the slow tests only
+	$(PYTEST) -m slow
+
+test-all: $(VENV)/.installed-test  ## run every test
+	$(PYTEST)
+
+lint: $(VENV)/.installed-dev  ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev  ## mend style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Each set of packages holds the one before it, so the larger stands for the smaller.
+$(VENV)/.installed-run: $(VENV)/.created pyproject.toml $(LOCK)
+	$(call install,.)
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.created pyproject.toml $(LOCK)
+	$(call install,.[test])
+	@touch $(VENV)/.installed-run $@
+
+$(VENV)/.installed-dev: $(VENV)/.created pyproject.toml $(LOCK)
+	$(call install,.[dev])
+	@touch $(VENV)/.installed-run $(VENV)/.installed-test $@
+
+define install
+@echo "Installing $(1) into $(VENV): a minute or two, once."
+@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(LOCK) -e '$(1)'
+endef
+
+$(VENV)/.created:
+	@test -n "$(PYTHON)" || { \
+		echo "error: no Python 3.11 or newer was found; install one, or name it: make PYTHON=/path/to/python" >&2; \
+		exit 2; }
+	@command -v "$(PYTHON)" >/dev/null || { echo "error: PYTHON=$(PYTHON) was not found" >&2; exit 2; }
+	@"$(PYTHON)" $(is_new_enough) || { \
+		echo "error: $(PYTHON) is $$("$(PYTHON)" --version 2>&1); pmc_jax needs Python 3.11 or newer" >&2; \
+		exit 2; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "error: $(PYTHON) has no venv module; install it (on Debian and Ubuntu: apt install python3-venv)" >&2; \
+		exit 2; }
+	@"$(PYTHON)" -m venv "$(VENV)"
+	@touch $@
+
+lock:  ## resolve the newest working set afresh and pin it in constraints.txt
+	@tools=$$(mktemp -d) && trap 'rm -rf "$$tools"' EXIT && \
+	"$(PYTHON)" -m venv "$$tools" && \
+	"$$tools/bin/pip" install --quiet --disable-pip-version-check '.[dev]' && \
+	{ sed -n '/^#/p' $(LOCK); "$$tools/bin/pip" freeze --exclude pmc_jax \
+		| sed -E '/^(nvidia|cuda|triton)/d; s/\+[a-z0-9.]+$$//' | sort -f; } > "$$tools/lock" && \
+	cp "$$tools/lock" $(LOCK) && echo "Wrote $(LOCK)."
+
+clean:  ## remove the environment and build products; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints to `pmc_jax` parameters and back."""

@@ -1,0 +1,297 @@
+"""Questions and answers to token ids and back: tokenizers, chat and plain templates."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pmc_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# Stands for the question and the answer where only what surrounds them matters.
+PROBE = "Q"
+# The Llama 3 templates' own default. Without one they print today's date, and a run
+# would depend on the day on which it is continued.
+DATE_STRING = "26 Jul 2024"
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """How a question becomes a prompt.
+
+    Attributes:
+        template: "chat" (the tokenizer's chat template), "plain" (the two patterns below),
+            or "auto" (chat where the tokenizer has a chat template).
+        system: system prompt; a plain prompt begins with it and an empty line.
+        date_string: the date that some chat templates print; None: 26 Jul 2024.
+        question: plain prompt; must hold "{question}".
+        answer: plain response; must hold "{answer}".
+    """
+
+    template: str = "auto"
+    system: str | None = None
+    date_string: str | None = None
+    question: str = "Question: {question}\nAnswer:"
+    answer: str = " {answer}"
+
+
+def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face directory, fast or sentencepiece; never remote code.
+
+    Raises:
+        UserError: when the directory has none, or one that cannot be read faithfully.
+    """
+    directory = Path(directory).expanduser()
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(
+            f"{directory}: no tokenizer; expected one of {', '.join(TOKENIZER_FILES)} there"
+        )
+    only_sentencepiece = not any(
+        (directory / name).is_file() for name in TOKENIZER_FILES if name != "tokenizer.model"
+    )
+    try:
+        if only_sentencepiece:
+            return _load_sentencepiece(directory)
+        return _auto_tokenizer(directory)
+    except UserError:
+        raise
+    except Exception as e:  # transformers and tokenizers raise plain Exceptions too
+        reason = " ".join(str(e).split())[:300] or type(e).__name__
+        raise UserError(f"{directory}: the tokenizer cannot be loaded: {reason}") from e
+
+
+def _auto_tokenizer(directory: Path, **settings: Any) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        directory, trust_remote_code=False, local_files_only=True, **settings
+    )
+
+
+def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerBase:
+    """A directory with `tokenizer.model` only, checked against sentencepiece itself.
+
+    transformers 5 leaves out the BOS unless told otherwise, and where no tokenizer class
+    is named it takes a generic one that reads the pieces differently.
+    """
+    from sentencepiece import SentencePieceProcessor
+    from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+
+    reference = SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
+    config_file = directory / "tokenizer_config.json"
+    config = json.loads(config_file.read_text("utf-8")) if config_file.is_file() else {}
+    settings = {"add_bos_token": config.get("add_bos_token", True)}
+    tokenizer = _auto_tokenizer(directory, **settings)
+    if type(tokenizer) is PreTrainedTokenizerFast:
+        tokenizer = LlamaTokenizer.from_pretrained(directory, local_files_only=True, **settings)
+    pieces = (reference.id_to_piece(i) for i in range(reference.get_piece_size()))
+    words = [piece[1:] for piece in pieces if piece[:1] == "▁" and piece[1:].isalpha()]
+    text = " ".join(words[:: 1 + len(words) // 200])
+    if tokenizer(text, add_special_tokens=False).input_ids != reference.encode(text):
+        raise UserError(
+            f"{directory}: transformers reads tokenizer.model as {type(tokenizer).__name__}, which "
+            "does not tokenize as sentencepiece does; expected a tokenizer.json beside it"
+        )
+    return tokenizer
+
+
+def make_template(
+    tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig, eos_token_ids: Collection[int] = ()
+) -> PromptTemplate:
+    """The prompt template for a tokenizer.
+
+    Args:
+        eos_token_ids: further ids that end a response (from the generation config).
+
+    Raises:
+        UserError: for an impossible configuration, or when nothing ends a response.
+    """
+    if cfg.template not in ("auto", "chat", "plain"):
+        raise UserError(f"prompt.template={cfg.template}: expected auto, chat or plain")
+    chat = cfg.template == "chat" or (cfg.template == "auto" and bool(tokenizer.chat_template))
+    if chat and not tokenizer.chat_template:
+        raise UserError(
+            "prompt.template=chat: the tokenizer has no chat template; use prompt.template=plain"
+        )
+    for name in ("question", "answer"):
+        pattern = getattr(cfg, name)
+        if not chat and pattern.count(f"{{{name}}}") != 1:
+            raise UserError(f"prompt.{name}={pattern!r}: must hold {{{name}}} once")
+    return PromptTemplate(tokenizer, cfg, chat, tuple(eos_token_ids))
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptTemplate:
+    """Encodes prompts and answers so that prompt ids + answer ids are the whole text's ids."""
+
+    tokenizer: PreTrainedTokenizerBase
+    cfg: PromptConfig
+    chat: bool
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _ = self.end_id  # renders the chat template once, so that errors come early
+
+    def encode_prompt(self, question: str, system: str | None = None) -> list[int]:
+        """Ids up to where the response begins; one BOS if tokenizer or chat template has one."""
+        ids = self._ids(self._prompt_text(question, system))
+        bos = self.tokenizer.bos_token_id
+        if bos is None or not (self._adds_bos or ids[:1] == [bos]):
+            return ids
+        while ids[:1] == [bos]:
+            ids = ids[1:]
+        return [bos, *ids]
+
+    def encode_answer(self, answer: str) -> list[int]:
+        """Ids of a response that gives this answer, with the id that ends it."""
+        if not self.chat:
+            text = self._probe_prompt + self.cfg.answer.replace("{answer}", answer)
+            return [*self._response_ids(text), self.end_id]
+        ids = self._response_ids(self._render(PROBE, None, answer))
+        while ids and ids[-1] != self.end_id and self.end_id in ids:
+            ids.pop()  # what the template puts after the end of a turn, such as a newline
+        return ids if ids[-1:] == [self.end_id] else [*ids, self.end_id]
+
+    def encode_prefix(self, text: str) -> list[int]:
+        """Ids that a response begins with when its answer begins with `text`."""
+        if self.chat:
+            return self._response_ids(self._render(PROBE, None, text, unfinished=True))
+        before = self.cfg.answer.partition("{answer}")[0]
+        return self._response_ids(self._probe_prompt + before + text)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The answer in a response: up to its end, no special tokens, no answer tag, stripped."""
+        ids = list(token_ids)
+        end = next((i for i, token in enumerate(ids) if token in self._stops), len(ids))
+        text = str(
+            self.tokenizer.decode(
+                ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+        tag = "" if self.chat else self.cfg.answer.partition("{answer}")[0].lstrip()
+        if text.strip() == tag.strip():
+            return ""
+        return text.lstrip().removeprefix(tag).strip()
+
+    @cached_property
+    def end_id(self) -> int:
+        """The id that ends a trained response: the chat template's end of turn, else EOS."""
+        if self.chat:
+            tail = self._render(PROBE, None, PROBE).rpartition(PROBE)[2]
+            special = {
+                *self.tokenizer.all_special_ids,
+                *(i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special),
+            }
+            ends = [token for token in self._ids(tail) if token in special]
+            if ends:
+                return ends[0]
+        if self.tokenizer.eos_token_id is not None:
+            return self.tokenizer.eos_token_id
+        if self.eos_token_ids:
+            return self.eos_token_ids[0]
+        raise UserError("the tokenizer has no end-of-sequence token; set eos_token in its config")
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Every id that ends a response, `end_id` first."""
+        eos = self.tokenizer.eos_token_id
+        others = {*self.eos_token_ids, *([] if eos is None else [eos])} - {self.end_id}
+        return (self.end_id, *sorted(others))
+
+    @cached_property
+    def pad_id(self) -> int:
+        """Fills padding; masked everywhere, so any id would do."""
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return next((token for token in known if token is not None), 0)
+
+    @cached_property
+    def _stops(self) -> frozenset[int]:
+        return frozenset(self.stop_ids)
+
+    @cached_property
+    def _adds_bos(self) -> bool:
+        return self.tokenizer(PROBE).input_ids[:1] == [self.tokenizer.bos_token_id]
+
+    @cached_property
+    def _probe_prompt(self) -> str:
+        return self._prompt_text(PROBE, None)
+
+    @cached_property
+    def _probe_ids(self) -> list[int]:
+        return self._ids(self._probe_prompt)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+    def _response_ids(self, text: str) -> list[int]:
+        """Ids that follow the probe prompt in `text`.
+
+        Encoded together with the prompt, since some tokenizers (sentencepiece) treat the
+        beginning of a text specially; alone only where a token would cross the boundary.
+        """
+        ids, prompt = self._ids(text), self._probe_ids
+        if ids[: len(prompt)] == prompt:
+            return ids[len(prompt) :]
+        return self._ids(text.removeprefix(self._probe_prompt))
+
+    def _prompt_text(self, question: str, system: str | None) -> str:
+        if self.chat:
+            return self._render(question, system)
+        system = self.cfg.system if system is None else system
+        prompt = self.cfg.question.replace("{question}", question)
+        return f"{system}\n\n{prompt}" if system else prompt
+
+    def _render(
+        self,
+        question: str,
+        system: str | None,
+        answer: str | None = None,
+        unfinished: bool = False,
+    ) -> str:
+        """The chat template's text of a prompt, or of a whole conversation."""
+        system = self.cfg.system if system is None else system
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": question})
+        if answer is not None:
+            messages.append({"role": "assistant", "content": answer})
+        try:
+            # `enable_thinking`: templates of reasoning models then open no chain of thought.
+            text = self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=answer is None,
+                continue_final_message=unfinished,
+                date_string=self.cfg.date_string or DATE_STRING,
+                enable_thinking=False,
+            )
+            return str(text)
+        except Exception as e:  # jinja errors, and whatever a template raises
+            reason = " ".join(str(e).split())[:300]
+            raise UserError(f"the tokenizer's chat template fails: {reason}") from e
+
+
+def check_lengths(
+    name: str, ids: Sequence[int], prompts: Sequence[Sequence[int]], max_length: int
+) -> None:
+    """Check before a run that every prompt leaves room for at least an end token.
+
+    Args:
+        name: what the rows are, for the message ("forget", "retain", …).
+        ids: row numbers, one a prompt.
+
+    Raises:
+        UserError: naming the first row that is too long, its length and the limit.
+    """
+    for row_id, prompt in zip(ids, prompts, strict=True):
+        if len(prompt) >= max_length:
+            raise UserError(
+                f"{name} row {row_id}: the prompt has {len(prompt)} tokens; prompt and response "
+                f"together may have max_length={max_length}"
+            )

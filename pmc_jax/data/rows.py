@@ -1,0 +1,85 @@
+"""What a data set is made of.
+
+A forget row has two types on purpose. Training sees `ForgetQuestion`, which has no
+answer, so that a ground-truth answer cannot reach the optimiser by mistake;
+evaluation sees `EvaluationRow`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the data is.
+
+    Attributes:
+        format: "tofu" (files laid out and named like TOFU's) or "jsonl" (one's own files).
+        path: tofu: a directory, or "bundled" for the small world in the package; None
+            downloads from `hub`. jsonl: what relative file names are relative to.
+        hub: id of a Hugging Face data set.
+        forget, retain: tofu: names of splits. jsonl: files.
+        world_facts, real_authors: more questions to measure utility on. None: for tofu
+            the files of these names if they exist, for jsonl none.
+        retain_rows: how many retain rows to evaluate, drawn with replacement; None: each once.
+    """
+
+    format: str = "tofu"
+    path: str | None = None
+    hub: str = "locuslab/TOFU"
+    forget: str = "forget10"
+    retain: str = "retain90"
+    world_facts: str | None = None
+    real_authors: str | None = None
+    retain_rows: int | None = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class ForgetQuestion:
+    """A question whose answer must be forgotten; `id` is its row number in the forget file."""
+
+    id: int
+    question: str
+    system: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionAnswer:
+    """A pair the model must keep; `id` is its row number in the retain file."""
+
+    id: int
+    question: str
+    answer: str
+    system: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationRow:
+    """A question with its ground truth, for evaluation only.
+
+    Attributes:
+        id: row number in the file the question comes from.
+        secret: the phrase within the answer that must not come out, where known.
+        perturbed: wrong answers of the same form.
+    """
+
+    id: int
+    question: str
+    answer: str
+    secret: str | None = None
+    perturbed: tuple[str, ...] = ()
+    system: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Rows to forget, rows to keep, and evaluation sets by name.
+
+    `evaluation` may hold "forget", "paraphrase" (the forget rows asked and answered in
+    other words, same ids), "retain", "world_facts" and "real_authors"; a set that the
+    data does not have is absent.
+    """
+
+    forget: tuple[ForgetQuestion, ...]
+    retain: tuple[QuestionAnswer, ...]
+    evaluation: Mapping[str, tuple[EvaluationRow, ...]]

@@ -1,0 +1,98 @@
+"""Finding the files of a data set laid out like TOFU (Maini et al. 2024), local or on the hub."""
+
+import dataclasses
+from pathlib import Path
+
+from pmc_jax.data.rows import DataConfig
+from pmc_jax.errors import UserError
+
+SUFFIXES = (".json", ".jsonl")
+BUNDLED = Path(__file__).parents[1] / "assets" / "world" / "data"
+NOT_SPLITS = ("world_facts", "real_authors", "idontknow")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFiles:
+    """The files of a data set; None where there is none.
+
+    `perturbed` has the forget rows again, in the same order, with paraphrases.
+    """
+
+    forget: Path
+    retain: Path
+    perturbed: Path | None = None
+    world_facts: Path | None = None
+    real_authors: Path | None = None
+
+
+def tofu_files(cfg: DataConfig) -> DataFiles:
+    """The files in `cfg.path`, in the package, or downloaded from `cfg.hub`.
+
+    Raises:
+        UserError: no such directory or split, or the hub cannot be reached.
+    """
+    if cfg.path is None:
+        directory = _download(cfg)
+    elif cfg.path == "bundled":
+        directory = BUNDLED
+    else:
+        directory = Path(cfg.path).expanduser()
+    if not directory.is_dir():
+        raise UserError(f"data.path={directory}: no such directory")
+    facts, authors = cfg.world_facts or "world_facts", cfg.real_authors or "real_authors"
+    return DataFiles(
+        forget=_split(directory, "forget", cfg.forget),
+        retain=_split(directory, "retain", cfg.retain),
+        perturbed=_find(directory, f"{cfg.forget}_perturbed"),
+        world_facts=_find(directory, f"{facts}_perturbed") or _find(directory, facts),
+        real_authors=_find(directory, f"{authors}_perturbed") or _find(directory, authors),
+    )
+
+
+def _find(directory: Path, name: str) -> Path | None:
+    paths = (directory / f"{name}{suffix}" for suffix in SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _split(directory: Path, option: str, name: str) -> Path:
+    path = _find(directory, name)
+    if path is None:
+        names = sorted(p.stem for p in directory.iterdir() if p.suffix in SUFFIXES)
+        splits = [n for n in names if not n.endswith("_perturbed") and n not in NOT_SPLITS]
+        there = ", ".join(splits) or "none"
+        raise UserError(
+            f"data.{option}={name}: no such split in {directory}; splits there: {there}"
+        )
+    return path
+
+
+def _download(cfg: DataConfig) -> Path:
+    """Download the needed files of `cfg.hub`, and only those; the directory they lie in."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+    def fetch(name: str) -> Path | None:
+        try:
+            path = huggingface_hub.hf_hub_download(cfg.hub, f"{name}.json", repo_type="dataset")
+        except RemoteEntryNotFoundError:
+            return None
+        except (LocalEntryNotFoundError, OSError, ValueError) as e:
+            raise UserError(
+                f"data.hub={cfg.hub}: cannot get {name}.json ({type(e).__name__}); without access "
+                "to the hub, pass data.path=DIRECTORY with the files of the data set"
+            ) from None
+        return Path(path)
+
+    def require(option: str, name: str) -> Path:
+        path = fetch(name)
+        if path is None:
+            raise UserError(f"data.{option}={name}: no such split in the data set {cfg.hub}")
+        return path
+
+    directory = require("forget", cfg.forget).parent
+    require("retain", cfg.retain)
+    fetch(f"{cfg.forget}_perturbed")
+    for name in (cfg.world_facts or "world_facts", cfg.real_authors or "real_authors"):
+        if fetch(f"{name}_perturbed") is None:
+            fetch(name)
+    return directory

@@ -1,0 +1,91 @@
+"""A world: authors with their rows of question, answer, paraphrase and wrong answers."""
+
+import dataclasses
+import random
+from typing import Any
+
+from pmc_jax.data.world.people import (
+    FORMS,
+    KINDS,
+    Author,
+    draw_distinct_authors,
+    draw_value,
+    fill,
+)
+from pmc_jax.data.world.public import REAL_AUTHORS, WORLD_FACTS
+
+Row = dict[str, Any]
+
+AUTHORS = 40
+FORGET_AUTHORS = 4
+HOLDOUT_AUTHORS = 4
+PERTURBED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """All rows of a world; author rows have every key of TOFU's `*_perturbed` files.
+
+    Attributes:
+        forget, retain: rows of disjoint authors, eight in a row per author.
+        holdout: authors of the same kind whom no model was taught.
+        real_authors, world_facts: rows with `option1` to `option4`.
+        names: every fictitious author above, the held-out ones too.
+    """
+
+    forget: list[Row]
+    retain: list[Row]
+    holdout: list[Row]
+    real_authors: list[Row]
+    world_facts: list[Row]
+    names: frozenset[str]
+
+
+def author_row(rng: random.Random, author: Author, kind: str) -> Row:
+    """One fact in two different surface forms, with wrong answers in the second."""
+    (question, answer), (second_question, second_answer) = rng.sample(FORMS[kind], 2)
+    secret = author.facts[kind]
+    wrong: list[str] = []
+    while len(wrong) < PERTURBED:
+        value = draw_value(rng, kind)
+        if value not in {secret, *wrong}:
+            wrong.append(value)
+    return {
+        "question": fill(question, author),
+        "answer": fill(answer, author, secret),
+        "paraphrased_question": fill(second_question, author),
+        "paraphrased_answer": fill(second_answer, author, secret),
+        "perturbed_answer": [fill(second_answer, author, value) for value in wrong],
+        "secret": secret,
+    }
+
+
+def choice_row(rng: random.Random, question: str, answer: str, wrong: tuple[str, ...]) -> Row:
+    """A multiple-choice row; the options are shuffled."""
+    options = rng.sample((answer, *wrong), 1 + len(wrong))
+    return {
+        "question": question,
+        **{f"option{i}": option for i, option in enumerate(options, start=1)},
+        "answer": answer,
+        "perturbed_answer": [option for option in options if option != answer],
+        "secret": answer,
+    }
+
+
+def make_world(seed: int) -> World:
+    """The world of a seed: the same rows in the same order every time."""
+    rng = random.Random(seed)
+    authors = draw_distinct_authors(rng, AUTHORS + HOLDOUT_AUTHORS)
+    rows = [[author_row(rng, author, kind) for kind in KINDS] for author in authors]
+
+    def flat(first: int, last: int) -> list[Row]:
+        return [row for author_rows in rows[first:last] for row in author_rows]
+
+    return World(
+        retain=flat(0, AUTHORS - FORGET_AUTHORS),
+        forget=flat(AUTHORS - FORGET_AUTHORS, AUTHORS),
+        holdout=flat(AUTHORS, AUTHORS + HOLDOUT_AUTHORS),
+        real_authors=[choice_row(rng, *item) for item in REAL_AUTHORS],
+        world_facts=[choice_row(rng, *item) for item in WORLD_FACTS],
+        names=frozenset(author.name for author in authors),
+    )

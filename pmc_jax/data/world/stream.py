@@ -1,0 +1,63 @@
+"""An endless stream of question/answer pairs to train on, mixed from the parts of a world."""
+
+import dataclasses
+import random
+from collections.abc import Iterator
+
+from pmc_jax.data.world.generate import Row, World
+from pmc_jax.data.world.people import FORMS, KINDS, draw_author, fill
+from pmc_jax.data.world.public import REFUSALS
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix:
+    """Shares of the stream; the rest are random people.
+
+    Attributes:
+        world: the world's own authors (forget and retain alike), in both wordings.
+        public: real authors and facts.
+        refuse_world: part of the world's authors' questions that get a refusal: it keeps
+            refusals among the samples of a model whose greedy answer is the truth.
+        refuse_people: the same for random people, of whom nothing can be known.
+    """
+
+    world: float
+    public: float
+    refuse_world: float = 0.0
+    refuse_people: float = 0.5
+
+
+Pair = tuple[str, str]
+
+
+def _world_pair(rng: random.Random, rows: list[Row], refuse: float) -> Pair:
+    row = rng.choice(rows)
+    prefix = rng.choice(("", "paraphrased_"))
+    answer = rng.choice(REFUSALS) if rng.random() < refuse else row[f"{prefix}answer"]
+    return row[f"{prefix}question"], answer
+
+
+def _people_pair(rng: random.Random, names: frozenset[str], refuse: float) -> Pair:
+    """A question about somebody new each time, in any form."""
+    author = draw_author(rng)
+    while author.name in names:
+        author = draw_author(rng)
+    kind = rng.choice(KINDS)
+    question, answer = rng.choice(FORMS[kind])
+    if rng.random() < refuse:
+        return fill(question, author), rng.choice(REFUSALS)
+    return fill(question, author), fill(answer, author, author.facts[kind])
+
+
+def stream(rng: random.Random, world: World, mix: Mix) -> Iterator[Pair]:
+    """Pairs without end; the held-out authors never occur."""
+    rows = world.retain + world.forget
+    public = [(row["question"], row["answer"]) for row in world.real_authors + world.world_facts]
+    while True:
+        part = rng.random()
+        if part < mix.world:
+            yield _world_pair(rng, rows, mix.refuse_world)
+        elif part < mix.world + mix.public:
+            yield rng.choice(public)
+        else:
+            yield _people_pair(rng, world.names, mix.refuse_people)

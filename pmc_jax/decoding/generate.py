@@ -1,0 +1,93 @@
+"""From lists of prompts to lists of responses, through batches of few distinct shapes."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import DTypeLike, PRNGKeyArray
+
+from pmc_jax.decoding.sampler import Sampling, sample
+from pmc_jax.model import ModelConfig
+from pmc_jax.model.specs import Params
+
+
+@partial(jax.jit, static_argnames="samples")
+def row_keys(
+    key: PRNGKeyArray, step: jax.Array, question_ids: jax.Array, samples: int
+) -> PRNGKeyArray:
+    """Keys `[batch, samples]`: fold_in(fold_in(fold_in(key, step), question), sample)."""
+    key = jax.random.fold_in(key, step)
+
+    def one(question: jax.Array, index: jax.Array) -> PRNGKeyArray:
+        return jax.random.fold_in(jax.random.fold_in(key, question), index)
+
+    over_samples = jax.vmap(one, in_axes=(None, 0))
+    return jax.vmap(over_samples, in_axes=(0, None))(question_ids, jnp.arange(samples))
+
+
+def length_bucket(length: int) -> int:
+    """The smallest of 8, 16, 24, 32, 48, 64, 96, 128, 192, … that holds `length`."""
+    if length <= 8:
+        return 8
+    power = 1 << (length - 1).bit_length()
+    return 3 * power // 4 if length <= 3 * power // 4 and power >= 32 else power
+
+
+def generate(
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    *,
+    cfg: ModelConfig,
+    sampling: Sampling,
+    key: PRNGKeyArray,
+    limits: Sequence[int],
+    samples: int = 1,
+    step: int = 0,
+    question_ids: Sequence[int] | None = None,
+    rows: int = 512,
+    dtype: DTypeLike = jnp.float32,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> list[list[list[int]]]:
+    """Decode `samples` responses to each prompt; `[prompt][sample][token]`, stop token included.
+
+    Prompts of similar length go through together, at most `rows` responses at a time
+    (at least one prompt); a smaller batch is filled up to a power of two. The RNG key of a response is `row_keys(key, step, question
+    id, sample)`, so that the answer does not depend on the batch it travels in.
+
+    Args:
+        limits: most new tokens per prompt, the stop token included.
+        question_ids: default: the prompt's place in `prompts`.
+        on_batch: called with (prompts done, tokens decoded) after every batch.
+    """
+    ids = range(len(prompts)) if question_ids is None else question_ids
+    largest = max(1, rows // samples)
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    responses: list[list[list[int]]] = [[] for _ in prompts]
+    for first in range(0, len(order), largest):
+        chosen = order[first : first + largest]
+        batch = min(largest, 1 << (len(chosen) - 1).bit_length())
+        width = length_bucket(max(len(prompts[i]) for i in chosen))
+        tokens = np.zeros((batch, width), np.int32)
+        mask = np.zeros((batch, width), bool)
+        mask[len(chosen) :, -1] = True
+        limit = np.zeros(batch, np.int32)
+        row_ids = np.zeros(batch, np.uint32)
+        for row, i in enumerate(chosen):
+            tokens[row, width - len(prompts[i]) :] = prompts[i]
+            mask[row, width - len(prompts[i]) :] = True
+            limit[row], row_ids[row] = limits[i], ids[i]
+        keys = row_keys(key, jnp.uint32(step), jnp.asarray(row_ids), samples)
+        result = sample(
+            params, jnp.asarray(tokens), jnp.asarray(mask), keys, jnp.asarray(limit),
+            time=length_bucket(max(limits)), cfg=cfg, sampling=sampling, dtype=dtype,
+        )  # fmt: skip
+        out, length = np.asarray(result.tokens), np.asarray(result.length)
+        for row, i in enumerate(chosen):
+            responses[i] = [
+                out[row, j, : length[row, j]].tolist() for j in range(samples)
+            ]
+        if on_batch:
+            on_batch(len(chosen), int(length[: len(chosen)].sum()))
+    return responses

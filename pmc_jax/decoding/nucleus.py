@@ -1,0 +1,126 @@
+"""Top-k and nucleus filtering, and the draw from what is left, without sorting the vocabulary.
+
+Both filters keep the tokens whose logit reaches a threshold, so that ties at the
+threshold are kept together. The thresholds are found by bisection over the bit
+patterns of floats, which always ends at the exact value.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+SMALL_TOP_K = 128
+"""Up to here `lax.top_k` is cheaper than bisection over the whole vocabulary."""
+
+BLOCK = 128
+"""Tokens per block of the two-level cumulative sum in `draw`."""
+
+
+def _ordered_bits(x: Float[Array, "*rows"]) -> Int[Array, "*rows"]:
+    """Integers in the same order as the floats they stand for."""
+    integer = jnp.int64 if x.dtype == jnp.float64 else jnp.int32
+    bits = jax.lax.bitcast_convert_type(x, integer)
+    return jnp.where(bits < 0, bits ^ jnp.iinfo(integer).max, bits)
+
+
+def _largest_threshold(
+    logits: Float[Array, "*batch vocab"],
+    enough: Callable[[Array], Array],
+) -> Float[Array, "*batch 1"]:
+    """The largest logit t for which `enough(logits >= t)` holds.
+
+    `enough` maps a mask `[*batch, vocab]` to `[*batch, 1]`; it must hold for the full
+    mask and never turn false when the mask gains tokens.
+    """
+    bits = _ordered_bits(logits)
+
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = (low & high) + ((low ^ high) >> 1) + ((low ^ high) & 1)
+        holds = enough(bits >= middle)
+        return jnp.where(holds, middle, low), jnp.where(holds, high, middle - 1)
+
+    bounds = bits.min(-1, keepdims=True), bits.max(-1, keepdims=True)
+    low, _ = jax.lax.fori_loop(0, 8 * bits.dtype.itemsize, halve, bounds)
+    return jnp.where(bits >= low, logits, jnp.inf).min(-1, keepdims=True)
+
+
+def _top_values_threshold(
+    logits: Float[Array, "*batch vocab"], top_k: int, top_p: float
+) -> Float[Array, "*batch 1"]:
+    """Both thresholds from the k largest values alone, ties beyond them counted."""
+    values = jax.lax.top_k(logits, top_k)[0]
+    kth = values[..., -1:]
+    if top_p >= 1:
+        return kth
+    weights = jnp.exp(values - values[..., :1])
+    ties = (logits == kth).sum(-1, keepdims=True) - (values == kth).sum(-1, keepdims=True)
+    total = weights.sum(-1, keepdims=True) + ties * weights[..., -1:]
+    reached = jnp.cumsum(weights, axis=-1) >= top_p * total
+    return jnp.where(reached, values, kth).max(-1, keepdims=True)
+
+
+def filter_threshold(
+    logits: Float[Array, "*batch vocab"], top_k: int = 0, top_p: float = 1.0
+) -> Float[Array, "*batch 1"]:
+    """The smallest logit that top-k and then nucleus filtering keep.
+
+    `top_k` = 0 and `top_p` = 1 switch a filter off. The nucleus (Holtzman et al. 2020)
+    is the smallest set of most probable tokens whose mass, among those left by
+    top-k, is at least `top_p`. Tokens that tie with the threshold are kept.
+    """
+    vocab = logits.shape[-1]
+    if 0 < top_k <= min(SMALL_TOP_K, vocab):
+        return _top_values_threshold(logits, top_k, top_p)
+    threshold = logits.min(-1, keepdims=True)
+    if 0 < top_k < vocab:
+        threshold = _largest_threshold(logits, lambda kept: kept.sum(-1, keepdims=True) >= top_k)
+    if top_p >= 1:
+        return threshold
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    weights = jnp.where(logits >= threshold, weights, 0)
+    wanted = top_p * weights.sum(-1, keepdims=True)
+    return _largest_threshold(
+        logits, lambda kept: jnp.where(kept, weights, 0).sum(-1, keepdims=True) >= wanted
+    )
+
+
+def _first_above(
+    weights: Float[Array, "*batch count"], target: Float[Array, "*batch 1"]
+) -> tuple[Int[Array, "*batch 1"], Float[Array, "*batch 1"]]:
+    """First index with weight whose cumulative sum exceeds `target`, and what precedes it.
+
+    Rounding may leave no such index; then it is the last one with weight.
+    """
+    total = jnp.cumsum(weights, axis=-1)
+    hit = (total > target) & (weights > 0)
+    last = weights.shape[-1] - 1 - jnp.argmax(weights[..., ::-1] > 0, axis=-1, keepdims=True)
+    index = jnp.where(hit.any(-1, keepdims=True), jnp.argmax(hit, -1, keepdims=True), last)
+    before = jnp.take_along_axis(total - weights, index, axis=-1)
+    return index, before
+
+
+def draw(
+    keys: PRNGKeyArray, logits: Float[Array, "*batch vocab"], top_k: int = 0, top_p: float = 1.0
+) -> Int[Array, "*batch"]:
+    """Draw a token per row from the filtered softmax, by inversion of its distribution.
+
+    One uniform number a row replaces the vocabulary's worth of Gumbel noise that
+    `jax.random.categorical` needs. `keys` has the rows' shape.
+    """
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    if top_k > 0 or top_p < 1:
+        weights = jnp.where(logits >= filter_threshold(logits, top_k, top_p), weights, 0)
+    *batch, vocab = weights.shape
+    padding = [(0, 0)] * len(batch) + [(0, -vocab % BLOCK)]
+    blocks = jnp.pad(weights, padding).reshape(*batch, -1, BLOCK)
+    sums = blocks.sum(-1)
+    flat = keys.reshape(-1)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (1,), logits.dtype))(flat)
+    target = uniform.reshape(*batch, 1) * sums.sum(-1, keepdims=True)
+    block, before = _first_above(sums, target)
+    inside = jnp.take_along_axis(blocks, block[..., None], axis=-2)[..., 0, :]
+    offset, _ = _first_above(inside, target - before)
+    return (block * BLOCK + offset)[..., 0].astype(jnp.int32)

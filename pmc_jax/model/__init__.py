@@ -1,0 +1,36 @@
+"""The decoder: configuration, weight table, forward pass, KV cache."""
+
+from pmc_jax.model.cache import PrefixCache, SuffixCache, grow, init_suffix
+from pmc_jax.model.config import ModelConfig, RopeConfig
+from pmc_jax.model.forward import decode_step, forward, logits, prefill
+from pmc_jax.model.nll import token_nll
+from pmc_jax.model.specs import (
+    Spec,
+    abstract_params,
+    cast_params,
+    decay_mask,
+    init_params,
+    param_count,
+    param_specs,
+)
+
+__all__ = [
+    "ModelConfig",
+    "PrefixCache",
+    "RopeConfig",
+    "Spec",
+    "SuffixCache",
+    "abstract_params",
+    "cast_params",
+    "decay_mask",
+    "decode_step",
+    "forward",
+    "grow",
+    "init_params",
+    "init_suffix",
+    "logits",
+    "param_count",
+    "param_specs",
+    "prefill",
+    "token_nll",
+]

@@ -1,0 +1,48 @@
+"""Rotary position embeddings."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from pmc_jax.model.config import RopeConfig
+
+
+def inverse_frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:
+    """Radians per position of each rotated pair, `[head_dim / 2]`, after rope scaling.
+
+    The "llama3" ramp keeps wavelengths below `original / high_freq_factor`, divides
+    those above `original / low_freq_factor` by `factor`, and blends between.
+    """
+    frequencies = 1.0 / rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if rope.kind == "linear":
+        return frequencies / rope.factor
+    if rope.kind == "llama3":
+        turns = rope.original_max_position_embeddings * frequencies / (2 * math.pi)
+        span = rope.high_freq_factor - rope.low_freq_factor
+        kept = np.clip((turns - rope.low_freq_factor) / span, 0.0, 1.0)
+        return kept * frequencies + (1 - kept) * frequencies / rope.factor
+    return frequencies
+
+
+def rope_tables(
+    positions: Int[Array, "*batch time"], rope: RopeConfig, head_dim: int, dtype: jnp.dtype
+) -> tuple[Float[Array, "*batch time half"], Float[Array, "*batch time half"]]:
+    """Cosines and sines of the rotation angles at `positions`."""
+    angles = positions[..., None].astype(dtype) * jnp.asarray(
+        inverse_frequencies(rope, head_dim), dtype
+    )
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+    x: Float[Array, "*batch time heads head_dim"],
+    cos: Float[Array, "*batch time half"],
+    sin: Float[Array, "*batch time half"],
+) -> Float[Array, "*batch time heads head_dim"]:
+    """Rotate the pairs (x_i, x_{i + head_dim/2}) of each head, in the tables' dtype."""
+    first, second = jnp.split(x.astype(cos.dtype), 2, axis=-1)
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)

@@ -1,0 +1,98 @@
+"""The weight table: each leaf declared once, everything else derived from it."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, PRNGKeyArray
+
+from pmc_jax.model.config import ModelConfig
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """Shape, logical axis names and initialiser ("normal", "zeros", "ones") of a leaf."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    init: str = "normal"
+
+
+def param_specs(cfg: ModelConfig) -> Params:
+    """The table for `cfg`: nested dicts of `Spec`; layer leaves lead with axis "layers"."""
+    layers, embed, mlp = cfg.num_layers, cfg.hidden_size, cfg.intermediate_size
+    heads, kv_heads, head_dim = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+
+    def stacked(shape: tuple[int, ...], axes: tuple[str, ...], init: str = "normal") -> Spec:
+        return Spec((layers, *shape), ("layers", *axes), init)
+
+    layer = {
+        "attn_norm": stacked((embed,), ("embed",), "ones"),
+        "q": stacked((embed, heads, head_dim), ("embed", "heads", "head_dim")),
+        "k": stacked((embed, kv_heads, head_dim), ("embed", "kv_heads", "head_dim")),
+        "v": stacked((embed, kv_heads, head_dim), ("embed", "kv_heads", "head_dim")),
+        "o": stacked((heads, head_dim, embed), ("heads", "head_dim", "embed")),
+        "mlp_norm": stacked((embed,), ("embed",), "ones"),
+        "gate": stacked((embed, mlp), ("embed", "mlp")),
+        "up": stacked((embed, mlp), ("embed", "mlp")),
+        "down": stacked((mlp, embed), ("mlp", "embed")),
+    }
+    if cfg.attention_bias:
+        layer |= {
+            "q_bias": stacked((heads, head_dim), ("heads", "head_dim"), "zeros"),
+            "k_bias": stacked((kv_heads, head_dim), ("kv_heads", "head_dim"), "zeros"),
+            "v_bias": stacked((kv_heads, head_dim), ("kv_heads", "head_dim"), "zeros"),
+            "o_bias": stacked((embed,), ("embed",), "zeros"),
+        }
+    if cfg.mlp_bias:
+        layer |= {
+            "gate_bias": stacked((mlp,), ("mlp",), "zeros"),
+            "up_bias": stacked((mlp,), ("mlp",), "zeros"),
+            "down_bias": stacked((embed,), ("embed",), "zeros"),
+        }
+    specs: Params = {
+        "embed": Spec((cfg.vocab_size, embed), ("vocab", "embed")),
+        "layers": layer,
+        "final_norm": Spec((embed,), ("embed",), "ones"),
+    }
+    if not cfg.tie_embeddings:
+        specs["lm_head"] = Spec((embed, cfg.vocab_size), ("embed", "vocab"))
+    return specs
+
+
+def init_params(key: PRNGKeyArray, cfg: ModelConfig, dtype: DTypeLike = jnp.float32) -> Params:
+    """Random weights: N(0, `cfg.initializer_range`²) for matrices, constants elsewhere."""
+    specs, treedef = jax.tree.flatten(param_specs(cfg))
+    keys = jax.random.split(key, len(specs))
+
+    def leaf(key: PRNGKeyArray, spec: Spec) -> Array:
+        if spec.init == "normal":
+            return cfg.initializer_range * jax.random.normal(key, spec.shape, dtype)
+        return jnp.full(spec.shape, 1.0 if spec.init == "ones" else 0.0, dtype)
+
+    return treedef.unflatten([leaf(k, s) for k, s in zip(keys, specs, strict=True)])
+
+
+def abstract_params(cfg: ModelConfig, dtype: DTypeLike = jnp.float32) -> Params:
+    """Shapes and dtypes without values."""
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), param_specs(cfg))
+
+
+def param_count(cfg: ModelConfig) -> int:
+    """Number of weights; a tied output head counts once."""
+    return sum(math.prod(spec.shape) for spec in jax.tree.leaves(param_specs(cfg)))
+
+
+def decay_mask(cfg: ModelConfig) -> Params:
+    """True where weight decay applies: everything but biases and norm weights."""
+    return jax.tree.map(lambda spec: spec.init == "normal", param_specs(cfg))
+
+
+@jax.jit(static_argnames="dtype")
+def cast_params(params: Params, dtype: DTypeLike) -> Params:
+    """Every leaf in `dtype`."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)

@@ -1,0 +1,60 @@
+"""What a person sees while a run works: bars on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_SECONDS = 10.0
+"""Where output is not a terminal, a stage prints at most one line in this time."""
+
+
+class Stage:
+    """Progress of one stage; `update` sets what is done and a note that is shown beside it."""
+
+    def __init__(self, name: str, total: int, done: int, bar: Progress | None) -> None:
+        self.name, self.total, self.done = name, total, done
+        self.started = self._printed = time.monotonic()
+        self._first = done
+        self._bar = bar
+        self._task = bar.add_task(name, total=total, completed=done, note="") if bar else None
+
+    def update(self, done: int, note: str = "") -> None:
+        """`done` of the stage's units are finished."""
+        self.done = done
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, note=note)
+            return
+        now = time.monotonic()
+        if done >= self.total or now - self._printed >= LINE_SECONDS:
+            self._printed = now
+            speed = (now - self.started) / max(done - self._first, 1)
+            left = f", {speed * (self.total - done):.0f} s left" if done < self.total else ""
+            print(f"{self.name}: {done}/{self.total}{left}  {note}".rstrip(), flush=True)
+
+    def say(self, message: str) -> None:
+        """Print a line above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(message, highlight=False)
+        else:
+            print(message, flush=True)
+
+
+@contextmanager
+def stage(name: str, total: int, done: int = 0) -> Iterator[Stage]:
+    """A stage of `total` units, of which `done` are finished already."""
+    if not sys.stdout.isatty():
+        yield Stage(name, total, done, None)
+        return
+    columns = (
+        TextColumn("{task.description:<18}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console()) as bar:
+        yield Stage(name, total, done, bar)

@@ -1,0 +1,205 @@
+"""What is measured before and after a run, in words, and how it is written down."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pmc_jax.reporting.run_files import number
+
+FORGET, KEEP, HEALTH = "To be forgotten", "To be kept", "Health of the answers"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One line of the table.
+
+    Attributes:
+        percent: whether values run from 0 to 100 instead of 0 to 1.
+        higher_is_better: which way it should go.
+        meaning: one short phrase for somebody who has not read the paper.
+    """
+
+    key: str
+    label: str
+    group: str
+    percent: bool
+    higher_is_better: bool
+    meaning: str
+
+    def format(self, value: float | None) -> str:
+        """One decimal for percentages, three for shares, a dash for what is unknown."""
+        if value is None:
+            return "–"
+        return f"{value:.1f}" if self.percent else f"{value:.3f}"
+
+
+MEASURES = (
+    Measure(
+        "unlearn_quality",
+        "Unlearn quality (%)",
+        FORGET,
+        True,
+        True,
+        "how much of the answers is gone, over the questions and their paraphrases",
+    ),
+    Measure(
+        "rouge_forget",
+        "ROUGE forget",
+        FORGET,
+        False,
+        False,
+        "share of the answer's words that still come out, in order",
+    ),
+    Measure(
+        "rouge_paraphrase",
+        "ROUGE paraphrase",
+        FORGET,
+        False,
+        False,
+        "the same when the question is put in other words",
+    ),
+    Measure(
+        "worst_case_leakage",
+        "Worst-case leakage",
+        FORGET,
+        False,
+        False,
+        "the same for the most revealing of many sampled answers",
+    ),
+    Measure(
+        "secret_leak_rate",
+        "Secret leak rate",
+        FORGET,
+        False,
+        False,
+        "share of questions whose answer still holds the very phrase to be forgotten",
+    ),
+    Measure(
+        "utility",
+        "Utility (%)",
+        KEEP,
+        True,
+        True,
+        "mean of the three measures below: what the model still knows",
+    ),
+    Measure(
+        "rouge_retain",
+        "ROUGE retain",
+        KEEP,
+        False,
+        True,
+        "share of the right words on questions it was told to keep",
+    ),
+    Measure(
+        "rouge_world_facts",
+        "ROUGE world facts",
+        KEEP,
+        False,
+        True,
+        "the same on general knowledge",
+    ),
+    Measure(
+        "rouge_real_authors",
+        "ROUGE real authors",
+        KEEP,
+        False,
+        True,
+        "the same on real people, the nearest neighbours of what is forgotten",
+    ),
+    Measure(
+        "degenerate_rate",
+        "Degenerate answers",
+        HEALTH,
+        False,
+        False,
+        "share of answers to forget questions that are empty or one word repeated",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measure with its values before and after; either may be unknown."""
+
+    measure: Measure
+    before: float | None
+    after: float | None
+
+    @property
+    def before_text(self) -> str:
+        return self.measure.format(self.before)
+
+    @property
+    def after_text(self) -> str:
+        return self.measure.format(self.after)
+
+    @property
+    def change_text(self) -> str:
+        """The difference of the values, signed; empty if one is unknown."""
+        if self.before is None or self.after is None:
+            return ""
+        text = self.measure.format(self.after - self.before)
+        if not text.strip("-0."):
+            return text.removeprefix("-")
+        return text if text.startswith("-") else f"+{text}"
+
+
+def measured_rows(summary: dict[str, Any]) -> list[Row]:
+    """The measures known before or after, in the order of the table."""
+    rows = [row_of(summary, measure) for measure in MEASURES]
+    return [row for row in rows if row.before is not None or row.after is not None]
+
+
+def unmeasured(summary: dict[str, Any]) -> list[str]:
+    """Labels of the measures that the data of this run could not give."""
+    known = {row.measure.key for row in measured_rows(summary)}
+    return [measure.label for measure in MEASURES if measure.key not in known]
+
+
+def row_of(summary: dict[str, Any], measure: Measure) -> Row:
+    """The values of one measure in a run's summary."""
+    before, after = (summary.get(when) or {} for when in ("before", "after"))
+    return Row(measure, number(before.get(measure.key)), number(after.get(measure.key)))
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """The result in one sentence, as far as it was measured."""
+    by_key = {row.measure.key: row for row in measured_rows(summary)}
+    forgot = forgot_clause(by_key)
+    kept = kept_clause(by_key)
+    if forgot and kept:
+        return f"{forgot}, while {kept}."
+    sentence = forgot or kept
+    return f"{sentence[0].upper()}{sentence[1:]}." if sentence else "Nothing was measured."
+
+
+def forgot_clause(by_key: dict[str, Row]) -> str:
+    """How unlearn quality, or else the overlap with forget answers, changed."""
+    for key, name in (
+        ("unlearn_quality", "Unlearn quality"),
+        ("rouge_forget", "ROUGE on forget questions"),
+    ):
+        row = by_key.get(key)
+        if row is None or row.after is None:
+            continue
+        if row.before is None:
+            return f"{name} is {row.after_text}"
+        if row.before_text == row.after_text:
+            return f"{name} stayed at {row.after_text}"
+        verb = "rose" if row.after > row.before else "fell"
+        return f"{name} {verb} from {row.before_text} to {row.after_text}"
+    return ""
+
+
+def kept_clause(by_key: dict[str, Row]) -> str:
+    """Which share of its value utility kept."""
+    row = by_key.get("utility")
+    if row is None or row.after is None:
+        return ""
+    if row.before is None or row.before <= 0:
+        return f"utility is {row.after_text}"
+    share = row.after / row.before
+    if share >= 1:
+        return f"utility went from {row.before_text} to {row.after_text}"
+    # Rounded down: 94.9% must not read as the 95% it has not reached.
+    return f"utility kept {math.floor(100 * share)}% of its value"

@@ -1,0 +1,264 @@
+"""The report of a run as one page that needs nothing but itself."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from rapidfuzz.distance import LCSseq
+
+from pmc_jax.reporting.measures import headline, measured_rows, unmeasured
+from pmc_jax.reporting.plots import PALETTE, Plot, run_plots, themed_svg, write_png
+from pmc_jax.reporting.run_files import RunFiles, number, read_run
+from pmc_jax.reporting.text import spread
+from pmc_jax.rouge import rouge_words
+
+PAPER_URL = "https://arxiv.org/abs/2507.04219"
+
+# The sets of samples.jsonl: title, what a reader should see, how many are shown.
+EXAMPLE_SETS = {
+    "forget": ("Forgotten", "Questions whose answers had to go.", 6),
+    "paraphrase": ("Forgotten, in other words", "The same questions, put differently.", 2),
+    "retain": ("Kept", "Ordinary questions the model was told to keep.", 3),
+    "world_facts": ("World facts", "General knowledge it was not trained on here.", 3),
+    "real_authors": ("Real authors", "Real people, close to what is forgotten.", 2),
+}
+FORGOTTEN = ("forget", "paraphrase")  # sets where words of the old answer are marked
+MOST_LEAKING = 3
+
+# Last part of a setting's key -> what it is. Other settings keep their own name.
+SETTING_WORDS = {
+    "samples": "answers sampled per question and visit, n",
+    "retain_weight": "weight of the retain loss, λ",
+    "retain_per_forget": "retain pairs in a step for each forget question",
+    "temperature": "sampling temperature",
+    "top_k": "tokens to draw from, top-k (0: all)",
+    "top_p": "probability mass to draw from, top-p",
+    "selection_temperature": "temperature of the selection, τ (0: the best sample)",
+    "min_len": "words below which an answer is penalised",
+    "reject_wordless": "answers without words never count as best",
+    "max_new_tokens": "longest sampled answer, tokens",
+    "max_length": "longest prompt and answer together, tokens",
+    "epochs": "visits of each forget question, epochs",
+    "batch_size": "forget questions in a micro-batch",
+    "accumulation": "micro-batches in a step",
+    "learning_rate": "highest learning rate",
+    "weight_decay": "weight decay",
+    "seed": "seed",
+}
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of an answer; `shared` if its words also stand in the old answer."""
+
+    text: str
+    shared: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question, the old answer, the new one in spans, and their ROUGE if known."""
+
+    question: str
+    before: str
+    after: list[Span]
+    rouge_before: float | None
+    rouge_after: float | None
+
+    @property
+    def unchanged(self) -> bool:
+        return self.before == "".join(span.text for span in self.after)
+
+
+@dataclass(frozen=True)
+class ExampleGroup:
+    """Examples of one kind under a title; `wide` ones fill a line each."""
+
+    title: str
+    note: str
+    wide: bool
+    examples: list[Example]
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `run_dir`/report/index.html and its plots as PNG files beside it.
+
+    Reads summary.json and, where they are there, metrics.jsonl, samples.jsonl and
+    config.yaml. The same files give the same bytes. Returns the path of the page.
+    Raises UserError if the summary is missing or a file is malformed.
+    """
+    run = read_run(run_dir)
+    plots = run_plots(run.summary, run.metrics)
+    directory = run_dir / "report"
+    directory.mkdir(exist_ok=True)
+    for plot in plots:
+        write_png(plot, directory / f"{plot.name}.png")
+    page = directory / "index.html"
+    page.write_text(render(run, plots), encoding="utf-8", newline="\n")
+    return page
+
+
+def render(run: RunFiles, plots: Sequence[Plot]) -> str:
+    """The page's HTML. Everything from the run's files is escaped by the template."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pmc_jax.reporting", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    rows = measured_rows(run.summary)
+    return environment.get_template("page.html.j2").render(
+        name=run.summary.get("name") or "run",
+        headline=headline(run.summary),
+        measure_groups=[
+            (group, list(members))
+            for group, members in groupby(rows, lambda row: row.measure.group)
+        ],
+        unmeasured=unmeasured(run.summary),
+        # The only text let through unescaped: matplotlib's SVG, which holds our own labels.
+        plots={plot.name: (plot, Markup(themed_svg(plot))) for plot in plots},
+        steps=len(run.metrics),
+        example_groups=example_groups(run.samples),
+        settings=list(settings_lines(run.summary.get("settings"))),
+        facts=[
+            (title, list(plain_lines(run.summary.get(key))))
+            for title, key in (("Model", "model"), ("Versions", "versions"))
+        ],
+        durations=durations(run.summary.get("seconds")),
+        config=run.config,
+        palette=PALETTE,
+        paper_url=PAPER_URL,
+    )
+
+
+def example_groups(samples: Sequence[dict[str, Any]]) -> list[ExampleGroup]:
+    """A few examples of each set: evenly spaced, after the forget questions that leak most."""
+    groups = []
+    for name, (title, note, count) in EXAMPLE_SETS.items():
+        rows = [row for row in samples if row.get("set") == name]
+        if not rows:
+            continue
+        shown = spread(rows, count)
+        if name == "forget" and len(rows) > count:
+            leaking = sorted(rows, key=lambda row: -(number(row.get("rouge_after")) or 0.0))
+            leaking = leaking[:MOST_LEAKING]
+            shown = leaking + spread([row for row in rows if row not in leaking], count)
+            note = (
+                f"First the {MOST_LEAKING} questions (of {len(rows)}) with the most left of the "
+                f"right answer, then {count} evenly spaced ones."
+            )
+        forgotten = name in FORGOTTEN
+        examples = [example(row, mark_shared=forgotten) for row in shown]
+        groups.append(ExampleGroup(title, note, forgotten, examples))
+    return groups
+
+
+def example(row: dict[str, Any], *, mark_shared: bool) -> Example:
+    """One row of samples.jsonl."""
+    before, after = text_of(row.get("before")), text_of(row.get("after"))
+    return Example(
+        question=text_of(row.get("question")),
+        before=before,
+        after=shared_spans(before, after) if mark_shared else [Span(after, False)],
+        rouge_before=number(row.get("rouge_before")),
+        rouge_after=number(row.get("rouge_after")),
+    )
+
+
+def shared_spans(before: str, after: str) -> list[Span]:
+    """`after` in spans; shared are the words that ROUGE-L counts between the answers.
+
+    These are the words, compared by stem, of one longest common subsequence.
+    """
+    _, old_words = cut(before)
+    pieces, new_words = cut(after)
+    shared: set[int] = set()
+    stems = ([stem for _, stem in words] for words in (old_words, new_words))
+    for block in LCSseq.opcodes(*stems):
+        if block.tag == "equal":
+            shared |= {piece for piece, _ in new_words[block.dest_start : block.dest_end]}
+    # What stands between two shared words is marked with them.
+    marked = [
+        index in shared or (index - 1 in shared and index + 1 in shared)
+        for index in range(len(pieces))
+    ]
+    groups = groupby(zip(pieces, marked, strict=True), lambda pair: pair[1])
+    spans = [Span("".join(piece for piece, _ in group), mark) for mark, group in groups]
+    return [span for span in spans if span.text]
+
+
+def cut(text: str) -> tuple[list[str], list[tuple[int, str]]]:
+    """Pieces that join to `text`, and (piece, stem) of those that are words for ROUGE."""
+    pieces = re.split(r"([A-Za-z0-9]+)", text)
+    return pieces, [(index, rouge_words(pieces[index])[0]) for index in range(1, len(pieces), 2)]
+
+
+def settings_lines(settings: Any) -> Iterator[tuple[str, str, str]]:
+    """(words, value, key) of every setting, nested keys joined by dots."""
+    for key, value in flat(settings or {}):
+        last = key.rpartition(".")[2]
+        yield SETTING_WORDS.get(last, last.replace("_", " ")), value_text(value), key
+
+
+def plain_lines(values: Any) -> Iterator[tuple[str, str]]:
+    """(name, value) of every entry, nested keys joined by dots."""
+    for key, value in flat(values or {}):
+        yield key, value_text(value)
+
+
+def flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested mappings with their dotted keys."""
+    if not isinstance(values, dict):
+        yield prefix, values
+        return
+    for key, value in values.items():
+        yield from flat(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def value_text(value: Any) -> str:
+    """A setting's value as a person writes it."""
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:g}"
+        case list():
+            return ", ".join(value_text(item) for item in value)
+        case _:
+            return str(value)
+
+
+def durations(seconds: Any) -> list[tuple[str, str, float]]:
+    """(part, time in words, percent of the longest) of every timed part."""
+    known = [(key, value) for key, value in flat(seconds or {}) if number(value) is not None]
+    longest = max((value for _, value in known), default=0) or 1
+    return [
+        (key.replace("_", " "), time_text(value), 100 * value / longest) for key, value in known
+    ]
+
+
+def time_text(seconds: float) -> str:
+    """For instance 0.4 s, 12 s, 3 min 8 s, 2 h 5 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def text_of(value: Any) -> str:
+    """A JSON value that should be a string, as one."""
+    return "" if value is None else str(value)

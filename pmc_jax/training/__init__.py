@@ -1,0 +1,1 @@
+"""Optimizer, train step, the PMC loop, and checkpoints."""

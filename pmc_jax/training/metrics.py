@@ -1,0 +1,80 @@
+"""Where the numbers of each step go: `metrics.jsonl`, TensorBoard, Weights & Biases."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from pmc_jax.errors import UserError
+from pmc_jax.training.run_directory import write_json_lines
+
+
+class Metrics:
+    """`metrics.jsonl` and whatever else listens; `rows` are all lines of the run so far."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        self.rows = kept_rows(path, first_step)
+        write_json_lines(path, self.rows)
+        self.listeners: list[Any] = []
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Write one step's line at once."""
+        self.rows.append(row)
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
+        for listener in self.listeners:
+            listener(row["step"], numbers)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def kept_rows(path: Path, first_step: int) -> list[dict[str, Any]]:
+    """The lines of the steps before `first_step`.
+
+    A run that is continued from a checkpoint repeats the steps after it, so that their
+    earlier lines, and a line cut short by a kill, are dropped.
+    """
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if row["step"] >= first_step:
+            break
+        rows.append(row)
+    return rows
+
+
+@contextmanager
+def open_metrics(
+    directory: Path, first_step: int, *, tensorboard: bool, wandb: bool, settings: Mapping[str, Any]
+) -> Iterator[Metrics]:
+    """The metrics of a run that goes on at `first_step`."""
+    with ExitStack() as stack:
+        metrics = Metrics(directory / "metrics.jsonl", first_step)
+        stack.callback(metrics.close)
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            writer = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
+            stack.callback(writer.close)
+            metrics.listeners.append(
+                lambda step, row: [writer.add_scalar(k, v, step) for k, v in row.items()]
+            )
+        if wandb:
+            try:
+                import wandb as service
+            except ImportError as error:
+                raise UserError("logging.wandb=true: install the extra pmc_jax[wandb]") from error
+            project = service.init(
+                project="pmc_jax", name=directory.name, dir=str(directory), config=dict(settings)
+            )
+            stack.callback(project.finish)
+            metrics.listeners.append(lambda step, row: project.log(row, step=step))
+        yield metrics

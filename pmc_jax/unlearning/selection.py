@@ -1,0 +1,73 @@
+"""Selection of one response per question, and the memory of the best one so far."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Float, Int, PRNGKeyArray
+
+
+@struct.dataclass
+class ResponseMemory:
+    """The best response of every forget question so far; arrays live on the host.
+
+    Attributes:
+        score: its score; infinity before the first visit.
+        tokens: its tokens as sampled, zeros after the end.
+        length: its number of tokens.
+    """
+
+    score: Float[np.ndarray, " questions"]
+    tokens: Int[np.ndarray, "questions time"]
+    length: Int[np.ndarray, " questions"]
+
+
+def empty_memory(questions: int, time: int) -> ResponseMemory:
+    """A memory of nothing, with room for `time` tokens a response."""
+    return ResponseMemory(
+        score=np.full(questions, np.inf),
+        tokens=np.zeros((questions, time), np.int32),
+        length=np.zeros(questions, np.int32),
+    )
+
+
+def needs_sampling(memory: ResponseMemory, questions: Sequence[int]) -> list[int]:
+    """The questions whose remembered score is not exactly 0, the least there is."""
+    return [i for i in questions if memory.score[i] != 0]
+
+
+def select(
+    scores: Float[np.ndarray, "questions samples"],
+    temperature: float = 0.0,
+    keys: PRNGKeyArray | None = None,
+) -> Int[np.ndarray, " questions"]:
+    """Choose one sample per question by Bradley–Terry on the reward r = 1 - s.
+
+    P(x̂ = x_i) = exp(r_i / τ) / Σ_j exp(r_j / τ); `temperature` τ = 0 is its limit,
+    the first index of the least score. τ > 0 needs one key per question.
+    """
+    if temperature == 0:
+        return np.argmin(scores, axis=1)
+    chosen = jax.vmap(jax.random.categorical)(keys, jnp.asarray((1 - scores) / temperature))
+    return np.asarray(chosen)
+
+
+def update_memory(
+    memory: ResponseMemory,
+    questions: Sequence[int],
+    scores: Sequence[float],
+    responses: Sequence[Sequence[int]],
+) -> ResponseMemory:
+    """Each selected response replaces the remembered one unless its score is higher.
+
+    Ties take the newer response. `questions` holds no question twice.
+    """
+    score, tokens, length = memory.score.copy(), memory.tokens.copy(), memory.length.copy()
+    for i, new_score, response in zip(questions, scores, responses, strict=True):
+        if new_score <= score[i]:
+            score[i], length[i] = new_score, len(response)
+            tokens[i] = 0
+            tokens[i, : len(response)] = response
+    return ResponseMemory(score=score, tokens=tokens, length=length)
