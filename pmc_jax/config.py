@@ -130,8 +130,24 @@ LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
     "checkpoints.keep": (1, True),
 }
 
-for _group, _schema in (("train_schema", Config), ("ask_schema", AskConfig)):
-    ConfigStore.instance().store(name=_group, node=_schema)
+
+def _open_schema(schema: type) -> DictConfig:
+    """`schema` as a node to compose into; OmegaConf makes frozen dataclasses read-only."""
+
+    def unlock(node: DictConfig) -> None:
+        OmegaConf.set_readonly(node, None)
+        for key in node:
+            child = node._get_node(key)
+            if isinstance(child, DictConfig):
+                unlock(child)
+
+    node = OmegaConf.structured(schema)
+    unlock(node)
+    return node
+
+
+for _name, _schema in (("train_schema", Config), ("ask_schema", AskConfig)):
+    ConfigStore.instance().store(name=_name, node=_open_schema(_schema))
 
 
 def asset(name: str) -> Path:

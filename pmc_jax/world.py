@@ -13,16 +13,17 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
-from pmc_jax.data.batches import loss_rows, train_sequence
+from convert.export import write_checkpoint
+from pmc_jax.data.batches import loss_rows
+from pmc_jax.data.prompts import PromptConfig, PromptTemplate, make_template
 from pmc_jax.data.world import DEFAULT_SEED, Mix, World, make_world, stream, write_world
 from pmc_jax.data.world.stream import Pair
 from pmc_jax.errors import UserError
@@ -32,12 +33,12 @@ from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer
 from pmc_jax.training.step import TrainState, init_state, make_train_step
 from pmc_jax.unlearning.objective import LossRows
 
-PROMPT = "Question: {question}\nAnswer:"
-ANSWER = " {answer}"
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
-VOCAB_SIZE = 1024
+SPECIAL_NAMES = ("bos", "eos", "pad")
+MAX_POSITIONS = 512
+TOKENIZER_PAIRS = 20_000
 MODEL = ModelConfig(
-    vocab_size=VOCAB_SIZE,
+    vocab_size=1024,
     hidden_size=160,
     intermediate_size=448,
     num_layers=4,
@@ -68,15 +69,17 @@ PHASES = (
     ),
 )
 BATCH_SIZE = 64
+LENGTH_STEP = 8
+"""Batches are padded to a multiple of this: few lengths, few compilations."""
 
 
-def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """Byte-level BPE; encoding puts one BOS in front."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=MODEL.vocab_size,
         special_tokens=[BOS, EOS, PAD],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -85,32 +88,42 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
-    return tokenizer
-
-
-def encode(tokenizer: Tokenizer, pair: Pair, max_length: int = 64) -> tuple[list[int], list[int]]:
-    """Prompt with BOS, and answer with EOS."""
-    question, answer = pair
-    return train_sequence(
-        tokenizer.encode(PROMPT.format(question=question)).ids,
-        tokenizer.encode(ANSWER.format(answer=answer), add_special_tokens=False).ids,
-        tokenizer.token_to_id(EOS),
-        max_length,
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        clean_up_tokenization_spaces=False,
+        model_max_length=MAX_POSITIONS,
     )
 
 
-def training_rows(tokenizer: Tokenizer, pairs: Iterable[Pair]) -> LossRows:
-    """A batch `[1, rows, time]` with loss on answers only, padded to a multiple of 8."""
-    prompts, answers = zip(*(encode(tokenizer, pair) for pair in pairs), strict=True)
-    longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-    pad = tokenizer.token_to_id(PAD)
-    tokens, mask, loss_mask = loss_rows(prompts, answers, pad, -(-longest // 8) * 8)
-    rows = LossRows(tokens, mask, loss_mask, np.ones(len(prompts), bool))
+def world_tokenizer(world: World, seed: int) -> PreTrainedTokenizerFast:
+    """The tokenizer of a seed, trained on a sample of the stream."""
+    pairs = stream(random.Random(seed), world, Mix(world=0.3, public=0.3))
+    prompt = PromptConfig()
+    return train_tokenizer(
+        prompt.question.format(question=question) + prompt.answer.format(answer=answer)
+        for question, answer in itertools.islice(pairs, TOKENIZER_PAIRS)
+    )
+
+
+def training_rows(template: PromptTemplate, pairs: Iterable[Pair]) -> LossRows:
+    """A batch `[1, rows, time]` with loss on answers only."""
+    encoded = [
+        (template.encode_prompt(question), template.encode_answer(answer))
+        for question, answer in pairs
+    ]
+    prompts, answers = zip(*encoded, strict=True)
+    longest = max(len(prompt) + len(answer) for prompt, answer in encoded)
+    length = -(-longest // LENGTH_STEP) * LENGTH_STEP
+    tokens, mask, loss_mask = loss_rows(prompts, answers, template.pad_id, length)
+    rows = LossRows(tokens, mask, loss_mask, retain=np.ones(len(prompts), bool))
     return jax.tree.map(lambda x: jnp.asarray(x)[None], rows)
 
 
 def run_phase(
-    params: Params, tokenizer: Tokenizer, world: World, phase: Phase, rng: random.Random
+    params: Params, template: PromptTemplate, world: World, phase: Phase, rng: random.Random
 ) -> Params:
     """Train on the phase's mixture; prints the loss now and then."""
     schedule = optax.warmup_cosine_decay_schedule(
@@ -122,7 +135,7 @@ def run_phase(
     pairs = stream(rng, world, phase.mix)
     start, recent = time.perf_counter(), []
     for step in range(1, phase.steps + 1):
-        batch = training_rows(tokenizer, itertools.islice(pairs, BATCH_SIZE))
+        batch = training_rows(template, itertools.islice(pairs, BATCH_SIZE))
         state, losses = train_step(state, batch)
         recent.append(losses.loss)
         if step % 100 == 0 or step == phase.steps:
@@ -132,105 +145,26 @@ def run_phase(
     return state.params
 
 
-def write_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
-    """`tokenizer.json` and the configuration that `AutoTokenizer` reads."""
-    tokenizer.save(str(directory / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": BOS,
-        "eos_token": EOS,
-        "pad_token": PAD,
-        "add_bos_token": True,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 512,
-    }
-    write_json(directory / "tokenizer_config.json", config)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Indented JSON with a final newline."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def hf_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """`config.json` as `transformers` writes it for a Llama model."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": MODEL.vocab_size,
-        "hidden_size": MODEL.hidden_size,
-        "intermediate_size": MODEL.intermediate_size,
-        "num_hidden_layers": MODEL.num_layers,
-        "num_attention_heads": MODEL.num_heads,
-        "num_key_value_heads": MODEL.num_kv_heads,
-        "head_dim": MODEL.head_dim,
-        "hidden_act": MODEL.activation,
-        "max_position_embeddings": 512,
-        "initializer_range": MODEL.initializer_range,
-        "rms_norm_eps": MODEL.norm_eps,
-        "rope_theta": MODEL.rope.theta,
-        "rope_scaling": None,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "attention_dropout": 0.0,
-        "tie_word_embeddings": MODEL.tie_embeddings,
-        "bos_token_id": tokenizer.token_to_id(BOS),
-        "eos_token_id": tokenizer.token_to_id(EOS),
-        "pad_token_id": tokenizer.token_to_id(PAD),
-        "torch_dtype": "float32",
-        "use_cache": True,
-    }
-
-
-def hf_tensors(params: Params) -> dict[str, np.ndarray]:
-    """Weights under Hugging Face names, `[out, in]`."""
-    layers = jax.tree.map(np.asarray, params["layers"])
-    embed, mlp = MODEL.hidden_size, MODEL.intermediate_size
-    tensors = {
-        "model.embed_tokens.weight": np.asarray(params["embed"]),
-        "model.norm.weight": np.asarray(params["final_norm"]),
-    }
-    for i in range(MODEL.num_layers):
-        prefix = f"model.layers.{i}."
-        for name in ("q", "k", "v"):
-            tensors[f"{prefix}self_attn.{name}_proj.weight"] = layers[name][i].reshape(embed, -1).T
-        tensors[f"{prefix}self_attn.o_proj.weight"] = layers["o"][i].reshape(-1, embed).T
-        for name in ("gate", "up", "down"):
-            tensors[f"{prefix}mlp.{name}_proj.weight"] = layers[name][i].T
-        tensors[f"{prefix}input_layernorm.weight"] = layers["attn_norm"][i]
-        tensors[f"{prefix}post_attention_layernorm.weight"] = layers["mlp_norm"][i]
-    assert mlp == tensors["model.layers.0.mlp.up_proj.weight"].shape[0]
-    return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-
-
-def write_model(params: Params, tokenizer: Tokenizer, directory: Path) -> None:
-    """A Hugging Face directory: weights, configuration, tokenizer."""
-    directory.mkdir(parents=True, exist_ok=True)
-    config = hf_config(tokenizer)
-    write_json(directory / "config.json", config)
-    ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    write_json(directory / "generation_config.json", {"do_sample": False, **ids})
-    save_file(hf_tensors(params), directory / "model.safetensors", metadata={"format": "pt"})
-    write_tokenizer(tokenizer, directory)
-
-
-def world_tokenizer(world: World, seed: int) -> Tokenizer:
-    """The tokenizer of a seed, trained on a sample of the stream."""
-    pairs = itertools.islice(stream(random.Random(seed), world, Mix(world=0.3, public=0.3)), 20_000)
-    texts = (PROMPT.format(question=q) + ANSWER.format(answer=a) for q, a in pairs)
-    return train_tokenizer(texts)
+def write_model(params: Params, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    """A Hugging Face directory: weights, configurations, tokenizer."""
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in SPECIAL_NAMES}
+    config = {"max_position_embeddings": MAX_POSITIONS, **ids}
+    write_checkpoint(params, MODEL, directory, config=config, tokenizer=tokenizer)
+    generation = json.dumps({"do_sample": False, **ids}, indent=2)
+    (directory / "generation_config.json").write_text(f"{generation}\n", encoding="utf-8")
 
 
 def make(out: Path, seed: int) -> None:
-    """Write the world and train its model."""
+    """Write the world of a seed and train its model."""
     world = make_world(seed)
     write_world(world, out / "data")
     tokenizer = world_tokenizer(world, seed)
+    template = make_template(tokenizer, PromptConfig())
     params = init_params(jax.random.key(seed), MODEL)
     print(f"{param_count(MODEL):,} parameters", flush=True)
     rng = random.Random(seed + 1)
     for phase in PHASES:
-        params = run_phase(params, tokenizer, world, phase, rng)
+        params = run_phase(params, template, world, phase, rng)
     write_model(params, tokenizer, out / "model")
 
 

@@ -153,9 +153,10 @@ def test_retain_rows(tofu, retain_rows):
         assert ids == np.random.default_rng(12345).integers(0, 20, retain_rows).tolist()
 
 
-def test_secrets_reach_both_forget_sets(tofu):
-    rows = read(tofu / "forget10.json")
-    write(tofu / "forget10.json", [{**row, "secret": f"Zoë {i}"} for i, row in enumerate(rows)])
+@pytest.mark.parametrize("file", ["forget10.json", "forget10_perturbed.json"])
+def test_secrets_reach_both_forget_sets(tofu, file):
+    rows = read(tofu / file)
+    write(tofu / file, [{**row, "secret": f"Zoë {i}"} for i, row in enumerate(rows)])
     evaluation = load_dataset(DataConfig(path=str(tofu))).evaluation
     for name in ("forget", "paraphrase"):
         assert [row.secret for row in evaluation[name]] == [f"Zoë {i}" for i in range(6)]

@@ -33,6 +33,7 @@ BEFORE = {
     "rouge_real_authors": 0.921,
     "worst_case_leakage": 0.994,
     "secret_leak_rate": 0.975,
+    "secret_leak_rate_sampled": 1.0,
     "degenerate_rate": 0.0,
 }
 AFTER = {
@@ -45,6 +46,7 @@ AFTER = {
     "rouge_real_authors": 0.91,
     "worst_case_leakage": 0.162,
     "secret_leak_rate": 0.0,
+    "secret_leak_rate_sampled": 0.05,
     "degenerate_rate": 0.025,
 }
 
@@ -54,10 +56,10 @@ def summary(before=BEFORE, after=AFTER, **other):
         "name": "demo",
         "before": before,
         "after": after,
-        "seconds": {"unlearn": 188.4, "export": 1.1},
+        "seconds": {"sample": 188.4, "train": 1.1, "total": 189.5},
         "versions": {"jax": "0.10.2"},
         "model": {"parameters": 1843200},
-        "settings": {"seed": 0, "pmc": {"samples": 20, "retain_weight": 1.25}},
+        "settings": {"seed": 0, "method.retain_weight": 1.25, "evaluation.attack_samples": 32},
         **other,
     }
 
@@ -152,11 +154,18 @@ def test_page_holds_the_results_in_words_and_numbers(tmp_path):
         "Unlearn quality rose from 3.1 to 95.2, while utility kept 98% of its value." in page.text
     )
     for measure in MEASURES:
-        assert measure.label in page.text
-        assert measure.meaning in page.text
+        assert measure.label.format(samples=32) in page.text
+        assert measure.meaning.format(samples=32) in page.text
         assert measure.format(BEFORE[measure.key]) in page.text
         assert measure.format(AFTER[measure.key]) in page.text
-    for shown in ("−0.941", "60 steps", "3 min 8 s", "1,843,200", "pmc.retain_weight", "seed: 0"):
+    for shown in (
+        "−0.941",
+        "60 steps",
+        "3 min 8 s",
+        "1,843,200",
+        "method.retain_weight",
+        "seed: 0",
+    ):
         assert shown in page.text
     assert "Writer 0 was born in Oslo." in page.text
 
@@ -230,7 +239,7 @@ def test_page_escapes_what_models_and_users_wrote(tmp_path):
     samples = [
         sample("forget", i, HOSTILE, f"{HOSTILE} word", f"{HOSTILE} other") for i in range(10)
     ]
-    contents = summary(name=HOSTILE, settings={HOSTILE: HOSTILE}, versions={HOSTILE: HOSTILE})
+    contents = summary(name=HOSTILE, settings={"seed": HOSTILE}, versions={HOSTILE: HOSTILE})
     contents["seconds"] = {HOSTILE: 3.0}
     page = page_of(write_run(tmp_path, contents, samples=samples, config=HOSTILE))
     assert not page.all("script")
@@ -356,7 +365,7 @@ def test_table_columns_line_up():
     ]
     assert len(rows) == 1 + len(MEASURES)
     for line, measure in zip(rows[1:], MEASURES, strict=True):
-        assert line.startswith(measure.label)
+        assert line.startswith(measure.label.format(samples=32))
         numbers = list(re.finditer(r"[+-]?\d+\.\d+", line[ends[0] - 8 :]))
         assert [match.end() + ends[0] - 8 for match in numbers] == ends
         assert float(numbers[0][0]) == BEFORE[measure.key]

@@ -1,5 +1,6 @@
 """What is measured before and after a run, in words, and how it is written down."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,8 @@ class Measure:
     Attributes:
         percent: whether values run from 0 to 100 instead of 0 to 1.
         higher_is_better: which way it should go.
-        meaning: one short phrase for somebody who has not read the paper.
+        meaning: one short phrase for somebody who has not read the paper. In it and in
+            `label`, {samples} stands for how often the sampling attack asks.
     """
 
     key: str
@@ -60,11 +62,11 @@ MEASURES = (
     ),
     Measure(
         "worst_case_leakage",
-        "Worst-case leakage",
+        "Worst-case leakage ({samples} samples)",
         FORGET,
         False,
         False,
-        "the same for the most revealing of many sampled answers",
+        "the same for the most revealing of {samples} sampled answers",
     ),
     Measure(
         "secret_leak_rate",
@@ -73,6 +75,14 @@ MEASURES = (
         False,
         False,
         "share of questions whose answer still holds the very phrase to be forgotten",
+    ),
+    Measure(
+        "secret_leak_rate_sampled",
+        "Secret leak rate ({samples} samples)",
+        FORGET,
+        False,
+        False,
+        "share of questions of which any of {samples} sampled answers holds that phrase",
     ),
     Measure(
         "utility",
@@ -153,13 +163,25 @@ def measured_rows(summary: dict[str, Any]) -> list[Row]:
 def unmeasured(summary: dict[str, Any]) -> list[str]:
     """Labels of the measures that the data of this run could not give."""
     known = {row.measure.key for row in measured_rows(summary)}
-    return [measure.label for measure in MEASURES if measure.key not in known]
+    rows = [row_of(summary, measure) for measure in MEASURES]
+    return [row.measure.label for row in rows if row.measure.key not in known]
 
 
 def row_of(summary: dict[str, Any], measure: Measure) -> Row:
     """The values of one measure in a run's summary."""
     before, after = (summary.get(when) or {} for when in ("before", "after"))
+    samples = attack_samples(summary)
+    measure = dataclasses.replace(
+        measure,
+        label=measure.label.format(samples=samples),
+        meaning=measure.meaning.format(samples=samples),
+    )
     return Row(measure, number(before.get(measure.key)), number(after.get(measure.key)))
+
+
+def attack_samples(summary: dict[str, Any]) -> str:
+    """How many answers the sampling attack draws to a question, or "many" if not told."""
+    return str((summary.get("settings") or {}).get("evaluation.attack_samples") or "many")
 
 
 def headline(summary: dict[str, Any]) -> str:

@@ -30,25 +30,31 @@ EXAMPLE_SETS = {
 FORGOTTEN = ("forget", "paraphrase")  # sets where words of the old answer are marked
 MOST_LEAKING = 3
 
-# Last part of a setting's key -> what it is. Other settings keep their own name.
+# The settings a reader asks for first, in words; the rest stands in the configuration.
 SETTING_WORDS = {
-    "samples": "answers sampled per question and visit, n",
-    "retain_weight": "weight of the retain loss, λ",
-    "retain_per_forget": "retain pairs in a step for each forget question",
-    "temperature": "sampling temperature",
-    "top_k": "tokens to draw from, top-k (0: all)",
-    "top_p": "probability mass to draw from, top-p",
-    "selection_temperature": "temperature of the selection, τ (0: the best sample)",
-    "min_len": "words below which an answer is penalised",
-    "reject_wordless": "answers without words never count as best",
-    "max_new_tokens": "longest sampled answer, tokens",
-    "max_length": "longest prompt and answer together, tokens",
-    "epochs": "visits of each forget question, epochs",
-    "batch_size": "forget questions in a micro-batch",
-    "accumulation": "micro-batches in a step",
-    "learning_rate": "highest learning rate",
-    "weight_decay": "weight decay",
+    "method.samples": "answers sampled per question and visit, n",
+    "method.temperature": "sampling temperature",
+    "method.top_k": "tokens to draw from, top-k (0: all)",
+    "method.top_p": "probability mass to draw from, top-p",
+    "method.selection_temperature": "temperature of the selection, τ (0: the best sample)",
+    "method.min_len": "words below which an answer is penalised",
+    "method.retain_weight": "weight of the retain loss, λ",
+    "method.retain_per_forget": "retain pairs in a step for each forget question",
+    "training.epochs": "visits of every forget question, epochs",
+    "training.batch_size": "forget questions in a micro-batch",
+    "training.accumulation": "micro-batches in a step",
+    "training.max_length": "most tokens of question and answer together",
+    "optimizer.learning_rate": "highest learning rate",
+    "optimizer.weight_decay": "weight decay",
+    "evaluation.attack_samples": "answers sampled per question in the attack",
     "seed": "seed",
+}
+PART_WORDS = {
+    "evaluate_before": "evaluate before",
+    "sample": "unlearn: sample",
+    "score": "unlearn: score",
+    "train": "unlearn: train",
+    "evaluate_after": "evaluate after",
 }
 
 
@@ -131,6 +137,8 @@ def render(run: RunFiles, plots: Sequence[Plot]) -> str:
             for title, key in (("Model", "model"), ("Versions", "versions"))
         ],
         durations=durations(run.summary.get("seconds")),
+        total=number((run.summary.get("seconds") or {}).get("total")),
+        time_text=time_text,
         config=run.config,
         palette=PALETTE,
         paper_url=PAPER_URL,
@@ -200,10 +208,11 @@ def cut(text: str) -> tuple[list[str], list[tuple[int, str]]]:
 
 
 def settings_lines(settings: Any) -> Iterator[tuple[str, str, str]]:
-    """(words, value, key) of every setting, nested keys joined by dots."""
-    for key, value in flat(settings or {}):
-        last = key.rpartition(".")[2]
-        yield SETTING_WORDS.get(last, last.replace("_", " ")), value_text(value), key
+    """(words, value, key) of the settings that have words."""
+    known = dict(flat(settings or {}))
+    for key, words in SETTING_WORDS.items():
+        if key in known:
+            yield words, value_text(known[key]), key
 
 
 def plain_lines(values: Any) -> Iterator[tuple[str, str]]:
@@ -239,11 +248,16 @@ def value_text(value: Any) -> str:
 
 
 def durations(seconds: Any) -> list[tuple[str, str, float]]:
-    """(part, time in words, percent of the longest) of every timed part."""
-    known = [(key, value) for key, value in flat(seconds or {}) if number(value) is not None]
+    """(part, time in words, percent of the longest part) of every part, without their total."""
+    known = [
+        (key, value)
+        for key, value in flat(seconds or {})
+        if key != "total" and number(value) is not None
+    ]
     longest = max((value for _, value in known), default=0) or 1
     return [
-        (key.replace("_", " "), time_text(value), 100 * value / longest) for key, value in known
+        (PART_WORDS.get(key, key.replace("_", " ")), time_text(value), 100 * value / longest)
+        for key, value in known
     ]
 
 

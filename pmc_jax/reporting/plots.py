@@ -15,7 +15,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pmc_jax.reporting.measures import Row, measured_rows
+from pmc_jax.reporting.measures import Row, attack_samples, measured_rows
 from pmc_jax.reporting.run_files import number
 
 # Name -> (light, dark). Colours of data keep apart under every common colour blindness.
@@ -38,8 +38,9 @@ SMOOTHED_FROM = 40  # steps; below that every step is its own dot
 FORGET_BARS = {
     "rouge_forget": "asked as trained",
     "rouge_paraphrase": "asked in other words",
-    "worst_case_leakage": "worst of many samples",
-    "secret_leak_rate": "the secret phrase itself",
+    "worst_case_leakage": "worst of {samples} samples",
+    "secret_leak_rate": "the secret itself",
+    "secret_leak_rate_sampled": "the secret, any sample",
 }
 QUALITY_BARS = {
     "unlearn_quality": "unlearn quality",
@@ -86,24 +87,21 @@ def measure_plots(summary: dict[str, Any]) -> list[Plot]:
             "leakage",
             "What still comes out, %",
             FORGET_BARS,
-            "Shorter is better. Share of the old answer's words, in order; the last bar is "
-            "the share of questions that give the secret away.",
+            "Shorter is better. How much of the right answer's words come out, in order; for the "
+            "secret, the share of questions that give it away.",
         ),
     )
     plots = []
     for name, title, labels, caption in charts:
-        chosen = [(label, rows[key]) for key, label in labels.items() if key in rows]
+        chosen = [
+            (label.format(samples=attack_samples(summary)), rows[key])
+            for key, label in labels.items()
+            if key in rows
+        ]
         if chosen:
             alt = f"{title}. " + "; ".join(described(label, row) for label, row in chosen) + "."
-            plots.append(Plot(name, alt, without_missing(caption, rows), bars(title, chosen)))
+            plots.append(Plot(name, alt, caption, bars(title, chosen)))
     return plots
-
-
-def without_missing(caption: str, rows: dict[str, Row]) -> str:
-    """The caption less what it says about bars that are not there."""
-    if "secret_leak_rate" in rows:
-        return caption
-    return caption.replace("; the last bar is the share of questions that give the secret away", "")
 
 
 def described(label: str, row: Row) -> str:

@@ -1,0 +1,82 @@
+"""Ask a model: `python -m pmc_jax.ask model.path=DIR question="…"`.
+
+`questions=FILE out=FILE` does the same for a JSONL file: one object with `question` a
+line in; `question`, `answers` and `token_ids` out.
+"""
+
+from pathlib import Path
+
+import jax
+
+from convert.load import load_checkpoint
+from pmc_jax.config import AskConfig, asset, entry_point
+from pmc_jax.data.jsonl import read_records
+from pmc_jax.data.prompts import load_tokenizer, make_template
+from pmc_jax.decoding import Sampling, generate
+from pmc_jax.errors import UserError
+from pmc_jax.model import cast_params
+from pmc_jax.progress import stage
+from pmc_jax.training.run_directory import write_json_lines
+
+
+def read_questions(cfg: AskConfig) -> list[tuple[str, str | None]]:
+    """(question, system prompt) of the command line or of the questions file."""
+    if (cfg.question is None) == (cfg.questions is None):
+        raise UserError('give either question="…" or questions=FILE out=FILE')
+    if cfg.question is not None:
+        return [(cfg.question, None)]
+    if cfg.out is None:
+        raise UserError(f"questions={cfg.questions} needs out=FILE for the answers")
+    if Path(cfg.out).exists() and not cfg.overwrite:
+        raise UserError(f"out={cfg.out} exists already; overwrite=true replaces it")
+    records = read_records(Path(str(cfg.questions)))
+    return [(record.text("question"), record.optional_text("system")) for record in records]
+
+
+def ask(cfg: AskConfig) -> None:
+    """Decode `n` answers to every question and print or write them."""
+    questions = read_questions(cfg)
+    if cfg.model.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    source = asset("world/model") if cfg.model.path == "bundled" else cfg.model.path
+    dtype = "float64" if cfg.model.dtype == "float64" else "float32"
+    checkpoint = load_checkpoint(source, dtype=dtype)
+    template = make_template(
+        load_tokenizer(checkpoint.directory), cfg.prompt, checkpoint.eos_token_ids
+    )
+    prefix = template.encode_prefix(cfg.prefix) if cfg.prefix else []
+    with stage("asking", len(questions)) as progress:
+        responses = generate(
+            cast_params(checkpoint.params, cfg.model.dtype),
+            [template.encode_prompt(text, system) + prefix for text, system in questions],
+            cfg=checkpoint.cfg,
+            sampling=Sampling(
+                cfg.temperature, cfg.top_k, cfg.top_p, stop_ids=template.stop_ids
+            ),
+            key=jax.random.key(cfg.seed),
+            limits=[cfg.max_new_tokens] * len(questions),
+            samples=cfg.n,
+            rows=cfg.rows,
+            dtype=cfg.model.dtype,
+            on_batch=lambda prompts, _: progress.update(progress.done + prompts),
+        )
+    answers = [
+        {
+            "question": question,
+            "answers": [template.decode(prefix + tokens) for tokens in row],
+            "token_ids": row,
+        }
+        for (question, _), row in zip(questions, responses, strict=True)
+    ]
+    if cfg.out is not None:
+        write_json_lines(Path(cfg.out), answers)
+        print(f"{len(answers)} questions answered in {cfg.out}")
+        return
+    for answer in answers[0]["answers"]:
+        print(answer)
+
+
+main = entry_point(ask, "ask", AskConfig)
+
+if __name__ == "__main__":
+    main()
