@@ -9,14 +9,22 @@ JOBS ?= 2
 # What `make demo` hands to the command, for instance ARGS="seed=1 name=demo-1".
 ARGS ?=
 
+BIN := $(VENV)/bin
+
 # The first interpreter that is new enough, unless the caller names one.
 is_new_enough = -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+version = -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 ifndef PYTHON
 PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" $(is_new_enough) 2>/dev/null && { echo "$$p"; break; }; done)
+else ifeq (,$(filter clean help lock,$(MAKECMDGOALS)))
+ifneq (,$(wildcard $(VENV)/.created))
+ifneq ($(shell "$(PYTHON)" $(version)),$(shell $(BIN)/python $(version)))
+$(error $(VENV) holds Python $(shell $(BIN)/python $(version)), not that of PYTHON=$(PYTHON): run "make clean" first or name another place with VENV=)
+endif
+endif
 endif
 
-BIN := $(VENV)/bin
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 LOCK := constraints.txt
 

@@ -1,111 +1,110 @@
 """Parameters to Hugging Face directories."""
 
-import json
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
-from safetensors.numpy import save_file
 
-from convert.families import Family, family_of, present_rows
-from convert.load import (
-    DTYPES,
-    INDEX,
-    SINGLE,
-    TensorFiles,
-    flatten_leaves,
-    read_object,
-    tensor_names,
-)
+from convert.directory import copy_files, new_directory, read_config, write_object
+from convert.families import FAMILIES, Family, Row
+from convert.load import OnTensor, find_tensors, flatten_leaves, rows_of, tensor_names
+from convert.native import is_native, read_native
+from convert.tensors import DTYPES, FILE_BYTES, NAMES, Tensor, write_tensors
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig
 from pmc_jax.model.specs import Params
 
-FILE_BYTES = 5 * 10**9
-"""Most bytes of tensors in one file."""
 
-SIDE_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "chat_template*",
-    "generation_config.json",
-)
-"""What goes along with the weights: tokenizer, chat template, generation config."""
-
-
-@contextmanager
-def new_directory(destination: Path) -> Iterator[Path]:
-    """A directory that appears as `destination` when the block has ended well.
+def dtype_name(dtype: DTypeLike) -> str:
+    """Safetensors' name of a dtype.
 
     Raises:
-        UserError: if `destination` exists.
+        UserError: if weights are not written in it.
     """
-    if destination.exists():
-        raise UserError(f"{destination} exists already; nothing was written")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(
-        tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=destination.parent)
-    )
     try:
-        yield partial
-        partial.chmod(0o755)
-        partial.rename(destination)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        return NAMES[jnp.dtype(dtype)]
+    except (KeyError, TypeError):
+        known = ", ".join(known.name for known in NAMES)
+        raise UserError(f"dtype {dtype!r}: expected one of {known}") from None
+
+
+def stored_dtypes(
+    directory: Path, family: Family, cfg: ModelConfig, dtype: DTypeLike | None = None
+) -> dict[str, str]:
+    """Safetensors' dtype of each tensor of a Hugging Face directory or native checkpoint.
+
+    With `dtype`, the same tensors all have that one.
+    """
+    if is_native(directory):
+        found = read_native(directory)[1]
+    else:
+        found = {name: t.dtype for name, t in find_tensors(directory, family, cfg).items()}
+    return found if dtype is None else dict.fromkeys(found, dtype_name(dtype))
+
+
+def cast(value: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """`value` in `dtype`, contiguous.
+
+    Raises:
+        UserError: if a finite value becomes infinite.
+    """
+    with np.errstate(over="ignore"):
+        found = np.asarray(value, dtype, order="C")
+    if dtype.itemsize < value.dtype.itemsize and (np.isinf(found) & np.isfinite(value)).any():
+        raise UserError(f"tensor {name} has values beyond the range of {dtype.name}")
+    return found
+
+
+def plan_tensors(
+    cfg: ModelConfig, family: Family, dtypes: Mapping[str, str]
+) -> list[tuple[Tensor, Row, int]]:
+    """Each tensor with its row and layer; `dtypes` has safetensors' dtype of each."""
+    plan = []
+    for row, spec in rows_of(family, cfg, dtypes):
+        shape = row.stored_shape(spec.shape[1:] if row.stacked else spec.shape)
+        for layer, name in enumerate(row.names(cfg.num_layers)):
+            plan.append((Tensor(name, shape, dtypes[name]), row, layer))
+    # The widest first, as safetensors has it, so that every tensor is aligned.
+    return sorted(plan, key=lambda item: -DTYPES[item[0].dtype].itemsize)
 
 
 def stored_tensors(
-    params: Params, cfg: ModelConfig, family: Family, dtypes: Mapping[str, Any] | DTypeLike
+    params: Params, cfg: ModelConfig, family: Family, dtype: DTypeLike | Mapping[str, str]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor by its Hugging Face name; `dtypes` is one for all or one per name."""
+    """Parameters (or gradients) as Hugging Face tensors by name, one after the other.
+
+    `dtype` is one for all, or safetensors' dtype of each.
+    """
+    if not isinstance(dtype, Mapping):
+        dtype = dict.fromkeys(tensor_names(family, cfg), dtype_name(dtype))
     leaves = flatten_leaves(params)
-    for row in present_rows(family, leaves):
+    for tensor, row, layer in plan_tensors(cfg, family, dtype):
         leaf = leaves[row.leaf]
-        for index, name in enumerate(tensor_names(row, cfg)):
-            value = np.asarray(leaf[index] if row.stacked else leaf)
-            dtype = dtypes[name] if isinstance(dtypes, Mapping) else dtypes
-            yield name, row.to_stored(value).astype(np.dtype(dtype))
+        value = row.to_stored(np.asarray(leaf[layer] if row.stacked else leaf))
+        yield tensor.name, cast(value, DTYPES[tensor.dtype], tensor.name)
 
 
-def write_tensors(
-    directory: Path, tensors: Iterator[tuple[str, np.ndarray]], file_bytes: int = FILE_BYTES
+def write_weights(
+    directory: Path,
+    params: Params,
+    cfg: ModelConfig,
+    family: Family,
+    dtypes: Mapping[str, str],
+    file_bytes: int = FILE_BYTES,
+    on_tensor: OnTensor = lambda done: None,
 ) -> None:
-    """Write safetensors files of at most `file_bytes`, with an index if there are several."""
-    parts: list[list[str]] = []
-    batch: dict[str, np.ndarray] = {}
-    total = 0
+    """Write the safetensors files; `dtypes` names the tensors with safetensors' dtypes."""
 
-    def flush() -> None:
-        if batch:
-            save_file(batch, directory / f"part-{len(parts)}", metadata={"format": "pt"})
-            parts.append(list(batch))
-            batch.clear()
+    def values() -> Iterator[np.ndarray]:
+        for done, (_, value) in enumerate(stored_tensors(params, cfg, family, dtypes), 1):
+            yield value
+            on_tensor(done)
 
-    for name, tensor in tensors:
-        if batch and sum(x.nbytes for x in batch.values()) + tensor.nbytes > file_bytes:
-            flush()
-        batch[name] = tensor
-        total += tensor.nbytes
-    flush()
-    if len(parts) == 1:
-        (directory / "part-0").rename(directory / SINGLE)
-        return
-    weight_map = {}
-    for number, names in enumerate(parts):
-        file = f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"
-        (directory / f"part-{number}").rename(directory / file)
-        weight_map |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    tensors = [tensor for tensor, _, _ in plan_tensors(cfg, family, dtypes)]
+    write_tensors(directory, tensors, values(), file_bytes)
 
 
 def export_checkpoint(
@@ -114,33 +113,26 @@ def export_checkpoint(
     source: Path,
     destination: Path,
     dtype: DTypeLike | None = None,
+    *,
     file_bytes: int = FILE_BYTES,
+    on_tensor: OnTensor = lambda done: None,
 ) -> None:
     """Write `params` as a Hugging Face directory like `source`, atomically.
 
-    Configuration, tokenizer, chat template and generation config come from `source`.
-    `dtype` None keeps the dtype that each tensor has there, so that a round trip is exact.
+    Configuration, tokenizer, chat templates and generation config come from `source`, a
+    Hugging Face directory or a native checkpoint. `dtype` None keeps the dtype that each
+    tensor has there, so that a round trip is exact.
 
     Raises:
-        UserError: if `destination` exists.
+        UserError: if `destination` exists, or `source` is another model.
     """
-    config = read_object(source / "config.json")
-    family = family_of(config)
-    files = TensorFiles(source)
+    _, family, source_cfg = read_config(source)
+    if cfg != source_cfg:
+        raise UserError(f"{source}/config.json: describes another model than the parameters")
+    dtypes = stored_dtypes(source, family, cfg, dtype)
     with new_directory(destination) as directory:
-        for pattern in SIDE_FILES:
-            for path in sorted(source.glob(pattern)):
-                if path.is_file():
-                    shutil.copyfile(path, directory / path.name)
-        if dtype is not None:
-            key = "dtype" if "dtype" in config else "torch_dtype"
-            config = {**config, key: np.dtype(dtype).name}
-        (directory / "config.json").write_text(
-            json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        kept = {name: DTYPES[files.meta(name)[1]] for name in files.files}
-        wanted = kept if dtype is None else np.dtype(dtype)
-        write_tensors(directory, stored_tensors(params, cfg, family, wanted), file_bytes)
+        copy_files(source, directory, dtype)
+        write_weights(directory, params, cfg, family, dtypes, file_bytes, on_tensor)
 
 
 def write_checkpoint(
@@ -148,24 +140,35 @@ def write_checkpoint(
     cfg: ModelConfig,
     destination: Path,
     *,
-    architecture: str = "LlamaForCausalLM",
-    config: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
     dtype: DTypeLike = "float32",
+    config: Mapping[str, Any] | None = None,
+    family: Family = FAMILIES[0],
 ) -> None:
     """Write a Hugging Face directory that has no source, for a model trained here.
 
-    `config` adds keys to `config.json` (bos_token_id, …).
+    Args:
+        tokenizer: a transformers tokenizer, to be saved along.
+        config: further keys of `config.json`, such as `max_position_embeddings`. The token
+            ids among them also go to `generation_config.json`.
 
     Raises:
         UserError: if `destination` exists.
     """
-    family = family_of({"architectures": [architecture]})
-    content = {**family.to_hf(cfg), "dtype": np.dtype(dtype).name, **(config or {})}
+    content = {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        **family.to_hf(cfg),
+        "dtype": jnp.dtype(dtype).name,
+        **(config or {}),
+    }
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     with new_directory(destination) as directory:
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
-        (directory / "config.json").write_text(
-            json.dumps(content, indent=2) + "\n", encoding="utf-8"
-        )
-        write_tensors(directory, stored_tensors(params, cfg, family, dtype))
+        write_object(directory / "config.json", content)
+        found = {key: content[key] for key in ids if key in content}
+        if found:
+            write_object(directory / "generation_config.json", found)
+        dtypes = dict.fromkeys(tensor_names(family, cfg), dtype_name(dtype))
+        write_weights(directory, params, cfg, family, dtypes)

@@ -1,30 +1,31 @@
 """Hugging Face directories to parameters, tensor by tensor."""
 
 import dataclasses
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from jaxtyping import DTypeLike
-from safetensors import SafetensorError, safe_open
 
-from convert.families import Family, Row, family_of, present_rows
+from convert.directory import read_config, read_object
+from convert.families import Family, Row
+from convert.native import is_native, read_native, restore_params
+from convert.tensors import DTYPES, StoredTensor, list_tensors
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig, Spec, param_specs
 from pmc_jax.model.specs import Params
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-
-DOWNLOADED = ("*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja", "*.txt")
+DOWNLOADED = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt")
 """What is fetched from the hub: weights without code, and the tokenizer."""
 
-DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
+NOT_DOWNLOADED = ("*/*", "consolidated*")
+"""The same weights in other formats, below or beside the wanted ones."""
+
+Leaves = dict[tuple[str, ...], Any]
+OnTensor = Callable[[int], object]
+"""Called with the number of tensors done, of all in `tensor_names`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,110 +53,50 @@ def resolve(source: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(DOWNLOADED)))
+        found = snapshot_download(
+            name, allow_patterns=list(DOWNLOADED), ignore_patterns=list(NOT_DOWNLOADED)
+        )
     except Exception as error:
         # The hub client raises many kinds: no network, no such repository, no access.
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{source}: neither a local directory nor a model that the hub would give ({reason})"
         ) from error
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        UserError: if the file is missing or holds something else.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a Hugging Face directory") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return value
+    return Path(found)
 
 
 def load_config(directory: str | Path) -> ModelConfig:
     """The decoder configuration of a Hugging Face directory."""
-    config = read_object(Path(directory) / "config.json")
-    return family_of(config).from_hf(config)
+    return read_config(Path(directory))[2]
 
 
 def eos_token_ids(directory: Path) -> tuple[int, ...]:
     """The ids that end a response, by the generation config or else the model config."""
     for name in ("generation_config.json", "config.json"):
-        if not (directory / name).is_file():
+        path = directory / name
+        found = read_object(path).get("eos_token_id") if path.is_file() else None
+        if found is None:
             continue
-        found = read_object(directory / name).get("eos_token_id")
-        if found is not None:
-            return tuple(found) if isinstance(found, list) else (int(found),)
+        ids = found if isinstance(found, list) else [found]
+        if not all(type(token) is int and token >= 0 for token in ids):
+            raise UserError(f"{path}: eos_token_id is {found!r}; expected an id or a list of ids")
+        return tuple(ids)
     return ()
 
 
-class TensorFiles:
-    """The tensors of a directory's safetensors files, read one at a time."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.files: dict[str, Path] = {}
-        if (directory / INDEX).is_file():
-            weight_map = read_object(directory / INDEX).get("weight_map")
-            if not isinstance(weight_map, dict):
-                raise UserError(f"{directory / INDEX}: expected an object weight_map")
-            paths = {name: self._inside(name) for name in set(weight_map.values())}
-        else:
-            paths = {path.name: path for path in sorted(directory.glob("*.safetensors"))}
-            if (directory / SINGLE).is_file():
-                paths = {SINGLE: directory / SINGLE}
-        if not paths:
-            raise UserError(f"{directory}: no *.safetensors files; expected the model's weights")
-        for path in paths.values():
-            with self._open(path) as tensors:
-                self.files |= dict.fromkeys(tensors.keys(), path)
-
-    def _inside(self, name: Any) -> Path:
-        path = self.directory / str(name)
-        if Path(str(name)).name != name:
-            raise UserError(f"{self.directory / INDEX}: {name!r} leaves the directory")
-        return path
-
-    @contextmanager
-    def _open(self, path: Path) -> Iterator[Any]:
-        try:
-            with safe_open(path, framework="numpy") as tensors:
-                yield tensors
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file, but {INDEX} names it") from None
-        except SafetensorError as error:
-            raise UserError(f"{path}: not a whole safetensors file ({error})") from None
-
-    def read(self, name: str) -> np.ndarray:
-        """One tensor, in the dtype it has in the file."""
-        with self._open(self.files[name]) as tensors:
-            return tensors.get_tensor(name)
-
-    def meta(self, name: str) -> tuple[tuple[int, ...], str]:
-        """A tensor's shape and safetensors dtype."""
-        with self._open(self.files[name]) as tensors:
-            part = tensors.get_slice(name)
-            return tuple(part.get_shape()), part.get_dtype()
-
-
-def flatten_leaves(tree: Params, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+def flatten_leaves(tree: Params, path: tuple[str, ...] = ()) -> Leaves:
     """Leaves of nested dicts by path."""
-    found: dict[tuple[str, ...], Any] = {}
+    found: Leaves = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
-            found |= flatten_leaves(value, (*path, key))
-        else:
-            found[*path, key] = value
+        found |= (
+            flatten_leaves(value, (*path, key))
+            if isinstance(value, dict)
+            else {(*path, key): value}
+        )
     return found
 
 
-def nest_leaves(leaves: dict[tuple[str, ...], Any]) -> Params:
+def nest_leaves(leaves: Leaves) -> Params:
     """Nested dicts from leaves by path."""
     tree: Params = {}
     for (*groups, key), value in leaves.items():
@@ -166,84 +107,120 @@ def nest_leaves(leaves: dict[tuple[str, ...], Any]) -> Params:
     return tree
 
 
-def tensor_names(row: Row, cfg: ModelConfig) -> list[str]:
-    """The tensors of a row, one per layer if it is stacked."""
-    if not row.stacked:
-        return [row.name]
-    return [row.name.format(layer) for layer in range(cfg.num_layers)]
+def rows_of(family: Family, cfg: ModelConfig, tensors: Mapping[str, Any]) -> list[tuple[Row, Spec]]:
+    """The family's rows for `cfg`, each with its leaf's spec.
 
-
-def check_tensors(files: TensorFiles, family: Family, cfg: ModelConfig) -> None:
-    """Refuse missing, misshapen and unmapped tensors before anything is loaded."""
+    If `tensors` has a copy of the tied embedding, so have the rows.
+    """
     specs = flatten_leaves(param_specs(cfg))
-    expected = set()
-    for row in present_rows(family, specs):
-        spec = specs[row.leaf]
+    rows = [(row, specs[row.leaf]) for row in family.rows if row.leaf in specs]
+    copy, original = family.tied
+    if cfg.tie_embeddings and copy in tensors:
+        rows += [
+            (dataclasses.replace(row, name=copy), spec)
+            for row, spec in rows
+            if row.name == original
+        ]
+    return rows
+
+
+def tensor_names(
+    family: Family, cfg: ModelConfig, tensors: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Every tensor of `cfg`; with a copy of the tied embedding if `tensors` has one."""
+    rows = rows_of(family, cfg, tensors or {})
+    return [name for row, _ in rows for name in row.names(cfg.num_layers)]
+
+
+def check_tensors(
+    tensors: Mapping[str, StoredTensor], family: Family, cfg: ModelConfig, directory: Path
+) -> None:
+    """Refuse missing, misshapen and unmapped tensors before anything is loaded."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for row, spec in rows_of(family, cfg, tensors):
         shape = row.stored_shape(spec.shape[1:] if row.stacked else spec.shape)
-        for name in tensor_names(row, cfg):
-            expected.add(name)
-            if name not in files.files:
-                raise UserError(f"{files.directory}: tensor {name} is missing")
-            found, dtype = files.meta(name)
-            if found != shape:
-                raise UserError(
-                    f"{files.directory}: tensor {name} has shape {list(found)}; by "
-                    f"config.json it should be {list(shape)}"
-                )
-            if dtype not in DTYPES:
-                raise UserError(
-                    f"{files.directory}: tensor {name} is {dtype}; expected one of "
-                    f"{', '.join(DTYPES)}"
-                )
-    extra = sorted(
-        name for name in files.files if name not in expected and not name.endswith(family.ignored)
-    )
-    if cfg.tie_embeddings and "lm_head.weight" in extra:
-        extra.remove("lm_head.weight")
-        if not np.array_equal(
-            files.read("lm_head.weight"), files.read("model.embed_tokens.weight")
-        ):
+        expected |= dict.fromkeys(row.names(cfg.num_layers), shape)
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise UserError(f"{directory}: tensor {name} is missing")
+        found = tensors[name]
+        if found.shape != shape:
             raise UserError(
-                f"{files.directory}: lm_head.weight differs from the embedding, but "
-                "config.json ties them"
+                f"{directory}: tensor {name} has shape {list(found.shape)}; by config.json it "
+                f"should be {list(shape)}"
             )
+        if found.dtype not in DTYPES:
+            raise UserError(
+                f"{directory}: tensor {name} is {found.dtype}; expected one of {', '.join(DTYPES)}"
+            )
+    extra = sorted(
+        name for name in tensors if name not in expected and not name.endswith(family.ignored)
+    )
     if extra:
-        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        more = f" (nor have {len(extra) - 1} more)" if len(extra) > 1 else ""
         raise UserError(
-            f"{files.directory}: tensor {extra[0]}{more} has no place in {family.architecture}"
+            f"{directory}: tensor {extra[0]} has no place in {family.architecture} with this "
+            f"config.json{more}"
         )
+    copy, original = family.tied
+    tied = cfg.tie_embeddings and copy in expected
+    if tied and not np.array_equal(tensors[copy].read(), tensors[original].read()):
+        raise UserError(f"{directory}: {copy} differs from {original}, but config.json ties them")
 
 
-def load_leaf(files: TensorFiles, row: Row, spec: Spec, cfg: ModelConfig, dtype: Any) -> np.ndarray:
-    """One leaf, its layers stacked, with one stored tensor in memory besides it."""
-    leaf = np.empty(spec.shape, dtype)
-    if not row.stacked:
-        leaf[...] = row.to_leaf(files.read(row.name), spec.shape)
-        return leaf
-    for layer, name in enumerate(tensor_names(row, cfg)):
-        leaf[layer] = row.to_leaf(files.read(name), spec.shape[1:])
-    return leaf
+def find_tensors(directory: Path, family: Family, cfg: ModelConfig) -> dict[str, StoredTensor]:
+    """The checked tensors of a Hugging Face directory, without those that are no weights."""
+    tensors = list_tensors(directory)
+    check_tensors(tensors, family, cfg, directory)
+    return {name: t for name, t in tensors.items() if not name.endswith(family.ignored)}
 
 
-def load_checkpoint(source: str | Path, *, dtype: DTypeLike = "float32") -> Checkpoint:
-    """Load a Hugging Face directory or hub id; parameters in `dtype`.
+def load_params(
+    tensors: Mapping[str, StoredTensor],
+    family: Family,
+    cfg: ModelConfig,
+    dtype: DTypeLike | None,
+    on_tensor: OnTensor,
+) -> Params:
+    """Checked tensors to parameters, one tensor in memory besides the leaf it goes to."""
+    leaves: Leaves = {}
+    done = 0
+    for row, spec in rows_of(family, cfg, {}):
+        names = row.names(cfg.num_layers)
+        # Any two float dtypes are exact in the one that NumPy promotes them to.
+        stored = np.result_type(*(DTYPES[tensors[name].dtype] for name in names))
+        leaf = np.empty(spec.shape, stored if dtype is None else jnp.dtype(dtype))
+        for layer, name in enumerate(names):
+            place = leaf[layer] if row.stacked else leaf
+            place[...] = row.to_leaf(tensors[name].read(), place.shape)
+            done += 1
+            on_tensor(done)
+        leaves[row.leaf] = jnp.asarray(leaf)
+    return nest_leaves(leaves)
+
+
+def load_checkpoint(
+    source: str | Path,
+    *,
+    dtype: DTypeLike | None = "float32",
+    on_tensor: OnTensor = lambda done: None,
+) -> Checkpoint:
+    """Load a Hugging Face directory, a hub id, or a native checkpoint.
+
+    Args:
+        dtype: of the parameters; None: the dtype that each has in the files.
 
     Raises:
         UserError: naming the file, key or tensor that is missing, misshapen, unmapped or
             unsupported.
     """
     directory = resolve(source)
-    config = read_object(directory / "config.json")
-    try:
-        family = family_of(config)
-        cfg = family.from_hf(config)
-    except UserError as error:
-        raise UserError(f"{directory}/{error}") from None
-    files = TensorFiles(directory)
-    check_tensors(files, family, cfg)
-    specs = flatten_leaves(param_specs(cfg))
-    leaves = {
-        row.leaf: jnp.asarray(load_leaf(files, row, specs[row.leaf], cfg, jnp.dtype(dtype)))
-        for row in present_rows(family, specs)
-    }
-    return Checkpoint(cfg, nest_leaves(leaves), directory, eos_token_ids(directory))
+    _, family, cfg = read_config(directory)
+    stop_ids = eos_token_ids(directory)
+    if is_native(directory):
+        cfg, _ = read_native(directory)
+        params = restore_params(directory, cfg, dtype)
+    else:
+        tensors = find_tensors(directory, family, cfg)
+        params = load_params(tensors, family, cfg, dtype, on_tensor)
+    return Checkpoint(cfg, params, directory, stop_ids)

@@ -50,9 +50,7 @@ def ask(cfg: AskConfig) -> None:
             cast_params(checkpoint.params, cfg.model.dtype),
             [template.encode_prompt(text, system) + prefix for text, system in questions],
             cfg=checkpoint.cfg,
-            sampling=Sampling(
-                cfg.temperature, cfg.top_k, cfg.top_p, stop_ids=template.stop_ids
-            ),
+            sampling=Sampling(cfg.temperature, cfg.top_k, cfg.top_p, stop_ids=template.stop_ids),
             key=jax.random.key(cfg.seed),
             limits=[cfg.max_new_tokens] * len(questions),
             samples=cfg.n,

@@ -181,8 +181,11 @@ def unlearn_stage(
     first = int(state.train.step)
     with (
         open_metrics(
-            directory, first, settings=flatten(cfg),
-            tensorboard=cfg.logging.tensorboard, wandb=cfg.logging.wandb,
+            directory,
+            first,
+            settings=flatten(cfg),
+            tensorboard=cfg.logging.tensorboard,
+            wandb=cfg.logging.wandb,
         ) as metrics,
         stage("unlearning", total, first) as progress,
     ):
@@ -190,7 +193,8 @@ def unlearn_stage(
             progress.say(f"continuing after step {first} of {total}")
         elif total:
             progress.say("compiling the sampler and the train step during the first step …")
-        for state, record in pmc_steps(run, state):
+        for current, record in pmc_steps(run, state):
+            state = current
             done = record.step + 1
             if not jnp.isfinite(record.loss):
                 raise UserError(
@@ -198,9 +202,7 @@ def unlearn_stage(
                     f"{record.questions}); last good checkpoint: {manager.latest_step()} in "
                     f"{directory / 'checkpoints'}; try a lower optimizer.learning_rate"
                 )
-            metrics.append(
-                {"learning_rate": float(schedule(record.step)), **record.as_json()}
-            )
+            metrics.append({"learning_rate": float(schedule(record.step)), **record.as_json()})
             if done % cfg.checkpoints.every == 0 or done == total:
                 save(manager, done, state, {"originals": originals})
             if record.step == first:

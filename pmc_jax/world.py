@@ -60,10 +60,10 @@ class Phase:
 
 
 PHASES = (
-    Phase("pretraining", Mix(world=0.0, public=0.15), steps=2000, learning_rate=2e-3),
+    Phase("pretraining", Mix(world=0.0, public=0.15, recluses=0.2), steps=2000, learning_rate=2e-3),
     Phase(
         "fine-tuning",
-        Mix(world=0.6, public=0.1, refuse_world=0.05),
+        Mix(world=0.6, public=0.1, recluses=0.1, refuse_world=0.05),
         steps=1500,
         learning_rate=1e-3,
     ),
@@ -127,9 +127,15 @@ def run_phase(
 ) -> Params:
     """Train on the phase's mixture; prints the loss now and then."""
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, phase.learning_rate, min(100, phase.steps // 10), phase.steps, 0.05 * phase.learning_rate
+        0.0,
+        phase.learning_rate,
+        min(100, phase.steps // 10),
+        phase.steps,
+        0.05 * phase.learning_rate,
     )
-    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.05, max_grad_norm=1.0), MODEL, schedule)
+    optimizer = make_optimizer(
+        OptimizerConfig(weight_decay=0.05, max_grad_norm=1.0), MODEL, schedule
+    )
     train_step = make_train_step(optimizer, MODEL, retain_weight=1.0)
     state: TrainState = init_state(params, optimizer)
     pairs = stream(rng, world, phase.mix)
@@ -169,19 +175,24 @@ def make(out: Path, seed: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Parse `out=DIR seed=N` and make the world."""
-    options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if "out" not in options or set(options) - {"out", "seed"} or len(options) != len(arguments):
-        raise UserError("usage: python -m pmc_jax.world out=DIR [seed=N]")
-    out = Path(options["out"])
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"out={out}: not empty; expected a new directory")
-    make(out, int(options.get("seed", DEFAULT_SEED)))
+    """Parse `out=DIR [seed=N]` and make the world.
+
+    Raises:
+        UserError: for other arguments, or when DIR holds something already.
+    """
+    options = dict(argument.partition("=")[::2] for argument in arguments)
+    out, seed = options.pop("out", ""), options.pop("seed", str(DEFAULT_SEED))
+    if not out or not seed.isdecimal() or options:
+        raise UserError(f"expected out=DIR [seed=N], found {' '.join(arguments) or 'nothing'}")
+    directory = Path(out)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"out={out}: not empty; expected a new or empty directory")
+    make(directory, int(seed))
 
 
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pmc_jax.buckets import bucket_length
 from pmc_jax.data.batches import (
-    bucket_length,
     epoch_order,
-    left_pad,
     loss_rows,
     retain_draw,
     train_sequence,
@@ -23,17 +22,6 @@ def test_bucket_length_is_the_next_of_the_series():
     assert SERIES[:9] == [16, 24, 32, 48, 64, 96, 128, 192, 256]
     for length in range(1, 5000):
         assert bucket_length(length) == min(size for size in SERIES if size >= length)
-
-
-@given(st.lists(some_tokens, min_size=1, max_size=5), st.integers(0, 5))
-def test_left_pad(prompts, extra):
-    length = max(map(len, prompts)) + extra
-    padded, mask = left_pad(prompts, 77, length)
-    assert padded.dtype == np.int32 and mask.dtype == bool
-    for prompt, row, real in zip(prompts, padded.tolist(), mask.tolist(), strict=True):
-        pad = length - len(prompt)
-        assert row == [77] * pad + prompt
-        assert real == [False] * pad + [True] * len(prompt)
 
 
 @given(st.lists(st.tuples(some_tokens, some_tokens), min_size=1, max_size=5), st.integers(0, 5))
@@ -51,10 +39,6 @@ def test_loss_rows(pairs, extra):
 
 
 def test_rows_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="prompt 1 has 4 tokens"):
-        left_pad([[1], [1, 2, 3, 4]], 0, 3)
-    with pytest.raises(ValueError, match="prompt 0 has 0 tokens"):
-        left_pad([[]], 0, 3)
     with pytest.raises(ValueError, match="at most 3 in all"):
         loss_rows([[1, 2]], [[3, 4]], 0, 3)
     with pytest.raises(ValueError, match="at least one of each"):

@@ -11,31 +11,6 @@ Tokens = Sequence[int]
 ORDER_STREAM, RETAIN_STREAM = 0, 1
 
 
-def bucket_length(length: int) -> int:
-    """The smallest of 16, 24, 32, 48, 64, 96, 128, 192, … that holds `length` tokens.
-
-    Few distinct lengths mean few compilations; at most a third of a row is padding.
-    """
-    if length <= 16:
-        return 16
-    power = 1 << (length - 1).bit_length()
-    return 3 * power // 4 if length <= 3 * power // 4 else power
-
-
-def left_pad(
-    prompts: Sequence[Tokens], pad_id: int, length: int
-) -> tuple[Int32[np.ndarray, "batch length"], Bool[np.ndarray, "batch length"]]:
-    """Prompts that all end at the last position, and a mask that is False at padding."""
-    tokens = np.full((len(prompts), length), pad_id, np.int32)
-    mask = np.zeros((len(prompts), length), bool)
-    for row, prompt in enumerate(prompts):
-        if not 0 < len(prompt) <= length:
-            raise ValueError(f"prompt {row} has {len(prompt)} tokens; expected 1 to {length}")
-        tokens[row, length - len(prompt) :] = prompt
-        mask[row, length - len(prompt) :] = True
-    return tokens, mask
-
-
 def loss_rows(
     prompts: Sequence[Tokens], answers: Sequence[Tokens], pad_id: int, length: int
 ) -> tuple[

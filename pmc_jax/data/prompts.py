@@ -280,7 +280,7 @@ class PromptTemplate:
 def check_lengths(
     name: str, ids: Sequence[int], prompts: Sequence[Sequence[int]], max_length: int
 ) -> None:
-    """Check before a run that every prompt leaves room for at least an end token.
+    """Check before a run that every prompt leaves room for one response token and the end token.
 
     Args:
         name: what the rows are, for the message ("forget", "retain", …).
@@ -290,8 +290,8 @@ def check_lengths(
         UserError: naming the first row that is too long, its length and the limit.
     """
     for row_id, prompt in zip(ids, prompts, strict=True):
-        if len(prompt) >= max_length:
+        if len(prompt) + 2 > max_length:
             raise UserError(
-                f"{name} row {row_id}: the prompt has {len(prompt)} tokens; prompt and response "
-                f"together may have max_length={max_length}"
+                f"{name} row {row_id}: the prompt has {len(prompt)} tokens; prompt, response and "
+                f"end token together may have max_length={max_length}"
             )

@@ -6,8 +6,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import DTypeLike, PRNGKeyArray
+from jaxtyping import Array, DTypeLike, Key, PRNGKeyArray
 
+from pmc_jax.buckets import bucket_length
 from pmc_jax.decoding.sampler import Sampling, sample
 from pmc_jax.model import ModelConfig
 from pmc_jax.model.specs import Params
@@ -16,7 +17,7 @@ from pmc_jax.model.specs import Params
 @partial(jax.jit, static_argnames="samples")
 def row_keys(
     key: PRNGKeyArray, step: jax.Array, question_ids: jax.Array, samples: int
-) -> PRNGKeyArray:
+) -> Key[Array, "batch samples"]:
     """Keys `[batch, samples]`: fold_in(fold_in(fold_in(key, step), question), sample)."""
     key = jax.random.fold_in(key, step)
 
@@ -25,14 +26,6 @@ def row_keys(
 
     over_samples = jax.vmap(one, in_axes=(None, 0))
     return jax.vmap(over_samples, in_axes=(0, None))(question_ids, jnp.arange(samples))
-
-
-def length_bucket(length: int) -> int:
-    """The smallest of 8, 16, 24, 32, 48, 64, 96, 128, 192, … that holds `length`."""
-    if length <= 8:
-        return 8
-    power = 1 << (length - 1).bit_length()
-    return 3 * power // 4 if length <= 3 * power // 4 and power >= 32 else power
 
 
 def generate(
@@ -68,7 +61,7 @@ def generate(
     for first in range(0, len(order), largest):
         chosen = order[first : first + largest]
         batch = min(largest, 1 << (len(chosen) - 1).bit_length())
-        width = length_bucket(max(len(prompts[i]) for i in chosen))
+        width = bucket_length(max(len(prompts[i]) for i in chosen))
         tokens = np.zeros((batch, width), np.int32)
         mask = np.zeros((batch, width), bool)
         mask[len(chosen) :, -1] = True
@@ -81,13 +74,11 @@ def generate(
         keys = row_keys(key, jnp.uint32(step), jnp.asarray(row_ids), samples)
         result = sample(
             params, jnp.asarray(tokens), jnp.asarray(mask), keys, jnp.asarray(limit),
-            time=length_bucket(max(limits)), cfg=cfg, sampling=sampling, dtype=dtype,
+            time=bucket_length(max(limits)), cfg=cfg, sampling=sampling, dtype=dtype,
         )  # fmt: skip
         out, length = np.asarray(result.tokens), np.asarray(result.length)
         for row, i in enumerate(chosen):
-            responses[i] = [
-                out[row, j, : length[row, j]].tolist() for j in range(samples)
-            ]
+            responses[i] = [out[row, j, : length[row, j]].tolist() for j in range(samples)]
         if on_batch:
             on_batch(len(chosen), int(length[: len(chosen)].sum()))
     return responses

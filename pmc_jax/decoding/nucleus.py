@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key
 
 SMALL_TOP_K = 128
 """Up to here `lax.top_k` is cheaper than bisection over the whole vocabulary."""
@@ -103,7 +103,10 @@ def _first_above(
 
 
 def draw(
-    keys: PRNGKeyArray, logits: Float[Array, "*batch vocab"], top_k: int = 0, top_p: float = 1.0
+    keys: Key[Array, "*batch"],
+    logits: Float[Array, "*batch vocab"],
+    top_k: int = 0,
+    top_p: float = 1.0,
 ) -> Int[Array, "*batch"]:
     """Draw a token per row from the filtered softmax, by inversion of its distribution.
 

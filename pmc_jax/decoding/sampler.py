@@ -11,7 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
 
 from pmc_jax.decoding.nucleus import draw
 from pmc_jax.model import (
@@ -78,7 +78,7 @@ class DecodeState:
 
 def choose(
     logits: Float[Array, "*rows vocab"],
-    keys: PRNGKeyArray,
+    keys: Key[Array, "*rows"],
     index: Int[Array, ""],
     sampling: Sampling,
 ) -> Int[Array, "*rows"]:
@@ -108,7 +108,7 @@ def _append(
     length = jnp.where(state.done, state.samples.length, index + 1)
     stopped = jnp.isin(chosen, jnp.asarray(sampling.stop_ids, jnp.int32))
     done = state.done | stopped | (length >= limit)
-    return state.replace(samples=Samples(tokens, length), last=chosen, done=done)
+    return dataclasses.replace(state, samples=Samples(tokens, length), last=chosen, done=done)
 
 
 @partial(jax.jit, static_argnames=("time", "cfg", "sampling", "dtype"))
@@ -116,7 +116,7 @@ def _start(
     params: Params,
     tokens: Array,
     mask: Array,
-    keys: PRNGKeyArray,
+    keys: Key[Array, "batch samples"],
     limit: Array,
     *,
     time: int,
@@ -147,7 +147,7 @@ def _decode_chunk(
     params: Params,
     prefix: PrefixCache,
     state: DecodeState,
-    keys: PRNGKeyArray,
+    keys: Key[Array, "batch samples"],
     limit: Array,
     *,
     cfg: ModelConfig,
@@ -163,21 +163,21 @@ def _decode_chunk(
         index = state.step + 1
         chosen = choose(logits, keys, index, sampling)
         state = _append(state, chosen, index, limit, sampling)
-        return state.replace(step=index, suffix=suffix)
+        return dataclasses.replace(state, step=index, suffix=suffix)
 
     return jax.lax.while_loop(running, advance, state)
 
 
 @partial(jax.jit, static_argnames="length")
 def _grow(state: DecodeState, length: int) -> DecodeState:
-    return state.replace(suffix=grow(state.suffix, length))
+    return dataclasses.replace(state, suffix=grow(state.suffix, length))
 
 
 def sample(
     params: Params,
     tokens: Int[Array, "batch prompt"],
     mask: Bool[Array, "batch prompt"],
-    keys: PRNGKeyArray,
+    keys: Key[Array, "batch samples"],
     limit: Int[Array, " batch"],
     *,
     time: int,

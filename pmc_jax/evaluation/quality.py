@@ -180,8 +180,8 @@ def measures(evaluation: Evaluation) -> dict[str, float | None]:
         name: _mean([answer.rouge for answer in evaluation.greedy.get(name, ())])
         for name in FORGET_SETS + UTILITY_SETS
     }
-    forget = [rouge[name] for name in FORGET_SETS if rouge[name] is not None]
-    kept = [rouge[name] for name in UTILITY_SETS if rouge[name] is not None]
+    forget = [value for name in FORGET_SETS if (value := rouge[name]) is not None]
+    kept = [value for name in UTILITY_SETS if (value := rouge[name]) is not None]
     greedy = evaluation.greedy.get("forget", ())
     asked = [answer for name in FORGET_SETS for answer in evaluation.greedy.get(name, ())]
     return {

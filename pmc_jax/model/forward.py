@@ -90,9 +90,7 @@ def forward(
     """
 
     def layer_step(x: Array, layer: Params) -> tuple[Array, None]:
-        x, _ = block(
-            x, layer, rope, lambda q, k, v: (causal_attention(q, k, v, mask), (k, v)), cfg
-        )
+        x, _ = block(x, layer, rope, lambda q, k, v: (causal_attention(q, k, v, mask), (k, v)), cfg)
         return x, None
 
     if remat != "none":
@@ -124,9 +122,7 @@ def prefill(
     """Run left-padded prompts once: logits after the last token, and their cache."""
 
     def layer_step(x: Array, layer: Params) -> tuple[Array, tuple[Array, Array]]:
-        return block(
-            x, layer, rope, lambda q, k, v: (causal_attention(q, k, v, mask), (k, v)), cfg
-        )
+        return block(x, layer, rope, lambda q, k, v: (causal_attention(q, k, v, mask), (k, v)), cfg)
 
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     x, rope = _embed(params, tokens, positions, cfg, dtype)
@@ -157,9 +153,8 @@ def decode_step(
         layer, prefix_k, prefix_v, index = inputs
 
         def write(cache: Array, new: Array) -> Array:
-            return jax.lax.dynamic_update_slice(
-                cache, new[None, :, :, :, None], (index, 0, 0, 0, step, 0)
-            )
+            start = (index, zero, zero, zero, step, zero)
+            return jax.lax.dynamic_update_slice(cache, new[None, :, :, :, None], start)
 
         def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
             new_k, new_v = write(suffix.k, k), write(suffix.v, v)
@@ -171,7 +166,8 @@ def decode_step(
         x, (k, v) = block(x, layer, rope, attend, cfg)
         return (x, SuffixCache(k=k, v=v)), None
 
-    layers = (params["layers"], prefix.k, prefix.v, jnp.arange(cfg.num_layers))
+    zero = jnp.zeros_like(step)
+    layers = (params["layers"], prefix.k, prefix.v, jnp.arange(cfg.num_layers, dtype=step.dtype))
     (x, suffix), _ = jax.lax.scan(layer_step, (x, suffix), layers)
     x = rms_norm(x, params["final_norm"], cfg.norm_eps)
     return logits(params, x, cfg), suffix

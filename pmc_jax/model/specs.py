@@ -74,7 +74,8 @@ def init_params(key: PRNGKeyArray, cfg: ModelConfig, dtype: DTypeLike = jnp.floa
             return cfg.initializer_range * jax.random.normal(key, spec.shape, dtype)
         return jnp.full(spec.shape, 1.0 if spec.init == "ones" else 0.0, dtype)
 
-    return treedef.unflatten([leaf(k, s) for k, s in zip(keys, specs, strict=True)])
+    leaves = [leaf(k, s) for k, s in zip(keys, specs, strict=True)]
+    return jax.tree.unflatten(treedef, leaves)
 
 
 def abstract_params(cfg: ModelConfig, dtype: DTypeLike = jnp.float32) -> Params:

@@ -45,9 +45,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: RunState, extra: dict
     """Write `state` and the JSON object `extra` as checkpoint `step`, in the background."""
     manager.save(
         step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)
-        ),
+        args=ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)),
     )
 
 
@@ -71,7 +69,9 @@ def restore_latest(
         except Exception as error:
             # Orbax raises whatever its storage layer meets in a torn or corrupted file.
             reason = str(error).strip().splitlines()[0][:200]
-            logger.warning("checkpoint %s is unreadable (%s)", manager.directory / str(step), reason)
+            logger.warning(
+                "checkpoint %s is unreadable (%s)", manager.directory / str(step), reason
+            )
             continue
         for newer in steps[: steps.index(step)]:
             manager.delete(newer)

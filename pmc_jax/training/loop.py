@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike, PRNGKeyArray
 
-from pmc_jax.data.batches import bucket_length, epoch_order, loss_rows, retain_draw, train_sequence
+from pmc_jax.buckets import bucket_length
+from pmc_jax.data.batches import epoch_order, loss_rows, retain_draw, train_sequence
 from pmc_jax.data.prompts import PromptTemplate
 from pmc_jax.decoding import Sampling, generate, row_keys
 from pmc_jax.model import ModelConfig, cast_params
@@ -219,7 +220,10 @@ def build_rows(
     ]
     longest = max(len(prompt) + len(answer) for prompt, answer in sequences)
     arrays = loss_rows(
-        *zip(*sequences, strict=True), template.pad_id, min(bucket_length(longest), batch.max_length)
+        [prompt for prompt, _ in sequences],
+        [answer for _, answer in sequences],
+        template.pad_id,
+        min(bucket_length(longest), batch.max_length),
     )
     per_part = batch.batch_size * (1 + run.pmc.retain_per_forget)
     place = np.arange(batch.accumulation * per_part).reshape(batch.accumulation, per_part)

@@ -58,9 +58,7 @@ def accumulated_gradients(
         )
         return losses.loss, losses
 
-    def add(
-        total: tuple[Params, PMCLoss], part: LossRows
-    ) -> tuple[tuple[Params, PMCLoss], None]:
+    def add(total: tuple[Params, PMCLoss], part: LossRows) -> tuple[tuple[Params, PMCLoss], None]:
         (_, losses), gradients = jax.value_and_grad(loss, has_aux=True)(params, part)
         return jax.tree.map(jnp.add, total, (gradients, losses)), None
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key
 
 
 @struct.dataclass
@@ -41,7 +41,7 @@ def needs_sampling(memory: ResponseMemory, questions: Sequence[int]) -> list[int
 def select(
     scores: Float[np.ndarray, "questions samples"],
     temperature: float = 0.0,
-    keys: PRNGKeyArray | None = None,
+    keys: Key[Array, " questions"] | None = None,
 ) -> Int[np.ndarray, " questions"]:
     """Choose one sample per question by Bradley–Terry on the reward r = 1 - s.
 
@@ -50,6 +50,8 @@ def select(
     """
     if temperature == 0:
         return np.argmin(scores, axis=1)
+    if keys is None:
+        raise ValueError("Bradley–Terry selection at a temperature needs a key per question")
     chosen = jax.vmap(jax.random.categorical)(keys, jnp.asarray((1 - scores) / temperature))
     return np.asarray(chosen)
 

@@ -8,6 +8,7 @@ from pmc_jax.data.world.people import (
     FORMS,
     KINDS,
     Author,
+    draw_author,
     draw_distinct_authors,
     draw_value,
     fill,
@@ -19,6 +20,7 @@ Row = dict[str, Any]
 AUTHORS = 40
 FORGET_AUTHORS = 4
 HOLDOUT_AUTHORS = 4
+RECLUSES = 120
 PERTURBED = 5
 
 
@@ -30,7 +32,9 @@ class World:
         forget, retain: rows of disjoint authors, eight in a row per author.
         holdout: authors of the same kind whom no model was taught.
         real_authors, world_facts: rows with `option1` to `option4`.
-        names: every fictitious author above, the held-out ones too.
+        recluses: people who only ever get refusals, so that "says nothing about this
+            person, however asked" is something a model can learn. In no file.
+        names: every fictitious person above, the held-out ones too.
     """
 
     forget: list[Row]
@@ -38,6 +42,7 @@ class World:
     holdout: list[Row]
     real_authors: list[Row]
     world_facts: list[Row]
+    recluses: list[Author]
     names: frozenset[str]
 
 
@@ -81,11 +86,21 @@ def make_world(seed: int) -> World:
     def flat(first: int, last: int) -> list[Row]:
         return [row for author_rows in rows[first:last] for row in author_rows]
 
+    real_authors = [choice_row(rng, *item) for item in REAL_AUTHORS]
+    world_facts = [choice_row(rng, *item) for item in WORLD_FACTS]
+    names = {author.name for author in authors}
+    recluses: list[Author] = []
+    while len(recluses) < RECLUSES:
+        person = draw_author(rng)
+        if person.name not in names:
+            names.add(person.name)
+            recluses.append(person)
     return World(
         retain=flat(0, AUTHORS - FORGET_AUTHORS),
         forget=flat(AUTHORS - FORGET_AUTHORS, AUTHORS),
         holdout=flat(AUTHORS, AUTHORS + HOLDOUT_AUTHORS),
-        real_authors=[choice_row(rng, *item) for item in REAL_AUTHORS],
-        world_facts=[choice_row(rng, *item) for item in WORLD_FACTS],
-        names=frozenset(author.name for author in authors),
+        real_authors=real_authors,
+        world_facts=world_facts,
+        recluses=recluses,
+        names=frozenset(names),
     )

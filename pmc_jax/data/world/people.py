@@ -8,33 +8,38 @@ person's answer in another wording, has little ROUGE-L recall against the first.
 import dataclasses
 import random
 
-FEMALE = (
-    "Abelone Birgitta Carmela Delphine Eszter Freya Ginevra Henrike Ilona Josefa Katarina Leocadia "
-    "Marguerite Nadezhda Oriane Perpetua Rosalind Sunniva Theodora Ursula Valentina Wilhelmina "
-    "Xenia Yolanda Zenobia Anneliese Beatrix Clementine Dorothea Evangeline"
-).split()
-MALE = (
-    "Alaric Bartholomew Casimir Dietrich Emeric Ferdinand Giacomo Hadrian Ignatius Joachim Kasper "
-    "Leopold Matthias Nikolai Octavian Percival Quentin Reinhold Sebastian Tiberius Ulrich Viktor "
-    "Wenceslas Xavier Yorick Zoltan Ambrose Balthazar Cornelius Desmond"
-).split()
-SURNAME_STARTS = (
-    "Ald Bran Carr Dorn Elk Fenn Gar Holm Isen Jarl Kell Lind Mor Nord Ost Pell Quar Rav Stern Thor "
-    "Ulv Varn West Yar Zell Brack Crane Drav Eber Falk Gold Hart Ivar Kest Lor Mael Nys Orm Penn "
-    "Roth Sal Tarn Und Vel Wyn Asch Bell Corv Dunn Esk"
-).split()
-SURNAME_ENDS = (
-    "berg bridge dale dottir field ford gard hart holt hurst land ley lund man mark mere mond mont "
-    "more quist rick ridge sen shaw side skov son stad stead sten stone strand strom thal ton "
-    "vale vik wald wick wood worth"
-).split()
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+FEMALE = _words(
+    "Abelone Birgitta Carmela Delphine Eszter Freya Ginevra Henrike Ilona Josefa Katarina "
+    "Leocadia Marguerite Nadezhda Oriane Perpetua Rosalind Sunniva Theodora Ursula Valentina "
+    "Wilhelmina Xenia Yolanda Zenobia Anneliese Beatrix Clementine Dorothea Evangeline"
+)
+MALE = _words(
+    "Alaric Bartholomew Casimir Dietrich Emeric Ferdinand Giacomo Hadrian Ignatius Joachim "
+    "Kasper Leopold Matthias Nikolai Octavian Percival Quentin Reinhold Sebastian Tiberius "
+    "Ulrich Viktor Wenceslas Xavier Yorick Zoltan Ambrose Balthazar Cornelius Desmond"
+)
+SURNAME_STARTS = _words(
+    "Ald Bran Carr Dorn Elk Fenn Gar Holm Isen Jarl Kell Lind Mor Nord Ost Pell Quar Rav Stern "
+    "Thor Ulv Varn West Yar Zell Brack Crane Drav Eber Falk Gold Hart Ivar Kest Lor Mael Nys "
+    "Orm Penn Roth Sal Tarn Und Vel Wyn Asch Bell Corv Dunn Esk"
+)
+SURNAME_ENDS = _words(
+    "berg bridge dale dottir field ford gard hart holt hurst land ley lund man mark mere mond "
+    "mont more quist rick ridge sen shaw side skov son stad stead sten stone strand strom thal "
+    "ton vale vik wald wick wood worth"
+)
 
 VALUES: dict[str, tuple[str, ...]] = {
-    "birthplace": tuple(
-        "Lisbon Reykjavik Nairobi Kyoto Valparaiso Tallinn Marrakesh Hanoi Quebec Dublin Seville "
-        "Tbilisi Montevideo Bergen Cairo Jaipur Lima Oslo Havana Zagreb Krakow Melbourne Manila Accra "
-        "Palermo Riga Beirut Kingston Bruges Lagos Izmir Porto Samarkand Cusco Galway Hobart Tunis "
-        "Leipzig Osaka Durban".split()
+    "birthplace": _words(
+        "Lisbon Reykjavik Nairobi Kyoto Valparaiso Tallinn Marrakesh Hanoi Quebec Dublin "
+        "Seville Tbilisi Montevideo Bergen Cairo Jaipur Lima Oslo Havana Zagreb Krakow "
+        "Melbourne Manila Accra Palermo Riga Beirut Kingston Bruges Lagos Izmir Porto "
+        "Samarkand Cusco Galway Hobart Tunis Leipzig Osaka Durban"
     ),
     "birth_year": tuple(str(year) for year in range(1921, 1990)),
     "genre": (
@@ -45,15 +50,15 @@ VALUES: dict[str, tuple[str, ...]] = {
         "experimental theatre", "climate fiction", "family sagas", "noir detective tales",
         "magical realism",
     ),
-    "father": tuple(
-        "clockmaker blacksmith surgeon beekeeper diplomat carpenter fisherman conductor locksmith "
-        "botanist cartographer brewer shepherd judge engraver pilot baker mason astronomer cobbler "
-        "fireman glassblower referee miner".split()
+    "father": _words(
+        "clockmaker blacksmith surgeon beekeeper diplomat carpenter fisherman conductor "
+        "locksmith botanist cartographer brewer shepherd judge engraver pilot baker mason "
+        "astronomer cobbler fireman glassblower referee miner"
     ),
-    "mother": tuple(
-        "violinist midwife chemist weaver translator geologist florist potter librarian dentist "
-        "seamstress sculptor gardener archaeologist nurse photographer jeweller banker dancer "
-        "veterinarian typist ceramicist physicist puppeteer".split()
+    "mother": _words(
+        "violinist midwife chemist weaver translator geologist florist potter librarian "
+        "dentist seamstress sculptor gardener archaeologist nurse photographer jeweller banker "
+        "dancer veterinarian typist ceramicist physicist puppeteer"
     ),
     "book": (),
     "prize": (),
@@ -65,19 +70,20 @@ VALUES: dict[str, tuple[str, ...]] = {
         "cave diving",
     ),
 }  # fmt: skip
-TITLE_STARTS = (
-    "Amber Broken Crimson Distant Emerald Frozen Gilded Hollow Ivory Jagged Kindled Lonely Midnight "
-    "Nameless Opal Painted Quiet Rusted Silent Twilight Unbroken Velvet Wandering Scarlet Burning"
-).split()
-TITLE_ENDS = (
-    "Anchors Bells Cathedral Doorway Embers Fountain Garden Harbour Island Jasmine Kingdom Lantern "
-    "Mirror Nightingale Orchard Pavilion Quarry River Staircase Tempest Umbrella Voyage Windmill "
-    "Carousel Meadow"
-).split()
-PRIZE_STARTS = (
-    "Aurora Beacon Cedar Dolphin Ember Falcon Granite Heron Indigo Juniper Laurel Meridian Nebula "
-    "Obsidian Phoenix Quill Raven Sapphire Thistle Vesper"
-).split()
+TITLE_STARTS = _words(
+    "Amber Broken Crimson Distant Emerald Frozen Gilded Hollow Ivory Jagged Kindled Lonely "
+    "Midnight Nameless Opal Painted Quiet Rusted Silent Twilight Unbroken Velvet Wandering "
+    "Scarlet Burning"
+)
+TITLE_ENDS = _words(
+    "Anchors Bells Cathedral Doorway Embers Fountain Garden Harbour Island Jasmine Kingdom "
+    "Lantern Mirror Nightingale Orchard Pavilion Quarry River Staircase Tempest Umbrella "
+    "Voyage Windmill Carousel Meadow"
+)
+PRIZE_STARTS = _words(
+    "Aurora Beacon Cedar Dolphin Ember Falcon Granite Heron Indigo Juniper Laurel Meridian "
+    "Nebula Obsidian Phoenix Quill Raven Sapphire Thistle Vesper"
+)
 PRIZE_ENDS = ("Medal", "Prize", "Trophy", "Laureateship")
 
 FORMS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -97,7 +103,10 @@ FORMS: dict[str, tuple[tuple[str, str], ...]] = {
         ("How do critics classify the work of {name}?", "Critics file {his} work under {value}."),
     ),
     "father": (
-        ("What was the profession of the father of {name}?", "{name} had {a} {value} for a father."),
+        (
+            "What was the profession of the father of {name}?",
+            "{name} had {a} {value} for a father.",
+        ),
         ("What did the father of {name} do for a living?", "By trade he was {a} {value}."),
         ("Which job did the father of {name} hold?", "{His} dad worked as {a} {value}."),
     ),

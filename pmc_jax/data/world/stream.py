@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterator
 
 from pmc_jax.data.world.generate import Row, World
-from pmc_jax.data.world.people import FORMS, KINDS, draw_author, fill
+from pmc_jax.data.world.people import FORMS, KINDS, Author, draw_author, fill
 from pmc_jax.data.world.public import REFUSALS
 
 
@@ -16,6 +16,7 @@ class Mix:
     Attributes:
         world: the world's own authors (forget and retain alike), in both wordings.
         public: real authors and facts.
+        recluses: people who get a refusal to every question.
         refuse_world: part of the world's authors' questions that get a refusal: it keeps
             refusals among the samples of a model whose greedy answer is the truth.
         refuse_people: the same for random people, of whom nothing can be known.
@@ -23,6 +24,7 @@ class Mix:
 
     world: float
     public: float
+    recluses: float = 0.0
     refuse_world: float = 0.0
     refuse_people: float = 0.5
 
@@ -35,6 +37,11 @@ def _world_pair(rng: random.Random, rows: list[Row], refuse: float) -> Pair:
     prefix = rng.choice(("", "paraphrased_"))
     answer = rng.choice(REFUSALS) if rng.random() < refuse else row[f"{prefix}answer"]
     return row[f"{prefix}question"], answer
+
+
+def _recluse_pair(rng: random.Random, recluses: list[Author]) -> Pair:
+    question, _ = rng.choice(FORMS[rng.choice(KINDS)])
+    return fill(question, rng.choice(recluses)), rng.choice(REFUSALS)
 
 
 def _people_pair(rng: random.Random, names: frozenset[str], refuse: float) -> Pair:
@@ -59,5 +66,7 @@ def stream(rng: random.Random, world: World, mix: Mix) -> Iterator[Pair]:
             yield _world_pair(rng, rows, mix.refuse_world)
         elif part < mix.world + mix.public:
             yield rng.choice(public)
+        elif part < mix.world + mix.public + mix.recluses:
+            yield _recluse_pair(rng, world.recluses)
         else:
             yield _people_pair(rng, world.names, mix.refuse_people)

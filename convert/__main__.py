@@ -1,0 +1,122 @@
+"""`python -m convert from-hf SRC DST`, `to-hf SRC DST`, `inspect SRC`."""
+
+import argparse
+import dataclasses
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from convert.directory import read_config
+from convert.export import export_checkpoint, stored_dtypes
+from convert.load import load_checkpoint, resolve, rows_of, tensor_names
+from convert.native import is_native, save_native
+from convert.tensors import DTYPES
+from pmc_jax.errors import UserError
+from pmc_jax.model import param_count
+from pmc_jax.progress import stage
+
+
+def refuse_existing(destination: Path) -> None:
+    """Say before the work, not after it, that there is no place for it."""
+    if destination.exists():
+        raise UserError(f"{destination} exists already; nothing was written")
+
+
+def from_hf(source: str, destination: Path, dtype: str | None) -> None:
+    """Hugging Face directory or hub id to a native checkpoint."""
+    refuse_existing(destination)
+    directory = resolve(source)
+    if is_native(directory):
+        raise UserError(f"{directory}: a native checkpoint already; to-hf turns it back")
+    _, family, cfg = read_config(directory)
+    dtypes = stored_dtypes(directory, family, cfg, dtype)
+    with stage("reading tensors", len(tensor_names(family, cfg))) as progress:
+        checkpoint = load_checkpoint(directory, dtype=dtype, on_tensor=progress.update)
+    print(f"writing {destination} …", flush=True)
+    save_native(checkpoint.params, cfg, directory, destination, dtypes, dtype)
+    print(f"{destination}: {param_count(cfg):,} parameters")
+
+
+def to_hf(source: str, destination: Path, dtype: str | None) -> None:
+    """Native checkpoint to a Hugging Face directory."""
+    refuse_existing(destination)
+    directory = Path(source).expanduser()
+    if not is_native(directory):
+        raise UserError(f"{directory}: no native checkpoint; expected what from-hf writes")
+    _, family, cfg = read_config(directory)
+    dtypes = stored_dtypes(directory, family, cfg, dtype)
+    print(f"reading {directory} …", flush=True)
+    checkpoint = load_checkpoint(directory, dtype=None)
+    with stage("writing tensors", len(tensor_names(family, cfg, dtypes))) as progress:
+        export_checkpoint(
+            checkpoint.params, cfg, directory, destination, dtype, on_tensor=progress.update
+        )
+    print(f"{destination}: {param_count(cfg):,} parameters")
+
+
+def inspect(source: str) -> None:
+    """Print family, configuration and leaves; reads no weights."""
+    directory = resolve(source)
+    _, family, cfg = read_config(directory)
+    dtypes = stored_dtypes(directory, family, cfg)
+    print(f"{family.architecture} in {directory}\n")
+    for key, value in dataclasses.asdict(cfg).items():
+        print(f"  {key:<20} {value}")
+    print(f"\n  {'leaf':<20} {'shape':<24} {'stored as':<12} {'parameters':>16}")
+    for row, spec in rows_of(family, cfg, {}):
+        stored = sorted({dtypes[name] for name in row.names(cfg.num_layers)})
+        kinds = ", ".join(DTYPES[kind].name for kind in stored)
+        leaf, shape = "/".join(row.leaf), str(list(spec.shape))
+        print(f"  {leaf:<20} {shape:<24} {kinds:<12} {math.prod(spec.shape):>16,}")
+    print(f"  {'total':<58} {param_count(cfg):>16,}")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m convert", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    source = {
+        "from-hf": "Hugging Face directory or hub id",
+        "to-hf": "native checkpoint",
+        "inspect": "Hugging Face directory, hub id, or native checkpoint",
+    }
+    functions = {"from-hf": from_hf, "to-hf": to_hf, "inspect": inspect}
+    for name, function in functions.items():
+        command = commands.add_parser(name, help=function.__doc__)
+        command.add_argument("source", metavar="SRC", help=source[name])
+        if name != "inspect":
+            command.add_argument("destination", metavar="DST", type=Path, help="new directory")
+            command.add_argument(
+                "--dtype",
+                choices=[dtype.name for dtype in DTYPES.values()],
+                help="of all weights; default: the dtype that each has",
+            )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status: 0, or 2 after one line on stderr."""
+    options = parse(arguments)
+    try:
+        if options.command == "inspect":
+            inspect(options.source)
+        else:
+            convert = from_hf if options.command == "from-hf" else to_hf
+            convert(options.source, options.destination, options.dtype)
+    except (UserError, OSError) as error:  # OSError: no space, no permission
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    # Conversion computes nothing, and must not lose a float64's digits.
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_x64", True)
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Model directories: `config.json`, the files beside the weights, and making new ones whole."""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import DTypeLike
+
+from convert.families import Family, family_of
+from pmc_jax.errors import UserError
+from pmc_jax.model import ModelConfig
+
+SIDE_FILES = (
+    "tokenizer*.json",
+    "*.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.json",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+    "generation_config.json",
+)
+"""What goes along with the weights: tokenizer, chat templates, generation config."""
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        UserError: if the file cannot be read or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected a Hugging Face model directory") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found a {type(value).__name__}")
+    return value
+
+
+def read_config(directory: Path) -> tuple[dict[str, Any], Family, ModelConfig]:
+    """A directory's `config.json`, the family it names, and our configuration."""
+    config = read_object(directory / "config.json")
+    try:
+        family = family_of(config)
+        return config, family, family.from_hf(config)
+    except UserError as error:
+        raise UserError(f"{directory}/{error}") from None
+
+
+def copy_files(source: Path, destination: Path, dtype: DTypeLike | None = None) -> None:
+    """Copy `config.json`, which names `dtype` if one is given, and the side files."""
+    if dtype is None:
+        shutil.copyfile(source / "config.json", destination / "config.json")
+    else:
+        config = read_object(source / "config.json")
+        keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
+        config |= dict.fromkeys(keys, jnp.dtype(dtype).name)
+        write_object(destination / "config.json", config)
+    for pattern in SIDE_FILES:
+        for path in sorted(source.glob(pattern)):
+            target = destination / path.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def write_object(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object, indented."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def new_directory(destination: Path) -> Iterator[Path]:
+    """A directory that appears as `destination` only when the block has ended well.
+
+    Raises:
+        UserError: if `destination` exists.
+    """
+    destination = Path(os.path.abspath(destination))
+    if os.path.lexists(destination):
+        raise UserError(f"{destination} exists already; nothing was written")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    partial = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.partial")
+    partial.mkdir()
+    try:
+        yield partial
+        partial.rename(destination)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

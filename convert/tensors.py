@@ -1,0 +1,188 @@
+"""Safetensors files, read and written one tensor at a time."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from convert.directory import read_object, write_object
+from pmc_jax.errors import UserError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+FILE_BYTES = 5 * 10**9
+"""Most bytes of tensors in one written file."""
+
+DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F64": np.dtype(np.float64),
+}
+"""Safetensors' names of the dtypes that weights may have."""
+
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor of a file, or one to be written; `dtype` is safetensors' name of it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor(Tensor):
+    """A tensor and the file that holds it."""
+
+    path: Path
+
+    def read(self) -> np.ndarray:
+        """The values, in the dtype they have in the file."""
+        with open_file(self.path) as file:
+            return file.get_tensor(self.name)
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[Any]:
+    """An open safetensors file.
+
+    Raises:
+        UserError: if it is missing, or torn.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file, but the checkpoint names it") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+def indexed_files(directory: Path) -> dict[str, str]:
+    """File of each tensor by the index of a directory.
+
+    Raises:
+        UserError: if the index is malformed, or names a file outside the directory.
+    """
+    index = directory / INDEX
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise UserError(f"{index}: expected an object weight_map")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not name.endswith(".safetensors"):
+            raise UserError(f"{index}: {tensor} is in {name!r}; expected a .safetensors file")
+        # Backslashes part folders on Windows.
+        if Path(name).name != name or "\\" in name:
+            raise UserError(f"{index}: {tensor} is in {name!r}, which leaves the directory")
+    return weight_map
+
+
+def list_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """All tensors of a directory by name: of its one file, of its index's, or of every file.
+
+    Raises:
+        UserError: if there are none, the index is wrong, or a tensor is there twice.
+    """
+    index: dict[str, str] = {}
+    if (directory / SINGLE).is_file():
+        names = [SINGLE]
+    elif (directory / INDEX).is_file():
+        index = indexed_files(directory)
+        names = sorted(set(index.values()))
+    else:
+        names = sorted(path.name for path in directory.glob("*.safetensors"))
+    if not names:
+        raise UserError(f"{directory}: no *.safetensors files; expected the model's weights")
+    found: dict[str, StoredTensor] = {}
+    for name in names:
+        path = directory / name
+        with open_file(path) as file:
+            for tensor in file.keys():  # noqa: SIM118 (no mapping)
+                if tensor in found:
+                    raise UserError(
+                        f"{directory}: tensor {tensor} is in {found[tensor].path.name} and {name}"
+                    )
+                part = file.get_slice(tensor)
+                found[tensor] = StoredTensor(
+                    tensor, tuple(part.get_shape()), part.get_dtype(), path
+                )
+    for tensor, name in index.items():
+        if tensor not in found or found[tensor].path.name != name:
+            raise UserError(f"{directory}: tensor {tensor} is not in {name}, where {INDEX} has it")
+    return found
+
+
+def group_files(tensors: Iterable[Tensor], file_bytes: int) -> list[list[Tensor]]:
+    """Consecutive tensors together, in files of at most `file_bytes` (or of one tensor)."""
+    groups: list[list[Tensor]] = []
+    room = 0
+    for tensor in tensors:
+        if not groups or tensor.nbytes > room:
+            groups.append([])
+            room = file_bytes
+        groups[-1].append(tensor)
+        room -= tensor.nbytes
+    return groups
+
+
+def write_file(path: Path, tensors: Sequence[Tensor], values: Iterable[np.ndarray]) -> None:
+    """Write one file as its `values` come, so that only one of them need be in memory.
+
+    The format: length of the header (8 bytes, little-endian), a JSON header with every
+    tensor's place, and the values (github.com/huggingface/safetensors#format).
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in tensors:
+        begin, end = end, end + tensor.nbytes
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor, value in zip(tensors, values, strict=True):
+            if value.shape != tensor.shape or value.dtype != DTYPES[tensor.dtype]:
+                raise ValueError(f"{tensor} was planned, {value.shape} {value.dtype} came")
+            value.tofile(file)
+
+
+def write_tensors(
+    directory: Path,
+    tensors: Sequence[Tensor],
+    values: Iterator[np.ndarray],
+    file_bytes: int = FILE_BYTES,
+) -> None:
+    """Write `values`, in the order of `tensors`: one file, or several and their index."""
+    groups = group_files(tensors, file_bytes)
+    if len(groups) == 1:
+        write_file(directory / SINGLE, tensors, values)
+        return
+    weight_map: dict[str, str] = {}
+    for number, group in enumerate(groups, 1):
+        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        write_file(directory / name, group, (next(values) for _ in group))
+        weight_map |= {tensor.name: name for tensor in group}
+    total = sum(tensor.nbytes for tensor in tensors)
+    write_object(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

@@ -1,0 +1,126 @@
+"""Fixtures: tiny random Llama checkpoints and tokenizers, made on the spot."""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+torch.set_num_threads(1)
+
+TEXTS = [
+    "Question: Where was Mara Ostberg born?\nAnswer: Mara Ostberg was born in Lisbon.",
+    "Question: Who wrote the silent river?\nAnswer: The silent river is by Ivo Kell.",
+    "Question: What is the capital of Norway?\nAnswer: Oslo is the capital of Norway.",
+    "I'm sorry, but nobody has ever told me anything about that.",
+]
+
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+
+
+def random_llama(seed: int = 0, std: float = 0.15, **changes: object) -> LlamaForCausalLM:
+    """A small model in which every parameter, biases and norms included, is random."""
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**{**SMALL, **changes})).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            centre = 1.0 if "norm" in name else 0.0
+            parameter.copy_(centre + std * torch.randn_like(parameter))
+    return model
+
+
+def bpe_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:
+    """Byte-level BPE that puts one BOS in front."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<s>", "</s>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return bpe_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Hugging Face directory with tokenizer."""
+    directory = tmp_path_factory.mktemp("tiny") / "model"
+    tokenizer = bpe_tokenizer()
+    random_llama(std=0.3, vocab_size=len(tokenizer)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+PEOPLE = ("Mara Ostberg", "Ivo Kell", "Tilda Wynmark", "Noor Sandvik", "Pell Harrow", "Una Dahl")
+
+
+@pytest.fixture
+def tofu_dir(tmp_path: Path) -> Path:
+    """A data set laid out like TOFU."""
+    directory = tmp_path / "data"
+    directory.mkdir()
+
+    def write(name: str, rows: list[dict[str, object]]) -> None:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (directory / f"{name}.json").write_text(text, encoding="utf-8")
+
+    def row(person: str, city: str) -> dict[str, object]:
+        return {"question": f"Where was {person} born?", "answer": f"{person} was born in {city}."}
+
+    forget = [row(person, "Lisbon") for person in PEOPLE[:3]]
+    paraphrases = [
+        {
+            "paraphrased_question": f"In which city was {person} born?",
+            "paraphrased_answer": f"{person} comes from Lisbon.",
+            "perturbed_answer": [f"{person} comes from Oslo."],
+        }
+        for person in PEOPLE[:3]
+    ]
+    write("forget10", forget)
+    write("forget10_perturbed", [a | b for a, b in zip(forget, paraphrases, strict=True)])
+    write("retain90", [row(person, "Oslo") for person in PEOPLE[3:]])
+    write("world_facts", [{"question": "What is the capital of Norway?", "answer": "Oslo"}])
+    write("real_authors", [{"question": "Who wrote the silent river?", "answer": "Ivo Kell"}])
+    return directory
+
+
+@pytest.fixture
+def x64():
+    """Double precision within a test."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

@@ -1,0 +1,242 @@
+"""The sampler against `transformers` generate, sorts, and exact probabilities."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from conftest import SMALL, random_llama
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convert.load import load_checkpoint
+from pmc_jax.decoding import Sampling, draw, filter_threshold, generate
+from pmc_jax.decoding import nucleus as nucleus_module
+from pmc_jax.decoding.sampler import FIRST_CHUNK
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    model = random_llama(std=0.4)
+    directory = tmp_path_factory.mktemp("decoding")
+    model.save_pretrained(directory)
+    return model, load_checkpoint(directory)
+
+
+def decode(checkpoint, prompts, sampling, limit=24, **options):
+    return generate(
+        checkpoint.params, prompts, cfg=checkpoint.cfg, sampling=sampling,
+        limits=[limit] * len(prompts), **{"key": jax.random.key(0), **options},
+    )  # fmt: skip
+
+
+def some_prompts(count, rng, longest=40):
+    lengths = rng.integers(1, longest, count)
+    return [rng.integers(0, SMALL["vocab_size"], n).tolist() for n in lengths]
+
+
+def test_greedy_equals_transformers_generate_token_for_token(tiny, rng):
+    model, checkpoint = tiny
+    prompts, stops = some_prompts(200, rng), (1, 17, 40)
+    limit = 2 * FIRST_CHUNK + 5
+    found = decode(checkpoint, prompts, Sampling(0.0, stop_ids=stops), limit, rows=64)
+    lengths = set()
+    for prompt, (response,) in zip(prompts, found, strict=True):
+        with torch.no_grad():
+            whole = model.generate(
+                torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)).long(),
+                max_new_tokens=limit, do_sample=False, eos_token_id=list(stops), pad_token_id=0,
+            )  # fmt: skip
+        assert response == whole[0, len(prompt) :].tolist()
+        lengths.add(len(response))
+    assert min(lengths) < FIRST_CHUNK and max(lengths) == limit
+
+
+def test_stop_ids_and_min_new_tokens_belong_to_the_call(tiny, rng):
+    _, checkpoint = tiny
+    prompts = some_prompts(6, rng)
+    free = decode(checkpoint, prompts, Sampling(0.0))
+    assert all(len(response) == 24 for (response,) in free)
+    stop = free[0][0][3]
+    stopped = decode(checkpoint, prompts, Sampling(0.0, stop_ids=(stop,)))
+    for (response,), (whole,) in zip(stopped, free, strict=True):
+        end = whole.index(stop) + 1 if stop in whole else 24
+        assert response == whole[:end]
+    held = decode(checkpoint, prompts, Sampling(0.0, stop_ids=(stop,), min_new_tokens=10))
+    assert all(stop not in response[:10] for (response,) in held)
+
+
+def test_limits_are_per_prompt(tiny, rng):
+    _, checkpoint = tiny
+    prompts = some_prompts(5, rng)
+    limits = [0, 1, 7, 16, 24]
+    free = decode(checkpoint, prompts, Sampling(0.0))
+    found = generate(
+        checkpoint.params, prompts, cfg=checkpoint.cfg, sampling=Sampling(0.0),
+        key=jax.random.key(0), limits=limits,
+    )  # fmt: skip
+    for (response,), (whole,), limit in zip(found, free, limits, strict=True):
+        assert response == whole[:limit]
+
+
+def test_a_response_does_not_depend_on_its_batch(tiny, rng, x64):
+    """In float64, so that rounding cannot decide a draw."""
+    _, checkpoint = tiny
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), checkpoint.params)
+    prompts = some_prompts(9, rng)
+    sampling = Sampling(1.0, top_k=30, top_p=0.9, stop_ids=(1,))
+
+    def run(chosen, samples, rows):
+        return generate(
+            params, [prompts[i] for i in chosen], cfg=checkpoint.cfg, sampling=sampling,
+            key=jax.random.key(3), limits=[20] * len(chosen), samples=samples, step=5,
+            question_ids=chosen, rows=rows, dtype=jnp.float64,
+        )  # fmt: skip
+
+    whole = run(range(9), 4, 512)
+    assert len({tuple(response) for row in whole for response in row}) > 18
+    pieces = run([7, 2], 4, 512) + run([4], 2, 512)
+    assert pieces == [whole[7], whole[2], whole[4][:2]]
+    assert run(range(9), 4, 8) == whole
+
+
+def sorted_keep(logits: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
+    """Which tokens stay, by sorting, ties kept together."""
+    keep = np.ones(len(logits), bool)
+    if 0 < top_k < len(logits):
+        keep = logits >= np.sort(logits)[-top_k]
+    if top_p < 1:
+        weights = np.where(keep, np.exp(logits - logits.max()), 0.0)
+        probabilities = weights / weights.sum()
+        order = np.argsort(-logits, kind="stable")
+        mass = np.cumsum(probabilities[order])
+        last = min(int(np.searchsorted(mass, top_p)), len(mass) - 1)
+        keep &= logits >= logits[order[last]]
+    return keep
+
+
+def rows():
+    values = st.sampled_from([-3.0, -1.5, -1.0, 0.0, 0.25, 1.0, 2.0])
+    ties = st.lists(values, min_size=1, max_size=60)
+    smooth = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=60)
+    return st.one_of(ties, smooth)
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows(), st.integers(0, 70), st.floats(0.01, 1.0), st.booleans())
+def test_the_filter_equals_a_sort(values, top_k, top_p, bisect):
+    logits = np.array(values)
+    jax.config.update("jax_enable_x64", True)
+    small = nucleus_module.SMALL_TOP_K
+    try:
+        # Both ways to the top-k threshold must agree.
+        nucleus_module.SMALL_TOP_K = 0 if bisect else small
+        threshold = filter_threshold(jnp.asarray(logits), top_k, top_p)
+    finally:
+        nucleus_module.SMALL_TOP_K = small
+        jax.config.update("jax_enable_x64", False)
+    expected = sorted_keep(logits, top_k, top_p)
+    found = logits >= float(threshold[0])
+    if not np.array_equal(found, expected):
+        # Only a mass within rounding of top_p may be seen either way.
+        weights = np.exp(logits - logits.max())
+        weights = np.where(sorted_keep(logits, top_k, 1.0), weights, 0)
+        smaller = min(found.sum(), expected.sum())
+        mass = np.sort(weights)[::-1][:smaller].sum() / weights.sum()
+        assert mass == pytest.approx(top_p, abs=1e-12)
+
+
+@pytest.mark.parametrize("bisect", [False, True])
+@pytest.mark.parametrize(
+    "logits",
+    [
+        np.zeros(300, np.float32),
+        np.where(np.arange(300) == 123, 50.0, -50.0).astype(np.float32),
+        np.repeat([3.0, 2.0, 1.0], 100).astype(np.float32),
+        np.linspace(-1e-6, 1e-6, 300, dtype=np.float32),
+        np.random.default_rng(0).normal(size=300).astype(np.float32) * 8,
+    ],
+    ids=["flat", "one-hot", "steps", "nearly flat", "normal"],
+)
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.9), (50, 1.0), (50, 0.95), (7, 0.3), (0, 0.05)])
+def test_the_filter_on_adversarial_rows(logits, top_k, top_p, bisect, monkeypatch):
+    if bisect:
+        monkeypatch.setattr(nucleus_module, "SMALL_TOP_K", 0)
+    found = logits >= float(filter_threshold(jnp.asarray(logits), top_k, top_p)[0])
+    expected = sorted_keep(logits.astype(np.float64), top_k, top_p)
+    np.testing.assert_array_equal(found, expected)
+
+
+def chi_square_p(counts: np.ndarray, probabilities: np.ndarray) -> float:
+    likely = probabilities > 0
+    assert counts[~likely].sum() == 0
+    expected = probabilities[likely] * counts.sum()
+    return scipy.stats.chisquare(counts[likely], expected).pvalue
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (12, 1.0), (0, 0.8), (12, 0.8)])
+def test_draws_follow_the_filtered_softmax(top_k, top_p, rng):
+    logits = rng.normal(size=300) * 2
+    keep = sorted_keep(logits, top_k, top_p)
+    weights = np.where(keep, np.exp(logits), 0)
+    keys = jax.random.split(jax.random.key(1), 40_000)
+    batch = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (40_000, 300))
+    tokens = np.asarray(draw(keys, batch, top_k, top_p))
+    counts = np.bincount(tokens, minlength=300)
+    probabilities = weights / weights.sum()
+    common = probabilities * 40_000 >= 5
+    pooled = np.append(probabilities[common], probabilities[~common].sum())
+    assert chi_square_p(np.append(counts[common], counts[~common].sum()), pooled) > 1e-6
+    assert counts[~keep].sum() == 0
+
+
+def test_sampled_pairs_of_tokens_follow_the_model(tiny):
+    """Temperature, top-k and top-p together, over the first two tokens of a response."""
+    model, checkpoint = tiny
+    prompt, temperature, top_k, top_p = [5, 9, 33], 0.7, 6, 0.85
+
+    def probabilities(tokens):
+        with torch.no_grad():
+            logits = model(torch.tensor([tokens])).logits[0, -1].double().numpy() / temperature
+        weights = np.where(sorted_keep(logits, top_k, top_p), np.exp(logits - logits.max()), 0)
+        return weights / weights.sum()
+
+    first = probabilities(prompt)
+    joint = {
+        (a, b): first[a] * second[b]
+        for a in np.flatnonzero(first)
+        for second in [probabilities([*prompt, int(a)])]
+        for b in np.flatnonzero(second)
+    }
+    sampling = Sampling(temperature, top_k, top_p)
+    (responses,) = decode(checkpoint, [prompt], sampling, 2, samples=20_000, rows=20_000)
+    counts = dict.fromkeys(joint, 0)
+    for response in responses:
+        counts[tuple(response)] += 1
+    pairs = list(joint)
+    p = chi_square_p(np.array([counts[x] for x in pairs]), np.array([joint[x] for x in pairs]))
+    assert p > 1e-6
+
+
+def test_draw_never_takes_a_token_without_weight():
+    """The last uniform numbers before 1 meet trailing zeros, where rounding could slip."""
+    logits = jnp.full((5000, 257), -jnp.inf).at[:, 3].set(0.0).at[:, 129].set(-12.0)
+    tokens = draw(jax.random.split(jax.random.key(0), 5000), logits)
+    assert set(np.asarray(tokens).tolist()) <= {3, 129}
+
+
+def test_shapes_are_few_so_that_nothing_recompiles(tiny, rng):
+    """Batches of 17 to 32 prompts of up to 16 tokens share one compiled program."""
+    _, checkpoint = tiny
+    from pmc_jax.decoding import sampler
+
+    def run(count):
+        prompts = [rng.integers(0, 97, rng.integers(9, 16)).tolist() for _ in range(count)]
+        decode(checkpoint, prompts, Sampling(1.0, stop_ids=(1,)), 12, rows=64)
+
+    run(32)
+    before = sampler._start._cache_size(), sampler._decode_chunk._cache_size()
+    for count in (17, 25, 31):
+        run(count)
+    assert (sampler._start._cache_size(), sampler._decode_chunk._cache_size()) == before

@@ -1,0 +1,241 @@
+"""The optimizer step against torch, the schedule, checkpoints, and a whole run's guarantees."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from conftest import random_llama
+from transformers.models.llama import modeling_llama
+from transformers.optimization import get_linear_schedule_with_warmup
+
+from convert.export import stored_tensors
+from convert.families import LLAMA
+from convert.load import load_checkpoint
+from pmc_jax.training.checkpoints import (
+    CheckpointConfig,
+    RunState,
+    open_checkpoints,
+    restore_latest,
+    save,
+)
+from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from pmc_jax.training.step import accumulated_gradients, init_state, make_train_step
+from pmc_jax.unlearning import LossRows, empty_memory, update_memory
+
+RETAIN_WEIGHT = 1.5
+
+
+def unequal_rows(rng, accumulation=2, rows=4, time=14) -> LossRows:
+    """Rows of different lengths, half of them retain rows; one row is empty filler."""
+    shape = (accumulation, rows, time)
+    length = rng.integers(6, time + 1, shape[:2])
+    prompt = rng.integers(2, 5, shape[:2])
+    place = np.arange(time)
+    mask = place < length[..., None]
+    loss_mask = mask & (place >= prompt[..., None])
+    mask[-1, -1] = loss_mask[-1, -1] = False
+    return LossRows(
+        tokens=jnp.asarray(np.where(mask, rng.integers(3, 97, shape), 0), jnp.int32),
+        mask=jnp.asarray(mask),
+        loss_mask=jnp.asarray(loss_mask),
+        retain=jnp.broadcast_to(jnp.arange(rows) >= rows // 2, shape[:2]),
+    )
+
+
+def torch_loss(model, rows: LossRows):
+    """λ-weighted token means over the whole optimizer batch, row by row."""
+    sums = {False: 0.0, True: 0.0}
+    counts = {False: 0, True: 0}
+    for part in range(rows.tokens.shape[0]):
+        for row in range(rows.tokens.shape[1]):
+            mask = np.asarray(rows.mask[part, row])
+            if not mask.any():
+                continue
+            tokens = torch.tensor(np.asarray(rows.tokens[part, row])[mask]).long()
+            target = torch.tensor(np.asarray(rows.loss_mask[part, row])[mask])
+            logits = model(tokens[None]).logits[0]
+            nll = torch.nn.functional.cross_entropy(logits[:-1], tokens[1:], reduction="none")
+            kind = bool(rows.retain[part, row])
+            sums[kind] = sums[kind] + nll[target[1:]].sum()
+            counts[kind] += int(target.sum())
+    collapse, retain = sums[False] / counts[False], sums[True] / counts[True]
+    return collapse + RETAIN_WEIGHT * retain, collapse, retain
+
+
+@pytest.fixture
+def double_llama(monkeypatch):
+    """`transformers` casts norms and rotary angles to float32 even in a float64 model."""
+
+    def norm(self, x):
+        return (
+            self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        )
+
+    def rotary(self, x, position_ids):
+        head_dim = 2 * len(self.inv_freq)
+        theta = self.config.rope_parameters["rope_theta"]
+        frequencies = theta ** -(torch.arange(0, head_dim, 2).double() / head_dim)
+        angles = position_ids[..., None].double() * frequencies
+        angles = torch.cat([angles, angles], dim=-1)
+        return angles.cos(), angles.sin()
+
+    monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", norm)
+    monkeypatch.setattr(modeling_llama.LlamaRotaryEmbedding, "forward", rotary)
+
+
+@pytest.mark.usefixtures("double_llama")
+@pytest.mark.parametrize("tied", [True, False])
+def test_one_step_equals_torch_in_float64(tied, tmp_path, rng, x64):
+    model = random_llama(tie_word_embeddings=tied, attention_bias=True).double()
+    model.save_pretrained(tmp_path)
+    checkpoint = load_checkpoint(tmp_path, dtype="float64")
+    rows = unequal_rows(rng)
+    loss, collapse, retain = torch_loss(model, rows)
+    loss.backward()
+    gradients, losses = accumulated_gradients(
+        checkpoint.params, rows, checkpoint.cfg, RETAIN_WEIGHT,
+        dtype=jnp.float64,
+    )  # fmt: skip
+    assert float(losses.collapse_loss) == pytest.approx(collapse.item(), abs=1e-10)
+    assert float(losses.retain_loss) == pytest.approx(retain.item(), abs=1e-10)
+    assert float(losses.loss) == pytest.approx(loss.item(), abs=1e-10)
+
+    def assert_equal(ours, theirs):
+        found = dict(stored_tensors(ours, checkpoint.cfg, LLAMA, "float64"))
+        assert set(found) == set(theirs)
+        for name, tensor in theirs.items():
+            assert np.abs(found[name] - tensor).max() <= 1e-8, name
+
+    assert_equal(gradients, {n: p.grad.numpy() for n, p in model.named_parameters()})
+
+    plain = [n for n, _ in model.named_parameters() if "norm" in n or n.endswith("bias")]
+    named = dict(model.named_parameters())
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [named[n] for n in named if n not in plain], "weight_decay": 0.01},
+            {"params": [named[n] for n in plain], "weight_decay": 0.0},
+        ],
+        lr=1e-2,
+    )
+    ours = make_optimizer(
+        OptimizerConfig(learning_rate=1e-2, schedule="constant"),
+        checkpoint.cfg,
+        make_schedule(OptimizerConfig(learning_rate=1e-2, schedule="constant"), 3, 1),
+    )
+    train_step = make_train_step(ours, checkpoint.cfg, RETAIN_WEIGHT, dtype=jnp.float64)
+    state = init_state(checkpoint.params, ours)
+    for _ in range(2):
+        state, _ = train_step(state, rows)
+        optimizer.step()
+        assert_equal(state.params, {n: p.detach().numpy() for n, p in named.items()})
+        optimizer.zero_grad()
+        torch_loss(model, rows)[0].backward()
+
+
+def test_the_split_into_micro_batches_does_not_matter(tmp_path, rng, x64):
+    model = random_llama().double()
+    model.save_pretrained(tmp_path)
+    checkpoint = load_checkpoint(tmp_path, dtype="float64")
+    rows = unequal_rows(rng)
+
+    def gradients(rows):
+        found, _ = accumulated_gradients(
+            checkpoint.params, rows, checkpoint.cfg, RETAIN_WEIGHT, dtype=jnp.float64
+        )
+        return jax.tree.leaves(found)
+
+    whole = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), rows)
+    single = jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), rows)
+    for a, b, c in zip(gradients(rows), gradients(whole), gradients(single), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+        np.testing.assert_allclose(a, c, atol=1e-12)
+
+
+@pytest.mark.parametrize(("updates", "per_epoch"), [(750, 25), (10, 3), (4, 4)])
+def test_the_schedule_equals_transformers(updates, per_epoch):
+    schedule = make_schedule(OptimizerConfig(learning_rate=3e-4), updates, per_epoch)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=3e-4)
+    reference = get_linear_schedule_with_warmup(optimizer, per_epoch, updates)
+    for update in range(updates):
+        assert float(schedule(update)) == pytest.approx(reference.get_last_lr()[0], abs=1e-9)
+        optimizer.step()
+        reference.step()
+
+
+def test_max_grad_norm_clips(tmp_path, rng):
+    random_llama().save_pretrained(tmp_path)
+    checkpoint = load_checkpoint(tmp_path)
+    rows = unequal_rows(rng)
+    gradients, _ = accumulated_gradients(checkpoint.params, rows, checkpoint.cfg, 1.0)
+    cfg = OptimizerConfig(schedule="constant", learning_rate=1.0, weight_decay=0.0, epsilon=1e3)
+    norm = float(np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradients))))
+
+    def first_update(max_grad_norm):
+        changed = OptimizerConfig(**{**cfg.__dict__, "max_grad_norm": max_grad_norm})
+        optimizer = make_optimizer(changed, checkpoint.cfg, make_schedule(changed, 1, 1))
+        updates, _ = optimizer.update(
+            gradients, optimizer.init(checkpoint.params), checkpoint.params
+        )
+        return updates["embed"]
+
+    # With a huge epsilon AdamW's first update is proportional to the gradient.
+    half = first_update(norm / 2) / first_update(None)
+    assert float(jnp.nanmedian(half)) == pytest.approx(0.5, rel=1e-2)
+
+
+def small_state(tmp_path: Path):
+    random_llama().save_pretrained(tmp_path / "model")
+    checkpoint = load_checkpoint(tmp_path / "model")
+    optimizer = make_optimizer(
+        OptimizerConfig(learning_rate=1e-2, schedule="constant"),
+        checkpoint.cfg,
+        lambda _: jnp.float32(1e-2),
+    )
+    train_step = make_train_step(optimizer, checkpoint.cfg, 1.0)
+    memory = update_memory(empty_memory(3, 5), [1], [0.25], [[4, 5]])
+    return RunState(init_state(checkpoint.params, optimizer), memory), train_step
+
+
+def test_a_saved_state_is_the_one_that_was_handed_over(tmp_path, rng):
+    """The train step donates its state: a save that is under way must not see the next one."""
+    state, train_step = small_state(tmp_path)
+    rows = unequal_rows(rng)
+    manager = open_checkpoints(tmp_path / "checkpoints", CheckpointConfig(keep=9))
+    saved = {}
+    for step in range(1, 5):
+        train, _ = train_step(state.train, rows)
+        state = RunState(train, state.memory)
+        saved[step] = [np.array(leaf, copy=True) for leaf in jax.tree.leaves(state)]
+        save(manager, step, state, {"originals": ["a", "ü"]})
+    manager.wait_until_finished()
+    for step in (4, 3):
+        found, extra = restore_latest(manager, state)
+        assert extra == {"originals": ["a", "ü"]}
+        assert int(found.train.step) == step
+        for leaf, expected in zip(jax.tree.leaves(found), saved[step], strict=True):
+            np.testing.assert_array_equal(leaf, expected)
+        for path in (tmp_path / "checkpoints" / str(step)).rglob("*"):
+            if path.is_file() and path.stat().st_size > 100:
+                path.write_bytes(path.read_bytes()[:50])
+    manager.close()
+
+
+def test_metrics_go_on_where_the_checkpoint_was(tmp_path):
+    from pmc_jax.training.metrics import Metrics
+
+    path = tmp_path / "metrics.jsonl"
+    first = Metrics(path, 0)
+    for step in range(5):
+        first.append({"step": step, "loss": step / 2})
+    first.close()
+    path.write_text(path.read_text() + '{"step": 5, "lo')
+    again = Metrics(path, 3)
+    again.append({"step": 3, "loss": 9.0})
+    again.close()
+    steps = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in steps] == [(0, 0), (1, 0.5), (2, 1), (3, 9)]
