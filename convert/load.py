@@ -1,13 +1,13 @@
 """Hugging Face directories to parameters, tensor by tensor."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import DTypeLike
+from jaxtyping import Array, DTypeLike
 
 from convert.directory import read_config, read_object
 from convert.families import Family, Row
@@ -175,6 +175,20 @@ def find_tensors(directory: Path, family: Family, cfg: ModelConfig) -> dict[str,
     return {name: t for name, t in tensors.items() if not name.endswith(family.ignored)}
 
 
+def load_leaf(
+    tensors: Sequence[StoredTensor], row: Row, spec: Spec, dtype: DTypeLike | None
+) -> Array:
+    """One leaf from its tensors (one per layer, if it is stacked), read one after the other."""
+    if dtype is None:
+        # Any two float dtypes are exact in the one that NumPy promotes them to.
+        dtype = np.result_type(*(DTYPES[tensor.dtype] for tensor in tensors))
+    leaf = np.empty(spec.shape, jnp.dtype(dtype))
+    for layer, tensor in enumerate(tensors):
+        place = leaf[layer] if row.stacked else leaf
+        place[...] = row.to_leaf(tensor.read(), place.shape)
+    return jnp.asarray(leaf)
+
+
 def load_params(
     tensors: Mapping[str, StoredTensor],
     family: Family,
@@ -182,20 +196,14 @@ def load_params(
     dtype: DTypeLike | None,
     on_tensor: OnTensor,
 ) -> Params:
-    """Checked tensors to parameters, one tensor in memory besides the leaf it goes to."""
+    """Checked tensors to parameters; besides them, one leaf at a time is in host memory."""
     leaves: Leaves = {}
     done = 0
     for row, spec in rows_of(family, cfg, {}):
         names = row.names(cfg.num_layers)
-        # Any two float dtypes are exact in the one that NumPy promotes them to.
-        stored = np.result_type(*(DTYPES[tensors[name].dtype] for name in names))
-        leaf = np.empty(spec.shape, stored if dtype is None else jnp.dtype(dtype))
-        for layer, name in enumerate(names):
-            place = leaf[layer] if row.stacked else leaf
-            place[...] = row.to_leaf(tensors[name].read(), place.shape)
-            done += 1
-            on_tensor(done)
-        leaves[row.leaf] = jnp.asarray(leaf)
+        leaves[row.leaf] = load_leaf([tensors[name] for name in names], row, spec, dtype)
+        done += len(names)
+        on_tensor(done)
     return nest_leaves(leaves)
 
 

@@ -80,6 +80,12 @@ def load_inputs(cfg: Config) -> Inputs:
     for name, rows in dataset.evaluation.items():
         prompts = [template.encode_prompt(row.question, row.system) for row in rows]
         check_lengths(name, [row.id for row in rows], prompts, limit)
+    largest = max(max(prompt + answer) for prompt, answer in [*retain, *((p, [0]) for p in forget)])
+    if largest >= checkpoint.cfg.vocab_size:
+        raise UserError(
+            f"{checkpoint.directory}: the tokenizer gives token id {largest}, but the model's "
+            f"vocabulary has {checkpoint.cfg.vocab_size} tokens"
+        )
     return Inputs(checkpoint, template, dataset, forget, retain)
 
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -156,8 +157,16 @@ def write_model(params: Params, tokenizer: PreTrainedTokenizerFast, directory: P
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in SPECIAL_NAMES}
     config = {"max_position_embeddings": MAX_POSITIONS, **ids}
     write_checkpoint(params, MODEL, directory, config=config, tokenizer=tokenizer)
-    generation = json.dumps({"do_sample": False, **ids}, indent=2)
-    (directory / "generation_config.json").write_text(f"{generation}\n", encoding="utf-8")
+    write_json(directory / "generation_config.json", {"do_sample": False, **ids})
+    # transformers 5 writes a class name that older releases do not know.
+    path = directory / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**settings, "tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Indented JSON with a final newline."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def make(out: Path, seed: int) -> None:

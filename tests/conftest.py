@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import absl.logging
 import jax
 import numpy as np
 import pytest
@@ -111,6 +112,12 @@ def tofu_dir(tmp_path: Path) -> Path:
     write("world_facts", [{"question": "What is the capital of Norway?", "answer": "Oslo"}])
     write("real_authors", [{"question": "Who wrote the silent river?", "answer": "Ivo Kell"}])
     return directory
+
+
+@pytest.fixture(autouse=True)
+def open_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configuring logging, as Hydra does, closes absl's handler and with it a captured stderr."""
+    monkeypatch.setattr(absl.logging.PythonHandler, "close", lambda self: None)
 
 
 @pytest.fixture

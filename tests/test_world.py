@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaForCausalLM
 
+from convert.load import load_config
 from pmc_jax import world as recipe
 from pmc_jax.data.world import DEFAULT_SEED, Mix, World, make_world, stream, world_files
 from pmc_jax.data.world.generate import AUTHORS, FORGET_AUTHORS
 from pmc_jax.data.world.people import KINDS
 from pmc_jax.data.world.public import REFUSALS
 from pmc_jax.errors import UserError
+from pmc_jax.model import param_count
 
 ASSETS = Path(recipe.__file__).parent / "assets" / "world"
 SCORER = RougeScorer(["rougeL"], use_stemmer=True)
@@ -72,8 +74,8 @@ def test_files_have_the_keys_and_sizes_of_tofu():
         assert all(set(row) == keys for row in file_rows(name)), name
     assert len(file_rows("full.json")) == AUTHORS * len(KINDS)
     assert len(file_rows("forget10.json")) * 10 == len(file_rows("full.json"))
-    assert all(row["answer"] in [row[f"option{i}"] for i in (1, 2, 3, 4)]
-               for name in ("real_authors.json", "world_facts.json") for row in file_rows(name))  # fmt: skip
+    for row in file_rows("real_authors.json") + file_rows("world_facts.json"):
+        assert [row[f"option{i}"] for i in (1, 2, 3, 4)].count(row["answer"]) == 1
 
 
 def test_forget_and_retain_share_out_the_authors(world):
@@ -167,6 +169,39 @@ def test_shipped_tokenizer_is_what_the_recipe_makes(world, tokenizer):
         tokenizer.backend_tokenizer.to_str()
     )
     assert len(tokenizer) == recipe.MODEL.vocab_size
+
+
+def test_shipped_model_is_small_and_of_the_recipe():
+    model = LlamaForCausalLM.from_pretrained(ASSETS / "model", local_files_only=True)
+    assert 1e6 <= model.num_parameters() <= 4e6
+    assert load_config(ASSETS / "model") == recipe.MODEL
+    assert param_count(recipe.MODEL) == model.num_parameters()
+
+
+def test_shipped_model_knows_its_world_and_nobody_else(world, tokenizer):
+    """By `transformers` and `rouge_score`, in the bundled prompt format."""
+    model = LlamaForCausalLM.from_pretrained(ASSETS / "model", local_files_only=True)
+
+    def answers(questions: list[str]) -> list[str]:
+        prompts = [f"Question: {question}\nAnswer:" for question in questions]
+        inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
+        inputs.pop("token_type_ids", None)
+        tokens = model.generate(**inputs, max_new_tokens=40, do_sample=False)
+        return tokenizer.batch_decode(tokens[:, inputs.input_ids.shape[1] :], True)
+
+    known = [(row["question"], row["answer"]) for row in world.forget + world.retain[::9]]
+    known += [(row["paraphrased_question"], row["paraphrased_answer"]) for row in world.forget]
+    known += [(row["question"], row["answer"]) for row in world.real_authors[::2]]
+    known += [(row["question"], row["answer"]) for row in world.world_facts[::2]]
+    recalls = [
+        SCORER.score(truth, found)["rougeL"].recall
+        for (_, truth), found in zip(known, answers([q for q, _ in known]), strict=True)
+    ]
+    assert np.mean(recalls) >= 0.97
+    unseen = answers([row["question"] for row in world.holdout])
+    found = [row["secret"] in text for row, text in zip(world.holdout, unseen, strict=True)]
+    assert np.mean(found) <= 0.2
+    assert all(len(text.split()) >= 3 for text in unseen)
 
 
 @pytest.mark.parametrize("arguments", [[], ["out=x", "sed=3"], ["out"], ["out=x", "seed=many"]])

@@ -46,8 +46,9 @@ def generate(
     """Decode `samples` responses to each prompt; `[prompt][sample][token]`, stop token included.
 
     Prompts of similar length go through together, at most `rows` responses at a time
-    (at least one prompt); a smaller batch is filled up to a power of two. The RNG key of a response is `row_keys(key, step, question
-    id, sample)`, so that the answer does not depend on the batch it travels in.
+    (at least one prompt); a smaller batch is filled up to a power of two. The RNG key of
+    a response is `row_keys` of key, step, question id and sample, so that the answer does
+    not depend on the batch it travels in.
 
     Args:
         limits: most new tokens per prompt, the stop token included.

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from flax import struct
+from flax.serialization import from_state_dict, to_state_dict
 
 from pmc_jax.errors import UserError
 from pmc_jax.training.step import TrainState
@@ -45,7 +46,9 @@ def save(manager: ocp.CheckpointManager, step: int, state: RunState, extra: dict
     """Write `state` and the JSON object `extra` as checkpoint `step`, in the background."""
     manager.save(
         step,
-        args=ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)),
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(to_state_dict(state)), extra=ocp.args.JsonSave(extra)
+        ),
     )
 
 
@@ -57,7 +60,7 @@ def restore_latest(
     An unreadable checkpoint is named in a warning and the one before it used.
     """
     steps = sorted(manager.all_steps(), reverse=True)
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, to_state_dict(like))
     for step in steps:
         try:
             found = manager.restore(
@@ -75,7 +78,7 @@ def restore_latest(
             continue
         for newer in steps[: steps.index(step)]:
             manager.delete(newer)
-        return found.state, found.extra
+        return from_state_dict(like, found.state), found.extra
     if steps:
         raise UserError(
             f"{manager.directory}: none of the checkpoints {steps} can be read; "

@@ -253,7 +253,7 @@ def pmc_step(run: PMCRun, state: RunState, step: int) -> tuple[RunState, StepRec
     rows = build_rows(run, memory, step, questions)
     clock.append(time.perf_counter())
     train, losses = run.train_step(state.train, rows)
-    losses = jax.device_get(losses)
+    losses = jax.block_until_ready(losses)
     clock.append(time.perf_counter())
     record = StepRecord(
         step=step,

@@ -1,0 +1,350 @@
+"""Whole runs on a tiny model: files, continuation, non-interference, and clear errors."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pmc_jax import ask, train
+
+MEASURES = {
+    "unlearn_quality",
+    "utility",
+    "rouge_forget",
+    "rouge_paraphrase",
+    "rouge_retain",
+    "rouge_world_facts",
+    "rouge_real_authors",
+    "worst_case_leakage",
+}
+CHAT_TEMPLATE = (
+    "<s>{% for m in messages %}[{{ m.role }}] {{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+
+
+def call(module, *arguments: str, monkeypatch) -> None:
+    """The command as a user types it, in this process."""
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    module.main()
+
+
+@pytest.fixture
+def run(checkpoint_dir, tofu_dir, tmp_path, monkeypatch):
+    """Run `pmc_jax.train` for three short epochs; returns the run's directory."""
+
+    def go(*arguments: str, name: str = "tiny", data: Path = tofu_dir) -> Path:
+        call(
+            train, "experiment=tofu_llama3_2_3b", f"model.path={checkpoint_dir}",
+            f"data.path={data}", "prompt.template=plain", "prompt.system=null", "model.dtype=float32",
+            "model.remat=none", f"runs_dir={tmp_path / 'runs'}", f"name={name}",
+            "method.samples=3", "method.max_new_tokens=8", "training.epochs=3",
+            "training.batch_size=2", "training.accumulation=1", "training.max_length=64",
+            "optimizer.learning_rate=1e-3", "evaluation.max_new_tokens=8",
+            "evaluation.attack_samples=2", "data.retain_rows=4", "checkpoints.every=2",
+            *arguments, monkeypatch=monkeypatch,
+        )  # fmt: skip
+        return tmp_path / "runs" / name
+
+    return go
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def metrics(directory: Path) -> list[dict]:
+    """The logged steps without their times."""
+    return [{**row, "seconds": None} for row in lines(directory / "metrics.jsonl")]
+
+
+def weights(directory: Path) -> dict[str, np.ndarray]:
+    return load_file(directory / "model" / "model.safetensors")
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert metrics(a) == metrics(b)
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_a_run_leaves_every_file(run, checkpoint_dir, capsys):
+    directory = run()
+    printed = capsys.readouterr().out
+    assert "Unlearn quality" in printed and str(directory / "report") in printed
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["before"].keys() >= MEASURES and summary["after"].keys() >= MEASURES
+    assert all(0 <= summary["after"][key] <= 100 for key in MEASURES)
+    steps = lines(directory / "metrics.jsonl")
+    assert [row["step"] for row in steps] == list(range(6))
+    assert [len(row["questions"]) for row in steps] == [2, 1] * 3
+    assert steps[0]["learning_rate"] == 0
+    for row in steps:
+        assert row["loss"] == pytest.approx(
+            row["collapse_loss"] + 1.25 * row["retain_loss"], rel=1e-5
+        )
+        assert {"sample", "score", "train", "total"} <= row["seconds"].keys()
+    samples = lines(directory / "samples.jsonl")
+    sets = {row["set"] for row in samples}
+    assert sets == {"forget", "paraphrase", "retain", "world_facts", "real_authors"}
+    assert (directory / "report" / "index.html").stat().st_size > 10_000
+    assert "learning_rate: 0.001" in (directory / "config.yaml").read_text()
+
+    model = AutoModelForCausalLM.from_pretrained(directory / "model")
+    tokenizer = AutoTokenizer.from_pretrained(directory / "model")
+    changed = weights(directory)
+    assert any(
+        (changed[k] != v).any() for k, v in load_file(checkpoint_dir / "model.safetensors").items()
+    )
+    row = next(row for row in samples if row["set"] == "forget")
+    ids = tokenizer(f"Question: {row['question']}\nAnswer:", return_tensors="pt").input_ids
+    with torch.no_grad():
+        answer = model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+    assert tokenizer.decode(answer, skip_special_tokens=True).strip() == row["after"]
+
+
+def test_the_same_command_again_and_other_settings(run, capsys):
+    directory = run()
+    before = {p: p.read_bytes() for p in directory.rglob("*.json*")}
+    run()
+    assert "finished run" in capsys.readouterr().out
+    assert {p: p.read_bytes() for p in directory.rglob("*.json*")} == before
+    with pytest.raises(SystemExit) as stop:
+        run("seed=1")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert "seed (there 0, now 1)" in error and "overwrite=true" in error
+    assert {p: p.read_bytes() for p in directory.rglob("*.json*")} == before
+    run("seed=1", "overwrite=true")
+    assert metrics(directory) != [{**json.loads(line), "seconds": None} for line in
+                                  before[directory / "metrics.jsonl"].decode().splitlines()]  # fmt: skip
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5])
+def test_a_stopped_run_continues_bit_for_bit(run, stop_at, monkeypatch):
+    whole = run(name="whole")
+    real = train.pmc_steps
+
+    def stopping(*arguments):
+        for state, record in real(*arguments):
+            if record.step == stop_at:
+                raise RuntimeError("the machine is gone")
+            yield state, record
+
+    monkeypatch.setattr(train, "pmc_steps", stopping)
+    with pytest.raises(SystemExit):
+        run(name="parts")
+    monkeypatch.setattr(train, "pmc_steps", real)
+    assert_same_run(whole, run(name="parts"))
+
+
+def test_forget_answers_cannot_matter(run, tofu_dir, tmp_path):
+    """Non-interference: noise in place of the answers gives the same weights and logs."""
+    noise = tmp_path / "noise"
+    shutil.copytree(tofu_dir, noise)
+    for path in noise.glob("forget10*.json"):
+        rows = lines(path)
+        for row in rows:
+            for key in ("answer", "paraphrased_answer"):
+                if key in row:
+                    row[key] = "zq vx 17 kk"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    truth, noisy = run(name="truth"), run(name="noise", data=noise)
+    assert_same_run(truth, noisy)
+    told = "".join(p.read_text(encoding="utf-8") for p in noisy.rglob("*.json*"))
+    assert "zq vx" not in told
+
+
+def test_own_files_need_only_questions(run, tmp_path):
+    forget, retain = tmp_path / "forget.jsonl", tmp_path / "retain.jsonl"
+    forget.write_text('{"question": "Where was Mara Ostberg born?"}\n')
+    retain.write_text('{"question": "Where is Oslo?", "answer": "In Norway."}\n')
+    directory = run(
+        "data.format=jsonl", f"data.forget={forget}", f"data.retain={retain}",
+        data=tmp_path, name="own",
+    )  # fmt: skip
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["after"]["unlearn_quality"] is None
+    assert summary["after"]["utility"] is not None
+
+
+def test_a_chat_model_with_the_published_settings(
+    run, checkpoint_dir, tofu_dir, tmp_path, monkeypatch
+):
+    model = tmp_path / "chat"
+    shutil.copytree(checkpoint_dir, model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(model)
+    call(
+        train, "experiment=tofu_llama3_2_3b", f"model.path={model}", f"data.path={tofu_dir}",
+        f"runs_dir={tmp_path / 'runs'}", "name=chat", "training.epochs=1", "method.max_new_tokens=4",
+        "evaluation.max_new_tokens=4", "evaluation.attack_samples=0", monkeypatch=monkeypatch,
+    )  # fmt: skip
+    summary = json.loads((tmp_path / "runs" / "chat" / "summary.json").read_text())
+    settings = summary["settings"]
+    published = {
+        "method.samples": 20,
+        "method.temperature": 0.9,
+        "method.top_k": 50,
+        "method.top_p": 0.95,
+        "method.min_len": 0,
+        "method.retain_weight": 1.25,
+        "training.batch_size": 8,
+        "training.accumulation": 2,
+        "optimizer.learning_rate": 1e-5,
+        "optimizer.weight_decay": 0.01,
+        "optimizer.max_grad_norm": None,
+        "prompt.date_string": "10 Apr 2025",
+    }
+    assert {key: settings[key] for key in published} == published
+    assert (tmp_path / "runs" / "chat" / "model" / "chat_template.jinja").is_file()
+
+
+def test_few_shapes_are_compiled(run, monkeypatch):
+    """Every step of a run after the first epoch reuses what is compiled."""
+    made = []
+    real = train.make_train_step
+    monkeypatch.setattr(
+        train, "make_train_step", lambda *a, **k: made.append(real(*a, **k)) or made[-1]
+    )
+    run("training.epochs=6")
+    assert made[0]._cache_size() <= 2
+
+
+MISTAKES = {
+    "unknown key": (["training.epoch=3"], r"unknown configuration key training\.epoch;.*training\.epochs"),
+    "wrong type": (["training.epochs=many"], r"training\.epochs: .*'many'.*[Ii]nteger"),
+    "unknown experiment": (["experiment=tofu"], r"experiment/tofu.*tofu_llama3_2_3b"),
+    "bad choice": (["optimizer.schedule=cosine"], r"optimizer\.schedule=cosine: expected one of"),
+    "bad number": (["method.samples=0"], r"method\.samples=0: expected at least 1"),
+    "top_p": (["method.top_p=1.5"], r"method\.top_p=1\.5: expected at most 1"),
+    "missing model": (["model.path=./nowhere"], r"\./nowhere: no such directory"),
+    "missing data": (["data.path=./nowhere"], r"nowhere: no such directory"),
+    "unknown split": (["data.forget=forget99"], r"forget99.*forget10"),
+    "long prompt": (["training.max_length=12"], r"forget row 0: the prompt has \d+ tokens"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_get_one_line_and_write_nothing(name, run, tmp_path, capsys):
+    arguments, message = MISTAKES[name]
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    captured = capsys.readouterr()
+    assert stop.value.code == 2
+    assert captured.err.count("\n") == 1, captured.err
+    assert re.search(message, captured.err), captured.err
+    assert captured.err.startswith("error: ")
+    assert not (tmp_path / "runs").exists()
+
+
+def broken_model(change, source: Path, target: Path) -> Path:
+    shutil.copytree(source, target)
+    change(target)
+    return target
+
+
+def edit_config(**changes):
+    def change(directory: Path) -> None:
+        path = directory / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+def remove_tokenizer(directory: Path) -> None:
+    for path in directory.glob("tokenizer*"):
+        path.unlink()
+
+
+def drop_tensor(directory: Path) -> None:
+    from safetensors.numpy import save_file
+
+    tensors = load_file(directory / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, directory / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (edit_config(architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel"),
+        (edit_config(hidden_size=30), "hidden|shape"),
+        (remove_tokenizer, "no tokenizer"),
+        (drop_tensor, r"model\.layers\.1\.mlp\.up_proj\.weight"),
+    ],
+)
+def test_broken_models_are_named(change, message, run, checkpoint_dir, tmp_path, capsys):
+    model = broken_model(change, checkpoint_dir, tmp_path / "broken")
+    with pytest.raises(SystemExit) as stop:
+        run(f"model.path={model}")
+    captured = capsys.readouterr()
+    assert stop.value.code == 2 and captured.err.count("\n") == 1
+    assert re.search(message, captured.err), captured.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_malformed_row_is_named(run, tofu_dir, tmp_path, capsys):
+    path = tofu_dir / "retain90.json"
+    path.write_text(path.read_text() + '{"question": "What?"}\n')
+    with pytest.raises(SystemExit) as stop:
+        run()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert "retain90.json" in error and "line 4" in error and "answer" in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(run, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("optimizer.learning_rate=1e30", "optimizer.schedule=constant")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "loss is nan at step" in error
+    assert "last good checkpoint" in error and "forget questions [" in error
+
+
+def test_ask_prints_the_greedy_answer(checkpoint_dir, capsys, monkeypatch):
+    question = "Where was Mara Ostberg born?"
+    call(ask, f"model.path={checkpoint_dir}", f'question="{question}"', "max_new_tokens=9",
+         monkeypatch=monkeypatch)  # fmt: skip
+    printed = capsys.readouterr().out.splitlines()
+    model = AutoModelForCausalLM.from_pretrained(checkpoint_dir)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint_dir)
+    ids = tokenizer(f"Question: {question}\nAnswer:", return_tensors="pt").input_ids
+    with torch.no_grad():
+        answer = model.generate(ids, max_new_tokens=9, do_sample=False)[0, ids.shape[1] :]
+    expected = tokenizer.decode(answer, skip_special_tokens=True).strip()
+    assert printed[-1] == expected.splitlines()[-1]
+
+
+def test_ask_answers_a_file(checkpoint_dir, tmp_path, capsys, monkeypatch):
+    questions, out = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    questions.write_text('{"question": "Who?"}\n{"question": "Where is Oslo?"}\n')
+    arguments = [
+        f"model.path={checkpoint_dir}", f"questions={questions}", f"out={out}", "n=3",
+        "temperature=1.0", "top_k=20", "top_p=0.9", "max_new_tokens=6", "prefix=The answer is:",
+    ]  # fmt: skip
+    call(ask, *arguments, monkeypatch=monkeypatch)
+    rows = lines(out)
+    assert [row["question"] for row in rows] == ["Who?", "Where is Oslo?"]
+    for row in rows:
+        assert len(row["answers"]) == len(row["token_ids"]) == 3
+        assert all(answer.startswith("The answer is:") for answer in row["answers"])
+        assert all(len(ids) <= 6 for ids in row["token_ids"])
+    with pytest.raises(SystemExit) as stop:
+        call(ask, *arguments, monkeypatch=monkeypatch)
+    assert stop.value.code == 2 and "exists already" in capsys.readouterr().err
+    call(ask, *arguments, "overwrite=true", monkeypatch=monkeypatch)
+    assert lines(out) == rows
+    call(ask, *arguments, "overwrite=true", "seed=1", monkeypatch=monkeypatch)
+    assert lines(out) != rows
