@@ -1,10 +1,12 @@
 """Hugging Face directories to parameters, tensor by tensor."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike
@@ -175,6 +177,14 @@ def find_tensors(directory: Path, family: Family, cfg: ModelConfig) -> dict[str,
     return {name: t for name, t in tensors.items() if not name.endswith(family.ignored)}
 
 
+def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that JAX on a CPU takes over as it is: it copies those not at 64 bytes."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    begin = -raw.ctypes.data % 64
+    return raw[begin : begin + size].view(dtype).reshape(shape)
+
+
 def load_leaf(
     tensors: Sequence[StoredTensor], row: Row, spec: Spec, dtype: DTypeLike | None
 ) -> Array:
@@ -182,11 +192,11 @@ def load_leaf(
     if dtype is None:
         # Any two float dtypes are exact in the one that NumPy promotes them to.
         dtype = np.result_type(*(DTYPES[tensor.dtype] for tensor in tensors))
-    leaf = np.empty(spec.shape, jnp.dtype(dtype))
+    leaf = empty_aligned(spec.shape, jnp.dtype(dtype))
     for layer, tensor in enumerate(tensors):
         place = leaf[layer] if row.stacked else leaf
         place[...] = row.to_leaf(tensor.read(), place.shape)
-    return jnp.asarray(leaf)
+    return jax.device_put(leaf)
 
 
 def load_params(
@@ -196,7 +206,10 @@ def load_params(
     dtype: DTypeLike | None,
     on_tensor: OnTensor,
 ) -> Params:
-    """Checked tensors to parameters; besides them, one leaf at a time is in host memory."""
+    """Checked tensors to parameters; besides them, one tensor at a time is in memory.
+
+    Where the parameters live on an accelerator, one leaf is in host memory besides.
+    """
     leaves: Leaves = {}
     done = 0
     for row, spec in rows_of(family, cfg, {}):

@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -118,9 +117,9 @@ def training_rows(template: PromptTemplate, pairs: Iterable[Pair]) -> LossRows:
     prompts, answers = zip(*encoded, strict=True)
     longest = max(len(prompt) + len(answer) for prompt, answer in encoded)
     length = -(-longest // LENGTH_STEP) * LENGTH_STEP
-    tokens, mask, loss_mask = loss_rows(prompts, answers, template.pad_id, length)
-    rows = LossRows(tokens, mask, loss_mask, retain=np.ones(len(prompts), bool))
-    return jax.tree.map(lambda x: jnp.asarray(x)[None], rows)
+    arrays = loss_rows(prompts, answers, template.pad_id, length)
+    tokens, mask, loss_mask = (jnp.asarray(array)[None] for array in arrays)
+    return LossRows(tokens, mask, loss_mask, retain=jnp.ones((1, len(prompts)), bool))
 
 
 def run_phase(

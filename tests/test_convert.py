@@ -81,12 +81,13 @@ def test_round_trip_is_bit_exact(dtype, files, tmp_path):
     source, back = tmp_path / "hf", tmp_path / "back"
     model.save_pretrained(source, max_shard_size="1GB" if files == "one" else "20KB")
     assert (len(list(source.glob("*.safetensors"))) == 1) == (files == "one")
+    before = LlamaForCausalLM.from_pretrained(source, dtype="auto")
     if files == "no index":
         (source / "model.safetensors.index.json").unlink()
     round_trip(source, back)
     assert_same_tensors(tensors_of(back), dict(model.state_dict()))
     assert (back / "config.json").read_bytes() == (source / "config.json").read_bytes()
-    before, after = (LlamaForCausalLM.from_pretrained(d, dtype="auto") for d in (source, back))
+    after = LlamaForCausalLM.from_pretrained(back, dtype="auto")
     tokens = torch.arange(20)[None]
     assert after.dtype == DTYPES[dtype]
     assert torch.equal(after(tokens).logits, before(tokens).logits)
@@ -438,12 +439,15 @@ def test_a_hub_id_is_downloaded_without_code_or_pickles(monkeypatch, source):
 
 
 def test_weights_stream_tensor_by_tensor(tmp_path):
-    """NumPy's peak while loading and exporting stays near a leaf, far below the model."""
+    """Loading needs the parameters and little more, export little more than a tensor.
+
+    On a CPU the parameters lie in NumPy's memory, which tracemalloc counts.
+    """
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 12}
     random_llama(**sizes).save_pretrained(tmp_path / "hf")
     total = sum(t.nbytes for t in tensors_of(tmp_path / "hf").values())
-    leaf, tensor = 12 * 64 * 256 * 4, 64 * 256 * 4
-    small = 200_000  # names, headers, imports
+    tensor = 64 * 256 * 4
+    small = 200_000  # names and headers
 
     def peak(task):
         task()  # once before, for imports and caches
@@ -454,7 +458,8 @@ def test_weights_stream_tensor_by_tensor(tmp_path):
         finally:
             tracemalloc.stop()
 
-    assert peak(lambda: load_checkpoint(tmp_path / "hf")) < leaf + 2 * tensor + small < total / 2
+    found = peak(lambda: load_checkpoint(tmp_path / "hf"))
+    assert found < total + 3 * tensor + small < 1.2 * total
     checkpoint = load_checkpoint(tmp_path / "hf")
     params = {
         key: {k: np.asarray(v) for k, v in value.items()} if key == "layers" else np.asarray(value)
