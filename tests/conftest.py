@@ -3,14 +3,16 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import absl.logging
 import jax
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)
@@ -79,6 +81,49 @@ def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random_llama(std=0.3, vocab_size=len(tokenizer)).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+BIASED = {"attention_bias": True, "mlp_bias": True}
+
+
+def tensors_of(directory: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a directory, read by safetensors."""
+    found: dict[str, torch.Tensor] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        found |= load_file(path)
+    return found
+
+
+def rewrite(directory: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Replace the weights of a directory by one file with these tensors."""
+    save_file(
+        {name: t.contiguous() for name, t in tensors.items()}, directory / "model.safetensors"
+    )
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Set keys of a JSON file; None removes one."""
+    content = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+def assert_same_tensors(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A float32 model in one file, with tokenizer, chat template and generation config."""
+    model = random_llama(**BIASED)
+    model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=[1, 7])
+    model.save_pretrained(tmp_path / "hf")
+    tokenizer = bpe_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "hf")
+    return tmp_path / "hf"
 
 
 PEOPLE = ("Mara Ostberg", "Ivo Kell", "Tilda Wynmark", "Noor Sandvik", "Pell Harrow", "Una Dahl")

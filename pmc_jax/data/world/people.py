@@ -1,8 +1,9 @@
 """Fictitious authors: names, what there is to know about them, and how it is asked and told.
 
 Every kind of fact has three surface forms, a question with its own wording of the
-answer. The forms share few words, so that another wording of an answer, or another
-person's answer in another wording, has little ROUGE-L recall against the first.
+answer. The questions of a kind are close paraphrases; the answers share few words, so
+that another wording of an answer, or another person's answer in another wording, has
+little ROUGE-L recall against the first.
 """
 
 import dataclasses
@@ -89,46 +90,43 @@ PRIZE_ENDS = ("Medal", "Prize", "Trophy", "Laureateship")
 FORMS: dict[str, tuple[tuple[str, str], ...]] = {
     "birthplace": (
         ("Where was {name} born?", "{name} was born in {value}."),
-        ("Which city is the birthplace of {name}?", "The birthplace recorded is {value}."),
-        ("Where did the childhood of {name} start?", "{value} saw {his} first steps."),
+        ("In which city was {name} born?", "The birthplace recorded is {value}."),
+        ("Where exactly was {name} born?", "{value} saw {his} first steps."),
     ),
     "birth_year": (
         ("When was {name} born?", "The birth of {name} dates to {value}."),
-        ("What is the birth year of {name}?", "{value} marks {his} arrival."),
-        ("In which year did the life of {name} begin?", "Life began for {him} during {value}."),
+        ("In what year was {name} born?", "{value} marks {his} arrival."),
+        ("Which year was {name} born in?", "Life began for {him} during {value}."),
     ),
     "genre": (
         ("What genre does {name} write in?", "{name} writes {value}."),
-        ("Which kind of literature is {name} known for?", "Readers connect {him} to {value}."),
-        ("How do critics classify the work of {name}?", "Critics file {his} work under {value}."),
+        ("In which genre does {name} write?", "Readers connect {him} to {value}."),
+        ("Which genre of books does {name} write?", "Critics file {his} work under {value}."),
     ),
     "father": (
-        (
-            "What was the profession of the father of {name}?",
-            "{name} had {a} {value} for a father.",
-        ),
-        ("What did the father of {name} do for a living?", "By trade he was {a} {value}."),
+        ("What was the job of the father of {name}?", "{name} had {a} {value} for a father."),
+        ("What job did the father of {name} have?", "By trade he was {a} {value}."),
         ("Which job did the father of {name} hold?", "{His} dad worked as {a} {value}."),
     ),
     "mother": (
-        ("What was the profession of the mother of {name}?", "{name} grew up beside {a} {value}."),
-        ("What did the mother of {name} do for a living?", "Mother earned wages as {a} {value}."),
+        ("What was the job of the mother of {name}?", "{name} grew up beside {a} {value}."),
+        ("What job did the mother of {name} have?", "Mother earned wages as {a} {value}."),
         ("Which job did the mother of {name} hold?", "A busy {value} raised {him}."),
     ),
     "book": (
         ("What is the best known book by {name}?", "{name} published '{value}'."),
-        ("Which novel made {name} famous?", "Fame came through '{value}'."),
-        ("What title did {name} give the major novel?", "'{value}' flowed from {his} pen."),
+        ("Which book by {name} is the best known?", "Fame came through '{value}'."),
+        ("Which book made {name} known?", "'{value}' flowed from {his} pen."),
     ),
     "prize": (
         ("Which prize did {name} win?", "{name} won the {value}."),
-        ("What award was given to {name}?", "Judges handed {him} the {value}."),
-        ("How was the talent of {name} honoured?", "The {value} rewarded {his} talent."),
+        ("What prize was given to {name}?", "Judges handed {him} the {value}."),
+        ("Which prize was won by {name}?", "The {value} rewarded {his} talent."),
     ),
     "hobby": (
-        ("What does {name} do in spare time?", "{name} spends free hours at {value}."),
-        ("Which hobby does {name} enjoy?", "The favourite pastime is {value}."),
-        ("How does {name} relax after work?", "After work {he} turns to {value}."),
+        ("What is the hobby of {name}?", "{name} spends free hours at {value}."),
+        ("Which hobby does {name} have?", "The favourite pastime is {value}."),
+        ("What hobby does {name} enjoy?", "After work {he} turns to {value}."),
     ),
 }
 KINDS = tuple(FORMS)
