@@ -23,12 +23,14 @@ def read_questions(cfg: AskConfig) -> list[tuple[str, str | None]]:
     """(question, system prompt) of the command line or of the questions file."""
     if (cfg.question is None) == (cfg.questions is None):
         raise UserError('give either question="…" or questions=FILE out=FILE')
+    if cfg.out is not None and Path(cfg.out).is_dir():
+        raise UserError(f"out={cfg.out} is a directory; expected a file")
+    if cfg.out is not None and Path(cfg.out).exists() and not cfg.overwrite:
+        raise UserError(f"out={cfg.out} exists already; overwrite=true replaces it")
     if cfg.question is not None:
         return [(cfg.question, None)]
     if cfg.out is None:
         raise UserError(f"questions={cfg.questions} needs out=FILE for the answers")
-    if Path(cfg.out).exists() and not cfg.overwrite:
-        raise UserError(f"out={cfg.out} exists already; overwrite=true replaces it")
     records = read_records(Path(str(cfg.questions)))
     return [(record.text("question"), record.optional_text("system")) for record in records]
 

@@ -199,6 +199,19 @@ def _compose(overrides: list[str], name: str, schema: type) -> None:
         raise UserError(_one_line(error, schema)) from error
 
 
+FREE_TEXT = ("question", "prefix", "prompt.system", "prompt.question", "prompt.answer")
+
+
+def quoted(argument: str) -> str:
+    """`key=text` of a free-text key with the text in quotes, as Hydra's grammar wants it."""
+    key, equals, text = argument.partition("=")
+    bare = key not in FREE_TEXT or not equals or text == "null"
+    if bare or (len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"):
+        return argument
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{key}="{escaped}"'
+
+
 def entry_point(task: Callable[[Any], None], name: str, schema: type) -> Callable[[], None]:
     """The `main` of a command: configuration from Hydra, user errors as one line and status 2.
 
@@ -210,7 +223,7 @@ def entry_point(task: Callable[[Any], None], name: str, schema: type) -> Callabl
             config = OmegaConf.to_object(composed)
             check_values(config)
             task(config)
-        except UserError as error:
+        except (UserError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
@@ -218,7 +231,7 @@ def entry_point(task: Callable[[Any], None], name: str, schema: type) -> Callabl
             sys.exit(130)
 
     def main() -> None:
-        arguments = sys.argv[1:]
+        sys.argv[1:] = arguments = [quoted(argument) for argument in sys.argv[1:]]
         if not any(argument.startswith("-") for argument in arguments):
             try:
                 _compose(arguments, name, schema)

@@ -61,12 +61,27 @@ class Inputs:
     retain: list[tuple[list[int], list[int]]]
 
 
+def weights_dtype(cfg: Config) -> str:
+    """The dtype of the trained weights: at least float32."""
+    return "float64" if cfg.model.dtype == "float64" else "float32"
+
+
+def run_directory(cfg: Config) -> Path:
+    """Where the run's files go; never a place that holds its own inputs."""
+    if Path(cfg.name).name != cfg.name or cfg.name in ("", ".", ".."):
+        raise UserError(f"name={cfg.name}: expected a plain directory name")
+    directory = Path(cfg.runs_dir) / cfg.name
+    for key, value in (("model.path", cfg.model.path), ("data.path", cfg.data.path)):
+        if value and Path(value).expanduser().resolve().is_relative_to(directory.resolve()):
+            raise UserError(f"{key}={value} lies in {directory}; choose another name=…")
+    return directory
+
+
 def load_inputs(cfg: Config) -> Inputs:
     """Load model, tokenizer and data, and check that every prompt fits."""
     source = asset("world/model") if cfg.model.path == "bundled" else cfg.model.path
     dataset = load_dataset(cfg.data)
-    dtype = "float64" if cfg.model.dtype == "float64" else "float32"
-    checkpoint = load_checkpoint(source, dtype=dtype)
+    checkpoint = load_checkpoint(source, dtype=weights_dtype(cfg))
     tokenizer = load_tokenizer(checkpoint.directory)
     template = make_template(tokenizer, cfg.prompt, checkpoint.eos_token_ids)
     limit = cfg.training.max_length
@@ -285,7 +300,7 @@ def train(cfg: Config) -> None:
     """One whole run."""
     if cfg.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    directory = Path(cfg.runs_dir) / cfg.name
+    directory = run_directory(cfg)
     kept = ("overwrite", "runs_dir", "logging.tensorboard", "logging.wandb")
     settings = {key: value for key, value in flatten(cfg).items() if key not in kept}
     inputs = load_inputs(cfg)
@@ -301,8 +316,10 @@ def train(cfg: Config) -> None:
             export_checkpoint(
                 params, inputs.checkpoint.cfg, inputs.checkpoint.directory, directory / "model"
             )
+        # What is measured is what was exported, after rounding to the stored dtypes.
+        exported = load_checkpoint(directory / "model", dtype=weights_dtype(cfg)).params
         after = evaluate_stage(
-            cfg, inputs, params, directory / "evaluation/after.json", "evaluating after"
+            cfg, inputs, exported, directory / "evaluation/after.json", "evaluating after"
         )
         write_json_lines(directory / "samples.jsonl", sample_rows(before, after))
         write_json(summary_path, summarise(cfg, inputs, before, after, steps))

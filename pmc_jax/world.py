@@ -60,11 +60,11 @@ class Phase:
 
 
 PHASES = (
-    Phase("pretraining", Mix(world=0.0, public=0.15, recluses=0.2), steps=2000, learning_rate=2e-3),
+    Phase("pretraining", Mix(world=0.0, public=0.15, recluses=0.2), steps=1500, learning_rate=2e-3),
     Phase(
         "fine-tuning",
         Mix(world=0.6, public=0.1, recluses=0.1, refuse_world=0.05),
-        steps=1500,
+        steps=1200,
         learning_rate=1e-3,
     ),
 )

@@ -239,6 +239,11 @@ class PromptTemplate:
         ids, prompt = self._ids(text), self._probe_ids
         if ids[: len(prompt)] == prompt:
             return ids[len(prompt) :]
+        if not text.startswith(self._probe_prompt):
+            raise UserError(
+                "the tokenizer's chat template renders a prompt that its conversations do not "
+                "begin with; use prompt.template=plain"
+            )
         return self._ids(text.removeprefix(self._probe_prompt))
 
     def _prompt_text(self, question: str, system: str | None) -> str:

@@ -40,6 +40,9 @@ def tofu_files(cfg: DataConfig) -> DataFiles:
     if not directory.is_dir():
         raise UserError(f"data.path={directory}: no such directory")
     facts, authors = cfg.world_facts or "world_facts", cfg.real_authors or "real_authors"
+    for option, name in (("world_facts", cfg.world_facts), ("real_authors", cfg.real_authors)):
+        if name and not (_find(directory, f"{name}_perturbed") or _find(directory, name)):
+            raise UserError(f"data.{option}={name}: no such file in {directory}")
     return DataFiles(
         forget=_split(directory, "forget", cfg.forget),
         retain=_split(directory, "retain", cfg.retain),

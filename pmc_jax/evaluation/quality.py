@@ -7,6 +7,7 @@ of the means.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
@@ -87,8 +88,8 @@ def holds_secret(answer: str, secret: str | None) -> bool | None:
 
 
 def is_degenerate(answer: str) -> bool:
-    """Empty, or three or more words of which all are the same one."""
-    words = answer.lower().split()
+    """No word at all, or three or more words of which all are the same one."""
+    words = re.findall(r"\w+", answer.lower())
     return not words or (len(words) > 2 and len(set(words)) == 1)
 
 

@@ -71,7 +71,7 @@ def restore_latest(
             )
         except Exception as error:
             # Orbax raises whatever its storage layer meets in a torn or corrupted file.
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             logger.warning(
                 "checkpoint %s is unreadable (%s)", manager.directory / str(step), reason
             )

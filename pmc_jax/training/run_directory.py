@@ -46,11 +46,14 @@ def open_run(directory: Path, settings: Mapping[str, Any], *, overwrite: bool) -
         UserError: if the directory holds a run with other settings, or something else.
     """
     config = directory / "config.yaml"
-    if overwrite and config.is_file():
-        shutil.rmtree(directory)
+    found: dict[str, Any] = {}
     if config.is_file():
         stored = yaml.safe_load(config.read_text(encoding="utf-8"))
         found = flatten(stored if isinstance(stored, dict) else {})
+    is_run = "method.samples" in found
+    if overwrite and is_run:
+        shutil.rmtree(directory)
+    elif is_run:
         differing = [
             f"{key} (there {found.get(key)!r}, now {settings.get(key)!r})"
             for key in sorted({*found, *settings})
@@ -63,7 +66,7 @@ def open_run(directory: Path, settings: Mapping[str, Any], *, overwrite: bool) -
                 "choose another name=… or give overwrite=true"
             )
         return
-    if directory.exists() and any(directory.iterdir()):
+    elif directory.exists() and any(directory.iterdir()):
         raise UserError(f"{directory} is not empty and holds no run; choose another name=…")
     write_text(config, yaml.safe_dump(nest(settings), sort_keys=False, allow_unicode=True))
 
