@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -185,7 +186,7 @@ def _one_line(error: BaseException, schema: type) -> str:
         return f"unknown configuration key {key}; the nearest valid key is {nearest[0]}"
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "Set the"))]
-    text = " ".join(kept)
+    text = " ".join(kept).partition(" Config search path:")[0]
     return f"{key}: {text}" if key else text
 
 
@@ -208,7 +209,8 @@ def quoted(argument: str) -> str:
     bare = key not in FREE_TEXT or not equals or text == "null"
     if bare or (len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"):
         return argument
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    # Backslashes are literal but where a quote follows.
+    escaped = re.sub(r'(\\*)("|$)', r"\1\1\2", text).replace('"', '\\"')
     return f'{key}="{escaped}"'
 
 

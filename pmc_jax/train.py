@@ -7,8 +7,10 @@ stopped.
 
 import dataclasses
 import importlib.metadata
+import math
 import platform
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +170,12 @@ def greedy_originals(cfg: Config, inputs: Inputs) -> list[str]:
     return [inputs.template.decode(row[0]) for row in responses]
 
 
+@jax.jit
+def all_finite(params: Params) -> jax.Array:
+    """Whether no weight is NaN or infinite."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
+
+
 def unlearn_stage(
     cfg: Config, inputs: Inputs, directory: Path
 ) -> tuple[Params, list[dict[str, Any]]]:
@@ -201,6 +209,7 @@ def unlearn_stage(
     )  # fmt: skip
     first = int(state.train.step)
     with (
+        closing(manager),
         open_metrics(
             directory,
             first,
@@ -217,21 +226,22 @@ def unlearn_stage(
         for current, record in pmc_steps(run, state):
             state = current
             done = record.step + 1
-            if not jnp.isfinite(record.loss):
+            due = done % cfg.checkpoints.every == 0 or done == total
+            if not math.isfinite(record.loss) or (due and not all_finite(state.train.params)):
+                manager.wait_until_finished()
                 raise UserError(
-                    f"loss is {record.loss} at step {record.step} (forget questions "
-                    f"{record.questions}); last good checkpoint: {manager.latest_step()} in "
-                    f"{directory / 'checkpoints'}; try a lower optimizer.learning_rate"
+                    f"loss is {record.loss} and the weights are no longer finite at step "
+                    f"{record.step} (forget questions {record.questions}); last good checkpoint: "
+                    f"{manager.latest_step()} in {directory / 'checkpoints'}; try a lower "
+                    "optimizer.learning_rate"
                 )
             metrics.append({"learning_rate": float(schedule(record.step)), **record.as_json()})
-            if done % cfg.checkpoints.every == 0 or done == total:
+            if due:
                 save(manager, done, state, {"originals": originals})
             if record.step == first:
                 seconds = record.seconds["total"]
                 progress.say(f"first step: {seconds:.1f} s, most of it compilation")
             progress.update(done, record.line())
-    manager.wait_until_finished()
-    manager.close()
     return state.train.params, metrics.rows
 
 

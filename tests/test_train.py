@@ -233,6 +233,8 @@ MISTAKES = {
     "missing model": (["model.path=./nowhere"], r"\./nowhere: no such directory"),
     "missing data": (["data.path=./nowhere"], r"nowhere: no such directory"),
     "unknown split": (["data.forget=forget99"], r"forget99.*forget10"),
+    "nested name": (["name=a/b"], r"name=a/b: expected a plain directory name"),
+    "misspelt set": (["data.world_facts=facts"], r"data\.world_facts=facts: no such file"),
     "long prompt": (["training.max_length=12"], r"forget row 0: the prompt has \d+ tokens"),
 }  # fmt: skip
 
@@ -248,6 +250,21 @@ def test_mistakes_get_one_line_and_write_nothing(name, run, tmp_path, capsys):
     assert re.search(message, captured.err), captured.err
     assert captured.err.startswith("error: ")
     assert not (tmp_path / "runs").exists()
+
+
+def test_overwrite_spares_what_the_run_reads_and_what_is_no_run(
+    run, checkpoint_dir, tmp_path, capsys
+):
+    inside = tmp_path / "runs" / "tiny" / "model"
+    shutil.copytree(checkpoint_dir, inside)
+    with pytest.raises(SystemExit) as stop:
+        run(f"model.path={inside}", "overwrite=true")
+    assert stop.value.code == 2 and "lies in" in capsys.readouterr().err
+    (tmp_path / "runs" / "tiny" / "config.yaml").write_text("theme: dark\n")
+    with pytest.raises(SystemExit) as stop:
+        run("overwrite=true")
+    assert stop.value.code == 2 and "holds no run" in capsys.readouterr().err
+    assert (inside / "model.safetensors").is_file()
 
 
 def broken_model(change, source: Path, target: Path) -> Path:
@@ -311,7 +328,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, capsys):
     with pytest.raises(SystemExit) as stop:
         run("optimizer.learning_rate=1e30", "optimizer.schedule=constant")
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and "loss is nan at step" in error
+    assert stop.value.code == 2 and "no longer finite at step" in error
     assert "last good checkpoint" in error and "forget questions [" in error
 
 
@@ -327,6 +344,17 @@ def test_ask_prints_the_greedy_answer(checkpoint_dir, capsys, monkeypatch):
         answer = model.generate(ids, max_new_tokens=9, do_sample=False)[0, ids.shape[1] :]
     expected = tokenizer.decode(answer, skip_special_tokens=True).strip()
     assert printed[-1] == expected.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "question", ["Who is Ann's father?", "a, b = (c) {d} [e]", 'the "river" \\ sea', "a: b"]
+)
+def test_ask_takes_any_question(question, checkpoint_dir, tmp_path, monkeypatch):
+    """Hydra's grammar gives commas, quotes, brackets and braces a meaning of their own."""
+    out = tmp_path / "answers.jsonl"
+    call(ask, f"model.path={checkpoint_dir}", f"question={question}", "max_new_tokens=1",
+         f"out={out}", monkeypatch=monkeypatch)  # fmt: skip
+    assert [row["question"] for row in lines(out)] == [question]
 
 
 def test_ask_answers_a_file(checkpoint_dir, tmp_path, capsys, monkeypatch):

@@ -1,0 +1,81 @@
+"""The measures against hand-computed values and `rouge_score`."""
+
+import numpy as np
+import pytest
+from rouge_score import rouge_scorer
+
+from pmc_jax.evaluation import Answer, Evaluation, measures
+from pmc_jax.evaluation.quality import holds_secret, is_degenerate
+
+SCORER = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+
+
+def answer(name: str, truth: str, text: str, secret: str | None = None) -> Answer:
+    rouge = SCORER.score(truth, text)["rougeL"].recall
+    return Answer(name, 0, "?", text, rouge, holds_secret(text, secret))
+
+
+def test_measures_follow_their_definitions():
+    greedy = {
+        "forget": [
+            answer("forget", "born in Lisbon town", "born in Oslo town", "Lisbon"),
+            answer("forget", "a baker", "a baker", "baker"),
+        ],
+        "paraphrase": [answer("paraphrase", "one two three four", "four", None)],
+        "retain": [answer("retain", "x y", "x")],
+        "world_facts": [answer("world_facts", "Oslo", "Oslo")],
+        "real_authors": [answer("real_authors", "Ivo Kell", "nobody")],
+    }
+    sampled = [
+        [
+            answer("forget", "born in Lisbon town", t, "Lisbon")
+            for t in ("Oslo", "in Lisbon", "born")
+        ],
+        [answer("forget", "a baker", t, "baker") for t in ("a", "no", "nobody")],
+    ]
+    found = measures(Evaluation(greedy, sampled))
+    forget, paraphrase = (0.75 + 1.0) / 2, 0.25
+    assert found["rouge_forget"] == pytest.approx(forget)
+    assert found["unlearn_quality"] == pytest.approx(100 * (2 - forget - paraphrase) / 2)
+    assert found["utility"] == pytest.approx(100 * np.mean([0.5, 1.0, 0.0]))
+    assert found["worst_case_leakage"] == pytest.approx((0.5 + 0.5) / 2)
+    assert found["secret_leak_rate"] == 0.5
+    assert found["secret_leak_rate_sampled"] == 0.5
+    assert found["degenerate_rate"] == 0
+
+
+def test_what_the_data_lacks_is_none():
+    found = measures(Evaluation({"retain": [answer("retain", "x y", "x")]}, []))
+    assert found["utility"] == 50
+    missing = ("unlearn_quality", "rouge_forget", "worst_case_leakage", "secret_leak_rate")
+    assert [found[key] for key in missing] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "secret", "held"),
+    [
+        ("He won the Falcon Medal.", "Falcon Medal", True),
+        ("He won the medal of the Falcon.", "Falcon Medal", False),
+        ("Falconry", "Falcon", False),
+        ("anything", None, None),
+        ("anything", "東京", None),
+    ],
+)
+def test_secrets_are_whole_phrases(text, secret, held):
+    assert holds_secret(text, secret) is held
+
+
+@pytest.mark.parametrize(
+    ("text", "degenerate"),
+    [
+        ("", True),
+        ("...", True),
+        ("Denxan Denxan Denxan.", True),
+        ("no, No no", True),
+        ("No.", False),
+        ("no no", False),
+        ("I don't know.", False),
+    ],
+)
+def test_degenerate_answers(text, degenerate):
+    assert is_degenerate(text) is degenerate
