@@ -50,8 +50,8 @@ def stage(name: str, total: int, done: int = 0) -> Iterator[Stage]:
         yield Stage(name, total, done, None)
         return
     columns = (
-        TextColumn("{task.description:<18}"),
-        BarColumn(bar_width=24),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}"),

@@ -104,13 +104,14 @@ class StepRecord:
         return dataclasses.asdict(self)
 
     def line(self) -> str:
-        """What a person watches: selected score, losses, and speed."""
-        sampling = self.tokens_sampled / self.seconds["sample"]
-        training = self.tokens_trained / self.seconds["train"]
-        return (
-            f"score {self.mean_selected_score:.3f}  loss {self.loss:.3f}  "
-            f"sampling {sampling:,.0f} tok/s  training {training:,.0f} tok/s"
-        )
+        """What a person watches: selected score and tokens per second, in under 50 columns."""
+
+        def speed(tokens: int, seconds: float) -> str:
+            return f"{tokens / seconds / 1000:.1f}k/s" if tokens else "none"
+
+        sampling = speed(self.tokens_sampled, self.seconds["sample"])
+        training = speed(self.tokens_trained, self.seconds["train"])
+        return f"score {self.mean_selected_score:.2f}  sampling {sampling}  training {training}"
 
 
 def updates_per_epoch(questions: int, batch: BatchConfig) -> int:
