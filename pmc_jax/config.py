@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -233,6 +234,8 @@ def entry_point(task: Callable[[Any], None], name: str, schema: type) -> Callabl
             sys.exit(130)
 
     def main() -> None:
+        # transformers would say at import that PyTorch is missing; nothing here needs it.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         sys.argv[1:] = arguments = [quoted(argument) for argument in sys.argv[1:]]
         if not any(argument.startswith("-") for argument in arguments):
             try:
