@@ -343,7 +343,8 @@ def show(directory: Path, report: Path) -> None:
     """Print the before/after table, three examples, and where the report is."""
     run = read_run(directory)
     print(f"\n{format_table(run.summary)}\n")
-    print(f"{format_examples(run.samples, 3)}\n")
+    if examples := format_examples(run.samples, 3):
+        print(f"{examples}\n")
     print(f"Model:  {directory / 'model'}\nReport: {report}")
 
 
