@@ -8,15 +8,14 @@ from pathlib import Path
 
 import jax
 
-from convert.load import load_checkpoint
-from pmc_jax.config import AskConfig, asset, entry_point
+from pmc_jax.config import AskConfig, entry_point
 from pmc_jax.data.jsonl import read_records
-from pmc_jax.data.prompts import load_tokenizer, make_template
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
+from pmc_jax.files import write_json_lines
 from pmc_jax.model import cast_params
+from pmc_jax.pretrained import load_pretrained
 from pmc_jax.progress import stage
-from pmc_jax.training.run_directory import write_json_lines
 
 
 def read_questions(cfg: AskConfig) -> list[tuple[str, str | None]]:
@@ -40,18 +39,14 @@ def ask(cfg: AskConfig) -> None:
     questions = read_questions(cfg)
     if cfg.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    source = asset("world/model") if cfg.model.path == "bundled" else cfg.model.path
-    dtype = "float64" if cfg.model.dtype == "float64" else "float32"
-    checkpoint = load_checkpoint(source, dtype=dtype)
-    template = make_template(
-        load_tokenizer(checkpoint.directory), cfg.prompt, checkpoint.eos_token_ids
-    )
+    model, params = load_pretrained(cfg.model, cfg.prompt)
+    template = model.template
     prefix = template.encode_prefix(cfg.prefix) if cfg.prefix else []
     with stage("asking", len(questions)) as progress:
         responses = generate(
-            cast_params(checkpoint.params, cfg.model.dtype),
+            cast_params(params, cfg.model.dtype),
             [template.encode_prompt(text, system) + prefix for text, system in questions],
-            cfg=checkpoint.cfg,
+            cfg=model.cfg,
             sampling=Sampling(cfg.temperature, cfg.top_k, cfg.top_p, stop_ids=template.stop_ids),
             key=jax.random.key(cfg.seed),
             limits=[cfg.max_new_tokens] * len(questions),

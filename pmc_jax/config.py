@@ -19,20 +19,12 @@ from pmc_jax.data import DataConfig
 from pmc_jax.data.prompts import PromptConfig
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import EvaluationConfig
+from pmc_jax.nested import flatten
+from pmc_jax.pretrained import ModelSource
 from pmc_jax.training.checkpoints import CheckpointConfig
 from pmc_jax.training.loop import BatchConfig
 from pmc_jax.training.optimizer import OptimizerConfig
-from pmc_jax.training.run_directory import flatten
 from pmc_jax.unlearning.config import PMCConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSource:
-    """Which weights: a Hugging Face directory, a hub id, or "bundled"; and the compute dtype."""
-
-    path: str = "bundled"
-    dtype: str = "float32"
-    remat: str = "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,11 +144,6 @@ for _name, _schema in (("train_schema", Config), ("ask_schema", AskConfig)):
     ConfigStore.instance().store(name=_name, node=_open_schema(_schema))
 
 
-def asset(name: str) -> Path:
-    """A file or directory that ships in the package."""
-    return Path(__file__).parent / "assets" / name
-
-
 def config_directory() -> Path:
     """`configs/`, in the package when installed and beside it in the repository."""
     packaged = Path(__file__).parent / "configs"
@@ -175,6 +162,8 @@ def check_values(config: Any) -> None:
                 raise UserError(f"{key}={value}: expected {bound} {least:g}")
         if key.endswith("top_p") and value > 1:
             raise UserError(f"{key}={value}: expected at most 1")
+        if key == "seed" and value >= 2**32:
+            raise UserError(f"seed={value}: expected less than 2**32")
 
 
 def _one_line(error: BaseException, schema: type) -> str:

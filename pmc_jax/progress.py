@@ -31,8 +31,8 @@ class Stage:
         now = time.monotonic()
         if done >= self.total or now - self._printed >= LINE_SECONDS:
             self._printed = now
-            speed = (now - self.started) / max(done - self._first, 1)
-            left = f", {speed * (self.total - done):.0f} s left" if done < self.total else ""
+            unit_seconds = (now - self.started) / max(done - self._first, 1)
+            left = f", {unit_seconds * (self.total - done):.0f} s left" if done < self.total else ""
             print(f"{self.name}: {done}/{self.total}{left}  {note}".rstrip(), flush=True)
 
     def say(self, message: str) -> None:

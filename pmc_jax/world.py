@@ -7,13 +7,11 @@ Face directory). What the package ships was made by this command.
 
 import dataclasses
 import itertools
-import json
 import random
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +25,7 @@ from pmc_jax.data.prompts import PromptConfig, PromptTemplate, make_template
 from pmc_jax.data.world import DEFAULT_SEED, Mix, World, make_world, stream, write_world
 from pmc_jax.data.world.stream import Pair
 from pmc_jax.errors import UserError
+from pmc_jax.files import read_json, write_json
 from pmc_jax.model import ModelConfig, init_params, param_count
 from pmc_jax.model.specs import Params
 from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -117,7 +116,7 @@ def training_rows(template: PromptTemplate, pairs: Iterable[Pair]) -> LossRows:
     prompts, answers = zip(*encoded, strict=True)
     longest = max(len(prompt) + len(answer) for prompt, answer in encoded)
     length = -(-longest // LENGTH_STEP) * LENGTH_STEP
-    arrays = loss_rows(prompts, answers, template.pad_id, length)
+    arrays = loss_rows(prompts, answers, length)
     tokens, mask, loss_mask = (jnp.asarray(array)[None] for array in arrays)
     return LossRows(tokens, mask, loss_mask, retain=jnp.ones((1, len(prompts)), bool))
 
@@ -159,13 +158,7 @@ def write_model(params: Params, tokenizer: PreTrainedTokenizerFast, directory: P
     write_json(directory / "generation_config.json", {"do_sample": False, **ids})
     # transformers 5 writes a class name that older releases do not know.
     path = directory / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, {**settings, "tokenizer_class": "PreTrainedTokenizerFast"})
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Indented JSON with a final newline."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(path, {**read_json(path), "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def make(out: Path, seed: int) -> None:

@@ -28,21 +28,21 @@ def test_bucket_length_is_the_next_of_the_series():
 def test_loss_rows(pairs, extra):
     prompts, answers = zip(*pairs, strict=True)
     length = max(len(p) + len(a) for p, a in pairs) + extra
-    padded, mask, loss_mask = loss_rows(prompts, answers, 77, length)
+    padded, mask, loss_mask = loss_rows(prompts, answers, length)
     assert padded.dtype == np.int32
     for i, (prompt, answer) in enumerate(pairs):
         text = prompt + answer
         for t in range(length):
-            assert padded[i, t] == (text[t] if t < len(text) else 77)
+            assert padded[i, t] == (text[t] if t < len(text) else 0)
             assert mask[i, t] == (t < len(text))
             assert loss_mask[i, t] == (len(prompt) <= t < len(text))
 
 
 def test_rows_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="at most 3 in all"):
-        loss_rows([[1, 2]], [[3, 4]], 0, 3)
+        loss_rows([[1, 2]], [[3, 4]], 3)
     with pytest.raises(ValueError, match="at least one of each"):
-        loss_rows([[1, 2]], [[]], 0, 3)
+        loss_rows([[1, 2]], [[]], 3)
     with pytest.raises(ValueError, match="leaves no room within 2"):
         train_sequence([1, 2], [3], 9, 2)
 

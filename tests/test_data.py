@@ -188,7 +188,8 @@ def test_a_question_alone_is_enough_to_unlearn(tmp_path):
         DataConfig(format="jsonl", forget=str(forget), retain=str(retain), retain_rows=None)
     )
     assert data.forget == (ForgetQuestion(0, "Who?"), ForgetQuestion(1, "Where?"))
-    assert set(data.evaluation) == {"retain"}
+    assert set(data.evaluation) == {"forget", "retain"}
+    assert [row.answer for row in data.evaluation["forget"]] == [None, None]
     relative = DataConfig(
         format="jsonl", path=str(tmp_path), forget="forget.jsonl", retain="retain.jsonl",
         retain_rows=None, world_facts="retain.jsonl",

@@ -331,15 +331,15 @@ def test_decode_ends_at_any_stop_id(llama3):
 
 def test_pad_and_end_ids(phi, tmp_path):
     template = make_template(phi, PromptConfig())
-    assert template.pad_id == template.end_id == phi.eos_token_id
+    assert template.end_id == phi.eos_token_id
     raw = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     bare = PreTrainedTokenizerFast(tokenizer_object=raw)
     with pytest.raises(UserError, match="no end-of-sequence token"):
         make_template(bare, PromptConfig())
     template = make_template(bare, PromptConfig(), eos_token_ids=(1,))
-    assert (template.end_id, template.pad_id, template.stop_ids) == (1, 0, (1,))
+    assert (template.end_id, template.stop_ids) == (1, (1,))
     bare.pad_token = "b"
-    assert make_template(bare, PromptConfig(), eos_token_ids=(1,)).pad_id == 1
+    assert make_template(bare, PromptConfig(), eos_token_ids=(1,)).end_id == 1
 
 
 def test_bad_templates(llama3, phi):

@@ -13,6 +13,8 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pmc_jax import ask, train
+from pmc_jax.training import run as training_run
+from pmc_jax.unlearning.selection import _categorical, selection_keys
 
 MEASURES = {
     "unlearn_quality",
@@ -133,7 +135,7 @@ def test_the_same_command_again_and_other_settings(run, capsys):
 @pytest.mark.parametrize("stop_at", [1, 3, 5])
 def test_a_stopped_run_continues_bit_for_bit(run, stop_at, monkeypatch):
     whole = run(name="whole")
-    real = train.pmc_steps
+    real = training_run.pmc_steps
 
     def stopping(*arguments):
         for state, record in real(*arguments):
@@ -141,10 +143,10 @@ def test_a_stopped_run_continues_bit_for_bit(run, stop_at, monkeypatch):
                 raise RuntimeError("the machine is gone")
             yield state, record
 
-    monkeypatch.setattr(train, "pmc_steps", stopping)
+    monkeypatch.setattr(training_run, "pmc_steps", stopping)
     with pytest.raises(SystemExit):
         run(name="parts")
-    monkeypatch.setattr(train, "pmc_steps", real)
+    monkeypatch.setattr(training_run, "pmc_steps", real)
     assert_same_run(whole, run(name="parts"))
 
 
@@ -175,6 +177,10 @@ def test_own_files_need_only_questions(run, tmp_path):
     )  # fmt: skip
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["after"]["unlearn_quality"] is None
+    assert summary["after"]["worst_case_leakage"] is None
+    assert summary["after"]["degenerate_rate"] is not None
+    (row,) = [row for row in lines(directory / "samples.jsonl") if row["set"] == "forget"]
+    assert row["question"] == "Where was Mara Ostberg born?" and row["rouge_after"] is None
     assert summary["after"]["utility"] is not None
 
 
@@ -214,13 +220,40 @@ def test_a_chat_model_with_the_published_settings(
 
 def test_few_shapes_are_compiled(run, monkeypatch):
     """Every step of a run after the first epoch reuses what is compiled."""
+    _categorical.clear_cache()
+    selection_keys.clear_cache()
     made = []
     real = train.make_train_step
     monkeypatch.setattr(
         train, "make_train_step", lambda *a, **k: made.append(real(*a, **k)) or made[-1]
     )
-    run("training.epochs=6")
+    run("training.epochs=6", "method.selection_temperature=0.3")
     assert made[0]._cache_size() <= 2
+    assert _categorical._cache_size() == selection_keys._cache_size() == 1
+
+
+@pytest.mark.parametrize("file", ["forget10.json", "retain90.json", "world_facts.json"])
+def test_changed_data_does_not_continue_a_run(file, run, tofu_dir, monkeypatch, capsys):
+    def stopping(*_):
+        raise RuntimeError("the machine is gone")
+        yield
+
+    monkeypatch.setattr(training_run, "pmc_steps", stopping)
+    with pytest.raises(SystemExit):
+        run()
+    capsys.readouterr()
+    for name in (file, file.replace(".json", "_perturbed.json")):
+        path = tofu_dir / name
+        if path.is_file():
+            rows = lines(path)
+            rows[-1]["question"] = "Really?"
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SystemExit) as stop:
+        run()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    changed = {"forget10.json": "forget questions", "retain90.json": "retain pairs"}
+    assert "began with other" in error and changed.get(file, "evaluation rows") in error
 
 
 MISTAKES = {

@@ -9,18 +9,24 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_llama
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from transformers.models.llama import modeling_llama
 from transformers.optimization import get_linear_schedule_with_warmup
 
 from convert.export import stored_tensors
 from convert.families import LLAMA
 from convert.load import load_checkpoint
+from pmc_jax.errors import UserError
 from pmc_jax.training.checkpoints import (
     CheckpointConfig,
     RunState,
+    checksum,
     open_checkpoints,
     restore_latest,
     save,
+    words,
 )
 from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from pmc_jax.training.step import accumulated_gradients, init_state, make_train_step
@@ -223,6 +229,68 @@ def test_a_saved_state_is_the_one_that_was_handed_over(tmp_path, rng):
             if path.is_file() and path.stat().st_size > 100:
                 path.write_bytes(path.read_bytes()[:50])
     manager.close()
+
+
+def arrays_of(checkpoint: Path) -> Path:
+    """The largest file of a checkpoint."""
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def test_a_flipped_bit_is_found_and_the_checkpoint_before_used(tmp_path, caplog, rng):
+    state, _ = small_state(tmp_path)
+    directory = tmp_path / "checkpoints"
+    manager = open_checkpoints(directory, CheckpointConfig(keep=9))
+    for step in (1, 2):
+        save(manager, step, state, {"originals": ["a"]})
+    manager.wait_until_finished()
+    flipped = arrays_of(directory / "2")
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1 << int(rng.integers(8))
+    flipped.write_bytes(content)
+    found, _ = restore_latest(manager, state)
+    for leaf, expected in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(leaf, expected)
+    assert "2 is corrupt" in caplog.text
+    assert manager.all_steps() == [1] and (tmp_path / "corrupt" / "2").is_dir()
+    save(manager, 2, state, {"originals": ["a"]})
+    manager.wait_until_finished()
+    assert sorted(manager.all_steps()) == [1, 2]
+    manager.close()
+
+
+def test_when_no_checkpoint_is_good_all_stay(tmp_path):
+    state, _ = small_state(tmp_path)
+    manager = open_checkpoints(tmp_path / "checkpoints", CheckpointConfig())
+    save(manager, 1, state, {"originals": ["a"]})
+    manager.wait_until_finished()
+    path = arrays_of(tmp_path / "checkpoints" / "1")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"none of the checkpoints \[1\] is readable"):
+        restore_latest(manager, state)
+    assert path.is_file()
+    manager.close()
+
+
+@given(
+    arrays(np.uint32, array_shapes(max_dims=3, max_side=9)),
+    st.integers(0, 10**6),
+    st.integers(0, 31),
+)
+def test_a_checksum_sees_every_single_bit(values, place, bit):
+    flipped = values.copy()
+    flipped.reshape(-1)[place % values.size] ^= np.uint32(1 << bit)
+    assert int(checksum(words(values))) != int(checksum(words(flipped)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
+def test_a_checksum_covers_device_and_host_arrays_alike(dtype, rng):
+    values = jnp.asarray(rng.normal(size=(3, 4)) * 100).astype(dtype)
+    other = values.at[2, 3].set(-values[2, 3] - 1)
+    assert int(checksum(words(values))) != int(checksum(words(other)))
+    if dtype != "bfloat16":
+        flat = words(values).reshape(-1)
+        assert int(checksum(words(np.asarray(values)))) == int(checksum(flat))
 
 
 def test_metrics_go_on_where_the_checkpoint_was(tmp_path):

@@ -12,7 +12,7 @@ ORDER_STREAM, RETAIN_STREAM = 0, 1
 
 
 def loss_rows(
-    prompts: Sequence[Tokens], answers: Sequence[Tokens], pad_id: int, length: int
+    prompts: Sequence[Tokens], answers: Sequence[Tokens], length: int
 ) -> tuple[
     Int32[np.ndarray, "batch length"],
     Bool[np.ndarray, "batch length"],
@@ -21,9 +21,9 @@ def loss_rows(
     """Right-padded prompt + answer: tokens, a mask of real tokens, and a mask of targets.
 
     The third is True where `tokens[row, t]` is an answer token (end token included): what
-    position t - 1 must predict. Prompt and padding carry no loss.
+    position t - 1 must predict. Prompt and padding, which is zeros, carry no loss.
     """
-    tokens = np.full((len(prompts), length), pad_id, np.int32)
+    tokens = np.zeros((len(prompts), length), np.int32)
     mask, loss_mask = np.zeros(tokens.shape, bool), np.zeros(tokens.shape, bool)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         start, end = len(prompt), len(prompt) + len(answer)

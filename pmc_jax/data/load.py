@@ -99,39 +99,40 @@ def _check_aligned(forget: list[Record], perturbed: list[Record]) -> None:
 def _forget_sets(
     forget: list[Record], perturbed: list[Record]
 ) -> dict[str, tuple[EvaluationRow, ...]]:
-    """Evaluation sets "forget" and "paraphrase", as far as the rows have the fields.
+    """Evaluation sets "forget" and, where the rows have the fields, "paraphrase".
 
     Either all rows have a field or none, so that a misspelt one does not pass as absent.
     """
-    sets = {}
-    if _all_or_none(forget, "answer"):
-        secrets = [
-            a.optional_text("secret") or b.optional_text("secret")
-            for a, b in zip(forget, perturbed, strict=True)
-        ]
-        sets["forget"] = tuple(
+    _all_or_none(forget, "answer")
+    secrets = [
+        a.optional_text("secret") or b.optional_text("secret")
+        for a, b in zip(forget, perturbed, strict=True)
+    ]
+    sets = {
+        "forget": tuple(
             EvaluationRow(
                 id=i,
                 question=ours.text("question"),
-                answer=ours.text("answer"),
+                answer=ours.optional_text("answer"),
                 secret=secret,
                 perturbed=theirs.texts("perturbed_answer"),
                 system=ours.optional_text("system"),
             )
             for i, (ours, theirs, secret) in enumerate(zip(forget, perturbed, secrets, strict=True))
         )
-        if _all_or_none(perturbed, "paraphrased_question"):
-            sets["paraphrase"] = tuple(
-                EvaluationRow(
-                    id=row.id,
-                    question=theirs.text("paraphrased_question"),
-                    answer=theirs.text("paraphrased_answer"),
-                    secret=row.secret,
-                    perturbed=row.perturbed,
-                    system=row.system,
-                )
-                for row, theirs in zip(sets["forget"], perturbed, strict=True)
+    }
+    if _all_or_none(perturbed, "paraphrased_question"):
+        sets["paraphrase"] = tuple(
+            EvaluationRow(
+                id=row.id,
+                question=theirs.text("paraphrased_question"),
+                answer=theirs.text("paraphrased_answer"),
+                secret=row.secret,
+                perturbed=row.perturbed,
+                system=row.system,
             )
+            for row, theirs in zip(sets["forget"], perturbed, strict=True)
+        )
     return sets
 
 

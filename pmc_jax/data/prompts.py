@@ -206,12 +206,6 @@ class PromptTemplate:
         return (self.end_id, *sorted(others))
 
     @cached_property
-    def pad_id(self) -> int:
-        """Fills padding; masked everywhere, so any id would do."""
-        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
-        return next((token for token in known if token is not None), 0)
-
-    @cached_property
     def _stops(self) -> frozenset[int]:
         return frozenset(self.stop_ids)
 

@@ -59,13 +59,14 @@ class EvaluationRow:
 
     Attributes:
         id: row number in the file the question comes from.
+        answer: the ground truth; None in a forget file that has questions only.
         secret: the phrase within the answer that must not come out, where known.
         perturbed: wrong answers of the same form.
     """
 
     id: int
     question: str
-    answer: str
+    answer: str | None
     secret: str | None = None
     perturbed: tuple[str, ...] = ()
     system: str | None = None

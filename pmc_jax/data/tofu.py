@@ -3,11 +3,11 @@
 import dataclasses
 from pathlib import Path
 
+from pmc_jax.assets import WORLD_DATA
 from pmc_jax.data.rows import DataConfig
 from pmc_jax.errors import UserError
 
 SUFFIXES = (".json", ".jsonl")
-BUNDLED = Path(__file__).parents[1] / "assets" / "world" / "data"
 NOT_SPLITS = ("world_facts", "real_authors", "idontknow")
 
 
@@ -34,7 +34,7 @@ def tofu_files(cfg: DataConfig) -> DataFiles:
     if cfg.path is None:
         directory = _download(cfg)
     elif cfg.path == "bundled":
-        directory = BUNDLED
+        directory = WORLD_DATA
     else:
         directory = Path(cfg.path).expanduser()
     if not directory.is_dir():

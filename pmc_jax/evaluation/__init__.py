@@ -5,8 +5,21 @@ from pmc_jax.evaluation.quality import (
     Evaluation,
     EvaluationConfig,
     Respondent,
+    answer_rows,
+    attacked_rows,
     evaluate,
     measures,
+    sample_rows,
 )
 
-__all__ = ["Answer", "Evaluation", "EvaluationConfig", "Respondent", "evaluate", "measures"]
+__all__ = [
+    "Answer",
+    "Evaluation",
+    "EvaluationConfig",
+    "Respondent",
+    "answer_rows",
+    "attacked_rows",
+    "evaluate",
+    "measures",
+    "sample_rows",
+]

@@ -8,7 +8,8 @@ of the means.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -48,14 +49,15 @@ class EvaluationConfig:
 class Answer:
     """A model's answer to an evaluation question, and its ROUGE-L recall of the truth.
 
-    `leaked` tells whether it holds the row's secret; None where the row has none.
+    `rouge` is None where the row has no truth; `leaked` tells whether the answer holds the
+    row's secret, None where it has none.
     """
 
     set: str
     id: int
     question: str
     text: str
-    rouge: float
+    rouge: float | None
     leaked: bool | None
 
 
@@ -123,13 +125,20 @@ def answers(
     )
 
     def scored(row: EvaluationRow, text: str) -> Answer:
-        rouge = rouge_l_recall(row.answer, text)
+        rouge = None if row.answer is None else rouge_l_recall(row.answer, text)
         return Answer(name, row.id, row.question, text, rouge, holds_secret(text, row.secret))
 
     return [
         [scored(row, template.decode(tokens)) for tokens in group]
         for row, group in zip(rows, responses, strict=True)
     ]
+
+
+def attacked_rows(
+    sets: Mapping[str, Sequence[EvaluationRow]], cfg: EvaluationConfig
+) -> list[EvaluationRow]:
+    """The forget rows that the sampling attack can be measured on."""
+    return [row for row in sets.get("forget", ()) if row.answer and cfg.attack_samples]
 
 
 def evaluate(
@@ -139,7 +148,7 @@ def evaluate(
     key: PRNGKeyArray,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Greedy answers to every set and the sampling attack on the forget questions.
+    """Greedy answers to every set, and the sampling attack on the forget rows with a truth.
 
     A row that a set holds more than once is decoded once.
     """
@@ -153,18 +162,48 @@ def evaluate(
         by_row = dict(zip(once, (group[0] for group in found), strict=True))
         greedy[name] = [by_row[row] for row in rows]
     sampled: list[list[Answer]] = []
-    if cfg.attack_samples and sets.get("forget"):
+    known = attacked_rows(sets, cfg)
+    if known:
         attack = Sampling(cfg.attack_temperature, cfg.attack_top_k, cfg.attack_top_p)
         sampled = answers(
-            respondent, "forget", sets["forget"], attack, key,
+            respondent, "forget", known, attack, key,
             samples=cfg.attack_samples, max_new_tokens=cfg.max_new_tokens,
             batch_rows=cfg.rows, on_batch=on_batch,
         )  # fmt: skip
     return Evaluation(greedy, sampled)
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+def answer_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Greedy answers as JSON objects, once per evaluated question, without the ground truth."""
+    unique = {(a.set, a.id): a for rows in evaluation.greedy.values() for a in rows}
+    return [
+        {"set": a.set, "id": a.id, "question": a.question, "text": a.text, "rouge": a.rouge}
+        for a in unique.values()
+    ]
+
+
+def sample_rows(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The lines of `samples.jsonl`: every evaluated question with both of its `answer_rows`."""
+    return [
+        {
+            "set": old["set"],
+            "id": old["id"],
+            "question": old["question"],
+            "before": old["text"],
+            "after": new["text"],
+            "rouge_before": old["rouge"],
+            "rouge_after": new["rouge"],
+        }
+        for old, new in zip(before, after, strict=True)
+    ]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are there; None if none is."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def measures(evaluation: Evaluation) -> dict[str, float | None]:
@@ -185,12 +224,13 @@ def measures(evaluation: Evaluation) -> dict[str, float | None]:
     kept = [value for name in UTILITY_SETS if (value := rouge[name]) is not None]
     greedy = evaluation.greedy.get("forget", ())
     asked = [answer for name in FORGET_SETS for answer in evaluation.greedy.get(name, ())]
+    worst = [max((a.rouge or 0.0 for a in row), default=None) for row in evaluation.sampled]
     return {
         "unlearn_quality": 100 * (1 - float(np.mean(forget))) if forget else None,
         "utility": 100 * float(np.mean(kept)) if kept else None,
         **{f"rouge_{name}": value for name, value in rouge.items()},
-        "worst_case_leakage": _mean([max(a.rouge for a in row) for row in evaluation.sampled]),
-        "secret_leak_rate": _mean([a.leaked for a in greedy if a.leaked is not None]),
+        "worst_case_leakage": _mean(worst),
+        "secret_leak_rate": _mean([a.leaked for a in greedy]),
         "secret_leak_rate_sampled": _mean(
             [any(a.leaked for a in row) for row in evaluation.sampled if row[0].leaked is not None]
         ),

@@ -1,16 +1,22 @@
-"""Checkpoints of a run by Orbax: atomic, asynchronous, kept by policy."""
+"""Checkpoints of a run by Orbax: atomic, asynchronous, kept by policy, verified when read."""
 
 import dataclasses
+import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import struct
 from flax.serialization import from_state_dict, to_state_dict
+from jaxtyping import Array, UInt32
 
 from pmc_jax.errors import UserError
+from pmc_jax.nested import flatten
 from pmc_jax.training.step import TrainState
 from pmc_jax.unlearning import ResponseMemory
 
@@ -36,52 +42,133 @@ class RunState:
     memory: ResponseMemory
 
 
+class CorruptCheckpoint(Exception):
+    """A checkpoint whose content is not what was saved."""
+
+
 def open_checkpoints(directory: Path, cfg: CheckpointConfig) -> ocp.CheckpointManager:
     """The checkpoints under `directory`, which is made if absent."""
     options = ocp.CheckpointManagerOptions(max_to_keep=cfg.keep, create=True)
     return ocp.CheckpointManager(directory.resolve(), options=options)
 
 
+@jax.jit
+def checksum(bits: UInt32[Array, "..."]) -> UInt32[Array, ""]:
+    """Σ_i bits_i · w_i mod 2³² with odd pseudo-random weights w_i.
+
+    Any change of one word, and so any flipped bit, changes it; other damage goes unnoticed
+    once in 2³² cases. An integer sum has no order, so it is the same on every device and in
+    every sharding.
+    """
+    weight = jnp.zeros_like(bits)
+    for axis, size in enumerate(bits.shape):  # the row-major index, without a reshape
+        weight = weight * size + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    # The finaliser of MurmurHash3 spreads the index over all bits.
+    weight = (weight ^ (weight >> 16)) * jnp.uint32(0x85EBCA6B)
+    weight = (weight ^ (weight >> 13)) * jnp.uint32(0xC2B2AE35)
+    return jnp.sum(bits * ((weight ^ (weight >> 16)) | 1), dtype=jnp.uint32)
+
+
+def words(leaf: Array | np.ndarray) -> UInt32[Array, "..."]:
+    """An array's bits as 32-bit words (one per element where elements are smaller)."""
+    if isinstance(leaf, np.ndarray):
+        # Not through jnp.asarray, which would round 64-bit numbers.
+        return jnp.asarray(np.ascontiguousarray(leaf).reshape(-1).view(np.uint32))
+    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
+    return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+
+
+def checksums(state: dict[str, Any]) -> dict[str, int]:
+    """The checksum of every array by its dotted path."""
+    found = {path: checksum(words(leaf)) for path, leaf in flatten(state).items()}
+    return {path: int(value) for path, value in jax.device_get(found).items()}
+
+
+def seal(content: dict[str, Any]) -> str:
+    """SHA-256 of a JSON object."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def save(manager: ocp.CheckpointManager, step: int, state: RunState, extra: dict[str, Any]) -> None:
     """Write `state` and the JSON object `extra` as checkpoint `step`, in the background."""
+    tree = to_state_dict(state)
+    content = {"extra": extra, "checksums": checksums(tree)}
     manager.save(
         step,
         args=ocp.args.Composite(
-            state=ocp.args.StandardSave(to_state_dict(state)), extra=ocp.args.JsonSave(extra)
+            state=ocp.args.StandardSave(tree),
+            extra=ocp.args.JsonSave({**content, "sha256": seal(content)}),
         ),
     )
+
+
+def restore(
+    manager: ocp.CheckpointManager, step: int, like: RunState
+) -> tuple[RunState, dict[str, Any]]:
+    """The state (shapes as in `like`) and JSON of checkpoint `step`.
+
+    Raises:
+        CorruptCheckpoint: if it is torn or its content is not what was saved.
+    """
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, to_state_dict(like))
+    try:
+        found = manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract), extra=ocp.args.JsonRestore()
+            ),
+        )
+    except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+        raise  # says nothing about the files
+    except Exception as error:
+        # Orbax raises whatever its storage layer meets in a torn or corrupted file.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CorruptCheckpoint(reason) from error
+    content = dict(found.extra)
+    if content.pop("sha256", None) != seal(content):
+        raise CorruptCheckpoint("its JSON is not what was saved")
+    sums = checksums(found.state)
+    damaged = [path for path in sums if sums[path] != content["checksums"].get(path)]
+    if damaged:
+        raise CorruptCheckpoint(f"{', '.join(damaged[:3])} not as saved")
+    return from_state_dict(like, found.state), content["extra"]
 
 
 def restore_latest(
     manager: ocp.CheckpointManager, like: RunState
 ) -> tuple[RunState, dict[str, Any]] | None:
-    """The newest readable checkpoint's state (shapes as in `like`) and JSON; None if none.
+    """The newest good checkpoint's state (shapes as in `like`) and JSON; None if none.
 
-    An unreadable checkpoint is named in a warning and the one before it used.
+    A corrupt one is named in a warning, moved to `corrupt/`, and the one before it used.
+
+    Raises:
+        UserError: if there are checkpoints and none is good; they stay where they are.
     """
     steps = sorted(manager.all_steps(), reverse=True)
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, to_state_dict(like))
+    corrupt: list[int] = []
     for step in steps:
         try:
-            found = manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), extra=ocp.args.JsonRestore()
-                ),
-            )
-        except Exception as error:
-            # Orbax raises whatever its storage layer meets in a torn or corrupted file.
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            logger.warning(
-                "checkpoint %s is unreadable (%s)", manager.directory / str(step), reason
-            )
+            found = restore(manager, step, like)
+        except CorruptCheckpoint as error:
+            logger.warning("checkpoint %s is corrupt (%s)", manager.directory / str(step), error)
+            corrupt.append(step)
             continue
-        for newer in steps[: steps.index(step)]:
-            manager.delete(newer)
-        return from_state_dict(like, found.state), found.extra
+        for bad in corrupt:
+            set_aside(Path(manager.directory), bad)
+        if corrupt:
+            manager.reload()
+        return found
     if steps:
         raise UserError(
-            f"{manager.directory}: none of the checkpoints {steps} can be read; "
+            f"{manager.directory}: none of the checkpoints {steps} is readable; "
             "start anew with overwrite=true"
         )
     return None
+
+
+def set_aside(directory: Path, step: int) -> None:
+    """Move checkpoint `step` to `corrupt/` beside the checkpoints, under a free name."""
+    place = directory.parent / "corrupt"
+    place.mkdir(exist_ok=True)
+    number = sum(path.name.split(".")[0] == str(step) for path in place.iterdir())
+    (directory / str(step)).rename(place / (f"{step}.{number}" if number else str(step)))

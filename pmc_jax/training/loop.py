@@ -13,7 +13,7 @@ from jaxtyping import DTypeLike, PRNGKeyArray
 from pmc_jax.buckets import bucket_length
 from pmc_jax.data.batches import epoch_order, loss_rows, retain_draw, train_sequence
 from pmc_jax.data.prompts import PromptTemplate
-from pmc_jax.decoding import Sampling, generate, row_keys
+from pmc_jax.decoding import Sampling, generate
 from pmc_jax.model import ModelConfig, cast_params
 from pmc_jax.model.specs import Params
 from pmc_jax.training.checkpoints import RunState
@@ -24,6 +24,7 @@ from pmc_jax.unlearning import (
     needs_sampling,
     response_score,
     select,
+    selection_keys,
     update_memory,
 )
 from pmc_jax.unlearning.config import PMCConfig
@@ -134,6 +135,30 @@ def response_limit(prompt: Sequence[int], max_length: int, max_new_tokens: int |
     return room if max_new_tokens is None else min(room, max_new_tokens)
 
 
+def greedy_originals(
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    *,
+    model: ModelConfig,
+    template: PromptTemplate,
+    batch: BatchConfig,
+    max_new_tokens: int | None,
+    dtype: DTypeLike = jnp.float32,
+) -> list[str]:
+    """y0: the target model's own greedy answer to every forget prompt."""
+    responses = generate(
+        cast_params(params, dtype),
+        prompts,
+        cfg=model,
+        sampling=Sampling(temperature=0.0, stop_ids=template.stop_ids),
+        key=jax.random.key(0),  # greedy decoding draws nothing
+        limits=[response_limit(prompt, batch.max_length, max_new_tokens) for prompt in prompts],
+        rows=batch.rows,
+        dtype=dtype,
+    )
+    return [template.decode(row[0]) for row in responses]
+
+
 def sample_responses(
     run: PMCRun, params: Params, step: int, questions: Sequence[int]
 ) -> list[list[list[int]]]:
@@ -161,6 +186,21 @@ def sample_responses(
     )
 
 
+def select_samples(
+    run: PMCRun, step: int, questions: Sequence[int], scores: np.ndarray
+) -> list[int]:
+    """The chosen sample of each question; `scores` is [questions, samples].
+
+    Filled up to the questions of a whole step, so that every step has the same shapes.
+    """
+    count = run.batch.questions_per_step
+    ids, padded = np.zeros(count, np.uint32), np.zeros((count, scores.shape[1]))
+    ids[: len(questions)], padded[: len(questions)] = questions, scores
+    temperature = run.pmc.selection_temperature
+    keys = selection_keys(run.key, step, jnp.asarray(ids)) if temperature > 0 else None
+    return select(padded, temperature, keys)[: len(questions)].tolist()
+
+
 def remember_best(
     run: PMCRun,
     memory: ResponseMemory,
@@ -186,12 +226,7 @@ def remember_best(
             for i, row in zip(questions, responses, strict=True)
         ]
     )
-    keys = None
-    if pmc.selection_temperature > 0:
-        # One key a question, from a sample index that no response has.
-        ids = jnp.asarray(questions, jnp.uint32)
-        keys = row_keys(run.key, jnp.uint32(step), ids, pmc.samples + 1)[:, -1]
-    chosen = select(scores, pmc.selection_temperature, keys)
+    chosen = select_samples(run, step, questions, scores)
     return update_memory(
         memory,
         questions,
@@ -223,7 +258,6 @@ def build_rows(
     arrays = loss_rows(
         [prompt for prompt, _ in sequences],
         [answer for _, answer in sequences],
-        template.pad_id,
         min(bucket_length(longest), batch.max_length),
     )
     per_part = batch.batch_size * (1 + run.pmc.retain_per_forget)

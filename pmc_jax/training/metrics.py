@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pmc_jax.errors import UserError
-from pmc_jax.training.run_directory import write_json_lines
+from pmc_jax.files import write_json_lines
 
 
 class Metrics:

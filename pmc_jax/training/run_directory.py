@@ -1,95 +1,81 @@
-"""The files of a run: written atomically, never over another run's."""
+"""The directory of a run: begun once, continued by the same command, never overwritten unasked."""
 
-import dataclasses
-import json
-import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pmc_jax.errors import UserError
+from pmc_jax.files import read_json, write_json, write_text
+from pmc_jax.nested import flatten, nest
+
+CONFIG, INPUTS, SUMMARY = "config.yaml", "inputs.json", "summary.json"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+def holds_run(directory: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> bool:
+    """Whether `directory` holds a run with these `settings` (dotted keys) to go on with.
 
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_json_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line, all or none."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def read_json(path: Path) -> Any:
-    """The JSON value in a file, or None if there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def open_run(directory: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Begin a run in `directory`, or go on with the one that is there.
-
-    `settings` (dotted keys) are what must agree for a run to be continued; they are kept
-    in `config.yaml`.
+    With `overwrite` there is none: any run that is there will be replaced.
 
     Raises:
-        UserError: if the directory holds a run with other settings, or something else.
+        UserError: if it holds a run with other settings, or something that is no run.
     """
-    config = directory / "config.yaml"
-    found: dict[str, Any] = {}
-    if config.is_file():
-        stored = yaml.safe_load(config.read_text(encoding="utf-8"))
-        found = flatten(stored if isinstance(stored, dict) else {})
-    is_run = "method.samples" in found
-    if overwrite and is_run:
-        shutil.rmtree(directory)
-    elif is_run:
-        differing = [
-            f"{key} (there {found.get(key)!r}, now {settings.get(key)!r})"
-            for key in sorted({*found, *settings})
-            if found.get(key) != settings.get(key)
-        ]
-        if differing:
-            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-            raise UserError(
-                f"{directory} holds a run with other settings: {', '.join(differing[:3])}{more}; "
-                "choose another name=… or give overwrite=true"
-            )
+    found = stored_settings(directory)
+    if not found:
+        if directory.exists() and any(directory.iterdir()):
+            raise UserError(f"{directory} is not empty and holds no run; choose another name=…")
+        return False
+    if overwrite:
+        return False
+    differing = [
+        f"{key} (there {found.get(key)!r}, now {settings.get(key)!r})"
+        for key in sorted({*found, *settings})
+        if found.get(key) != settings.get(key)
+    ]
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise UserError(
+            f"{directory} holds a run with other settings: {', '.join(differing[:3])}{more}; "
+            "choose another name=… or give overwrite=true"
+        )
+    return True
+
+
+def stored_settings(directory: Path) -> dict[str, Any]:
+    """The settings (dotted keys) of the run in `directory`; empty if there is no run."""
+    path = directory / CONFIG
+    try:
+        stored = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        stored = None
+    found = flatten(stored) if isinstance(stored, dict) else {}
+    return found if "method.samples" in found else {}
+
+
+def begin_run(
+    directory: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], *, overwrite: bool
+) -> None:
+    """Begin a run, or go on with the one that is there.
+
+    `inputs` are hashes by name of what the run reads: a run goes on with the same ones only.
+
+    Raises:
+        UserError: as `holds_run`, or if an input has changed.
+    """
+    if not holds_run(directory, settings, overwrite=overwrite):
+        if stored_settings(directory):
+            shutil.rmtree(directory)
+        write_json(directory / INPUTS, dict(inputs))
+        # Last, since this file is what makes the directory a run.
+        text = yaml.safe_dump(nest(settings), sort_keys=False, allow_unicode=True)
+        write_text(directory / CONFIG, text)
         return
-    elif directory.exists() and any(directory.iterdir()):
-        raise UserError(f"{directory} is not empty and holds no run; choose another name=…")
-    write_text(config, yaml.safe_dump(nest(settings), sort_keys=False, allow_unicode=True))
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys and values of a nested mapping or dataclass."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        config = dataclasses.asdict(config)
-    if not isinstance(config, dict):
-        return {prefix: config}
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        found |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
-
-
-def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested mapping of dotted keys."""
-    nested: dict[str, Any] = {}
-    for dotted, value in settings.items():
-        *groups, key = dotted.split(".")
-        place = nested
-        for group in groups:
-            place = place.setdefault(group, {})
-        place[key] = value
-    return nested
+    stored = read_json(directory / INPUTS) or {}
+    changed = [name for name in inputs if stored.get(name) != inputs[name]]
+    if changed:
+        raise UserError(
+            f"{directory} holds a run that began with other {' and '.join(changed)}; "
+            "choose another name=… or give overwrite=true"
+        )

@@ -8,7 +8,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, DTypeLike, Float
 
-from pmc_jax.model import ModelConfig, forward, token_nll
+from pmc_jax.model import ModelConfig, abstract_params, forward, token_nll
 from pmc_jax.model.specs import Params
 from pmc_jax.unlearning.objective import LossRows, PMCLoss, loss_tokens, pmc_loss
 
@@ -25,6 +25,14 @@ class TrainState:
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first update."""
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def abstract_state(
+    cfg: ModelConfig, optimizer: optax.GradientTransformation, dtype: DTypeLike
+) -> TrainState:
+    """Shapes and dtypes of a state whose weights are in `dtype`, without their values."""
+    shapes = abstract_params(cfg, dtype)
+    return TrainState(shapes, jax.eval_shape(optimizer.init, shapes), jnp.zeros((), jnp.int32))
 
 
 def sequence_nll(

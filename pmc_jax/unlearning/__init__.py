@@ -14,6 +14,7 @@ from pmc_jax.unlearning.selection import (
     empty_memory,
     needs_sampling,
     select,
+    selection_keys,
     update_memory,
 )
 
@@ -26,6 +27,7 @@ __all__ = [
     "pmc_loss",
     "response_score",
     "select",
+    "selection_keys",
     "short_answer_penalty",
     "update_memory",
 ]

@@ -33,8 +33,8 @@ def response_score(
     reference, words = rouge_words(original), rouge_words(response)
     if reference:
         score = 1.0 if reject_wordless and not words else lcs_recall(reference, words)
-    elif characters := original.split():
-        score = lcs_recall("".join(characters), "".join(response.split()))
+    elif original.strip():
+        score = lcs_recall("".join(original.split()), "".join(response.split()))
     else:
         score = 1.0 if not response.strip() else 0.0
     return min(score + short_answer_penalty(response, min_len), 1.0)

@@ -6,7 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt32
+
+SELECTION = 0xFFFFFFFF
+
+_categorical = jax.jit(jax.vmap(jax.random.categorical))
 
 
 @struct.dataclass
@@ -38,6 +42,19 @@ def needs_sampling(memory: ResponseMemory, questions: Sequence[int]) -> list[int
     return [i for i in questions if memory.score[i] != 0]
 
 
+@jax.jit
+def selection_keys(
+    key: PRNGKeyArray, step: int | Array, question_ids: UInt32[Array, " questions"]
+) -> Key[Array, " questions"]:
+    """A key per question for `select`: that of a sample index which no response has."""
+    key = jax.random.fold_in(key, step)
+
+    def one(question: Array) -> PRNGKeyArray:
+        return jax.random.fold_in(jax.random.fold_in(key, question), SELECTION)
+
+    return jax.vmap(one)(question_ids)
+
+
 def select(
     scores: Float[np.ndarray, "questions samples"],
     temperature: float = 0.0,
@@ -52,8 +69,7 @@ def select(
         return np.argmin(scores, axis=1)
     if keys is None:
         raise ValueError("Bradley–Terry selection at a temperature needs a key per question")
-    chosen = jax.vmap(jax.random.categorical)(keys, jnp.asarray((1 - scores) / temperature))
-    return np.asarray(chosen)
+    return np.asarray(_categorical(keys, jnp.asarray((1 - scores) / temperature)))
 
 
 def update_memory(

@@ -1,0 +1,71 @@
+"""From rows to token ids, with everything checked that could stop a run later."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pmc_jax.data.prompts import PromptTemplate, check_lengths
+from pmc_jax.data.rows import Dataset
+from pmc_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedData:
+    """What training sees, as token ids. Nothing here comes from a forget answer.
+
+    Attributes:
+        forget: prompts.
+        retain: (prompt, answer with end token) pairs.
+    """
+
+    forget: Sequence[Sequence[int]]
+    retain: Sequence[tuple[Sequence[int], Sequence[int]]]
+
+
+def encode(
+    dataset: Dataset, template: PromptTemplate, max_length: int, vocab_size: int
+) -> EncodedData:
+    """Encode the rows that training sees; check these and the evaluation questions.
+
+    Raises:
+        UserError: naming the row whose prompt is too long, or a token that the model lacks.
+    """
+    forget = [template.encode_prompt(row.question, row.system) for row in dataset.forget]
+    check_lengths("forget", [row.id for row in dataset.forget], forget, max_length)
+    retain = [
+        (template.encode_prompt(row.question, row.system), template.encode_answer(row.answer))
+        for row in dataset.retain
+    ]
+    prompts = [prompt for prompt, _ in retain]
+    check_lengths("retain", [row.id for row in dataset.retain], prompts, max_length)
+    used = {token for prompt, answer in retain for token in (*prompt, *answer)}
+    used.update(token for prompt in forget for token in prompt)
+    for name, rows in dataset.evaluation.items():
+        prompts = [template.encode_prompt(row.question, row.system) for row in rows]
+        check_lengths(name, [row.id for row in rows], prompts, max_length)
+        used.update(token for prompt in prompts for token in prompt)
+    if (largest := max(used)) >= vocab_size:
+        raise UserError(
+            f"the tokenizer gives token id {largest}, but the model's vocabulary has "
+            f"{vocab_size} tokens; expected a tokenizer and a model that belong together"
+        )
+    return EncodedData(forget, retain)
+
+
+def fingerprints(dataset: Dataset, encoded: EncodedData) -> Mapping[str, str]:
+    """SHA-256 of what is trained on and what is evaluated, to notice that a file has changed."""
+
+    def digest(value: Any) -> str:
+        return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+    evaluation = {
+        name: [dataclasses.astuple(row) for row in rows]
+        for name, rows in dataset.evaluation.items()
+    }
+    return {
+        "forget questions": digest(encoded.forget),
+        "retain pairs": digest(encoded.retain),
+        "evaluation rows": digest(evaluation),
+    }

@@ -1,0 +1,59 @@
+"""A model to work with: weights, tokenizer and prompt template, loaded and checked together."""
+
+import dataclasses
+from pathlib import Path
+
+from convert.load import load_checkpoint
+from pmc_jax.assets import WORLD_MODEL
+from pmc_jax.data.prompts import PromptConfig, PromptTemplate, load_tokenizer, make_template
+from pmc_jax.errors import UserError
+from pmc_jax.model import ModelConfig
+from pmc_jax.model.specs import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """Which weights and how to compute with them.
+
+    Attributes:
+        path: a Hugging Face directory, a native one, a hub id, or "bundled".
+        dtype: what the matrix products are computed in.
+        remat: what the backward pass computes anew instead of keeping it.
+    """
+
+    path: str = "bundled"
+    dtype: str = "float32"
+    remat: str = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model without its weights, and how it is asked; `directory` is where its files are."""
+
+    cfg: ModelConfig
+    template: PromptTemplate
+    directory: Path
+
+
+def weights_dtype(source: ModelSource) -> str:
+    """The dtype that weights are kept in: at least float32."""
+    return "float64" if source.dtype == "float64" else "float32"
+
+
+def load_pretrained(source: ModelSource, prompt: PromptConfig) -> tuple[Pretrained, Params]:
+    """Load a model and its weights; the caller alone holds these and can let them go.
+
+    Raises:
+        UserError: for what is missing or unsupported, or a tokenizer of another model.
+    """
+    path = WORLD_MODEL if source.path == "bundled" else source.path
+    checkpoint = load_checkpoint(path, dtype=weights_dtype(source))
+    tokenizer = load_tokenizer(checkpoint.directory)
+    template = make_template(tokenizer, prompt, checkpoint.eos_token_ids)
+    vocab_size = checkpoint.cfg.vocab_size
+    if template.end_id >= vocab_size:
+        raise UserError(
+            f"{checkpoint.directory}: the tokenizer ends a response with token id "
+            f"{template.end_id}, but the model's vocabulary has {vocab_size} tokens"
+        )
+    return Pretrained(checkpoint.cfg, template, checkpoint.directory), checkpoint.params

@@ -1,0 +1,78 @@
+"""A whole unlearning: every PMC step logged, checkpointed, and stopped if it goes wrong."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import orbax.checkpoint as ocp
+
+from pmc_jax.errors import UserError
+from pmc_jax.model.specs import Params
+from pmc_jax.progress import Stage
+from pmc_jax.training.checkpoints import RunState, save
+from pmc_jax.training.loop import PMCRun, StepRecord, pmc_steps
+from pmc_jax.training.metrics import Metrics
+
+
+@jax.jit
+def all_finite(params: Params) -> jax.Array:
+    """Whether no weight is NaN or infinite."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
+
+
+def unlearn(
+    run: PMCRun,
+    state: RunState,
+    extra: dict[str, Any],
+    *,
+    total: int,
+    every: int,
+    schedule: optax.Schedule,
+    manager: ocp.CheckpointManager,
+    metrics: Metrics,
+    progress: Stage,
+) -> tuple[RunState, dict[str, Any]]:
+    """Take the steps from where `state` stands to the last one. Donates `state.train`.
+
+    A checkpoint is saved after every `every` steps and after the last. `extra` is the JSON
+    that goes along with it; its `seconds` count the time that checkpoints took.
+
+    Raises:
+        UserError: when the loss or, at a checkpoint, the weights are no longer finite.
+    """
+    first = int(state.train.step)
+    if first:
+        progress.say(f"continuing after step {first} of {total}")
+    elif total:
+        progress.say("compiling the sampler and the train step during the first step …")
+    for current, record in pmc_steps(run, state):
+        state = current
+        done = record.step + 1
+        due = done % every == 0 or done == total
+        if not math.isfinite(record.loss) or (due and not all_finite(state.train.params)):
+            manager.wait_until_finished()
+            raise not_finite(record, Path(manager.directory), manager.latest_step())
+        metrics.append({"learning_rate": float(schedule(record.step)), **record.as_json()})
+        if due:
+            started = time.perf_counter()
+            save(manager, done, state, extra)
+            seconds = extra["seconds"]
+            spent = seconds["checkpoint"] + time.perf_counter() - started
+            extra = {**extra, "seconds": {**seconds, "checkpoint": spent}}
+        if record.step == first:
+            progress.say(f"first step: {record.seconds['total']:.1f} s, most of it compilation")
+        progress.update(done, record.line())
+    return state, extra
+
+
+def not_finite(record: StepRecord, checkpoints: Path, last: int | None) -> UserError:
+    """The end of a run whose numbers have left the reals."""
+    return UserError(
+        f"loss is {record.loss} and the weights are no longer finite at step {record.step} "
+        f"(forget questions {record.questions}); last good checkpoint: {last} in {checkpoints}; "
+        "try a lower optimizer.learning_rate"
+    )
