@@ -199,7 +199,8 @@ def quoted(argument: str) -> str:
     bare = key not in FREE_TEXT or not equals or text == "null"
     if bare or (len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"):
         return argument
-    # Backslashes are literal but where a quote follows.
+    # Backslashes are literal but where a quote or an interpolation follows.
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
     escaped = re.sub(r'(\\*)("|$)', r"\1\1\2", text).replace('"', '\\"')
     return f'{key}="{escaped}"'
 

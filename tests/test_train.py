@@ -380,7 +380,14 @@ def test_ask_prints_the_greedy_answer(checkpoint_dir, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "question", ["Who is Ann's father?", "a, b = (c) {d} [e]", 'the "river" \\ sea', "a: b"]
+    "question",
+    [
+        "Who is Ann's father?",
+        "a, b = (c) {d} [e]",
+        'the "river" \\ sea',
+        "a: b",
+        r"costs ${5} or \${x} or \\${y}",
+    ],
 )
 def test_ask_takes_any_question(question, checkpoint_dir, tmp_path, monkeypatch):
     """Hydra's grammar gives commas, quotes, brackets and braces a meaning of their own."""
