@@ -1,0 +1,384 @@
+"""The sampled statements on collapse: what random runs do, with bounds that hold for every N.
+
+Means of bounded quantities are checked by Hoeffding's inequality and frequencies by exact
+binomial (Clopper–Pearson) intervals, each at a false-alarm rate of DELTA. The tests make
+fewer than 10,000 such comparisons, so that by the union bound a right implementation fails
+less than once in 10⁸ runs. `wrong` versions show that each check has the power to notice.
+"""
+
+import math
+from contextlib import contextmanager
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markov import from_distribution, states
+from scipy.stats import beta
+
+from pmc_jax import theory
+
+DELTA = 1e-12
+RUNS = 20_000
+
+
+def assert_mean(values: np.ndarray, expected, width: float = 1.0) -> None:
+    """The mean over the first axis of values in an interval of this width (Hoeffding 1963)."""
+    radius = width * math.sqrt(math.log(2 / DELTA) / (2 * len(values)))
+    assert np.abs(np.mean(values, 0) - expected).max() <= radius
+
+
+def interval(hits: int, trials: int) -> tuple[float, float]:
+    """Clopper and Pearson's interval for the probability of a hit."""
+    low = 0.0 if hits == 0 else beta.ppf(DELTA / 2, hits, trials - hits + 1)
+    high = 1.0 if hits == trials else beta.isf(DELTA / 2, hits + 1, trials - hits)
+    return float(low), float(high)
+
+
+def assert_probability(hits, expected: float) -> None:
+    low, high = interval(int(np.sum(hits)), len(hits))
+    assert low <= expected <= high
+
+
+@contextmanager
+def caught():
+    """The check inside must fail: it is given a wrong version."""
+    with pytest.raises(AssertionError):
+        yield
+
+
+def keys(seed: int, runs: int = RUNS) -> jax.Array:
+    return jax.random.split(jax.random.key(seed), runs)
+
+
+# Few sizes, since each is compiled; the distributions vary freely.
+SIZES = [(2, 3), (5, 4)]  # (N, K)
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@st.composite
+def starts(draw):
+    N, K = draw(st.sampled_from(SIZES))
+    weight = st.one_of(st.floats(0.01, 1.0), st.just(0.0), st.just(1.0))
+    weights = draw(st.lists(weight, min_size=K, max_size=K).filter(lambda w: sum(w) > 0))
+    return N, jnp.asarray(np.array(weights) / sum(weights), jnp.float32)
+
+
+@partial(jax.jit, static_argnums=(0, 3, 4))
+def _paths(relearn, keys, probs, N, rounds, retain):
+    K = len(probs)
+
+    def run(key):
+        first_key, *later_keys = jax.random.split(key, rounds)
+        first = theory.draw(first_key, probs, N)
+
+        def fitted(x):
+            return theory.frequencies(x if retain is None else jnp.concatenate([x, retain]), K)
+
+        def step(x, key):
+            new = relearn(key, x, retain, first)
+            return new, fitted(new)
+
+        _, later = jax.lax.scan(step, first, jnp.stack(later_keys))
+        return jnp.concatenate([probs[None], fitted(first)[None], later])
+
+    return jax.vmap(run)(keys)
+
+
+def paths(relearn, seed, probs, N, rounds, retain=None) -> np.ndarray:
+    """Trajectories [runs, rounds + 1, K] by `relearn(key, categories, retain, first)`."""
+    return np.asarray(_paths(relearn, keys(seed), probs, N, rounds, retain))
+
+
+def of_the_first_round(key, x, retain, first):
+    """Wrong: fits and samples the first round's samples again and again."""
+    return theory.relearn(key, first, retain)
+
+
+def without_replacement(key, x, retain, first):
+    """Wrong: shuffles the samples, which loses none of them."""
+    return jax.random.permutation(key, x)
+
+
+def of_the_commonest(key, x, retain, first):
+    """Wrong: sharpens, by the larger of two draws' frequencies."""
+    a, b = theory.relearn(key, x), theory.relearn(jax.random.fold_in(key, 1), x)
+    count = (x[:, None] == x[None]).sum(1)
+    frequency = lambda y: jnp.where(y[:, None] == x[None], count[None], 0).max(1)  # noqa: E731
+    return jnp.where(frequency(a) >= frequency(b), a, b)
+
+
+def right(key, x, retain, first):
+    return theory.relearn(key, x, retain)
+
+
+# --- the functions themselves -------------------------------------------------------------
+
+
+@settings(max_examples=6, deadline=None)
+@given(starts(), SEEDS)
+def test_a_round_has_the_multinomial_distribution(start, seed):
+    """Counts after `relearn`, and after `draw`, against the probability of every outcome."""
+    N, probs = start
+    if N > 5:
+        return
+    drawn = jax.vmap(theory.draw, (0, None, None))(keys(seed), probs, N)
+    state = drawn[0]
+    again = jax.vmap(theory.relearn, (0, None))(keys(seed + 1), state)
+    fitted = np.bincount(np.asarray(state), minlength=len(probs)) / N
+    exact = np.asarray(probs, np.float64)
+    for categories, law in ((drawn, exact / exact.sum()), (again, fitted)):
+        counts = np.rint(np.asarray(theory.frequencies(categories, len(probs))) * N)
+        for outcome, chance in zip(states(N, len(probs)), from_distribution(law, N), strict=True):
+            assert_probability((counts == outcome).all(1), chance)
+
+
+_trajectories = jax.jit(jax.vmap(theory.trajectory, (0, None, None, None)), static_argnums=(2, 3))
+
+
+@settings(max_examples=4, deadline=None)
+@given(starts(), SEEDS)
+def test_trajectories_are_repeated_relearning(start, seed):
+    """`trajectory` has the law of the loop that the checks below are about."""
+    N, probs = start
+    found = np.asarray(_trajectories(keys(seed), probs, N, 3))
+    assert found.shape == (RUNS, 4, len(probs))
+    assert_mean(heterozygosity(found[:, 3]), expected_heterozygosity(probs, N, 3))
+    assert_mean(found[:, 3], np.asarray(probs))
+    other = paths(right, seed + 1, probs, N, 3)
+    one_hot = (found[:, 3] == 1).any(1), (other[:, 3] == 1).any(1)
+    lows, highs = zip(*(interval(hits.sum(), RUNS) for hits in one_hot), strict=True)
+    assert max(lows) <= min(highs)
+
+
+# --- model collapse -----------------------------------------------------------------------
+
+
+def expected_heterozygosity(probs, N, t):
+    exact = np.asarray(probs, np.float64)
+    return (1 - (exact**2).sum()) * (1 - 1 / N) ** t
+
+
+def heterozygosity(probs):
+    return np.asarray(theory.heterozygosity(jnp.asarray(probs)))
+
+
+def check_martingale(path, probs, N):
+    for t in (1, 2, 24):
+        assert_mean(path[:, t], np.asarray(probs))
+
+
+def check_decay(path, probs, N):
+    for t in (1, 3, 6):
+        assert_mean(heterozygosity(path[:, t]), expected_heterozygosity(probs, N, t))
+
+
+def check_survival(path, probs, N):
+    K = len(probs)
+    for t in (1, 6, 24):
+        low, high = interval(((path[:, t] > 0).sum(1) > 1).sum(), RUNS)
+        decay = expected_heterozygosity(probs, N, t)
+        assert high >= decay / (1 - 1 / K)
+        assert low <= min(1, decay * N**2 / (2 * (N - 1)))
+
+
+@settings(max_examples=5, deadline=None)
+@given(starts(), SEEDS)
+def test_runs_keep_their_mean_and_lose_their_spread_in_time(start, seed):
+    N, probs = start
+    path = paths(right, seed, probs, N, 24)
+    for check in (check_martingale, check_decay, check_survival):
+        check(path, probs, N)
+    assert not ((path[:, :-1] == 0) & (path[:, 1:] > 0)).any()  # support never grows
+
+
+@pytest.mark.parametrize(
+    ("check", "wrong"),
+    [
+        (check_martingale, of_the_commonest),
+        (check_decay, of_the_first_round),
+        (check_decay, without_replacement),
+        (check_survival, of_the_first_round),
+        (check_survival, without_replacement),
+    ],
+)
+def test_wrong_relearning_is_caught(check, wrong):
+    probs = jnp.array([0.4, 0.3, 0.2, 0.1])
+    check(paths(right, 0, probs, 5, 24), probs, 5)
+    with caught():
+        check(paths(wrong, 0, probs, 5, 24), probs, 5)
+
+
+NEAR_DEGENERATE = jnp.array([1 - 3e-3, 1e-3, 1e-3, 1e-3])
+TIES = jnp.full(5, 0.2)
+STARTS = [NEAR_DEGENERATE, TIES, jnp.array([0.5, 0.5]), jnp.array([0.0, 0.7, 0.0, 0.3])]
+
+
+@pytest.mark.parametrize("probs", STARTS)
+@pytest.mark.parametrize("N", [1, 2, 9])
+def test_every_start_collapses_where_and_when_it_should(probs, N):
+    """Proposition C.3: one-hot in the end, in category k with probability π_0(k)."""
+    runs, exact = 5000, np.asarray(probs, np.float64)
+    exact = exact / exact.sum()
+    found = theory.collapse(keys(N, runs), probs, N, 2000)
+    assert (found.time > 0).all() and (found.category >= 0).all()
+    if N == 1:
+        assert (found.time == 1).all()
+    for k, chance in enumerate(exact):
+        assert_probability(found.category == k, chance)
+    start = 1 - (exact**2).sum()
+    for t in (1, 4, 16, 64) if N > 1 else ():
+        low, high = interval((found.time > t).sum(), runs)
+        decay = start * (1 - 1 / N) ** t
+        assert high >= decay / (1 - 1 / len(probs)) and low <= decay * N**2 / (2 * (N - 1))
+    commonest = np.argmax(exact)
+    if (exact == exact.max()).sum() == 1 and exact.max() < 0.9:
+        with caught():  # wrong: the commonest category always wins
+            assert_probability(np.full(runs, True), exact[commonest])
+
+
+def test_a_run_depends_on_its_own_key_only():
+    probs, all_keys = jnp.array([0.5, 0.3, 0.2]), keys(7, 700)
+    whole = theory.collapse(all_keys, probs, 20, 400)
+    part = theory.collapse(all_keys[33:40], probs, 20, 400)
+    np.testing.assert_array_equal(whole.time[33:40], part.time)
+    np.testing.assert_array_equal(whole.category[33:40], part.category)
+    short = theory.collapse(all_keys, probs, 20, 25)
+    early = (whole.time <= 25) & (whole.time > 0)
+    np.testing.assert_array_equal(short.time, np.where(early, whole.time, -1))
+    np.testing.assert_array_equal(short.category, np.where(early, whole.category, -1))
+
+
+def test_what_has_collapsed_already_stays():
+    found = theory.collapse(keys(0, 3), jnp.array([0.0, 1.0]), 5, 10)
+    assert found.time.tolist() == [0, 0, 0] and found.category.tolist() == [1, 1, 1]
+
+
+# --- partial collapse ---------------------------------------------------------------------
+
+
+def check_outside(relearn, seed, probs, N, retain):
+    retain = jnp.asarray(retain)
+    path = paths(relearn, seed, probs, N, 6, retain)
+    kept = np.isin(np.arange(len(probs)), retain)
+    start, M = float(np.asarray(probs)[~kept].sum()), len(retain)
+    a = N / (N + M)
+    for t in (1, 3, 6):
+        outside = path[:, t][:, ~kept].sum(1)
+        assert_mean(outside, start * a**t)
+        low, _ = interval((outside > 0).sum(), RUNS)
+        assert low <= (N + M) * start * a**t
+    assert not ((path[:, 1:-1] == 0) & (path[:, 2:] > 0))[:, :, ~kept].any()
+
+
+@settings(max_examples=5, deadline=None)
+@given(starts(), SEEDS)
+def test_mass_outside_the_retain_data_decays(start, seed):
+    N, probs = start
+    check_outside(right, seed, probs, N, [0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda key, x, retain, first: theory.relearn(key, x),  # retain data left out
+        lambda key, x, retain, first: theory.relearn(key, x, jnp.tile(retain, 2)),  # twice
+        of_the_first_round,
+    ],
+)
+def test_a_misapplied_retain_weight_is_caught(wrong):
+    probs = jnp.array([0.2, 0.2, 0.3, 0.3])
+    check_outside(right, 1, probs, 5, [0, 0, 1])
+    with caught():
+        check_outside(wrong, 1, probs, 5, [0, 0, 1])
+
+
+def test_retained_categories_fluctuate_as_predicted():
+    N, retain = 12, jnp.array([0, 0, 0, 1])
+    probs = jnp.array([0.1, 0.4, 0.5])
+    path = paths(right, 3, probs, N, 60, retain)[:, -1]
+    rho, a = np.array([0.75, 0.25, 0.0]), N / (N + 4)
+    variance = a**2 * rho * (1 - rho) / (N * (1 - a**2 * (1 - 1 / N)))
+    assert_mean(path, rho)
+    assert_mean((path - rho) ** 2, variance)
+    with caught():
+        assert_mean((path - rho) ** 2, variance + 0.05)
+
+
+# --- curated collapse ---------------------------------------------------------------------
+
+REWARDS = jnp.array([0.0, 0.5, 0.5, 2.0])
+
+
+def check_curated(sample, seed, probs, n, best):
+    """Frequencies of selected samples against the population update."""
+    update = theory.argmax_update if best else theory.bradley_terry_update
+    expected = np.asarray(update(probs, REWARDS, n), np.float64)
+    found = np.asarray(sample(jax.random.key(seed), probs, n, RUNS, best))
+    for k, chance in enumerate(expected):
+        # Within float32 of the probability.
+        low, high = interval((found == k).sum(), RUNS)
+        assert low - 1e-6 <= chance <= high + 1e-6
+
+
+def curated(key, probs, n, samples, best):
+    return theory.curated_sample(key, probs, REWARDS, n, samples, best=best)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    st.lists(st.floats(0.01, 1), min_size=4, max_size=4), st.sampled_from([2, 5]),
+    st.booleans(), SEEDS,
+)  # fmt: skip
+def test_selected_samples_follow_the_population(weights, n, best, seed):
+    probs = jnp.asarray(np.array(weights) / sum(weights), jnp.float32)
+    check_curated(curated, seed, probs, n, best)
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_wrong_selection_is_caught(best):
+    probs = jnp.full(4, 0.25)
+
+    def least(key, probs, n, samples, best):
+        return theory.curated_sample(key, probs, -REWARDS, n, samples, best=best)
+
+    def other(key, probs, n, samples, best):
+        return curated(key, probs, n, samples, not best)
+
+    check_curated(curated, 0, probs, 5, best)
+    for wrong in (least, other):
+        with caught():
+            check_curated(wrong, 0, probs, 5, best)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.lists(st.floats(0.01, 1), min_size=4, max_size=4), st.sampled_from([2, 5]), SEEDS)
+def test_monte_carlo_tends_to_the_exact_update(weights, n, seed):
+    probs = jnp.asarray(np.array(weights) / sum(weights), jnp.float32)
+    exact = np.asarray(theory.bradley_terry_update(probs, REWARDS, n))
+    found = np.asarray(
+        theory.bradley_terry_monte_carlo(jax.random.key(seed), probs, REWARDS, n, RUNS)
+    )
+    # Each term lies in [0, n p(x)]; normalising at most doubles the error.
+    radius = 2 * n * math.sqrt(math.log(2 / DELTA) / (2 * RUNS))
+    assert np.abs(found - exact).max() <= radius * float(probs.max())
+
+
+def test_with_finite_samples_the_best_response_can_be_lost():
+    """(1 − p'(x*))^N is the chance to lose x* in a round; what is lost never comes back."""
+    probs, n, N = jnp.array([0.4, 0.3, 0.29, 0.01]), 3, 10
+    kept = float(theory.argmax_update(probs, REWARDS, n)[3])
+
+    def lost(key):
+        return (theory.curated_sample(key, probs, REWARDS, n, N, best=True) != 3).all()
+
+    hits = np.asarray(jax.vmap(lost)(keys(5)))
+    assert_probability(hits, (1 - kept) ** N)
+    with caught():  # as if every sample were drawn without selection
+        assert_probability(hits, (1 - 0.01) ** N)
+    without = jnp.array([0.4, 0.3, 0.3, 0.0])
+    again = theory.curated_sample(jax.random.key(0), without, REWARDS, n, RUNS, best=True)
+    assert not (again == 3).any()
