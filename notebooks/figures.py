@@ -1,7 +1,12 @@
 """One look for every figure of the notebooks: colours that colour-blind readers can tell apart."""
 
+import warnings
+
 import matplotlib.pyplot as plt
 from cycler import cycler
+
+# tqdm, a dependency of transformers, asks for widgets; nothing here shows a bar.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 # Okabe and Ito's palette.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
