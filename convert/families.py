@@ -7,7 +7,7 @@ functions for `config.json`.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -129,6 +129,16 @@ def value_of(config: HFConfig, key: str, kind: type, default: Any = None) -> Any
     return kind(value)
 
 
+def optional(config: HFConfig, key: str, kind: type, default: Any) -> Any:
+    """Like `value_of`, but a null stays None."""
+    return None if key in config and config[key] is None else value_of(config, key, kind, default)
+
+
+def without(config: HFConfig, *keys: str) -> dict[str, Any]:
+    """`config` but for some keys, which the family does not read."""
+    return {key: value for key, value in config.items() if key not in keys}
+
+
 ROPE_FACTORS = {
     "default": (),
     "linear": ("factor",),
@@ -137,24 +147,30 @@ ROPE_FACTORS = {
 """Rope kinds and the numbers they need."""
 
 
-def rope_from_hf(config: HFConfig) -> RopeConfig:
+def rope_from_hf(config: HFConfig, partial: float | None = None) -> RopeConfig:
     """Rope settings in the new spelling (`rope_parameters`) or the old (`rope_scaling`).
 
-    The order of precedence is that of transformers' `convert_rope_params_to_dict`.
+    The order of precedence is that of transformers' `convert_rope_params_to_dict`. `partial`
+    is the share of rotated dimensions where the configuration has none; None: the family
+    rotates all of them.
     """
     settings = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(settings, Mapping):
         raise UserError(f"config.json: rope settings are {settings!r}; expected an object")
+    return rope_of(settings, config, partial)
+
+
+def rope_of(
+    settings: HFConfig, config: HFConfig, partial: float | None = None, theta: float = 1e4
+) -> RopeConfig:
+    """The rope that an object of settings describes; `config` has what they leave out."""
     kind = settings.get("rope_type") or settings.get("type") or "default"
     if kind not in ROPE_FACTORS:
         raise UserError(
             f"config.json: rope type {kind!r} is not supported; expected one of "
             f"{', '.join(ROPE_FACTORS)}"
         )
-    for place in (settings, config):
-        if place.get("partial_rotary_factor") not in (None, 1.0):
-            raise UserError("config.json: partial_rotary_factor is not supported; expected 1")
-    theta = value_of(settings, "rope_theta", float, value_of(config, "rope_theta", float, 1e4))
+    theta = value_of(settings, "rope_theta", float, value_of(config, "rope_theta", float, theta))
     found = {key: value_of(settings, key, float) for key in ROPE_FACTORS[kind]}
     if kind == "llama3":
         key = "original_max_position_embeddings"
@@ -165,7 +181,12 @@ def rope_from_hf(config: HFConfig) -> RopeConfig:
             raise UserError(
                 f"config.json: low_freq_factor {low} is not below high_freq_factor {high}"
             )
-    return RopeConfig(theta=theta, kind=kind, **found)
+    key = "partial_rotary_factor"
+    share = value_of(settings, key, float, value_of(config, key, float, partial or 1.0))
+    if share > 1 or (partial is None and share != 1):
+        wanted = "1" if partial is None else "at most 1"
+        raise UserError(f"config.json: {key} is {share:g}; expected {wanted}")
+    return RopeConfig(theta=theta, kind=kind, partial=share, **found)
 
 
 def rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
@@ -174,22 +195,24 @@ def rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
     found |= {key: getattr(rope, key) for key in ROPE_FACTORS[rope.kind]}
     if rope.kind == "llama3":
         found["original_max_position_embeddings"] = rope.original_max_position_embeddings
+    if rope.partial != 1:
+        found["partial_rotary_factor"] = rope.partial
     return found
 
 
-def activation_from_hf(config: HFConfig) -> str:
+def activation_from_hf(config: HFConfig, key: str, default: str) -> str:
     """The name of the activation, one of `ACTIVATIONS`."""
-    activation = config.get("hidden_act", "silu")
+    activation = config.get(key, default)
     if activation not in ACTIVATIONS:
         raise UserError(
-            f"config.json: hidden_act {activation!r} is not supported; expected one of "
+            f"config.json: {key} {activation!r} is not supported; expected one of "
             f"{', '.join(ACTIVATIONS)}"
         )
     return activation
 
 
-def llama_from_hf(config: HFConfig) -> ModelConfig:
-    """Absent keys have the defaults of transformers' `LlamaConfig`, sizes have none."""
+def sizes_from_hf(config: HFConfig, head_dim: int | None = None) -> dict[str, Any]:
+    """Sizes, which have no defaults but for `head_dim`, and what all families spell alike."""
     heads = value_of(config, "num_attention_heads", int)
     hidden = value_of(config, "hidden_size", int)
     kv_heads = value_of(config, "num_key_value_heads", int, heads)
@@ -198,29 +221,38 @@ def llama_from_hf(config: HFConfig) -> ModelConfig:
             f"config.json: num_attention_heads {heads} is no multiple of "
             f"num_key_value_heads {kv_heads}"
         )
-    head_dim = value_of(config, "head_dim", int, hidden // heads)
+    head_dim = value_of(config, "head_dim", int, head_dim or hidden // heads)
     if head_dim % 2:
         raise UserError(f"config.json: head_dim {head_dim} is odd; rotary embedding needs pairs")
+    return {
+        "vocab_size": value_of(config, "vocab_size", int),
+        "hidden_size": hidden,
+        "intermediate_size": value_of(config, "intermediate_size", int),
+        "num_layers": value_of(config, "num_hidden_layers", int),
+        "num_heads": heads,
+        "num_kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "initializer_range": value_of(config, "initializer_range", float, 0.02),
+    }
+
+
+def llama_from_hf(config: HFConfig) -> ModelConfig:
+    """Absent keys have the defaults of transformers' `LlamaConfig`, sizes have none."""
+    bias = value_of(config, "attention_bias", bool, False)
     return ModelConfig(
-        vocab_size=value_of(config, "vocab_size", int),
-        hidden_size=hidden,
-        intermediate_size=value_of(config, "intermediate_size", int),
-        num_layers=value_of(config, "num_hidden_layers", int),
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
+        **sizes_from_hf(config),
         norm_eps=value_of(config, "rms_norm_eps", float, 1e-6),
-        activation=activation_from_hf(config),
+        activation=activation_from_hf(config, "hidden_act", "silu"),
         tie_embeddings=value_of(config, "tie_word_embeddings", bool, False),
-        attention_bias=value_of(config, "attention_bias", bool, False),
+        attention_bias=bias,
+        attention_out_bias=bias,
         mlp_bias=value_of(config, "mlp_bias", bool, False),
         rope=rope_from_hf(config),
-        initializer_range=value_of(config, "initializer_range", float, 0.02),
     )
 
 
-def llama_to_hf(cfg: ModelConfig) -> dict[str, Any]:
-    """The inverse of `llama_from_hf`."""
+def sizes_to_hf(cfg: ModelConfig) -> dict[str, Any]:
+    """The inverse of `sizes_from_hf`."""
     return {
         "vocab_size": cfg.vocab_size,
         "hidden_size": cfg.hidden_size,
@@ -229,43 +261,289 @@ def llama_to_hf(cfg: ModelConfig) -> dict[str, Any]:
         "num_attention_heads": cfg.num_heads,
         "num_key_value_heads": cfg.num_kv_heads,
         "head_dim": cfg.head_dim,
-        "rms_norm_eps": cfg.norm_eps,
-        "hidden_act": cfg.activation,
-        "tie_word_embeddings": cfg.tie_embeddings,
-        "attention_bias": cfg.attention_bias,
-        "mlp_bias": cfg.mlp_bias,
-        "rope_parameters": rope_to_hf(cfg.rope),
         "initializer_range": cfg.initializer_range,
+        "tie_word_embeddings": cfg.tie_embeddings,
     }
 
 
-def llama_rows() -> tuple[Row, ...]:
-    """The table: projections `[out, in]`, with heads as axes of their own in the leaf."""
-    layer = "model.layers.{}."
-    rows = [
-        Row("model.embed_tokens.weight", ("embed",)),
-        Row(layer + "input_layernorm.weight", ("layers", "attn_norm")),
-        Row(layer + "post_attention_layernorm.weight", ("layers", "mlp_norm")),
-        Row("model.norm.weight", ("final_norm",)),
-        Row("lm_head.weight", ("lm_head",), inputs=1),
-    ]
-    projections = [(f"self_attn.{x}_proj", x) for x in "qkvo"]
-    projections += [(f"mlp.{x}_proj", x) for x in ("gate", "up", "down")]
-    for name, leaf in projections:
+def llama_to_hf(cfg: ModelConfig) -> dict[str, Any]:
+    """The inverse of `llama_from_hf`."""
+    return {
+        **sizes_to_hf(cfg),
+        "rms_norm_eps": cfg.norm_eps,
+        "hidden_act": cfg.activation,
+        "attention_bias": cfg.attention_bias,
+        "mlp_bias": cfg.mlp_bias,
+        "rope_parameters": rope_to_hf(cfg.rope),
+    }
+
+
+def windows_from_hf(
+    config: HFConfig, window: int | None, default: Sequence[bool]
+) -> tuple[int, ...]:
+    """Each layer's window, by `layer_types` or else by `default` (True: sliding); empty: none."""
+    types = config.get("layer_types")
+    if types is None:
+        sliding = list(default)
+    else:
+        known = {"sliding_attention": True, "full_attention": False}
+        if not isinstance(types, list) or len(types) != len(default) or set(types) - set(known):
+            raise UserError(
+                f"config.json: layer_types is {types!r}; expected, for each of {len(default)} "
+                f"layers, {' or '.join(known)}"
+            )
+        sliding = [known[name] for name in types]
+    if window is None or not any(sliding):
+        return ()
+    return tuple(window if slides else 0 for slides in sliding)
+
+
+def windows_to_hf(cfg: ModelConfig) -> dict[str, Any]:
+    """`sliding_window` and `layer_types`."""
+    windows = cfg.windows or (0,) * cfg.num_layers
+    types = ["sliding_attention" if window else "full_attention" for window in windows]
+    return {"sliding_window": max(windows) or None, "layer_types": types}
+
+
+def mistral_from_hf(config: HFConfig) -> ModelConfig:
+    """Llama with one window for all layers."""
+    window = optional(config, "sliding_window", int, 4096)
+    cfg = llama_from_hf(without(config, "attention_bias", "mlp_bias"))
+    return dataclasses.replace(cfg, windows=(window,) * cfg.num_layers if window else ())
+
+
+def mistral_to_hf(cfg: ModelConfig) -> dict[str, Any]:
+    """The inverse of `mistral_from_hf`."""
+    common = without(llama_to_hf(cfg), "attention_bias", "mlp_bias")
+    return {**common, "sliding_window": cfg.windows[0] if cfg.windows else None}
+
+
+def qwen_windows(config: HFConfig, layers: int) -> tuple[int, ...]:
+    """Windows, if `use_sliding_window`, of the layers from `max_window_layers` on."""
+    if not value_of(config, "use_sliding_window", bool, False):
+        return ()
+    first = config.get("max_window_layers", 28)
+    window = optional(config, "sliding_window", int, 4096)
+    return windows_from_hf(config, window, [layer >= first for layer in range(layers)])
+
+
+def qwen2_from_hf(config: HFConfig) -> ModelConfig:
+    """Llama with biases on queries, keys and values."""
+    cfg = llama_from_hf(without(config, "attention_bias", "mlp_bias"))
+    windows = qwen_windows(config, cfg.num_layers)
+    return dataclasses.replace(cfg, attention_bias=True, windows=windows)
+
+
+def qwen2_to_hf(cfg: ModelConfig) -> dict[str, Any]:
+    """The inverse of `qwen2_from_hf`."""
+    common = without(llama_to_hf(cfg), "attention_bias", "mlp_bias")
+    return {**common, **windows_to_hf(cfg), "use_sliding_window": bool(cfg.windows)}
+
+
+def qwen3_from_hf(config: HFConfig) -> ModelConfig:
+    """Llama with normalised queries and keys."""
+    cfg = llama_from_hf({"head_dim": 128, **without(config, "mlp_bias")})
+    return dataclasses.replace(cfg, qk_norm=True, windows=qwen_windows(config, cfg.num_layers))
+
+
+def qwen3_to_hf(cfg: ModelConfig) -> dict[str, Any]:
+    """The inverse of `qwen3_from_hf`."""
+    common = without(llama_to_hf(cfg), "mlp_bias")
+    return {**common, **windows_to_hf(cfg), "use_sliding_window": bool(cfg.windows)}
+
+
+def phi_from_hf(config: HFConfig) -> ModelConfig:
+    """One layer norm before attention and MLP side by side, biases everywhere."""
+    if value_of(config, "qk_layernorm", bool, False):
+        raise UserError("config.json: qk_layernorm is true; expected false")
+    return ModelConfig(
+        **sizes_from_hf(config),
+        norm="layer",
+        norm_eps=value_of(config, "layer_norm_eps", float, 1e-5),
+        parallel_block=True,
+        gated_mlp=False,
+        activation=activation_from_hf(config, "hidden_act", "gelu_new"),
+        tie_embeddings=value_of(config, "tie_word_embeddings", bool, False),
+        attention_bias=True,
+        attention_out_bias=True,
+        mlp_bias=True,
+        head_bias=True,
+        rope=rope_from_hf(config, partial=0.5),
+    )
+
+
+def phi_to_hf(cfg: ModelConfig) -> dict[str, Any]:
+    """The inverse of `phi_from_hf`."""
+    return {
+        **without(sizes_to_hf(cfg), "head_dim"),
+        "layer_norm_eps": cfg.norm_eps,
+        "hidden_act": cfg.activation,
+        "qk_layernorm": False,
+        "rope_parameters": {"partial_rotary_factor": 1.0, **rope_to_hf(cfg.rope)},
+    }
+
+
+def gemma2_from_hf(config: HFConfig) -> ModelConfig:
+    """Sandwich norms of 1 + w, scaled embeddings, soft-caps, every other layer local."""
+    if config.get("use_bidirectional_attention"):
+        raise UserError("config.json: use_bidirectional_attention is set; expected null or false")
+    sizes = sizes_from_hf(config, head_dim=256)
+    bias = value_of(config, "attention_bias", bool, False)
+    window = optional(config, "sliding_window", int, 4096)
+    return ModelConfig(
+        **sizes,
+        norm="rms_plus_one",
+        norm_eps=value_of(config, "rms_norm_eps", float, 1e-6),
+        post_norms=True,
+        activation=activation_from_hf(config, "hidden_activation", "gelu_pytorch_tanh"),
+        tie_embeddings=value_of(config, "tie_word_embeddings", bool, True),
+        attention_bias=bias,
+        attention_out_bias=bias,
+        attention_scale=value_of(config, "query_pre_attn_scalar", float, 256.0) ** -0.5,
+        attention_softcap=optional(config, "attn_logit_softcapping", float, 50.0),
+        logit_softcap=optional(config, "final_logit_softcapping", float, 30.0),
+        embedding_scale=sizes["hidden_size"] ** 0.5,
+        windows=windows_from_hf(
+            config, window, [layer % 2 == 0 for layer in range(sizes["num_layers"])]
+        ),
+        rope=rope_from_hf(config),
+    )
+
+
+def gemma2_to_hf(cfg: ModelConfig) -> dict[str, Any]:
+    """The inverse of `gemma2_from_hf`."""
+    scale = cfg.head_dim**-0.5 if cfg.attention_scale is None else cfg.attention_scale
+    return {
+        **sizes_to_hf(cfg),
+        **windows_to_hf(cfg),
+        "rms_norm_eps": cfg.norm_eps,
+        "hidden_activation": cfg.activation,
+        "attention_bias": cfg.attention_bias,
+        "query_pre_attn_scalar": round(scale**-2),
+        "attn_logit_softcapping": cfg.attention_softcap,
+        "final_logit_softcapping": cfg.logit_softcap,
+        "rope_parameters": rope_to_hf(cfg.rope),
+    }
+
+
+def gemma3_from_hf(config: HFConfig) -> ModelConfig:
+    """Gemma 2 with normalised queries and keys, five local layers to a global one, two ropes."""
+    uncapped = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+    cfg = gemma2_from_hf(
+        {**uncapped, **without(config, "layer_types", "rope_parameters", "rope_scaling")}
+    )
+    pattern = value_of(config, "sliding_window_pattern", int, 6)
+    window = optional(config, "sliding_window", int, 4096)
+    default = [(layer + 1) % pattern != 0 for layer in range(cfg.num_layers)]
+    kinds = config.get("rope_parameters") or {}
+    if not isinstance(kinds, Mapping):
+        raise UserError(f"config.json: rope_parameters is {kinds!r}; expected an object")
+    everywhere = {**(kinds.get("full_attention") or {}), **(config.get("rope_scaling") or {})}
+    local_theta = value_of(config, "rope_local_base_freq", float, 1e4)
+    return dataclasses.replace(
+        cfg,
+        qk_norm=True,
+        windows=windows_from_hf(config, window, default),
+        rope=rope_of(everywhere, config, theta=1e6),
+        local_rope=rope_of(kinds.get("sliding_attention") or {}, {"rope_theta": local_theta}),
+    )
+
+
+def gemma3_to_hf(cfg: ModelConfig) -> dict[str, Any]:
+    """The inverse of `gemma3_from_hf`."""
+    return {
+        **gemma2_to_hf(cfg),
+        "rope_parameters": {
+            "full_attention": rope_to_hf(cfg.rope),
+            "sliding_attention": rope_to_hf(cfg.local_rope or cfg.rope),
+        },
+    }
+
+
+LAYER = "model.layers.{}."
+
+
+def linear_rows(projections: Mapping[str, str]) -> tuple[Row, ...]:
+    """Projections `[out, in]` and their biases, with heads as axes of their own in the leaf.
+
+    `projections` has, for each leaf, the module's name within a layer.
+    """
+    rows = []
+    for leaf, name in projections.items():
         inputs = 2 if leaf == "o" else 1
-        rows.append(Row(f"{layer}{name}.weight", ("layers", leaf), inputs=inputs))
-        rows.append(Row(f"{layer}{name}.bias", ("layers", f"{leaf}_bias"), flat=True))
+        rows.append(Row(f"{LAYER}{name}.weight", ("layers", leaf), inputs=inputs))
+        rows.append(Row(f"{LAYER}{name}.bias", ("layers", f"{leaf}_bias"), flat=True))
     return tuple(rows)
 
 
-LLAMA = Family(
-    architecture="LlamaForCausalLM",
-    model_type="llama",
-    rows=llama_rows(),
-    from_hf=llama_from_hf,
-    to_hf=llama_to_hf,
-    tied=("lm_head.weight", "model.embed_tokens.weight"),
-    ignored=(".rotary_emb.inv_freq",),
-)
+def norm_rows(norms: Mapping[str, str]) -> tuple[Row, ...]:
+    """Norm weights and biases; `norms` has, for each leaf, the module's name within a layer."""
+    rows = []
+    for leaf, name in norms.items():
+        rows.append(Row(f"{LAYER}{name}.weight", ("layers", leaf)))
+        rows.append(Row(f"{LAYER}{name}.bias", ("layers", f"{leaf}_bias")))
+    return tuple(rows)
 
-FAMILIES = (LLAMA,)
+
+HEAD = (
+    Row("lm_head.weight", ("lm_head",), inputs=1),
+    Row("lm_head.bias", ("lm_head_bias",)),
+)
+EMBED = Row("model.embed_tokens.weight", ("embed",))
+FINAL_NORM = Row("model.norm.weight", ("final_norm",))
+PROJECTIONS = {x: f"self_attn.{x}_proj" for x in "qkvo"}
+PROJECTIONS |= {x: f"mlp.{x}_proj" for x in ("gate", "up", "down")}
+NORMS = {
+    "attn_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+}
+LLAMA_ROWS = (EMBED, *norm_rows(NORMS), FINAL_NORM, *HEAD, *linear_rows(PROJECTIONS))
+GEMMA_NORMS = {
+    **NORMS,
+    "attn_post_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_post_norm": "post_feedforward_layernorm",
+}
+GEMMA_ROWS = (EMBED, *norm_rows(GEMMA_NORMS), FINAL_NORM, *HEAD, *linear_rows(PROJECTIONS))
+PHI_PROJECTIONS = {
+    **{x: f"self_attn.{x}_proj" for x in "qkv"},
+    "o": "self_attn.dense",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
+}
+PHI_ROWS = (
+    EMBED,
+    *norm_rows({"attn_norm": "input_layernorm"}),
+    Row("model.final_layernorm.weight", ("final_norm",)),
+    Row("model.final_layernorm.bias", ("final_norm_bias",)),
+    *HEAD,
+    *linear_rows(PHI_PROJECTIONS),
+)
+TIED = ("lm_head.weight", "model.embed_tokens.weight")
+IGNORED = (".rotary_emb.inv_freq",)
+
+
+def family(
+    architecture: str,
+    model_type: str,
+    rows: tuple[Row, ...],
+    from_hf: Callable[[HFConfig], ModelConfig],
+    to_hf: Callable[[ModelConfig], dict[str, Any]],
+) -> Family:
+    """A family whose head and buffers are called as everywhere."""
+    return Family(architecture, model_type, rows, from_hf, to_hf, TIED, IGNORED)
+
+
+LLAMA = family("LlamaForCausalLM", "llama", LLAMA_ROWS, llama_from_hf, llama_to_hf)
+
+FAMILIES = (
+    LLAMA,
+    family("PhiForCausalLM", "phi", PHI_ROWS, phi_from_hf, phi_to_hf),
+    family("Gemma3ForCausalLM", "gemma3_text", GEMMA_ROWS, gemma3_from_hf, gemma3_to_hf),
+    family("Qwen2ForCausalLM", "qwen2", LLAMA_ROWS, qwen2_from_hf, qwen2_to_hf),
+    family("Qwen3ForCausalLM", "qwen3", LLAMA_ROWS, qwen3_from_hf, qwen3_to_hf),
+    family("MistralForCausalLM", "mistral", LLAMA_ROWS, mistral_from_hf, mistral_to_hf),
+    family("Gemma2ForCausalLM", "gemma2", GEMMA_ROWS, gemma2_from_hf, gemma2_to_hf),
+)

@@ -69,7 +69,11 @@ def read_native(directory: Path) -> tuple[ModelConfig, dict[str, str]]:
         raise UserError(f"{path}: format {content.get('format')!r}; expected {FORMAT}")
     try:
         model = dict(content["model"])
-        cfg = ModelConfig(**{**model, "rope": RopeConfig(**model["rope"])})
+        local = model["local_rope"]
+        model["rope"] = RopeConfig(**model["rope"])
+        model["local_rope"] = None if local is None else RopeConfig(**local)
+        model["windows"] = tuple(model["windows"])
+        cfg = ModelConfig(**model)
         return cfg, {str(name): str(dtype) for name, dtype in content["tensors"].items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not as from-hf wrote it ({error!r})") from None

@@ -1,16 +1,26 @@
-"""Scaled dot-product attention with grouped queries, softmax in at least fp32."""
+"""Scaled dot-product attention with grouped queries, softmax in at least fp32.
+
+`scale` multiplies the query-key products and `softcap` c takes them to c · tanh(s / c). A
+`window` w > 0 hides the positions w and more before the query.
+"""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-def _scores(equation: str, q: Array, k: Array) -> Array:
-    """Query-key products over sqrt(head_dim), accumulated in at least fp32."""
+def _scores(equation: str, q: Array, k: Array, scale: float, softcap: float | None) -> Array:
+    """Scaled and capped query-key products, accumulated in at least fp32."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
-    return jnp.einsum(equation, q, k, preferred_element_type=dtype) / jnp.sqrt(
-        jnp.asarray(q.shape[-1], dtype)
-    )
+    scores = jnp.einsum(equation, q, k, preferred_element_type=dtype) * scale
+    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
+
+
+def _within(distance: Array, window: Int[Array, ""] | None) -> Array:
+    """Whether a position this far before the query is seen."""
+    if window is None:
+        return distance >= 0
+    return (distance >= 0) & ((distance < window) | (window <= 0))
 
 
 def causal_attention(
@@ -18,12 +28,17 @@ def causal_attention(
     k: Float[Array, "batch time kv_heads head_dim"],
     v: Float[Array, "batch time kv_heads head_dim"],
     mask: Bool[Array, "batch time"],
+    window: Int[Array, ""] | None = None,
+    *,
+    scale: float,
+    softcap: float | None = None,
 ) -> Float[Array, "batch time heads head_dim"]:
     """Each position attends to the unmasked positions up to itself."""
     batch, time, heads, head_dim = q.shape
     q = q.reshape(batch, time, k.shape[2], -1, head_dim)
-    scores = _scores("bthgd,bshd->bhgts", q, k)
-    allowed = jnp.tril(jnp.ones((time, time), bool)) & mask[:, None, :]
+    scores = _scores("bthgd,bshd->bhgts", q, k, scale, softcap)
+    place = jnp.arange(time)
+    allowed = _within(place[:, None] - place, window) & mask[:, None, :]
     scores = jnp.where(allowed[:, None, None], scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bhgts,bshd->bthgd", weights, v).reshape(batch, time, heads, head_dim)
@@ -37,6 +52,10 @@ def decode_attention(
     suffix_k: Float[Array, "batch samples kv_heads time head_dim"],
     suffix_v: Float[Array, "batch samples kv_heads time head_dim"],
     step: Int[Array, ""],
+    window: Int[Array, ""] | None = None,
+    *,
+    scale: float,
+    softcap: float | None = None,
 ) -> Float[Array, "batch samples heads head_dim"]:
     """One new token per sample attends to its prompt and to its own suffix up to `step`.
 
@@ -45,11 +64,14 @@ def decode_attention(
     """
     batch, samples, heads, head_dim = q.shape
     q = q.reshape(batch, samples, prefix_k.shape[2], -1, head_dim)
-    prefix = _scores("bnhgd,bshd->bnhgs", q, prefix_k)
-    suffix = _scores("bnhgd,bnhtd->bnhgt", q, suffix_k)
+    prefix = _scores("bnhgd,bshd->bnhgs", q, prefix_k, scale, softcap)
+    suffix = _scores("bnhgd,bnhtd->bnhgt", q, suffix_k, scale, softcap)
     lowest = jnp.finfo(prefix.dtype).min
-    prefix = jnp.where(prefix_mask[:, None, None, None, :], prefix, lowest)
-    suffix = jnp.where(jnp.arange(suffix_k.shape[3]) <= step, suffix, lowest)
+    # Prompts are padded on the left, so that the suffix follows their last place directly.
+    prompt = prefix_k.shape[1]
+    seen = prefix_mask & _within(prompt + step - jnp.arange(prompt), window)
+    prefix = jnp.where(seen[:, None, None, None, :], prefix, lowest)
+    suffix = jnp.where(_within(step - jnp.arange(suffix_k.shape[3]), window), suffix, lowest)
     top = jnp.maximum(prefix.max(-1, keepdims=True), suffix.max(-1, keepdims=True))
     prefix, suffix = jnp.exp(prefix - top), jnp.exp(suffix - top)
     total = prefix.sum(-1, keepdims=True) + suffix.sum(-1, keepdims=True)

@@ -21,6 +21,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
 }
 
 REMAT_POLICIES = {
@@ -29,15 +30,24 @@ REMAT_POLICIES = {
 }
 
 Attend = Callable[[Array, Array, Array], tuple[Array, tuple[Array, Array]]]
+Rope = tuple[Array, Array]
 
 
-def rms_norm(
-    x: Float[Array, "*batch embed"], weight: Float[Array, " embed"], eps: float
+def normalise(
+    x: Float[Array, "*batch embed"], weights: Params, name: str, cfg: ModelConfig
 ) -> Float[Array, "*batch embed"]:
-    """x / sqrt(mean(x²) + eps) · weight (Zhang and Sennrich 2019)."""
+    """The norm `name` of a layer, in at least fp32.
+
+    RMS (Zhang and Sennrich 2019): x / sqrt(mean(x²) + eps) · w, or · (1 + w). Layer norm (Ba
+    et al. 2016): (x − mean) / sqrt(var + eps) · w + b.
+    """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (wide * scale * weight).astype(x.dtype)
+    weight = weights[name]
+    if cfg.norm == "layer":
+        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + cfg.norm_eps)
+    y = wide * scale * (1 + weight if cfg.norm == "rms_plus_one" else weight)
+    return (y + weights[f"{name}_bias"] if cfg.norm == "layer" else y).astype(x.dtype)
 
 
 def linear(x: Array, layer: Params, name: str, equation: str) -> Array:
@@ -50,27 +60,82 @@ def linear(x: Array, layer: Params, name: str, equation: str) -> Array:
 def block(
     x: Float[Array, "batch rows embed"],
     layer: Params,
-    rope: tuple[Array, Array],
+    rope: Rope,
     attend: Attend,
     cfg: ModelConfig,
 ) -> tuple[Float[Array, "batch rows embed"], tuple[Array, Array]]:
     """One pre-norm layer. `attend(q, k, v)` gives the mixed values and the new cache."""
-    h = rms_norm(x, layer["attn_norm"], cfg.norm_eps)
+    h = normalise(x, layer, "attn_norm", cfg)
     q, k, v = (linear(h, layer, name, "brd,dhk->brhk") for name in ("q", "k", "v"))
+    if cfg.qk_norm:
+        q, k = normalise(q, layer, "q_norm", cfg), normalise(k, layer, "k_norm", cfg)
     mixed, kv = attend(rotate(q, *rope), rotate(k, *rope), v)
-    x = x + linear(mixed, layer, "o", "brhk,hkd->brd")
-    h = rms_norm(x, layer["mlp_norm"], cfg.norm_eps)
-    gate = ACTIVATIONS[cfg.activation](linear(h, layer, "gate", "brd,df->brf"))
-    x = x + linear(gate * linear(h, layer, "up", "brd,df->brf"), layer, "down", "brf,fd->brd")
-    return x, kv
+    attended = linear(mixed, layer, "o", "brhk,hkd->brd")
+    if cfg.parallel_block:
+        return x + attended + mlp(h, layer, cfg), kv
+    if cfg.post_norms:
+        attended = normalise(attended, layer, "attn_post_norm", cfg)
+    x = x + attended
+    changed = mlp(normalise(x, layer, "mlp_norm", cfg), layer, cfg)
+    if cfg.post_norms:
+        changed = normalise(changed, layer, "mlp_post_norm", cfg)
+    return x + changed, kv
+
+
+def mlp(
+    h: Float[Array, "batch rows embed"], layer: Params, cfg: ModelConfig
+) -> Float[Array, "batch rows embed"]:
+    """down(act(gate(h)) · up(h)), or down(act(up(h)))."""
+    act = ACTIVATIONS[cfg.activation]
+    up = linear(h, layer, "up", "brd,df->brf")
+    wide = act(linear(h, layer, "gate", "brd,df->brf")) * up if cfg.gated_mlp else act(up)
+    return linear(wide, layer, "down", "brf,fd->brd")
+
+
+def attention_scale(cfg: ModelConfig) -> float:
+    """What query-key products are multiplied by."""
+    return cfg.head_dim**-0.5 if cfg.attention_scale is None else cfg.attention_scale
 
 
 def _embed(
-    params: Params, tokens: Array, positions: Array, cfg: ModelConfig, dtype: DTypeLike
-) -> tuple[Array, tuple[Array, Array]]:
+    params: Params, tokens: Array, cfg: ModelConfig, dtype: DTypeLike
+) -> Float[Array, "batch rows embed"]:
     x = params["embed"][tokens].astype(dtype)
+    return x if cfg.embedding_scale == 1 else x * jnp.asarray(cfg.embedding_scale, dtype)
+
+
+def _ropes(positions: Array, cfg: ModelConfig, dtype: DTypeLike) -> Callable[[Array | None], Rope]:
+    """The rotation's tables for a layer of a given window."""
     wide = jnp.promote_types(dtype, jnp.float32)
-    return x, rope_tables(positions, cfg.rope, cfg.head_dim, wide)
+    everywhere = rope_tables(positions, cfg.rope, cfg.head_dim, wide)
+    if cfg.local_rope is None:
+        return lambda window: everywhere
+    local = rope_tables(positions, cfg.local_rope, cfg.head_dim, wide)
+
+    def choose(window: Array | None) -> Rope:
+        if window is None:
+            return everywhere
+        return jax.tree.map(lambda a, b: jnp.where(window > 0, a, b), local, everywhere)
+
+    return choose
+
+
+def _layers(params: Params, cfg: ModelConfig) -> tuple[Params, Array | None]:
+    """What the scan over layers reads: weights, and windows if there are any."""
+    return params["layers"], jnp.asarray(cfg.windows, jnp.int32) if cfg.windows else None
+
+
+def _causal(mask: Array, window: Array | None, cfg: ModelConfig) -> Attend:
+    """Attention within whole sequences."""
+
+    def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+        mixed = causal_attention(
+            q, k, v, mask, window,
+            scale=attention_scale(cfg), softcap=cfg.attention_softcap,
+        )  # fmt: skip
+        return mixed, (k, v)
+
+    return attend
 
 
 def forward(
@@ -89,15 +154,16 @@ def forward(
     the backward pass recomputes: "none", "dots" (keep matrix products) or "full".
     """
 
-    def layer_step(x: Array, layer: Params) -> tuple[Array, None]:
-        x, _ = block(x, layer, rope, lambda q, k, v: (causal_attention(q, k, v, mask), (k, v)), cfg)
+    def layer_step(x: Array, inputs: tuple[Params, Array | None]) -> tuple[Array, None]:
+        layer, window = inputs
+        x, _ = block(x, layer, ropes(window), _causal(mask, window, cfg), cfg)
         return x, None
 
     if remat != "none":
         layer_step = jax.checkpoint(layer_step, policy=REMAT_POLICIES[remat])
-    x, rope = _embed(params, tokens, positions, cfg, dtype)
-    x, _ = jax.lax.scan(layer_step, x, params["layers"])
-    return rms_norm(x, params["final_norm"], cfg.norm_eps)
+    x, ropes = _embed(params, tokens, cfg, dtype), _ropes(positions, cfg, dtype)
+    x, _ = jax.lax.scan(layer_step, x, _layers(params, cfg))
+    return normalise(x, params, "final_norm", cfg)
 
 
 def logits(
@@ -106,9 +172,13 @@ def logits(
     """Next-token logits in at least fp32."""
     head = params["embed"].T if cfg.tie_embeddings else params["lm_head"]
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    return jnp.einsum(
+    found = jnp.einsum(
         "...d,dv->...v", hidden, head.astype(hidden.dtype), preferred_element_type=wide
     )
+    if cfg.head_bias:
+        found = found + params["lm_head_bias"].astype(wide)
+    cap = cfg.logit_softcap
+    return found if cap is None else cap * jnp.tanh(found / cap)
 
 
 def prefill(
@@ -121,13 +191,16 @@ def prefill(
 ) -> tuple[Float[Array, "batch vocab"], PrefixCache]:
     """Run left-padded prompts once: logits after the last token, and their cache."""
 
-    def layer_step(x: Array, layer: Params) -> tuple[Array, tuple[Array, Array]]:
-        return block(x, layer, rope, lambda q, k, v: (causal_attention(q, k, v, mask), (k, v)), cfg)
+    def layer_step(
+        x: Array, inputs: tuple[Params, Array | None]
+    ) -> tuple[Array, tuple[Array, Array]]:
+        layer, window = inputs
+        return block(x, layer, ropes(window), _causal(mask, window, cfg), cfg)
 
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    x, rope = _embed(params, tokens, positions, cfg, dtype)
-    x, (k, v) = jax.lax.scan(layer_step, x, params["layers"])
-    last = rms_norm(x[:, -1], params["final_norm"], cfg.norm_eps)
+    x, ropes = _embed(params, tokens, cfg, dtype), _ropes(positions, cfg, dtype)
+    x, (k, v) = jax.lax.scan(layer_step, x, _layers(params, cfg))
+    last = normalise(x[:, -1], params, "final_norm", cfg)
     return logits(params, last, cfg), PrefixCache(k=k, v=v, mask=mask)
 
 
@@ -144,13 +217,15 @@ def decode_step(
     The suffix cache travels in the scan's carry, so that it is updated in place.
     """
     positions = jnp.broadcast_to(prefix.mask.sum(axis=1)[:, None] + step, tokens.shape)
-    x, rope = _embed(params, tokens, positions, cfg, suffix.k.dtype)
+    dtype = suffix.k.dtype
+    x, ropes = _embed(params, tokens, cfg, dtype), _ropes(positions, cfg, dtype)
 
     def layer_step(
-        carry: tuple[Array, SuffixCache], inputs: tuple[Params, Array, Array, Array]
+        carry: tuple[Array, SuffixCache],
+        inputs: tuple[tuple[Params, Array | None], Array, Array, Array],
     ) -> tuple[tuple[Array, SuffixCache], None]:
         x, suffix = carry
-        layer, prefix_k, prefix_v, index = inputs
+        (layer, window), prefix_k, prefix_v, index = inputs
 
         def write(cache: Array, new: Array) -> Array:
             start = (index, zero, zero, zero, step, zero)
@@ -159,15 +234,17 @@ def decode_step(
         def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
             new_k, new_v = write(suffix.k, k), write(suffix.v, v)
             mixed = decode_attention(
-                q, prefix_k, prefix_v, prefix.mask, new_k[index], new_v[index], step
-            )
+                q, prefix_k, prefix_v, prefix.mask, new_k[index], new_v[index], step, window,
+                scale=attention_scale(cfg), softcap=cfg.attention_softcap,
+            )  # fmt: skip
             return mixed, (new_k, new_v)
 
-        x, (k, v) = block(x, layer, rope, attend, cfg)
+        x, (k, v) = block(x, layer, ropes(window), attend, cfg)
         return (x, SuffixCache(k=k, v=v)), None
 
     zero = jnp.zeros_like(step)
-    layers = (params["layers"], prefix.k, prefix.v, jnp.arange(cfg.num_layers, dtype=step.dtype))
+    numbers = jnp.arange(cfg.num_layers, dtype=step.dtype)
+    layers = (_layers(params, cfg), prefix.k, prefix.v, numbers)
     (x, suffix), _ = jax.lax.scan(layer_step, (x, suffix), layers)
-    x = rms_norm(x, params["final_norm"], cfg.norm_eps)
+    x = normalise(x, params, "final_norm", cfg)
     return logits(params, x, cfg), suffix

@@ -10,12 +10,13 @@ from pmc_jax.model.config import RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:
-    """Radians per position of each rotated pair, `[head_dim / 2]`, after rope scaling.
+    """Radians per position of each rotated pair, `[head_dim · partial / 2]`, after rope scaling.
 
     The "llama3" ramp keeps wavelengths below `original / high_freq_factor`, divides
     those above `original / low_freq_factor` by `factor`, and blends between.
     """
-    frequencies = 1.0 / rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    rotated = int(head_dim * rope.partial)
+    frequencies = 1.0 / rope.theta ** (np.arange(0, rotated, 2, dtype=np.float64) / rotated)
     if rope.kind == "linear":
         return frequencies / rope.factor
     if rope.kind == "llama3":
@@ -41,8 +42,12 @@ def rotate(
     cos: Float[Array, "*batch time half"],
     sin: Float[Array, "*batch time half"],
 ) -> Float[Array, "*batch time heads head_dim"]:
-    """Rotate the pairs (x_i, x_{i + head_dim/2}) of each head, in the tables' dtype."""
-    first, second = jnp.split(x.astype(cos.dtype), 2, axis=-1)
+    """Rotate the pairs (x_i, x_{i + half}) of each head's first 2 · half dimensions.
+
+    In the tables' dtype; the dimensions after them stay as they are.
+    """
+    half = cos.shape[-1]
+    first, second = x[..., :half].astype(cos.dtype), x[..., half : 2 * half].astype(cos.dtype)
     cos, sin = cos[..., None, :], sin[..., None, :]
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    return jnp.concatenate([turned.astype(x.dtype), x[..., 2 * half :]], axis=-1)

@@ -30,37 +30,58 @@ def param_specs(cfg: ModelConfig) -> Params:
     def stacked(shape: tuple[int, ...], axes: tuple[str, ...], init: str = "normal") -> Spec:
         return Spec((layers, *shape), ("layers", *axes), init)
 
+    def norm(name: str, size: int = embed, axis: str = "embed") -> dict[str, Spec]:
+        start = "zeros" if cfg.norm == "rms_plus_one" else "ones"
+        leaves = {name: stacked((size,), (axis,), start)}
+        if cfg.norm == "layer":
+            leaves[f"{name}_bias"] = stacked((size,), (axis,), "zeros")
+        return leaves
+
     layer = {
-        "attn_norm": stacked((embed,), ("embed",), "ones"),
+        **norm("attn_norm"),
         "q": stacked((embed, heads, head_dim), ("embed", "heads", "head_dim")),
         "k": stacked((embed, kv_heads, head_dim), ("embed", "kv_heads", "head_dim")),
         "v": stacked((embed, kv_heads, head_dim), ("embed", "kv_heads", "head_dim")),
         "o": stacked((heads, head_dim, embed), ("heads", "head_dim", "embed")),
-        "mlp_norm": stacked((embed,), ("embed",), "ones"),
-        "gate": stacked((embed, mlp), ("embed", "mlp")),
         "up": stacked((embed, mlp), ("embed", "mlp")),
         "down": stacked((mlp, embed), ("mlp", "embed")),
     }
+    if not cfg.parallel_block:
+        layer |= norm("mlp_norm")
+    if cfg.post_norms:
+        layer |= norm("attn_post_norm") | norm("mlp_post_norm")
+    if cfg.qk_norm:
+        layer |= norm("q_norm", head_dim, "head_dim") | norm("k_norm", head_dim, "head_dim")
+    if cfg.gated_mlp:
+        layer["gate"] = stacked((embed, mlp), ("embed", "mlp"))
     if cfg.attention_bias:
         layer |= {
             "q_bias": stacked((heads, head_dim), ("heads", "head_dim"), "zeros"),
             "k_bias": stacked((kv_heads, head_dim), ("kv_heads", "head_dim"), "zeros"),
             "v_bias": stacked((kv_heads, head_dim), ("kv_heads", "head_dim"), "zeros"),
-            "o_bias": stacked((embed,), ("embed",), "zeros"),
         }
+    if cfg.attention_out_bias:
+        layer["o_bias"] = stacked((embed,), ("embed",), "zeros")
     if cfg.mlp_bias:
+        if cfg.gated_mlp:
+            layer["gate_bias"] = stacked((mlp,), ("mlp",), "zeros")
         layer |= {
-            "gate_bias": stacked((mlp,), ("mlp",), "zeros"),
             "up_bias": stacked((mlp,), ("mlp",), "zeros"),
             "down_bias": stacked((embed,), ("embed",), "zeros"),
         }
     specs: Params = {
         "embed": Spec((cfg.vocab_size, embed), ("vocab", "embed")),
         "layers": layer,
-        "final_norm": Spec((embed,), ("embed",), "ones"),
+        # As in a layer, but for the stacking axis.
+        **{
+            name: Spec(spec.shape[1:], spec.axes[1:], spec.init)
+            for name, spec in norm("final_norm").items()
+        },
     }
     if not cfg.tie_embeddings:
         specs["lm_head"] = Spec((embed, cfg.vocab_size), ("embed", "vocab"))
+    if cfg.head_bias:
+        specs["lm_head_bias"] = Spec((cfg.vocab_size,), ("vocab",), "zeros")
     return specs
 
 
