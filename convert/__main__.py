@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,11 @@ import jax
 
 from convert.directory import read_config
 from convert.export import export_checkpoint, stored_dtypes
-from convert.load import load_checkpoint, resolve, rows_of, tensor_names
+from convert.load import load_checkpoint, resolve, rows_of, tensor_names, untouched_tensors
 from convert.native import is_native, save_native
 from convert.tensors import DTYPES
 from pmc_jax.errors import UserError
-from pmc_jax.model import param_count
+from pmc_jax.model import make_mesh, param_count
 from pmc_jax.progress import stage
 
 
@@ -25,7 +26,9 @@ def refuse_existing(destination: Path) -> None:
         raise UserError(f"{destination} exists already; nothing was written")
 
 
-def from_hf(source: str, destination: Path, dtype: str | None) -> None:
+def from_hf(
+    source: str, destination: Path, dtype: str | None, layout: tuple[int, int] | None
+) -> None:
     """Hugging Face directory or hub id to a native checkpoint."""
     refuse_existing(destination)
     directory = resolve(source)
@@ -34,9 +37,11 @@ def from_hf(source: str, destination: Path, dtype: str | None) -> None:
     _, family, cfg = read_config(directory)
     dtypes = stored_dtypes(directory, family, cfg, dtype)
     with stage("reading tensors", len(tensor_names(family, cfg))) as progress:
-        checkpoint = load_checkpoint(directory, dtype=dtype, on_tensor=progress.update)
+        mesh = None if layout is None else make_mesh(*layout)
+        checkpoint = load_checkpoint(directory, dtype=dtype, mesh=mesh, on_tensor=progress.update)
     print(f"writing {destination} …", flush=True)
-    save_native(checkpoint.params, cfg, directory, destination, dtypes, dtype)
+    untouched = untouched_tensors(directory, family)
+    save_native(checkpoint.params, cfg, directory, destination, dtypes, dtype, untouched=untouched)
     print(f"{destination}: {param_count(cfg):,} parameters")
 
 
@@ -66,12 +71,25 @@ def inspect(source: str) -> None:
     for key, value in dataclasses.asdict(cfg).items():
         print(f"  {key:<20} {value}")
     print(f"\n  {'leaf':<20} {'shape':<24} {'stored as':<12} {'parameters':>16}")
-    for row, spec in rows_of(family, cfg, {}):
+    for row, specs in rows_of(family, cfg, dtypes):
         stored = sorted({dtypes[name] for name in row.names(cfg.num_layers)})
         kinds = ", ".join(DTYPES[kind].name for kind in stored)
-        leaf, shape = "/".join(row.leaf), str(list(spec.shape))
-        print(f"  {leaf:<20} {shape:<24} {kinds:<12} {math.prod(spec.shape):>16,}")
+        for path, spec in zip(row.leaves, specs, strict=True):
+            leaf, shape = "/".join(path), str(list(spec.shape))
+            print(f"  {leaf:<20} {shape:<24} {kinds:<12} {math.prod(spec.shape):>16,}")
     print(f"  {'total':<58} {param_count(cfg):>16,}")
+    untouched = untouched_tensors(directory, family)
+    if untouched:
+        count = sum(math.prod(tensor.shape) for tensor in untouched)
+        print(f"  {f'in {len(untouched)} other tensors, only copied':<58} {count:>16,}")
+
+
+def mesh_layout(text: str) -> tuple[int, int]:
+    """`4x2`: four along "data", two along "model"."""
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected DATAxMODEL, for instance 4x2")
+    return int(found[1]), int(found[2])
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -94,6 +112,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                 choices=[dtype.name for dtype in DTYPES.values()],
                 help="of all weights; default: the dtype that each has",
             )
+        if name == "from-hf":
+            command.add_argument(
+                "--mesh",
+                type=mesh_layout,
+                metavar="DATAxMODEL",
+                help="write each weight in the shards of such a mesh, so that every device of "
+                "one reads its own part only; default: whole",
+            )
     return parser.parse_args(arguments)
 
 
@@ -103,9 +129,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "inspect":
             inspect(options.source)
+        elif options.command == "to-hf":
+            to_hf(options.source, options.destination, options.dtype)
         else:
-            convert = from_hf if options.command == "from-hf" else to_hf
-            convert(options.source, options.destination, options.dtype)
+            if options.mesh:
+                jax.config.update("jax_num_cpu_devices", math.prod(options.mesh))
+            from_hf(options.source, options.destination, options.dtype, options.mesh)
     except (UserError, OSError) as error:  # OSError: no space, no permission
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
 """Parameters to Hugging Face directories."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,27 @@ import numpy as np
 from jaxtyping import DTypeLike
 
 from convert.directory import copy_files, new_directory, read_config, write_object
-from convert.families import FAMILIES, Family, Row
-from convert.load import OnTensor, find_tensors, flatten_leaves, rows_of, tensor_names
+from convert.families import LLAMA, Family
+from convert.load import (
+    OnTensor,
+    find_tensors,
+    flatten_leaves,
+    rows_of,
+    stored_shape,
+    tensor_names,
+    untouched_tensors,
+)
 from convert.native import is_native, read_native
-from convert.tensors import DTYPES, FILE_BYTES, NAMES, Tensor, write_tensors
+from convert.rows import Row
+from convert.tensors import (
+    DTYPES,
+    FILE_BYTES,
+    NAMES,
+    StoredTensor,
+    Tensor,
+    widest_first,
+    write_tensors,
+)
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig
 from pmc_jax.model.specs import Params
@@ -60,15 +77,14 @@ def cast(value: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
 
 def plan_tensors(
     cfg: ModelConfig, family: Family, dtypes: Mapping[str, str]
-) -> list[tuple[Tensor, Row, int]]:
-    """Each tensor with its row and layer; `dtypes` has safetensors' dtype of each."""
-    plan = []
-    for row, spec in rows_of(family, cfg, dtypes):
-        shape = row.stored_shape(spec.shape[1:] if row.stacked else spec.shape)
-        for layer, name in enumerate(row.names(cfg.num_layers)):
-            plan.append((Tensor(name, shape, dtypes[name]), row, layer))
-    # The widest first, as safetensors has it, so that every tensor is aligned.
-    return sorted(plan, key=lambda item: -DTYPES[item[0].dtype].itemsize)
+) -> dict[Tensor, tuple[Row, int]]:
+    """Each tensor's row and layer, in the order of a file; `dtypes` has the dtype of each."""
+    plan = {
+        Tensor(name, stored_shape(row, specs), dtypes[name]): (row, layer)
+        for row, specs in rows_of(family, cfg, dtypes)
+        for layer, name in enumerate(row.names(cfg.num_layers))
+    }
+    return {tensor: plan[tensor] for tensor in widest_first(plan)}
 
 
 def stored_tensors(
@@ -80,10 +96,10 @@ def stored_tensors(
     """
     if not isinstance(dtype, Mapping):
         dtype = dict.fromkeys(tensor_names(family, cfg), dtype_name(dtype))
-    leaves = flatten_leaves(params)
-    for tensor, row, layer in plan_tensors(cfg, family, dtype):
-        leaf = leaves[row.leaf]
-        value = row.to_stored(np.asarray(leaf[layer] if row.stacked else leaf))
+    found = flatten_leaves(params)
+    for tensor, (row, layer) in plan_tensors(cfg, family, dtype).items():
+        leaves = [found[leaf] for leaf in row.leaves]
+        value = row.to_stored([np.asarray(leaf[layer] if row.stacked else leaf) for leaf in leaves])
         yield tensor.name, cast(value, DTYPES[tensor.dtype], tensor.name)
 
 
@@ -93,17 +109,29 @@ def write_weights(
     cfg: ModelConfig,
     family: Family,
     dtypes: Mapping[str, str],
+    *,
+    untouched: Sequence[StoredTensor] = (),
     file_bytes: int = FILE_BYTES,
     on_tensor: OnTensor = lambda done: None,
 ) -> None:
-    """Write the safetensors files; `dtypes` names the tensors with safetensors' dtypes."""
+    """Write the safetensors files; `dtypes` names the tensors with safetensors' dtypes.
+
+    `untouched` tensors come along as they are.
+    """
+    copied = {tensor.name: tensor for tensor in untouched}
+    tensors = widest_first([*plan_tensors(cfg, family, dtypes), *untouched])
 
     def values() -> Iterator[np.ndarray]:
-        for done, (_, value) in enumerate(stored_tensors(params, cfg, family, dtypes), 1):
-            yield value
+        ours = stored_tensors(params, cfg, family, dtypes)
+        done = 0
+        for tensor in tensors:
+            if tensor.name in copied:
+                yield copied[tensor.name].read()
+                continue
+            yield next(ours)[1]
+            done += 1
             on_tensor(done)
 
-    tensors = [tensor for tensor, _, _ in plan_tensors(cfg, family, dtypes)]
     write_tensors(directory, tensors, values(), file_bytes)
 
 
@@ -119,9 +147,10 @@ def export_checkpoint(
 ) -> None:
     """Write `params` as a Hugging Face directory like `source`, atomically.
 
-    Configuration, tokenizer, chat templates and generation config come from `source`, a
-    Hugging Face directory or a native checkpoint. `dtype` None keeps the dtype that each
-    tensor has there, so that a round trip is exact.
+    Configuration, tokenizer, chat templates, generation config and, of a multimodal model,
+    the weights that are not the language model's come from `source`, a Hugging Face directory
+    or a native checkpoint. `dtype` None keeps the dtype that each tensor has there, so that a
+    round trip is exact.
 
     Raises:
         UserError: if `destination` exists, or `source` is another model.
@@ -132,7 +161,11 @@ def export_checkpoint(
     dtypes = stored_dtypes(source, family, cfg, dtype)
     with new_directory(destination) as directory:
         copy_files(source, directory, dtype)
-        write_weights(directory, params, cfg, family, dtypes, file_bytes, on_tensor)
+        write_weights(
+            directory, params, cfg, family, dtypes,
+            untouched=untouched_tensors(source, family), file_bytes=file_bytes,
+            on_tensor=on_tensor,
+        )  # fmt: skip
 
 
 def write_checkpoint(
@@ -143,7 +176,7 @@ def write_checkpoint(
     tokenizer: Any = None,
     dtype: DTypeLike = "float32",
     config: Mapping[str, Any] | None = None,
-    family: Family = FAMILIES[0],
+    family: Family = LLAMA,
 ) -> None:
     """Write a Hugging Face directory that has no source, for a model trained here.
 

@@ -1,65 +1,30 @@
 """Model families: how their configuration and their tensors map to ours.
 
-A family is one table. Each row names a Hugging Face tensor and the leaf it becomes; `{}`
-in a name stands for the layer's number. A new family is one more table, and one pair of
-functions for `config.json`.
+A family is one table (its rows name a Hugging Face tensor and the leaf it becomes), and one
+pair of functions for `config.json`. A new family is one more of these.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
+from convert.rows import Row, in_layer, linear_rows, norm_rows, renamed, whole
+from convert.settings import (
+    HFConfig,
+    activation_from_hf,
+    optional,
+    rope_from_hf,
+    rope_of,
+    rope_to_hf,
+    sizes_from_hf,
+    sizes_to_hf,
+    value_of,
+    windows_from_hf,
+    windows_to_hf,
+    without,
+)
 from pmc_jax.errors import UserError
-from pmc_jax.model import ModelConfig, RopeConfig
-from pmc_jax.model.forward import ACTIVATIONS
-
-HFConfig = Mapping[str, Any]
-Shape = tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One tensor and its leaf.
-
-    Attributes:
-        name: the tensor's name.
-        leaf: path of the leaf in the parameters; below "layers" all layers are stacked.
-        inputs: for a linear layer, how many of the leaf's leading axes are inputs. The
-            tensor is then the `[out, in]` matrix of the leaf. 0: no linear layer.
-        flat: the tensor is the leaf's values as one vector.
-    """
-
-    name: str
-    leaf: tuple[str, ...]
-    inputs: int = 0
-    flat: bool = False
-
-    @property
-    def stacked(self) -> bool:
-        """Whether there is one such tensor per layer."""
-        return "{}" in self.name
-
-    def names(self, layers: int) -> list[str]:
-        """The row's tensors, in the order of the layers."""
-        return [self.name.format(i) for i in range(layers)] if self.stacked else [self.name]
-
-    def stored_shape(self, shape: Shape) -> Shape:
-        """The tensor's shape, from the shape of (one layer of) the leaf."""
-        if self.inputs:
-            return math.prod(shape[self.inputs :]), math.prod(shape[: self.inputs])
-        return (math.prod(shape),) if self.flat else shape
-
-    def to_leaf(self, stored: np.ndarray, shape: Shape) -> np.ndarray:
-        """(One layer of) the leaf of `shape`, a view of the tensor."""
-        return (stored.T if self.inputs else stored).reshape(shape)
-
-    def to_stored(self, leaf: np.ndarray) -> np.ndarray:
-        """The tensor that becomes this (layer of the) leaf, as a view."""
-        shape = self.stored_shape(leaf.shape)
-        return leaf.reshape(shape[::-1]).T if self.inputs else leaf.reshape(shape)
+from pmc_jax.model import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +35,9 @@ class Family:
         architecture, model_type: what `config.json` calls the family.
         rows: the table; rows whose leaf a configuration lacks do not count.
         from_hf, to_hf: `config.json` to our configuration, and back.
-        tied: tensor and its original. With tied embeddings a checkpoint may hold the
-            first beside the second, if it is equal.
-        ignored: endings of tensors that hold no weights.
+        other_rows: the same table for checkpoints that name their tensors otherwise.
+        untouched: beginnings of tensors that are none of the language model's; an export
+            has them as they were.
     """
 
     architecture: str
@@ -80,8 +45,22 @@ class Family:
     rows: tuple[Row, ...]
     from_hf: Callable[[HFConfig], ModelConfig]
     to_hf: Callable[[ModelConfig], dict[str, Any]]
-    tied: tuple[str, str]
-    ignored: tuple[str, ...] = ()
+    other_rows: tuple[Row, ...] = ()
+    untouched: tuple[str, ...] = ()
+
+    def table(self, names: Iterable[str]) -> tuple[Row, ...]:
+        """The rows by which a checkpoint with tensors of these names is called."""
+        embedding = row_of(self.other_rows, "embed")
+        return self.other_rows if embedding and embedding.name in names else self.rows
+
+
+def row_of(rows: Iterable[Row], leaf: str) -> Row | None:
+    """The row of a leaf outside the layers."""
+    return next((row for row in rows if row.leaves == ((leaf,),)), None)
+
+
+IGNORED = (".rotary_emb.inv_freq",)
+"""Endings of tensors that hold no weights."""
 
 
 def family_of(config: HFConfig) -> Family:
@@ -111,131 +90,6 @@ def family_of(config: HFConfig) -> Family:
     return found
 
 
-def value_of(config: HFConfig, key: str, kind: type, default: Any = None) -> Any:
-    """`config[key]`, or `default` where it is absent or null; `kind` is int, float or bool.
-
-    Raises:
-        UserError: if it is missing without a default, of another type, or a number that
-            is not positive.
-    """
-    value = config.get(key)
-    value = default if value is None else value
-    accepted = (int, float) if kind is float else kind
-    number_like = isinstance(value, accepted) and isinstance(value, bool) == (kind is bool)
-    if not number_like or (kind is not bool and not 0 < value < math.inf):
-        wanted = {int: "a positive integer", float: "a positive number", bool: "true or false"}
-        found = "missing" if value is None else f"{value!r}"
-        raise UserError(f"config.json: {key} is {found}; expected {wanted[kind]}")
-    return kind(value)
-
-
-def optional(config: HFConfig, key: str, kind: type, default: Any) -> Any:
-    """Like `value_of`, but a null stays None."""
-    return None if key in config and config[key] is None else value_of(config, key, kind, default)
-
-
-def without(config: HFConfig, *keys: str) -> dict[str, Any]:
-    """`config` but for some keys, which the family does not read."""
-    return {key: value for key, value in config.items() if key not in keys}
-
-
-ROPE_FACTORS = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-}
-"""Rope kinds and the numbers they need."""
-
-
-def rope_from_hf(config: HFConfig, partial: float | None = None) -> RopeConfig:
-    """Rope settings in the new spelling (`rope_parameters`) or the old (`rope_scaling`).
-
-    The order of precedence is that of transformers' `convert_rope_params_to_dict`. `partial`
-    is the share of rotated dimensions where the configuration has none; None: the family
-    rotates all of them.
-    """
-    settings = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if not isinstance(settings, Mapping):
-        raise UserError(f"config.json: rope settings are {settings!r}; expected an object")
-    return rope_of(settings, config, partial)
-
-
-def rope_of(
-    settings: HFConfig, config: HFConfig, partial: float | None = None, theta: float = 1e4
-) -> RopeConfig:
-    """The rope that an object of settings describes; `config` has what they leave out."""
-    kind = settings.get("rope_type") or settings.get("type") or "default"
-    if kind not in ROPE_FACTORS:
-        raise UserError(
-            f"config.json: rope type {kind!r} is not supported; expected one of "
-            f"{', '.join(ROPE_FACTORS)}"
-        )
-    theta = value_of(settings, "rope_theta", float, value_of(config, "rope_theta", float, theta))
-    found = {key: value_of(settings, key, float) for key in ROPE_FACTORS[kind]}
-    if kind == "llama3":
-        key = "original_max_position_embeddings"
-        fallback = value_of(config, "max_position_embeddings", int, 2048)
-        found[key] = value_of(config, key, int, value_of(settings, key, int, fallback))
-        low, high = found["low_freq_factor"], found["high_freq_factor"]
-        if low >= high:
-            raise UserError(
-                f"config.json: low_freq_factor {low} is not below high_freq_factor {high}"
-            )
-    key = "partial_rotary_factor"
-    share = value_of(settings, key, float, value_of(config, key, float, partial or 1.0))
-    if share > 1 or (partial is None and share != 1):
-        wanted = "1" if partial is None else "at most 1"
-        raise UserError(f"config.json: {key} is {share:g}; expected {wanted}")
-    return RopeConfig(theta=theta, kind=kind, partial=share, **found)
-
-
-def rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
-    """The value of `rope_parameters`."""
-    found = {"rope_theta": rope.theta, "rope_type": rope.kind}
-    found |= {key: getattr(rope, key) for key in ROPE_FACTORS[rope.kind]}
-    if rope.kind == "llama3":
-        found["original_max_position_embeddings"] = rope.original_max_position_embeddings
-    if rope.partial != 1:
-        found["partial_rotary_factor"] = rope.partial
-    return found
-
-
-def activation_from_hf(config: HFConfig, key: str, default: str) -> str:
-    """The name of the activation, one of `ACTIVATIONS`."""
-    activation = config.get(key, default)
-    if activation not in ACTIVATIONS:
-        raise UserError(
-            f"config.json: {key} {activation!r} is not supported; expected one of "
-            f"{', '.join(ACTIVATIONS)}"
-        )
-    return activation
-
-
-def sizes_from_hf(config: HFConfig, head_dim: int | None = None) -> dict[str, Any]:
-    """Sizes, which have no defaults but for `head_dim`, and what all families spell alike."""
-    heads = value_of(config, "num_attention_heads", int)
-    hidden = value_of(config, "hidden_size", int)
-    kv_heads = value_of(config, "num_key_value_heads", int, heads)
-    if heads % kv_heads:
-        raise UserError(
-            f"config.json: num_attention_heads {heads} is no multiple of "
-            f"num_key_value_heads {kv_heads}"
-        )
-    head_dim = value_of(config, "head_dim", int, head_dim or hidden // heads)
-    if head_dim % 2:
-        raise UserError(f"config.json: head_dim {head_dim} is odd; rotary embedding needs pairs")
-    return {
-        "vocab_size": value_of(config, "vocab_size", int),
-        "hidden_size": hidden,
-        "intermediate_size": value_of(config, "intermediate_size", int),
-        "num_layers": value_of(config, "num_hidden_layers", int),
-        "num_heads": heads,
-        "num_kv_heads": kv_heads,
-        "head_dim": head_dim,
-        "initializer_range": value_of(config, "initializer_range", float, 0.02),
-    }
-
-
 def llama_from_hf(config: HFConfig) -> ModelConfig:
     """Absent keys have the defaults of transformers' `LlamaConfig`, sizes have none."""
     bias = value_of(config, "attention_bias", bool, False)
@@ -251,21 +105,6 @@ def llama_from_hf(config: HFConfig) -> ModelConfig:
     )
 
 
-def sizes_to_hf(cfg: ModelConfig) -> dict[str, Any]:
-    """The inverse of `sizes_from_hf`."""
-    return {
-        "vocab_size": cfg.vocab_size,
-        "hidden_size": cfg.hidden_size,
-        "intermediate_size": cfg.intermediate_size,
-        "num_hidden_layers": cfg.num_layers,
-        "num_attention_heads": cfg.num_heads,
-        "num_key_value_heads": cfg.num_kv_heads,
-        "head_dim": cfg.head_dim,
-        "initializer_range": cfg.initializer_range,
-        "tie_word_embeddings": cfg.tie_embeddings,
-    }
-
-
 def llama_to_hf(cfg: ModelConfig) -> dict[str, Any]:
     """The inverse of `llama_from_hf`."""
     return {
@@ -276,33 +115,6 @@ def llama_to_hf(cfg: ModelConfig) -> dict[str, Any]:
         "mlp_bias": cfg.mlp_bias,
         "rope_parameters": rope_to_hf(cfg.rope),
     }
-
-
-def windows_from_hf(
-    config: HFConfig, window: int | None, default: Sequence[bool]
-) -> tuple[int, ...]:
-    """Each layer's window, by `layer_types` or else by `default` (True: sliding); empty: none."""
-    types = config.get("layer_types")
-    if types is None:
-        sliding = list(default)
-    else:
-        known = {"sliding_attention": True, "full_attention": False}
-        if not isinstance(types, list) or len(types) != len(default) or set(types) - set(known):
-            raise UserError(
-                f"config.json: layer_types is {types!r}; expected, for each of {len(default)} "
-                f"layers, {' or '.join(known)}"
-            )
-        sliding = [known[name] for name in types]
-    if window is None or not any(sliding):
-        return ()
-    return tuple(window if slides else 0 for slides in sliding)
-
-
-def windows_to_hf(cfg: ModelConfig) -> dict[str, Any]:
-    """`sliding_window` and `layer_types`."""
-    windows = cfg.windows or (0,) * cfg.num_layers
-    types = ["sliding_attention" if window else "full_attention" for window in windows]
-    return {"sliding_window": max(windows) or None, "layer_types": types}
 
 
 def mistral_from_hf(config: HFConfig) -> ModelConfig:
@@ -427,11 +239,13 @@ def gemma2_to_hf(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def gemma3_from_hf(config: HFConfig) -> ModelConfig:
-    """Gemma 2 with normalised queries and keys, five local layers to a global one, two ropes."""
-    uncapped = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
-    cfg = gemma2_from_hf(
-        {**uncapped, **without(config, "layer_types", "rope_parameters", "rope_scaling")}
-    )
+    """Gemma 2 with normalised queries and keys, five local layers to a global one, two ropes.
+
+    Like transformers' it caps no attention scores, whatever the configuration says.
+    """
+    read_below = ("layer_types", "rope_parameters", "rope_scaling", "attn_logit_softcapping")
+    capped = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+    cfg = gemma2_from_hf({**capped, **without(config, *read_below)})
     pattern = value_of(config, "sliding_window_pattern", int, 6)
     window = optional(config, "sliding_window", int, 4096)
     default = [(layer + 1) % pattern != 0 for layer in range(cfg.num_layers)]
@@ -460,37 +274,56 @@ def gemma3_to_hf(cfg: ModelConfig) -> dict[str, Any]:
     }
 
 
-LAYER = "model.layers.{}."
+GEMMA3_DEFAULTS = {
+    "vocab_size": 262_208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
+"""Sizes that the published multimodal checkpoints leave to transformers' `Gemma3TextConfig`."""
 
 
-def linear_rows(projections: Mapping[str, str]) -> tuple[Row, ...]:
-    """Projections `[out, in]` and their biases, with heads as axes of their own in the leaf.
-
-    `projections` has, for each leaf, the module's name within a layer.
-    """
-    rows = []
-    for leaf, name in projections.items():
-        inputs = 2 if leaf == "o" else 1
-        rows.append(Row(f"{LAYER}{name}.weight", ("layers", leaf), inputs=inputs))
-        rows.append(Row(f"{LAYER}{name}.bias", ("layers", f"{leaf}_bias"), flat=True))
-    return tuple(rows)
+def gemma3_multimodal_from_hf(config: HFConfig) -> ModelConfig:
+    """The language model of a multimodal checkpoint."""
+    text = config.get("text_config")
+    if not isinstance(text, Mapping):
+        raise UserError(f"config.json: text_config is {text!r}; expected an object")
+    return gemma3_from_hf({**GEMMA3_DEFAULTS, **text})
 
 
-def norm_rows(norms: Mapping[str, str]) -> tuple[Row, ...]:
-    """Norm weights and biases; `norms` has, for each leaf, the module's name within a layer."""
-    rows = []
-    for leaf, name in norms.items():
-        rows.append(Row(f"{LAYER}{name}.weight", ("layers", leaf)))
-        rows.append(Row(f"{LAYER}{name}.bias", ("layers", f"{leaf}_bias")))
-    return tuple(rows)
+def gemma3_multimodal_to_hf(cfg: ModelConfig) -> dict[str, Any]:
+    """The inverse of `gemma3_multimodal_from_hf`."""
+    return {"text_config": gemma3_to_hf(cfg), "tie_word_embeddings": cfg.tie_embeddings}
 
 
-HEAD = (
-    Row("lm_head.weight", ("lm_head",), inputs=1),
-    Row("lm_head.bias", ("lm_head_bias",)),
-)
-EMBED = Row("model.embed_tokens.weight", ("embed",))
-FINAL_NORM = Row("model.norm.weight", ("final_norm",))
+def phi3_from_hf(config: HFConfig) -> ModelConfig:
+    """Llama with fused projections, perhaps a window, and LongRoPE."""
+    read_below = ("rope_scaling", "rope_parameters", "partial_rotary_factor")
+    cfg = llama_from_hf(without(config, "attention_bias", "mlp_bias", *read_below))
+    window = optional(config, "sliding_window", int, None)
+    return dataclasses.replace(
+        cfg,
+        norm_eps=value_of(config, "rms_norm_eps", float, 1e-5),
+        windows=(window,) * cfg.num_layers if window else (),
+        rope=rope_from_hf({"original_max_position_embeddings": 4096, **config}, partial=1.0),
+    )
+
+
+def phi3_to_hf(cfg: ModelConfig) -> dict[str, Any]:
+    """The inverse of `phi3_from_hf`."""
+    common = without(llama_to_hf(cfg), "attention_bias", "mlp_bias")
+    return {
+        **common,
+        "sliding_window": cfg.windows[0] if cfg.windows else None,
+        "original_max_position_embeddings": cfg.rope.original_max_position_embeddings,
+    }
+
+
+EMBED = whole("model.embed_tokens.weight", "embed")
+FINAL_NORM = whole("model.norm.weight", "final_norm")
+HEAD = (whole("lm_head.weight", "lm_head", inputs=1), whole("lm_head.bias", "lm_head_bias"))
 PROJECTIONS = {x: f"self_attn.{x}_proj" for x in "qkvo"}
 PROJECTIONS |= {x: f"mlp.{x}_proj" for x in ("gate", "up", "down")}
 NORMS = {
@@ -516,34 +349,42 @@ PHI_PROJECTIONS = {
 PHI_ROWS = (
     EMBED,
     *norm_rows({"attn_norm": "input_layernorm"}),
-    Row("model.final_layernorm.weight", ("final_norm",)),
-    Row("model.final_layernorm.bias", ("final_norm_bias",)),
+    whole("model.final_layernorm.weight", "final_norm"),
+    whole("model.final_layernorm.bias", "final_norm_bias"),
     *HEAD,
     *linear_rows(PHI_PROJECTIONS),
 )
-TIED = ("lm_head.weight", "model.embed_tokens.weight")
-IGNORED = (".rotary_emb.inv_freq",)
+PHI3_ROWS = (
+    EMBED,
+    *norm_rows(NORMS),
+    FINAL_NORM,
+    *HEAD,
+    in_layer("self_attn.qkv_proj.weight", "q", "k", "v", inputs=1),
+    in_layer("self_attn.o_proj.weight", "o", inputs=2),
+    in_layer("mlp.gate_up_proj.weight", "gate", "up", inputs=1),
+    in_layer("mlp.down_proj.weight", "down", inputs=1),
+)
+VISION = ("vision_tower.", "multi_modal_projector.")
 
-
-def family(
-    architecture: str,
-    model_type: str,
-    rows: tuple[Row, ...],
-    from_hf: Callable[[HFConfig], ModelConfig],
-    to_hf: Callable[[ModelConfig], dict[str, Any]],
-) -> Family:
-    """A family whose head and buffers are called as everywhere."""
-    return Family(architecture, model_type, rows, from_hf, to_hf, TIED, IGNORED)
-
-
-LLAMA = family("LlamaForCausalLM", "llama", LLAMA_ROWS, llama_from_hf, llama_to_hf)
+LLAMA = Family("LlamaForCausalLM", "llama", LLAMA_ROWS, llama_from_hf, llama_to_hf)
 
 FAMILIES = (
     LLAMA,
-    family("PhiForCausalLM", "phi", PHI_ROWS, phi_from_hf, phi_to_hf),
-    family("Gemma3ForCausalLM", "gemma3_text", GEMMA_ROWS, gemma3_from_hf, gemma3_to_hf),
-    family("Qwen2ForCausalLM", "qwen2", LLAMA_ROWS, qwen2_from_hf, qwen2_to_hf),
-    family("Qwen3ForCausalLM", "qwen3", LLAMA_ROWS, qwen3_from_hf, qwen3_to_hf),
-    family("MistralForCausalLM", "mistral", LLAMA_ROWS, mistral_from_hf, mistral_to_hf),
-    family("Gemma2ForCausalLM", "gemma2", GEMMA_ROWS, gemma2_from_hf, gemma2_to_hf),
+    Family("PhiForCausalLM", "phi", PHI_ROWS, phi_from_hf, phi_to_hf),
+    Family("Gemma3ForCausalLM", "gemma3_text", GEMMA_ROWS, gemma3_from_hf, gemma3_to_hf),
+    Family(
+        "Gemma3ForConditionalGeneration",
+        "gemma3",
+        # As the hub has them, and as transformers names its modules since 4.52.
+        renamed(GEMMA_ROWS, {"": "language_model."}),
+        gemma3_multimodal_from_hf,
+        gemma3_multimodal_to_hf,
+        other_rows=renamed(GEMMA_ROWS, {"model.": "model.language_model."}),
+        untouched=(*VISION, *(f"model.{part}" for part in VISION)),
+    ),
+    Family("Qwen2ForCausalLM", "qwen2", LLAMA_ROWS, qwen2_from_hf, qwen2_to_hf),
+    Family("Qwen3ForCausalLM", "qwen3", LLAMA_ROWS, qwen3_from_hf, qwen3_to_hf),
+    Family("MistralForCausalLM", "mistral", LLAMA_ROWS, mistral_from_hf, mistral_to_hf),
+    Family("Gemma2ForCausalLM", "gemma2", GEMMA_ROWS, gemma2_from_hf, gemma2_to_hf),
+    Family("Phi3ForCausalLM", "phi3", PHI3_ROWS, phi3_from_hf, phi3_to_hf),
 )

@@ -2,21 +2,23 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, DTypeLike
 
 from convert.directory import read_config, read_object
-from convert.families import Family, Row
-from convert.native import is_native, read_native, restore_params
-from convert.tensors import DTYPES, StoredTensor, list_tensors
+from convert.families import IGNORED, Family, row_of
+from convert.native import UNTOUCHED, is_native, read_native, restore_params
+from convert.rows import Row, Shape
+from convert.tensors import DTYPES, StoredTensor, list_file, list_tensors
 from pmc_jax.errors import UserError
-from pmc_jax.model import ModelConfig, Spec, param_specs
+from pmc_jax.model import ModelConfig, Spec, param_shardings, param_specs
 from pmc_jax.model.specs import Params
 
 DOWNLOADED = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt")
@@ -76,7 +78,11 @@ def eos_token_ids(directory: Path) -> tuple[int, ...]:
     """The ids that end a response, by the generation config or else the model config."""
     for name in ("generation_config.json", "config.json"):
         path = directory / name
-        found = read_object(path).get("eos_token_id") if path.is_file() else None
+        content = read_object(path) if path.is_file() else {}
+        text = content.get("text_config")
+        found = content.get("eos_token_id")
+        if found is None and isinstance(text, dict):
+            found = text.get("eos_token_id")
         if found is None:
             continue
         ids = found if isinstance(found, list) else [found]
@@ -109,28 +115,35 @@ def nest_leaves(leaves: Leaves) -> Params:
     return tree
 
 
-def rows_of(family: Family, cfg: ModelConfig, tensors: Mapping[str, Any]) -> list[tuple[Row, Spec]]:
-    """The family's rows for `cfg`, each with its leaf's spec.
+def rows_of(
+    family: Family, cfg: ModelConfig, tensors: Iterable[str] = ()
+) -> list[tuple[Row, tuple[Spec, ...]]]:
+    """The family's rows for `cfg`, each with its leaves' specs.
 
-    If `tensors` has a copy of the tied embedding, so have the rows.
+    By the names of a checkpoint's `tensors` the rows are called; if there is a copy of the
+    tied embedding among them, so there is among the rows.
     """
+    tensors = set(tensors)
+    table = family.table(tensors)
     specs = flatten_leaves(param_specs(cfg))
-    rows = [(row, specs[row.leaf]) for row in family.rows if row.leaf in specs]
-    copy, original = family.tied
-    if cfg.tie_embeddings and copy in tensors:
-        rows += [
-            (dataclasses.replace(row, name=copy), spec)
-            for row, spec in rows
-            if row.name == original
-        ]
+    rows = [
+        (row, tuple(specs[leaf] for leaf in row.leaves)) for row in table if row.leaves[0] in specs
+    ]
+    embed, head = row_of(table, "embed"), row_of(table, "lm_head")
+    if cfg.tie_embeddings and embed and head and head.name in tensors:
+        rows.append((dataclasses.replace(embed, name=head.name), (specs[("embed",)],)))
     return rows
 
 
-def tensor_names(
-    family: Family, cfg: ModelConfig, tensors: Mapping[str, Any] | None = None
-) -> list[str]:
-    """Every tensor of `cfg`; with a copy of the tied embedding if `tensors` has one."""
-    rows = rows_of(family, cfg, tensors or {})
+def stored_shape(row: Row, specs: Sequence[Spec]) -> Shape:
+    """The shape of (each layer's) tensor of a row."""
+    return row.stored_shape([spec.shape[1:] if row.stacked else spec.shape for spec in specs])
+
+
+def tensor_names(family: Family, cfg: ModelConfig, tensors: Iterable[str] = ()) -> list[str]:
+    """Every tensor of `cfg`, called as in `tensors`, with a copy of the tied embedding if
+    there is one."""
+    rows = rows_of(family, cfg, tensors)
     return [name for row, _ in rows for name in row.names(cfg.num_layers)]
 
 
@@ -138,43 +151,65 @@ def check_tensors(
     tensors: Mapping[str, StoredTensor], family: Family, cfg: ModelConfig, directory: Path
 ) -> None:
     """Refuse missing, misshapen and unmapped tensors before anything is loaded."""
-    expected: dict[str, tuple[int, ...]] = {}
-    for row, spec in rows_of(family, cfg, tensors):
-        shape = row.stored_shape(spec.shape[1:] if row.stacked else spec.shape)
-        expected |= dict.fromkeys(row.names(cfg.num_layers), shape)
+    expected: dict[str, Shape] = {}
+    rows = rows_of(family, cfg, tensors)
+    for row, specs in rows:
+        expected |= dict.fromkeys(row.names(cfg.num_layers), stored_shape(row, specs))
     for name, shape in expected.items():
         if name not in tensors:
-            raise UserError(f"{directory}: tensor {name} is missing")
+            raise UserError(f"{directory}: {family.architecture} tensor {name} is missing")
         found = tensors[name]
         if found.shape != shape:
             raise UserError(
-                f"{directory}: tensor {name} has shape {list(found.shape)}; by config.json it "
+                f"{found.path}: tensor {name} has shape {list(found.shape)}; by config.json it "
                 f"should be {list(shape)}"
             )
-        if found.dtype not in DTYPES:
-            raise UserError(
-                f"{directory}: tensor {name} is {found.dtype}; expected one of {', '.join(DTYPES)}"
-            )
+    foreign = (*IGNORED, *family.untouched)
     extra = sorted(
-        name for name in tensors if name not in expected and not name.endswith(family.ignored)
+        name
+        for name in tensors
+        if name not in expected and not name.startswith(foreign) and not name.endswith(foreign)
     )
     if extra:
         more = f" (nor have {len(extra) - 1} more)" if len(extra) > 1 else ""
         raise UserError(
-            f"{directory}: tensor {extra[0]} has no place in {family.architecture} with this "
-            f"config.json{more}"
+            f"{tensors[extra[0]].path}: tensor {extra[0]} has no place in {family.architecture} "
+            f"with this config.json{more}"
         )
-    copy, original = family.tied
-    tied = cfg.tie_embeddings and copy in expected
-    if tied and not np.array_equal(tensors[copy].read(), tensors[original].read()):
-        raise UserError(f"{directory}: {copy} differs from {original}, but config.json ties them")
+    for name, found in tensors.items():
+        if found.dtype not in DTYPES and not name.endswith(IGNORED):
+            raise UserError(
+                f"{found.path}: tensor {name} is {found.dtype}; expected one of {', '.join(DTYPES)}"
+            )
+    by_leaf: dict[tuple[str, ...], str] = {}
+    for row, _ in rows:
+        original = by_leaf.setdefault(row.leaves[0], row.name)
+        if original != row.name and not same_values(tensors[row.name], tensors[original]):
+            raise UserError(
+                f"{directory}: {row.name} differs from {original}, but config.json ties them"
+            )
+
+
+def same_values(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors hold the same."""
+    return np.array_equal(one.read(), other.read())
 
 
 def find_tensors(directory: Path, family: Family, cfg: ModelConfig) -> dict[str, StoredTensor]:
-    """The checked tensors of a Hugging Face directory, without those that are no weights."""
+    """The language model's tensors in a Hugging Face directory, checked."""
     tensors = list_tensors(directory)
     check_tensors(tensors, family, cfg, directory)
-    return {name: t for name, t in tensors.items() if not name.endswith(family.ignored)}
+    return {name: tensors[name] for name in tensor_names(family, cfg, tensors)}
+
+
+def untouched_tensors(directory: Path, family: Family) -> list[StoredTensor]:
+    """Tensors of a Hugging Face directory or native checkpoint that conversion only copies."""
+    if is_native(directory):
+        path = directory / UNTOUCHED
+        return list(list_file(path)) if path.is_file() else []
+    if not family.untouched:
+        return []
+    return [t for t in list_tensors(directory).values() if t.name.startswith(family.untouched)]
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -185,18 +220,31 @@ def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return raw[begin : begin + size].view(dtype).reshape(shape)
 
 
-def load_leaf(
-    tensors: Sequence[StoredTensor], row: Row, spec: Spec, dtype: DTypeLike | None
-) -> Array:
-    """One leaf from its tensors (one per layer, if it is stacked), read one after the other."""
+def place(leaf: np.ndarray, sharding: NamedSharding | None) -> Array:
+    """A host array on its devices, each of which gets no more than its shard."""
+    if sharding is None:
+        return jax.device_put(leaf)
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+
+def load_leaves(
+    tensors: Sequence[StoredTensor],
+    row: Row,
+    specs: Sequence[Spec],
+    dtype: DTypeLike | None,
+    shardings: Sequence[NamedSharding | None],
+) -> list[Array]:
+    """A row's leaves from its tensors (one per layer, if stacked), read one after the other."""
     if dtype is None:
         # Any two float dtypes are exact in the one that NumPy promotes them to.
         dtype = np.result_type(*(DTYPES[tensor.dtype] for tensor in tensors))
-    leaf = empty_aligned(spec.shape, jnp.dtype(dtype))
+    leaves = [empty_aligned(spec.shape, jnp.dtype(dtype)) for spec in specs]
     for layer, tensor in enumerate(tensors):
-        place = leaf[layer] if row.stacked else leaf
-        place[...] = row.to_leaf(tensor.read(), place.shape)
-    return jax.device_put(leaf)
+        places = [leaf[layer] if row.stacked else leaf for leaf in leaves]
+        values = row.to_leaves(tensor.read(), [part.shape for part in places])
+        for part, value in zip(places, values, strict=True):
+            part[...] = value
+    return [place(leaf, sharding) for leaf, sharding in zip(leaves, shardings, strict=True)]
 
 
 def load_params(
@@ -204,17 +252,23 @@ def load_params(
     family: Family,
     cfg: ModelConfig,
     dtype: DTypeLike | None,
+    mesh: Mesh | None,
     on_tensor: OnTensor,
 ) -> Params:
     """Checked tensors to parameters; besides them, one tensor at a time is in memory.
 
-    Where the parameters live on an accelerator, one leaf is in host memory besides.
+    Where the parameters live on an accelerator or are sharded, the leaves of one row are in
+    host memory besides.
     """
+    shardings = {} if mesh is None else flatten_leaves(param_shardings(cfg, mesh))
     leaves: Leaves = {}
     done = 0
-    for row, spec in rows_of(family, cfg, {}):
+    for row, specs in rows_of(family, cfg, tensors):
         names = row.names(cfg.num_layers)
-        leaves[row.leaf] = load_leaf([tensors[name] for name in names], row, spec, dtype)
+        if row.leaves[0] not in leaves:
+            where = [shardings.get(leaf) for leaf in row.leaves]
+            found = load_leaves([tensors[name] for name in names], row, specs, dtype, where)
+            leaves |= zip(row.leaves, found, strict=True)
         done += len(names)
         on_tensor(done)
     return nest_leaves(leaves)
@@ -224,12 +278,14 @@ def load_checkpoint(
     source: str | Path,
     *,
     dtype: DTypeLike | None = "float32",
+    mesh: Mesh | None = None,
     on_tensor: OnTensor = lambda done: None,
 ) -> Checkpoint:
     """Load a Hugging Face directory, a hub id, or a native checkpoint.
 
     Args:
         dtype: of the parameters; None: the dtype that each has in the files.
+        mesh: the devices that share them by `param_shardings`; None: the first device.
 
     Raises:
         UserError: naming the file, key or tensor that is missing, misshapen, unmapped or
@@ -240,8 +296,8 @@ def load_checkpoint(
     stop_ids = eos_token_ids(directory)
     if is_native(directory):
         cfg, _ = read_native(directory)
-        params = restore_params(directory, cfg, dtype)
+        params = restore_params(directory, cfg, dtype, mesh)
     else:
         tensors = find_tensors(directory, family, cfg)
-        params = load_params(tensors, family, cfg, dtype, on_tensor)
+        params = load_params(tensors, family, cfg, dtype, mesh, on_tensor)
     return Checkpoint(cfg, params, directory, stop_ids)

@@ -2,24 +2,28 @@
 
 A native checkpoint is a Hugging Face directory whose weights lie in `params/`, ready to
 restore. `model_config.json` keeps what they do not say: the configuration, and the dtype
-that each tensor had.
+that each tensor had. Of a multimodal model `untouched.safetensors` has the other weights.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 from jaxtyping import DTypeLike
 
 from convert.directory import copy_files, new_directory, read_object, write_object
+from convert.tensors import StoredTensor, widest_first, write_file
 from pmc_jax.errors import UserError
-from pmc_jax.model import ModelConfig, RopeConfig, param_specs
+from pmc_jax.model import ModelConfig, RopeConfig, param_shardings, param_specs
 from pmc_jax.model.specs import Params
 
 MODEL_CONFIG = "model_config.json"
 PARAMS = "params"
+UNTOUCHED = "untouched.safetensors"
 FORMAT = 1
 
 
@@ -35,12 +39,15 @@ def save_native(
     destination: Path,
     tensor_dtypes: Mapping[str, str],
     dtype: DTypeLike | None = None,
+    *,
+    untouched: Sequence[StoredTensor] = (),
 ) -> None:
     """Write a native checkpoint, atomically, with the other files of the directory `source`.
 
     Args:
         tensor_dtypes: safetensors' dtype of each tensor, for the way back.
         dtype: the one that all of them have, if it is not that of `source`.
+        untouched: tensors to keep as they are.
 
     Raises:
         UserError: if `destination` exists.
@@ -53,6 +60,9 @@ def save_native(
             "tensors": dict(tensor_dtypes),
         }
         write_object(directory / MODEL_CONFIG, content)
+        if untouched:
+            copies = widest_first(untouched)
+            write_file(directory / UNTOUCHED, copies, (tensor.read() for tensor in copies))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(directory / PARAMS, params)
 
@@ -69,18 +79,26 @@ def read_native(directory: Path) -> tuple[ModelConfig, dict[str, str]]:
         raise UserError(f"{path}: format {content.get('format')!r}; expected {FORMAT}")
     try:
         model = dict(content["model"])
-        local = model["local_rope"]
-        model["rope"] = RopeConfig(**model["rope"])
-        model["local_rope"] = None if local is None else RopeConfig(**local)
-        model["windows"] = tuple(model["windows"])
-        cfg = ModelConfig(**model)
+        for key in ("rope", "local_rope"):
+            if model[key] is not None:
+                model[key] = RopeConfig(**hashable(model[key]))
+        cfg = ModelConfig(**hashable(model))
         return cfg, {str(name): str(dtype) for name, dtype in content["tensors"].items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not as from-hf wrote it ({error!r})") from None
 
 
-def restore_params(directory: Path, cfg: ModelConfig, dtype: DTypeLike | None) -> Params:
+def hashable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration; JSON has lists where it has tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+
+
+def restore_params(
+    directory: Path, cfg: ModelConfig, dtype: DTypeLike | None, mesh: Mesh | None = None
+) -> Params:
     """The parameters of a native checkpoint, in `dtype`, or as they were saved.
+
+    Each device of `mesh` gets its shards only; without one all go to the first device.
 
     Raises:
         UserError: if they are missing, torn, or not those of `cfg`.
@@ -88,16 +106,21 @@ def restore_params(directory: Path, cfg: ModelConfig, dtype: DTypeLike | None) -
     path = (directory / PARAMS).resolve()
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; expected the parameters")
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    if mesh is None:
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.tree.map(lambda _: device, param_specs(cfg))
+    else:
+        shardings = param_shardings(cfg, mesh)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             stored = checkpointer.metadata(path).item_metadata.tree
             wanted = jax.tree.map(
-                lambda spec, found: jax.ShapeDtypeStruct(
-                    spec.shape, found.dtype if dtype is None else dtype, sharding=device
+                lambda spec, found, sharding: jax.ShapeDtypeStruct(
+                    spec.shape, found.dtype if dtype is None else dtype, sharding=sharding
                 ),
                 param_specs(cfg),
                 stored,
+                shardings,
             )
             return checkpointer.restore(path, wanted)
     except Exception as error:

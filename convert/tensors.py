@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -58,6 +58,9 @@ class StoredTensor(Tensor):
             return file.get_tensor(self.name)
 
 
+AnyTensor = TypeVar("AnyTensor", bound=Tensor)
+
+
 @contextmanager
 def open_file(path: Path) -> Iterator[Any]:
     """An open safetensors file.
@@ -95,6 +98,14 @@ def indexed_files(directory: Path) -> dict[str, str]:
     return weight_map
 
 
+def list_file(path: Path) -> Iterator[StoredTensor]:
+    """The tensors of a file, without their values."""
+    with open_file(path) as file:
+        for name in file.keys():  # noqa: SIM118 (no mapping)
+            part = file.get_slice(name)
+            yield StoredTensor(name, tuple(part.get_shape()), part.get_dtype(), path)
+
+
 def list_tensors(directory: Path) -> dict[str, StoredTensor]:
     """All tensors of a directory by name: of its one file, of its index's, or of every file.
 
@@ -113,21 +124,22 @@ def list_tensors(directory: Path) -> dict[str, StoredTensor]:
         raise UserError(f"{directory}: no *.safetensors files; expected the model's weights")
     found: dict[str, StoredTensor] = {}
     for name in names:
-        path = directory / name
-        with open_file(path) as file:
-            for tensor in file.keys():  # noqa: SIM118 (no mapping)
-                if tensor in found:
-                    raise UserError(
-                        f"{directory}: tensor {tensor} is in {found[tensor].path.name} and {name}"
-                    )
-                part = file.get_slice(tensor)
-                found[tensor] = StoredTensor(
-                    tensor, tuple(part.get_shape()), part.get_dtype(), path
+        for tensor in list_file(directory / name):
+            if tensor.name in found:
+                raise UserError(
+                    f"{directory}: tensor {tensor.name} is in {found[tensor.name].path.name} "
+                    f"and {name}"
                 )
-    for tensor, name in index.items():
-        if tensor not in found or found[tensor].path.name != name:
-            raise UserError(f"{directory}: tensor {tensor} is not in {name}, where {INDEX} has it")
+            found[tensor.name] = tensor
+    for wanted, name in index.items():
+        if wanted not in found or found[wanted].path.name != name:
+            raise UserError(f"{directory}: tensor {wanted} is not in {name}, where {INDEX} has it")
     return found
+
+
+def widest_first(tensors: Iterable[AnyTensor]) -> list[AnyTensor]:
+    """In the order of a file: by falling width of the dtype, so that every tensor is aligned."""
+    return sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
 
 
 def group_files(tensors: Iterable[Tensor], file_bytes: int) -> list[list[Tensor]]:

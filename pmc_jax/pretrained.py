@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from convert.load import load_checkpoint
 from pmc_jax.assets import WORLD_MODEL
@@ -19,11 +20,14 @@ class ModelSource:
         path: a Hugging Face directory, a native one, a hub id, or "bundled".
         dtype: what the matrix products are computed in.
         remat: what the backward pass computes anew instead of keeping it.
+        architecture: the `config.json` of a known model, for what is planned or measured
+            without its weights. A run goes by the directory's own.
     """
 
     path: str = "bundled"
     dtype: str = "float32"
     remat: str = "none"
+    architecture: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -166,7 +166,7 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(source, tmp_path, m
 
 CONFIGS = {
     "tied": {"tie_embeddings": True},
-    "biases": {"attention_bias": True, "mlp_bias": True},
+    "biases": {"attention_bias": True, "attention_out_bias": True, "mlp_bias": True},
     "gelu": {"activation": "gelu", "norm_eps": 1e-3, "initializer_range": 0.1},
     "linear": {"rope": RopeConfig(theta=123.0, kind="linear", factor=3.0)},
     "llama3": {"rope": RopeConfig(500.0, "llama3", 8.0, 1.5, 3.5, 12)},

@@ -10,7 +10,8 @@ from jaxtyping import Array, DTypeLike, Key, PRNGKeyArray
 
 from pmc_jax.buckets import bucket_length
 from pmc_jax.decoding.sampler import Sampling, sample
-from pmc_jax.model import ModelConfig
+from pmc_jax.errors import UserError
+from pmc_jax.model import ModelConfig, RopeConfig
 from pmc_jax.model.specs import Params
 
 
@@ -26,6 +27,16 @@ def row_keys(
 
     over_samples = jax.vmap(one, in_axes=(None, 0))
     return jax.vmap(over_samples, in_axes=(0, None))(question_ids, jnp.arange(samples))
+
+
+def refuse_switch(rope: RopeConfig, prompt: int, limit: int) -> None:
+    """Refuse what would need keys rotated anew halfway: LongRoPE's step from short to long."""
+    longest = rope.original_max_position_embeddings
+    if rope.kind == "longrope" and prompt <= longest < prompt + limit:
+        raise UserError(
+            f"a prompt of {prompt} tokens and up to {limit} new ones cross position {longest}, "
+            "where the model's LongRoPE changes; expected fewer new tokens"
+        )
 
 
 def generate(
@@ -54,7 +65,12 @@ def generate(
         limits: most new tokens per prompt, the stop token included.
         question_ids: default: the prompt's place in `prompts`.
         on_batch: called with (prompts done, tokens decoded) after every batch.
+
+    Raises:
+        UserError: if a response may grow past the length at which LongRoPE rotates otherwise.
     """
+    for prompt, most in zip(prompts, limits, strict=True):
+        refuse_switch(cfg.rope, len(prompt), most)
     ids = range(len(prompts)) if question_ids is None else question_ids
     largest = max(1, rows // samples)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))

@@ -4,6 +4,7 @@ from pmc_jax.model.cache import PrefixCache, SuffixCache, grow, init_suffix
 from pmc_jax.model.config import ModelConfig, RopeConfig
 from pmc_jax.model.forward import decode_step, forward, logits, prefill
 from pmc_jax.model.nll import token_nll
+from pmc_jax.model.sharding import MESH_AXES, make_mesh, param_shardings
 from pmc_jax.model.specs import (
     Spec,
     abstract_params,
@@ -15,6 +16,7 @@ from pmc_jax.model.specs import (
 )
 
 __all__ = [
+    "MESH_AXES",
     "ModelConfig",
     "PrefixCache",
     "RopeConfig",
@@ -29,7 +31,9 @@ __all__ = [
     "init_params",
     "init_suffix",
     "logits",
+    "make_mesh",
     "param_count",
+    "param_shardings",
     "param_specs",
     "prefill",
     "token_nll",

@@ -7,8 +7,10 @@ import dataclasses
 class RopeConfig:
     """Rotary position embedding (Su et al. 2021) and its context extensions.
 
-    `kind` is "default", "linear" (positions divided by `factor`) or "llama3"
-    (low frequencies divided by `factor`, high ones kept, a smooth ramp between).
+    `kind` is "default", "linear" (positions divided by `factor`), "llama3" (low frequencies
+    divided by `factor`, high ones kept, a smooth ramp between) or "longrope" (each pair's
+    frequency divided by its `short_factor`, or by its `long_factor` in sequences longer than
+    `original_max_position_embeddings`; cosines and sines times `attention_factor`).
     `partial` is the share of each head's dimensions that is rotated, the first ones.
     """
 
@@ -19,6 +21,9 @@ class RopeConfig:
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
     partial: float = 1.0
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    attention_factor: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,13 +104,18 @@ def _embed(
     return x if cfg.embedding_scale == 1 else x * jnp.asarray(cfg.embedding_scale, dtype)
 
 
-def _ropes(positions: Array, cfg: ModelConfig, dtype: DTypeLike) -> Callable[[Array | None], Rope]:
+def _ropes(
+    positions: Int[Array, "batch rows"],
+    lengths: Int[Array, " batch"],
+    cfg: ModelConfig,
+    dtype: DTypeLike,
+) -> Callable[[Array | None], Rope]:
     """The rotation's tables for a layer of a given window."""
     wide = jnp.promote_types(dtype, jnp.float32)
-    everywhere = rope_tables(positions, cfg.rope, cfg.head_dim, wide)
+    everywhere = rope_tables(positions, lengths, cfg.rope, cfg.head_dim, wide)
     if cfg.local_rope is None:
         return lambda window: everywhere
-    local = rope_tables(positions, cfg.local_rope, cfg.head_dim, wide)
+    local = rope_tables(positions, lengths, cfg.local_rope, cfg.head_dim, wide)
 
     def choose(window: Array | None) -> Rope:
         if window is None:
@@ -161,7 +166,7 @@ def forward(
 
     if remat != "none":
         layer_step = jax.checkpoint(layer_step, policy=REMAT_POLICIES[remat])
-    x, ropes = _embed(params, tokens, cfg, dtype), _ropes(positions, cfg, dtype)
+    x, ropes = _embed(params, tokens, cfg, dtype), _ropes(positions, mask.sum(1), cfg, dtype)
     x, _ = jax.lax.scan(layer_step, x, _layers(params, cfg))
     return normalise(x, params, "final_norm", cfg)
 
@@ -198,7 +203,7 @@ def prefill(
         return block(x, layer, ropes(window), _causal(mask, window, cfg), cfg)
 
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    x, ropes = _embed(params, tokens, cfg, dtype), _ropes(positions, cfg, dtype)
+    x, ropes = _embed(params, tokens, cfg, dtype), _ropes(positions, mask.sum(1), cfg, dtype)
     x, (k, v) = jax.lax.scan(layer_step, x, _layers(params, cfg))
     last = normalise(x[:, -1], params, "final_norm", cfg)
     return logits(params, last, cfg), PrefixCache(k=k, v=v, mask=mask)
@@ -216,9 +221,10 @@ def decode_step(
 
     The suffix cache travels in the scan's carry, so that it is updated in place.
     """
-    positions = jnp.broadcast_to(prefix.mask.sum(axis=1)[:, None] + step, tokens.shape)
+    place = prefix.mask.sum(axis=1) + step
+    positions = jnp.broadcast_to(place[:, None], tokens.shape)
     dtype = suffix.k.dtype
-    x, ropes = _embed(params, tokens, cfg, dtype), _ropes(positions, cfg, dtype)
+    x, ropes = _embed(params, tokens, cfg, dtype), _ropes(positions, place + 1, cfg, dtype)
 
     def layer_step(
         carry: tuple[Array, SuffixCache],

@@ -9,11 +9,12 @@ from jaxtyping import Array, Float, Int
 from pmc_jax.model.config import RopeConfig
 
 
-def inverse_frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:
+def inverse_frequencies(rope: RopeConfig, head_dim: int, long: bool = False) -> np.ndarray:
     """Radians per position of each rotated pair, `[head_dim · partial / 2]`, after rope scaling.
 
     The "llama3" ramp keeps wavelengths below `original / high_freq_factor`, divides
-    those above `original / low_freq_factor` by `factor`, and blends between.
+    those above `original / low_freq_factor` by `factor`, and blends between. "longrope" has
+    frequencies of its own for `long` sequences.
     """
     rotated = int(head_dim * rope.partial)
     frequencies = 1.0 / rope.theta ** (np.arange(0, rotated, 2, dtype=np.float64) / rotated)
@@ -24,17 +25,26 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:
         span = rope.high_freq_factor - rope.low_freq_factor
         kept = np.clip((turns - rope.low_freq_factor) / span, 0.0, 1.0)
         return kept * frequencies + (1 - kept) * frequencies / rope.factor
+    if rope.kind == "longrope":
+        return frequencies / np.array(rope.long_factor if long else rope.short_factor)
     return frequencies
 
 
 def rope_tables(
-    positions: Int[Array, "*batch time"], rope: RopeConfig, head_dim: int, dtype: jnp.dtype
+    positions: Int[Array, "*batch time"],
+    lengths: Int[Array, "*batch"],
+    rope: RopeConfig,
+    head_dim: int,
+    dtype: jnp.dtype,
 ) -> tuple[Float[Array, "*batch time half"], Float[Array, "*batch time half"]]:
-    """Cosines and sines of the rotation angles at `positions`."""
-    angles = positions[..., None].astype(dtype) * jnp.asarray(
-        inverse_frequencies(rope, head_dim), dtype
-    )
-    return jnp.cos(angles), jnp.sin(angles)
+    """Cosines and sines of the rotation angles at `positions` of sequences of `lengths`."""
+    frequencies = jnp.asarray(inverse_frequencies(rope, head_dim), dtype)
+    if rope.kind == "longrope":
+        long = lengths > rope.original_max_position_embeddings
+        stretched = jnp.asarray(inverse_frequencies(rope, head_dim, long=True), dtype)
+        frequencies = jnp.where(long[..., None, None], stretched, frequencies)
+    angles = positions[..., None].astype(dtype) * frequencies
+    return jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
 
 
 def rotate(

@@ -1,0 +1,111 @@
+"""The rows of a family's table: how a Hugging Face tensor and its leaves map to each other."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+Shape = tuple[int, ...]
+Path = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One tensor and the leaves it holds.
+
+    Attributes:
+        name: the tensor's name; `{}` stands for the layer's number.
+        leaves: paths of the leaves in the parameters; below "layers" all layers are stacked.
+            A tensor of several leaves is their `[out, in]` matrices one below the other.
+        inputs: for a linear layer, how many of a leaf's leading axes are inputs. The
+            tensor is then the `[out, in]` matrix of the leaf. 0: no linear layer.
+        flat: the tensor is the leaf's values as one vector.
+    """
+
+    name: str
+    leaves: tuple[Path, ...]
+    inputs: int = 0
+    flat: bool = False
+
+    @property
+    def stacked(self) -> bool:
+        """Whether there is one such tensor per layer."""
+        return "{}" in self.name
+
+    def names(self, layers: int) -> list[str]:
+        """The row's tensors, in the order of the layers."""
+        return [self.name.format(i) for i in range(layers)] if self.stacked else [self.name]
+
+    def _matrix(self, shape: Shape) -> Shape:
+        if self.inputs:
+            return math.prod(shape[self.inputs :]), math.prod(shape[: self.inputs])
+        return (math.prod(shape),) if self.flat else shape
+
+    def stored_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """The tensor's shape, from the shapes of (one layer of) the leaves."""
+        parts = [self._matrix(shape) for shape in shapes]
+        return (sum(part[0] for part in parts), *parts[0][1:])
+
+    def to_leaves(self, stored: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        """(One layer of) the leaves of `shapes`, views of the tensor."""
+        ends = np.cumsum([self._matrix(shape)[0] for shape in shapes])
+        parts = np.split(stored, ends[:-1])
+        return [
+            (part.T if self.inputs else part).reshape(shape)
+            for part, shape in zip(parts, shapes, strict=True)
+        ]
+
+    def to_stored(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
+        """The tensor of these (layers of) leaves; a view, if there is one only."""
+        parts = [
+            leaf.reshape(self._matrix(leaf.shape)[::-1]).T
+            if self.inputs
+            else leaf.reshape(self._matrix(leaf.shape))
+            for leaf in leaves
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+LAYER = "model.layers.{}."
+
+
+def whole(name: str, leaf: str, inputs: int = 0) -> Row:
+    """A tensor outside the layers."""
+    return Row(name, ((leaf,),), inputs=inputs)
+
+
+def in_layer(name: str, *leaves: str, inputs: int = 0, flat: bool = False) -> Row:
+    """A tensor of every layer."""
+    return Row(LAYER + name, tuple(("layers", leaf) for leaf in leaves), inputs, flat)
+
+
+def linear_rows(projections: Mapping[str, str]) -> tuple[Row, ...]:
+    """Projections and their biases; `projections` has each leaf's module within a layer."""
+    rows = []
+    for leaf, module in projections.items():
+        inputs = 2 if leaf == "o" else 1
+        rows.append(in_layer(f"{module}.weight", leaf, inputs=inputs))
+        rows.append(in_layer(f"{module}.bias", f"{leaf}_bias", flat=True))
+    return tuple(rows)
+
+
+def norm_rows(norms: Mapping[str, str]) -> tuple[Row, ...]:
+    """Norm weights and biases; `norms` has each leaf's module within a layer."""
+    rows = []
+    for leaf, module in norms.items():
+        rows.append(in_layer(f"{module}.weight", leaf))
+        rows.append(in_layer(f"{module}.bias", f"{leaf}_bias"))
+    return tuple(rows)
+
+
+def renamed(rows: Sequence[Row], prefixes: Mapping[str, str]) -> tuple[Row, ...]:
+    """The same rows where other prefixes stand in the names (the first that fits)."""
+
+    def name(old: str) -> str:
+        for prefix, new in prefixes.items():
+            if old.startswith(prefix):
+                return new + old.removeprefix(prefix)
+        return old
+
+    return tuple(dataclasses.replace(row, name=name(row.name)) for row in rows)

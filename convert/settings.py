@@ -1,0 +1,216 @@
+"""Reading and writing the settings of a `config.json` that several families spell alike."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pmc_jax.errors import UserError
+from pmc_jax.model import ModelConfig, RopeConfig
+from pmc_jax.model.forward import ACTIVATIONS
+
+HFConfig = Mapping[str, Any]
+
+
+def value_of(config: HFConfig, key: str, kind: type, default: Any = None) -> Any:
+    """`config[key]`, or `default` where it is absent or null; `kind` is int, float or bool.
+
+    Raises:
+        UserError: if it is missing without a default, of another type, or a number that
+            is not positive.
+    """
+    value = config.get(key)
+    value = default if value is None else value
+    accepted = (int, float) if kind is float else kind
+    number_like = isinstance(value, accepted) and isinstance(value, bool) == (kind is bool)
+    if not number_like or (kind is not bool and not 0 < value < math.inf):
+        wanted = {int: "a positive integer", float: "a positive number", bool: "true or false"}
+        found = "missing" if value is None else f"{value!r}"
+        raise UserError(f"config.json: {key} is {found}; expected {wanted[kind]}")
+    return kind(value)
+
+
+def optional(config: HFConfig, key: str, kind: type, default: Any) -> Any:
+    """Like `value_of`, but a null stays None."""
+    return None if key in config and config[key] is None else value_of(config, key, kind, default)
+
+
+def without(config: HFConfig, *keys: str) -> dict[str, Any]:
+    """`config` but for some keys, which the family does not read."""
+    return {key: value for key, value in config.items() if key not in keys}
+
+
+ROPE_NUMBERS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "longrope": (),
+}
+"""Rope kinds and the numbers they need."""
+
+ROPE_ALIASES = {"su": "longrope"}
+"""What the first Phi-3 checkpoints call it."""
+
+
+def rope_from_hf(config: HFConfig, partial: float | None = None) -> RopeConfig:
+    """Rope settings in the new spelling (`rope_parameters`) or the old (`rope_scaling`).
+
+    The order of precedence is that of transformers' `convert_rope_params_to_dict`. `partial`
+    is the share of rotated dimensions where the configuration has none; None: the family
+    rotates all of them.
+    """
+    settings = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(settings, Mapping):
+        raise UserError(f"config.json: rope settings are {settings!r}; expected an object")
+    return rope_of(settings, config, partial)
+
+
+def rope_of(
+    settings: HFConfig, config: HFConfig, partial: float | None = None, theta: float = 1e4
+) -> RopeConfig:
+    """The rope that an object of settings describes; `config` has what they leave out."""
+    kind = settings.get("rope_type") or settings.get("type") or "default"
+    kind = ROPE_ALIASES.get(kind, kind)
+    if kind not in ROPE_NUMBERS:
+        raise UserError(
+            f"config.json: rope type {kind!r} is not supported; expected one of "
+            f"{', '.join(ROPE_NUMBERS)}"
+        )
+    theta = value_of(settings, "rope_theta", float, value_of(config, "rope_theta", float, theta))
+    found: dict[str, Any] = {key: value_of(settings, key, float) for key in ROPE_NUMBERS[kind]}
+    key = "partial_rotary_factor"
+    share = value_of(settings, key, float, value_of(config, key, float, partial or 1.0))
+    if share > 1 or (partial is None and share != 1):
+        wanted = "1" if partial is None else "at most 1"
+        raise UserError(f"config.json: {key} is {share:g}; expected {wanted}")
+    if kind in ("llama3", "longrope"):
+        key = "original_max_position_embeddings"
+        fallback = value_of(config, "max_position_embeddings", int, 2048)
+        found[key] = value_of(config, key, int, value_of(settings, key, int, fallback))
+    if kind == "llama3":
+        low, high = found["low_freq_factor"], found["high_freq_factor"]
+        if low >= high:
+            raise UserError(
+                f"config.json: low_freq_factor {low} is not below high_freq_factor {high}"
+            )
+    if kind == "longrope":
+        rotated = int(sizes_from_hf(config)["head_dim"] * share)
+        found |= longrope_factors(settings, config, found[key], rotated // 2)
+    return RopeConfig(theta=theta, kind=kind, partial=share, **found)
+
+
+def longrope_factors(
+    settings: HFConfig, config: HFConfig, original: int, pairs: int
+) -> dict[str, Any]:
+    """The divisors of each pair's frequency, and what cosines and sines are multiplied by.
+
+    The latter is sqrt(1 + ln(s) / ln(original)) for contexts s times the original ones (Ding
+    et al. 2024), unless the configuration has it.
+    """
+    found: dict[str, Any] = {}
+    for key in ("short_factor", "long_factor"):
+        values = settings.get(key)
+        if (
+            not isinstance(values, list | tuple)
+            or len(values) != pairs
+            or not all(isinstance(x, int | float) and 0 < x < math.inf for x in values)
+        ):
+            raise UserError(
+                f"config.json: {key} is {values!r}; expected a list of {pairs} positive numbers"
+            )
+        found[key] = tuple(float(x) for x in values)
+    longest = value_of(config, "max_position_embeddings", int, 4096)
+    scale = value_of(settings, "factor", float, longest / original)
+    scaling = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
+    return {**found, "attention_factor": value_of(settings, "attention_factor", float, scaling)}
+
+
+def rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
+    """The value of `rope_parameters`."""
+    found: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": rope.kind}
+    found |= {key: getattr(rope, key) for key in ROPE_NUMBERS[rope.kind]}
+    if rope.kind in ("llama3", "longrope"):
+        found["original_max_position_embeddings"] = rope.original_max_position_embeddings
+    if rope.kind == "longrope":
+        found |= {key: list(getattr(rope, key)) for key in ("short_factor", "long_factor")}
+        found["attention_factor"] = rope.attention_factor
+    if rope.partial != 1:
+        found["partial_rotary_factor"] = rope.partial
+    return found
+
+
+def activation_from_hf(config: HFConfig, key: str, default: str) -> str:
+    """The name of the activation, one of `ACTIVATIONS`."""
+    activation = config.get(key, default)
+    if activation not in ACTIVATIONS:
+        raise UserError(
+            f"config.json: {key} {activation!r} is not supported; expected one of "
+            f"{', '.join(ACTIVATIONS)}"
+        )
+    return activation
+
+
+def sizes_from_hf(config: HFConfig, head_dim: int | None = None) -> dict[str, Any]:
+    """Sizes, which have no defaults but for `head_dim`, and what all families spell alike."""
+    heads = value_of(config, "num_attention_heads", int)
+    hidden = value_of(config, "hidden_size", int)
+    kv_heads = value_of(config, "num_key_value_heads", int, heads)
+    if heads % kv_heads:
+        raise UserError(
+            f"config.json: num_attention_heads {heads} is no multiple of "
+            f"num_key_value_heads {kv_heads}"
+        )
+    head_dim = value_of(config, "head_dim", int, head_dim or hidden // heads)
+    if head_dim % 2:
+        raise UserError(f"config.json: head_dim {head_dim} is odd; rotary embedding needs pairs")
+    return {
+        "vocab_size": value_of(config, "vocab_size", int),
+        "hidden_size": hidden,
+        "intermediate_size": value_of(config, "intermediate_size", int),
+        "num_layers": value_of(config, "num_hidden_layers", int),
+        "num_heads": heads,
+        "num_kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "initializer_range": value_of(config, "initializer_range", float, 0.02),
+    }
+
+
+def sizes_to_hf(cfg: ModelConfig) -> dict[str, Any]:
+    """The inverse of `sizes_from_hf`."""
+    return {
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.hidden_size,
+        "intermediate_size": cfg.intermediate_size,
+        "num_hidden_layers": cfg.num_layers,
+        "num_attention_heads": cfg.num_heads,
+        "num_key_value_heads": cfg.num_kv_heads,
+        "head_dim": cfg.head_dim,
+        "initializer_range": cfg.initializer_range,
+        "tie_word_embeddings": cfg.tie_embeddings,
+    }
+
+
+def windows_from_hf(
+    config: HFConfig, window: int | None, default: Sequence[bool]
+) -> tuple[int, ...]:
+    """Each layer's window, by `layer_types` or else by `default` (True: sliding); empty: none."""
+    types = config.get("layer_types")
+    if types is None:
+        sliding = list(default)
+    else:
+        known = {"sliding_attention": True, "full_attention": False}
+        if not isinstance(types, list) or len(types) != len(default) or set(types) - set(known):
+            raise UserError(
+                f"config.json: layer_types is {types!r}; expected, for each of {len(default)} "
+                f"layers, {' or '.join(known)}"
+            )
+        sliding = [known[name] for name in types]
+    if window is None or not any(sliding):
+        return ()
+    return tuple(window if slides else 0 for slides in sliding)
+
+
+def windows_to_hf(cfg: ModelConfig) -> dict[str, Any]:
+    """`sliding_window` and `layer_types`."""
+    windows = cfg.windows or (0,) * cfg.num_layers
+    types = ["sliding_attention" if window else "full_attention" for window in windows]
+    return {"sliding_window": max(windows) or None, "layer_types": types}
