@@ -240,10 +240,7 @@ def load_leaves(
         dtype = np.result_type(*(DTYPES[tensor.dtype] for tensor in tensors))
     leaves = [empty_aligned(spec.shape, jnp.dtype(dtype)) for spec in specs]
     for layer, tensor in enumerate(tensors):
-        places = [leaf[layer] if row.stacked else leaf for leaf in leaves]
-        values = row.to_leaves(tensor.read(), [part.shape for part in places])
-        for part, value in zip(places, values, strict=True):
-            part[...] = value
+        row.fill([leaf[layer] if row.stacked else leaf for leaf in leaves], tensor.read())
     return [place(leaf, sharding) for leaf, sharding in zip(leaves, shardings, strict=True)]
 
 

@@ -9,6 +9,9 @@ import numpy as np
 Shape = tuple[int, ...]
 Path = tuple[str, ...]
 
+STRIP = 128
+"""Rows of a matrix that are transposed together."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -47,14 +50,17 @@ class Row:
         parts = [self._matrix(shape) for shape in shapes]
         return (sum(part[0] for part in parts), *parts[0][1:])
 
-    def to_leaves(self, stored: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
-        """(One layer of) the leaves of `shapes`, views of the tensor."""
-        ends = np.cumsum([self._matrix(shape)[0] for shape in shapes])
-        parts = np.split(stored, ends[:-1])
-        return [
-            (part.T if self.inputs else part).reshape(shape)
-            for part, shape in zip(parts, shapes, strict=True)
-        ]
+    def fill(self, leaves: Sequence[np.ndarray], stored: np.ndarray) -> None:
+        """Write the tensor into (one layer of) the contiguous leaves."""
+        ends = np.cumsum([self._matrix(leaf.shape)[0] for leaf in leaves])
+        for leaf, part in zip(leaves, np.split(stored, ends[:-1]), strict=True):
+            if not self.inputs:
+                leaf[...] = part.reshape(leaf.shape)
+                continue
+            matrix = leaf.reshape(part.shape[::-1])
+            # In strips, which stay in the cache: half the time of one transposed copy.
+            for first in range(0, len(part), STRIP):
+                matrix[:, first : first + STRIP] = part[first : first + STRIP].T
 
     def to_stored(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
         """The tensor of these (layers of) leaves; a view, if there is one only."""
