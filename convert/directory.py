@@ -28,8 +28,10 @@ SIDE_FILES = (
     "chat_template.jinja",
     "additional_chat_templates/*.jinja",
     "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
 )
-"""What goes along with the weights: tokenizer, chat templates, generation config."""
+"""What goes along with the weights: tokenizer, chat templates, generation and image settings."""
 
 
 def read_object(path: Path) -> dict[str, Any]:

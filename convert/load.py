@@ -161,8 +161,8 @@ def check_tensors(
         found = tensors[name]
         if found.shape != shape:
             raise UserError(
-                f"{found.path}: tensor {name} has shape {list(found.shape)}; by config.json it "
-                f"should be {list(shape)}"
+                f"{found.path}: {family.architecture} tensor {name} has shape "
+                f"{list(found.shape)}; by config.json it should be {list(shape)}"
             )
     foreign = (*IGNORED, *family.untouched)
     extra = sorted(
@@ -179,7 +179,8 @@ def check_tensors(
     for name, found in tensors.items():
         if found.dtype not in DTYPES and not name.endswith(IGNORED):
             raise UserError(
-                f"{found.path}: tensor {name} is {found.dtype}; expected one of {', '.join(DTYPES)}"
+                f"{found.path}: {family.architecture} tensor {name} is {found.dtype}; expected one "
+                f"of {', '.join(DTYPES)}"
             )
     by_leaf: dict[tuple[str, ...], str] = {}
     for row, _ in rows:

@@ -18,6 +18,9 @@ from pmc_jax.errors import UserError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+"""Names of files that need Python's pickle."""
+
 FILE_BYTES = 5 * 10**9
 """Most bytes of tensors in one written file."""
 
@@ -121,6 +124,13 @@ def list_tensors(directory: Path) -> dict[str, StoredTensor]:
     else:
         names = sorted(path.name for path in directory.glob("*.safetensors"))
     if not names:
+        pickled = sorted(p.name for kind in PICKLED for p in directory.glob(kind))
+        if pickled:
+            raise UserError(
+                f"{directory}: the weights are pickled ({pickled[0]}), which could run any code "
+                "and is never loaded; expected *.safetensors: load the model with transformers and "
+                "save_pretrained it again"
+            )
         raise UserError(f"{directory}: no *.safetensors files; expected the model's weights")
     found: dict[str, StoredTensor] = {}
     for name in names:

@@ -71,7 +71,7 @@ NORM = "model.layers.1.input_layernorm.weight"
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 WRONG: dict[str, tuple[Any, list[str]]] = {
-    "missing tensor": (drop(NORM), [f"tensor {NORM} is missing"]),
+    "missing tensor": (drop(NORM), [f"LlamaForCausalLM tensor {NORM} is missing"]),
     "missing bias": (
         drop("model.layers.2.mlp.up_proj.bias"),
         ["model.layers.2.mlp.up_proj.bias is missing"],
@@ -85,16 +85,26 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
         config(mlp_bias=False),
         ["model.layers.0.mlp.down_proj.bias has no place", "8 more"],
     ),
-    "misshapen tensor": (put(NORM, torch.ones(31)), [NORM, "[31]", "[32]"]),
+    "misshapen tensor": (
+        put(NORM, torch.ones(31)),
+        ["model.safetensors: LlamaForCausalLM tensor", NORM, "[31]", "[32]"],
+    ),
     "transposed tensor": (
         put("lm_head.weight", torch.ones(32, 97)),
         ["lm_head.weight", "[32, 97]", "[97, 32]"],
     ),
-    "integers": (put(NORM, torch.ones(32, dtype=torch.int8)), [NORM, "I8", "F32, F16, BF16"]),
+    "integers": (
+        put(NORM, torch.ones(32, dtype=torch.int8)),
+        ["model.safetensors: LlamaForCausalLM tensor", NORM, "I8", "F32, F16, BF16"],
+    ),
     "head that is not tied": (untied_head, ["lm_head.weight differs from model.embed_tokens"]),
     "torn file": (truncate, ["model.safetensors: not a whole safetensors file"]),
     "empty file": (write("model.safetensors", b""), ["not a whole safetensors file"]),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), ["no *.safetensors files"]),
+    "pickled weights": (
+        lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"),
+        ["the weights are pickled (pytorch_model.bin)", "save_pretrained it again"],
+    ),
     "tensor twice": (duplicate, ["is in a.safetensors and b.safetensors"]),
     "index names no file": (index({NORM: "c.safetensors"}), ["c.safetensors: no such file"]),
     "index leaves": (index({NORM: "../a.safetensors"}), [NORM, "'../a.safetensors'", "leaves"]),
