@@ -23,3 +23,9 @@ def transition(N: int, K: int, retain: np.ndarray | None = None) -> np.ndarray:
     retain = np.zeros(K, int) if retain is None else retain
     fitted = (counts + retain) / (N + retain.sum())
     return np.stack([from_distribution(p, N) for p in fitted])
+
+
+def law(probs: np.ndarray, N: int, rounds: int, retain: np.ndarray | None = None) -> np.ndarray:
+    """P(X = x) over `states` for the samples of round `rounds` ≥ 1, from π_0 = `probs`."""
+    step = transition(N, len(probs), retain)
+    return from_distribution(probs, N) @ np.linalg.matrix_power(step, rounds - 1)

@@ -5,6 +5,7 @@ statement shows that its check would notice.
 """
 
 import itertools
+import math
 from contextlib import contextmanager
 
 import jax
@@ -78,23 +79,57 @@ def chains(draw):
 # --- model collapse -----------------------------------------------------------------------
 
 
+def check_martingale(laws, probs, N):
+    counts = states(N, len(probs))
+    for law in laws:
+        np.testing.assert_allclose(law @ counts / N, probs, atol=1e-12)
+
+
+def check_decay(laws, probs, N):
+    h = np.asarray(theory.heterozygosity(jnp.asarray(states(N, len(probs)) / N)))
+    start = 1 - (probs**2).sum()
+    for t, law in enumerate(laws, 1):
+        np.testing.assert_allclose(law @ h, start * (1 - 1 / N) ** t, atol=1e-12)
+
+
+def check_survival(laws, probs, N):
+    """P(not collapsed at t) between its bounds, t = 0 included in the lower one."""
+    K = len(probs)
+    start = 1 - (probs**2).sum()
+    assert float((probs > 0).sum() > 1) >= start / (1 - 1 / K) - 1e-12
+    mixed = (states(N, K) > 0).sum(1) > 1
+    for t, law in enumerate(laws, 1):
+        alive, decay = law[mixed].sum(), start * (1 - 1 / N) ** t
+        assert alive >= decay / (1 - 1 / K) - 1e-12
+        if N > 1:
+            assert alive <= min(1, decay * N**2 / (2 * (N - 1))) + 1e-12
+        else:
+            assert alive == 0
+
+
 @given(chains())
 def test_relearning_is_a_martingale(chain):
     N, probs = chain
     counts = states(N, len(probs))
-    step = transition(N, len(probs))
-    np.testing.assert_allclose(step @ counts, counts, atol=1e-12)
-    for law in evolve(probs, N, 6):
-        np.testing.assert_allclose(law @ counts / N, probs, atol=1e-12)
+    np.testing.assert_allclose(transition(N, len(probs)) @ counts, counts, atol=1e-12)
+    check_martingale(evolve(probs, N, 6), probs, N)
 
 
 @given(chains())
 def test_heterozygosity_shrinks_by_exactly_one_over_n(chain):
     N, probs = chain
-    h = np.asarray(theory.heterozygosity(jnp.asarray(states(N, len(probs)) / N)))
-    start = 1 - (probs**2).sum()
-    for t, law in enumerate(evolve(probs, N, 8), 1):
-        np.testing.assert_allclose(law @ h, start * (1 - 1 / N) ** t, atol=1e-12)
+    check_decay(evolve(probs, N, 8), probs, N)
+
+
+@given(st.integers(2, 9), st.integers(2, 4))
+def test_what_has_not_collapsed_has_a_least_spread(N, K):
+    """Step 4 of the proof: the bound on H is reached by N − 1 samples against one."""
+    counts = states(N, K)
+    h = np.asarray(theory.heterozygosity(jnp.asarray(counts / N)))
+    mixed = (counts > 0).sum(1) > 1
+    np.testing.assert_allclose(h[~mixed], 0, atol=1e-15)
+    assert h[mixed].min() == pytest.approx(2 * (N - 1) / N**2, abs=1e-15)
+    assert h.max() <= 1 - 1 / K + 1e-15
 
 
 @given(chains())
@@ -109,16 +144,7 @@ def test_collapse_is_certain_with_the_probabilities_of_the_start(chain):
 @given(chains())
 def test_the_chance_of_not_having_collapsed_has_geometric_bounds(chain):
     N, probs = chain
-    K = len(probs)
-    start = 1 - (probs**2).sum()
-    mixed = (states(N, K) > 0).sum(1) > 1
-    for t, law in enumerate(evolve(probs, N, 60), 1):
-        alive, decay = law[mixed].sum(), start * (1 - 1 / N) ** t
-        assert alive >= decay / (1 - 1 / K) - 1e-12
-        if N > 1:
-            assert alive <= min(1, decay * N**2 / (2 * (N - 1))) + 1e-12
-        else:
-            assert alive == 0
+    check_survival(evolve(probs, N, 60), probs, N)
 
 
 @given(chains())
@@ -129,13 +155,25 @@ def test_support_never_grows(chain):
     assert (step[gained.any(-1)] == 0).all()
 
 
-def test_the_chain_checks_notice_a_wrong_chain():
-    """A chain that mixes a little of the uniform distribution in is no martingale."""
-    N, K = 3, 3
-    smoothed = np.stack([from_distribution(p, N) for p in (states(N, K) + 0.1) / (N + 0.1 * K)])
-    counts = states(N, K)
-    with caught():
-        np.testing.assert_allclose(smoothed @ counts, counts, atol=1e-12)
+SMOOTHED = (states(4, 3) + 0.1) / (4 + 0.1 * 3)
+WRONG_CHAINS = {
+    "fits with pseudo-counts": np.stack([from_distribution(p, 4) for p in SMOOTHED]),
+    "shuffles the samples": np.eye(len(SMOOTHED)),
+}
+
+
+@pytest.mark.parametrize("check", [check_martingale, check_decay, check_survival])
+@pytest.mark.parametrize("wrong", WRONG_CHAINS)
+def test_the_chain_checks_notice_a_wrong_chain(check, wrong):
+    N, probs = 4, np.array([0.6, 0.3, 0.1])
+    laws = [from_distribution(probs, N)]
+    for _ in range(60):
+        laws.append(laws[-1] @ WRONG_CHAINS[wrong])
+    if check is check_martingale and wrong == "shuffles the samples":
+        check(laws, probs, N)  # a shuffle keeps the mean, and no more
+    else:
+        with caught():
+            check(laws, probs, N)
 
 
 # --- partial collapse ---------------------------------------------------------------------
@@ -249,16 +287,20 @@ def test_the_retain_update_minimises_the_objective(pair, weight, weights):
 
 def brute_force(probs, rewards, n, choose):
     """The distribution of the chosen one among n ordered draws, by enumerating all of them."""
-    new = np.zeros(len(probs))
-    for drawn in itertools.product(range(len(probs)), repeat=n):
-        drawn = np.array(drawn)
-        for place, chance in enumerate(choose(rewards[drawn])):
-            new[drawn[place]] += probs[drawn].prod() * chance
-    return new
+    drawn = np.array(list(itertools.product(range(len(probs)), repeat=n)))
+    chosen = probs[drawn].prod(1, keepdims=True) * choose(rewards[drawn])
+    return np.bincount(drawn.ravel(), chosen.ravel(), minlength=len(probs))
+
+
+def bradley_terry(rewards):
+    return scipy.special.softmax(rewards, axis=1)
 
 
 def first_best(rewards):
-    return np.arange(len(rewards)) == np.argmax(rewards)
+    return np.arange(rewards.shape[1]) == rewards.argmax(1)[:, None]
+
+
+UPDATES = [(theory.bradley_terry_update, bradley_terry), (theory.argmax_update, first_best)]
 
 
 def test_iterate_repeats_and_normalises():
@@ -270,20 +312,57 @@ def test_iterate_repeats_and_normalises():
 
 
 @settings(max_examples=40)
-@given(rewarded(), st.integers(2, 4))
+@given(rewarded(), st.integers(1, 4))
 def test_curated_updates_equal_enumeration(case, n):
     probs, rewards = case
-    p, r = jnp.asarray(probs), jnp.asarray(rewards)
-    for update, choose in (
-        (theory.bradley_terry_update, scipy.special.softmax),
-        (theory.argmax_update, first_best),
-    ):
+    for update, choose in UPDATES:
+        found = update(jnp.asarray(probs), jnp.asarray(rewards), n)
         expected = brute_force(probs, rewards, n, choose)
-        np.testing.assert_allclose(update(p, r, n), expected, atol=1e-13)
+        np.testing.assert_allclose(found, expected, atol=1e-13)
         wrong = brute_force(probs, -rewards, n, choose)  # the least reward instead
         if np.abs(wrong - expected).max() > 1e-6:
             with caught():
-                np.testing.assert_allclose(update(p, r, n), wrong, atol=1e-13)
+                np.testing.assert_allclose(found, wrong, atol=1e-13)
+
+
+@settings(max_examples=15)
+@given(rewarded(), st.integers(1, 4))
+def test_single_precision_is_enough(case, n):
+    probs, rewards = case
+    rewards = np.float32(np.round(rewards, 2)).astype(float)  # what single precision can tell apart
+    with jax.enable_x64(False):
+        for update, choose in UPDATES:
+            found = update(jnp.asarray(probs), jnp.asarray(rewards), n)
+            assert found.dtype == jnp.float32
+            expected = brute_force(probs, rewards, n, choose)
+            np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("update", [update for update, _ in UPDATES])
+@pytest.mark.parametrize("single", [True, False])
+def test_the_rarest_response_wins_if_it_is_the_best(update, single):
+    """Once in 10³⁰ is offered n times as often a round: no rounding may lose it."""
+    n, rarest = 3, 1e-30
+    with jax.enable_x64(not single):
+        start = jnp.array([0.7, 0.3, rarest])
+        rewards = jnp.array([0.0, 1.0, 60.0])
+        path = np.asarray(theory.iterate(lambda p: update(p, rewards, n), start, 80))
+    np.testing.assert_allclose(path[:20, 2], rarest * float(n) ** np.arange(20), rtol=1e-4)
+    np.testing.assert_allclose(path[-1], [0, 0, 1], atol=1e-7)
+
+
+@pytest.mark.parametrize("K", [1, 2, 5])
+def test_equal_rewards_change_nothing(K):
+    probs, rewards = jnp.arange(1.0, K + 1) / sum(range(1, K + 1)), jnp.full(K, -3.0)
+    for n in (1, 2, 5):
+        for update, _ in UPDATES:
+            np.testing.assert_allclose(update(probs, rewards, n), probs, atol=1e-14)
+    np.testing.assert_allclose(theory.bradley_terry_limit(probs, rewards), probs, atol=1e-14)
+
+
+def test_argmax_of_infinitely_many_takes_the_best():
+    found = theory.argmax_update(jnp.array([0.5, 0.3, 0.2]), jnp.array([0.0, 2.0, 1.0]), 100_000)
+    np.testing.assert_allclose(found, [0, 1, 0], atol=1e-14)
 
 
 @given(st.integers(0, 6), st.integers(1, 4))
@@ -291,6 +370,11 @@ def test_compositions_are_all_there(total, K):
     expected = {c for c in itertools.product(range(total + 1), repeat=K) if sum(c) == total}
     found = compositions(total, K)
     assert {tuple(row) for row in found} == expected and len(found) == len(expected)
+
+
+def test_too_many_compositions_are_refused():
+    with pytest.raises(ValueError, match="bradley_terry_monte_carlo"):
+        theory.bradley_terry_update(jnp.full(20, 0.05), jnp.arange(20.0), 20)
 
 
 def check_improvement(update, probs, rewards, n):
@@ -302,7 +386,7 @@ def check_improvement(update, probs, rewards, n):
     gained = np.exp(rewards)
     mean, variance = theory.mean_and_variance(p, jnp.asarray(gained))
     highest = np.exp(rewards[probs > 0].max())
-    bound = (n - 1) / n * float(variance) / highest
+    bound = (1 - 1 / n) * float(variance) / highest
     assert float((new * gained).sum() - mean) >= bound - 1e-13
 
 
@@ -312,6 +396,7 @@ def test_rewards_never_decrease_and_gain_what_is_promised(case, n):
     probs, rewards = case
     check_improvement(theory.bradley_terry_update, probs, rewards, n)
     check_improvement(theory.argmax_update, probs, rewards, n)
+    check_improvement(lambda p, r, n: theory.bradley_terry_limit(p, r), probs, rewards, math.inf)
     spread = rewards[probs > 1e-3]
     if np.ptp(spread) > 0.1:
         with caught():
@@ -332,7 +417,7 @@ def test_bradley_terry_tends_to_its_limit_in_n(share, reward):
     ]
     # Of order 1/n: eight times the samples, an eighth of the distance.
     for before, after in itertools.pairwise(distances):
-        assert after <= before / 6 + 1e-10  # rounding of log-gamma
+        assert after <= before / 6 + 1e-11  # rounding, of 4,096 terms
 
 
 def maximisers(probs, rewards):
@@ -418,3 +503,5 @@ def test_collapse_time_is_the_first_one_hot_round():
     assert int(theory.collapse_time(path)) == 2
     assert int(theory.collapse_time(path[:2])) == -1
     assert int(theory.collapse_time(path[2:])) == 0
+    batch = jnp.stack([path[:2], path[1:3], path[2:]])
+    assert theory.collapse_time(batch).tolist() == [-1, 1, 0]

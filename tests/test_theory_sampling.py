@@ -6,6 +6,7 @@ fewer than 10,000 such comparisons, so that by the union bound a right implement
 less than once in 10⁸ runs. `wrong` versions show that each check has the power to notice.
 """
 
+import importlib
 import math
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from markov import from_distribution, states
+from markov import from_distribution, law, states
 from scipy.stats import beta
 
 from pmc_jax import theory
@@ -55,7 +56,7 @@ def keys(seed: int, runs: int = RUNS) -> jax.Array:
 
 
 # Few sizes, since each is compiled; the distributions vary freely.
-SIZES = [(2, 3), (5, 4)]  # (N, K)
+SIZES = [(2, 3), (5, 4), (30, 2)]  # (N, K)
 SEEDS = st.integers(0, 2**32 - 1)
 
 
@@ -72,8 +73,8 @@ def _paths(relearn, keys, probs, N, rounds, retain):
     K = len(probs)
 
     def run(key):
-        first_key, *later_keys = jax.random.split(key, rounds)
-        first = theory.draw(first_key, probs, N)
+        round_keys = jax.random.split(key, rounds)
+        first = theory.draw(round_keys[0], probs, N)
 
         def fitted(x):
             return theory.frequencies(x if retain is None else jnp.concatenate([x, retain]), K)
@@ -82,7 +83,7 @@ def _paths(relearn, keys, probs, N, rounds, retain):
             new = relearn(key, x, retain, first)
             return new, fitted(new)
 
-        _, later = jax.lax.scan(step, first, jnp.stack(later_keys))
+        _, later = jax.lax.scan(step, first, round_keys[1:])
         return jnp.concatenate([probs[None], fitted(first)[None], later])
 
     return jax.vmap(run)(keys)
@@ -118,40 +119,77 @@ def right(key, x, retain, first):
 # --- the functions themselves -------------------------------------------------------------
 
 
-@settings(max_examples=6, deadline=None)
-@given(starts(), SEEDS)
-def test_a_round_has_the_multinomial_distribution(start, seed):
-    """Counts after `relearn`, and after `draw`, against the probability of every outcome."""
-    N, probs = start
-    if N > 5:
-        return
-    drawn = jax.vmap(theory.draw, (0, None, None))(keys(seed), probs, N)
-    state = drawn[0]
-    again = jax.vmap(theory.relearn, (0, None))(keys(seed + 1), state)
-    fitted = np.bincount(np.asarray(state), minlength=len(probs)) / N
+def assert_law(counts: np.ndarray, expected: np.ndarray) -> None:
+    """The share of each count vector against its probability, over `states`."""
+    N, K = int(counts[0].sum()), counts.shape[1]
+    for outcome, chance in zip(states(N, K), expected, strict=True):
+        assert_probability((counts == outcome).all(1), chance)
+
+
+def counts_of(categories, K: int) -> np.ndarray:
+    return np.rint(np.asarray(theory.frequencies(categories, K)) * categories.shape[-1])
+
+
+def normalised(probs) -> np.ndarray:
     exact = np.asarray(probs, np.float64)
-    for categories, law in ((drawn, exact / exact.sum()), (again, fitted)):
-        counts = np.rint(np.asarray(theory.frequencies(categories, len(probs))) * N)
-        for outcome, chance in zip(states(N, len(probs)), from_distribution(law, N), strict=True):
-            assert_probability((counts == outcome).all(1), chance)
+    return exact / exact.sum()
 
 
-_trajectories = jax.jit(jax.vmap(theory.trajectory, (0, None, None, None)), static_argnums=(2, 3))
+@st.composite
+def retained(draw):
+    """A start and the categories of a few retained samples."""
+    N, probs = draw(starts())
+    M = draw(st.sampled_from([1, 3]))
+    category = st.integers(0, len(probs) - 1)
+    return N, probs, np.array(draw(st.lists(category, min_size=M, max_size=M)))
 
 
-@settings(max_examples=4, deadline=None)
-@given(starts(), SEEDS)
-def test_trajectories_are_repeated_relearning(start, seed):
-    """`trajectory` has the law of the loop that the checks below are about."""
-    N, probs = start
-    found = np.asarray(_trajectories(keys(seed), probs, N, 3))
-    assert found.shape == (RUNS, 4, len(probs))
-    assert_mean(heterozygosity(found[:, 3]), expected_heterozygosity(probs, N, 3))
-    assert_mean(found[:, 3], np.asarray(probs))
-    other = paths(right, seed + 1, probs, N, 3)
-    one_hot = (found[:, 3] == 1).any(1), (other[:, 3] == 1).any(1)
-    lows, highs = zip(*(interval(hits.sum(), RUNS) for hits in one_hot), strict=True)
-    assert max(lows) <= min(highs)
+@settings(max_examples=6, deadline=None)
+@given(retained(), SEEDS)
+def test_a_round_has_the_multinomial_distribution(case, seed):
+    """Counts after `draw`, and after `relearn` with and without retained samples."""
+    N, probs, retain = case
+    K = len(probs)
+    drawn = jax.vmap(theory.draw, (0, None, None))(keys(seed), probs, N)
+    assert_law(counts_of(drawn, K), from_distribution(normalised(probs), N))
+    state, round_keys = drawn[0], keys(seed + 1)
+    again = jax.vmap(theory.relearn, (0, None))(round_keys, state)
+    mixed = jax.vmap(theory.relearn, (0, None, None))(round_keys, state, jnp.asarray(retain))
+    x, R = (np.bincount(np.asarray(found), minlength=K) for found in (state, retain))
+    assert_law(counts_of(again, K), from_distribution(x / N, N))
+    right = from_distribution((x + R) / (N + len(retain)), N)
+    assert_law(counts_of(mixed, K), right)
+    double = from_distribution((x + 2 * R) / (N + 2 * len(retain)), N)
+    if np.abs(double - right).max() > 0.1:
+        with caught():  # every retained sample counted twice
+            assert_law(counts_of(mixed, K), double)
+
+
+_trajectories = jax.jit(
+    jax.vmap(theory.trajectory, (0, None, None, None, None)), static_argnums=(2, 3)
+)
+
+
+@settings(max_examples=6, deadline=None)
+@given(retained(), st.booleans(), SEEDS)
+def test_trajectories_have_the_law_of_the_chain(case, alone, seed):
+    """π_3 of `trajectory` against the chain's third power, and not its second or fourth."""
+    N, probs, retain = case
+    K, M = len(probs), 0 if alone else len(retain)
+    R = np.zeros(K, int) if alone else np.bincount(retain, minlength=K)
+    found = np.asarray(
+        _trajectories(keys(seed), probs, N, 3, None if alone else jnp.asarray(retain))
+    )
+    assert found.shape == (RUNS, 4, K)
+    np.testing.assert_array_equal(found[:, 0], np.broadcast_to(probs, (RUNS, K)))
+    counts = np.rint(found[:, 3] * (N + M)) - R
+    expected = law(normalised(probs), N, 3, R)
+    assert_law(counts, expected)
+    for rounds in (2, 4):
+        wrong = law(normalised(probs), N, rounds, R)
+        if np.abs(wrong - expected).max() > 0.1:
+            with caught():
+                assert_law(counts, wrong)
 
 
 # --- model collapse -----------------------------------------------------------------------
@@ -217,12 +255,9 @@ TIES = jnp.full(5, 0.2)
 STARTS = [NEAR_DEGENERATE, TIES, jnp.array([0.5, 0.5]), jnp.array([0.0, 0.7, 0.0, 0.3])]
 
 
-@pytest.mark.parametrize("probs", STARTS)
-@pytest.mark.parametrize("N", [1, 2, 9])
-def test_every_start_collapses_where_and_when_it_should(probs, N):
+def check_collapse(probs, N):
     """Proposition C.3: one-hot in the end, in category k with probability π_0(k)."""
-    runs, exact = 5000, np.asarray(probs, np.float64)
-    exact = exact / exact.sum()
+    runs, exact = 5000, normalised(probs)
     found = theory.collapse(keys(N, runs), probs, N, 2000)
     assert (found.time > 0).all() and (found.category >= 0).all()
     if N == 1:
@@ -234,14 +269,32 @@ def test_every_start_collapses_where_and_when_it_should(probs, N):
         low, high = interval((found.time > t).sum(), runs)
         decay = start * (1 - 1 / N) ** t
         assert high >= decay / (1 - 1 / len(probs)) and low <= decay * N**2 / (2 * (N - 1))
-    commonest = np.argmax(exact)
-    if (exact == exact.max()).sum() == 1 and exact.max() < 0.9:
-        with caught():  # wrong: the commonest category always wins
-            assert_probability(np.full(runs, True), exact[commonest])
+
+
+@pytest.mark.parametrize("probs", STARTS)
+@pytest.mark.parametrize("N", [1, 2, 9])
+def test_every_start_collapses_where_and_when_it_should(probs, N):
+    check_collapse(probs, N)
+
+
+def twice(key, x, retain, first):
+    """Wrong: two rounds in one."""
+    return theory.relearn(jax.random.fold_in(key, 1), theory.relearn(key, x))
+
+
+@pytest.mark.parametrize("wrong", [of_the_commonest, twice])
+def test_a_wrong_collapse_is_caught(monkeypatch, wrong):
+    module = importlib.import_module("pmc_jax.theory.collapse")
+    monkeypatch.setattr(module, "relearn", lambda key, x: wrong(key, x, None, None))
+    rounds = module._chunk.__wrapped__
+    # Another function, so that JAX does not take what it has traced already.
+    monkeypatch.setattr(module, "_chunk", jax.jit(lambda *arguments: rounds(*arguments)))
+    with caught():
+        check_collapse(jnp.array([0.4, 0.3, 0.2, 0.1]), 9)
 
 
 def test_a_run_depends_on_its_own_key_only():
-    probs, all_keys = jnp.array([0.5, 0.3, 0.2]), keys(7, 700)
+    probs, all_keys = jnp.array([0.5, 0.3, 0.2]), keys(7, 300)
     whole = theory.collapse(all_keys, probs, 20, 400)
     part = theory.collapse(all_keys[33:40], probs, 20, 400)
     np.testing.assert_array_equal(whole.time[33:40], part.time)
@@ -275,20 +328,26 @@ def check_outside(relearn, seed, probs, N, retain):
 
 
 @settings(max_examples=5, deadline=None)
-@given(starts(), SEEDS)
-def test_mass_outside_the_retain_data_decays(start, seed):
-    N, probs = start
-    check_outside(right, seed, probs, N, [0, 0, 1])
+@given(retained(), SEEDS)
+def test_mass_outside_the_retain_data_decays(case, seed):
+    N, probs, retain = case
+    check_outside(right, seed, probs, N, retain)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        lambda key, x, retain, first: theory.relearn(key, x),  # retain data left out
-        lambda key, x, retain, first: theory.relearn(key, x, jnp.tile(retain, 2)),  # twice
-        of_the_first_round,
-    ],
-)
+def without_retain(key, x, retain, first):
+    """Wrong: the retain data left out."""
+    return theory.relearn(key, x)
+
+
+def with_retain_twice(key, x, retain, first):
+    """Wrong: the retain data weighted double."""
+    return theory.relearn(key, x, jnp.tile(retain, 2))
+
+
+MISAPPLIED = [without_retain, with_retain_twice, of_the_first_round]
+
+
+@pytest.mark.parametrize("wrong", MISAPPLIED)
 def test_a_misapplied_retain_weight_is_caught(wrong):
     probs = jnp.array([0.2, 0.2, 0.3, 0.3])
     check_outside(right, 1, probs, 5, [0, 0, 1])
@@ -296,16 +355,28 @@ def test_a_misapplied_retain_weight_is_caught(wrong):
         check_outside(wrong, 1, probs, 5, [0, 0, 1])
 
 
-def test_retained_categories_fluctuate_as_predicted():
-    N, retain = 12, jnp.array([0, 0, 0, 1])
-    probs = jnp.array([0.1, 0.4, 0.5])
-    path = paths(right, 3, probs, N, 60, retain)[:, -1]
-    rho, a = np.array([0.75, 0.25, 0.0]), N / (N + 4)
+def check_fluctuation(relearn):
+    """After 60 rounds: mean ρ, the variance of the formula, and in full the chain's law."""
+    N, retain = 12, np.array([3, 1, 0])
+    M, probs = retain.sum(), jnp.array([0.1, 0.4, 0.5])
+    expected = law(normalised(probs), N, 60, retain)
+    fitted = (states(N, 3) + retain) / (N + M)
+    rho, a = retain / M, N / (N + M)
     variance = a**2 * rho * (1 - rho) / (N * (1 - a**2 * (1 - 1 / N)))
-    assert_mean(path, rho)
-    assert_mean((path - rho) ** 2, variance)
+    np.testing.assert_allclose(expected @ fitted, rho, atol=1e-6)
+    np.testing.assert_allclose(expected @ (fitted - rho) ** 2, variance, atol=1e-6)
+    path = paths(relearn, 3, probs, N, 60, jnp.repeat(jnp.arange(3), retain, total_repeat_length=M))
+    assert_law(np.rint(path[:, -1] * (N + M)) - retain, expected)
+
+
+def test_retained_categories_fluctuate_as_predicted():
+    check_fluctuation(right)
+
+
+@pytest.mark.parametrize("wrong", MISAPPLIED)
+def test_a_wrong_fluctuation_is_caught(wrong):
     with caught():
-        assert_mean((path - rho) ** 2, variance + 0.05)
+        check_fluctuation(wrong)
 
 
 # --- curated collapse ---------------------------------------------------------------------
@@ -313,58 +384,80 @@ def test_retained_categories_fluctuate_as_predicted():
 REWARDS = jnp.array([0.0, 0.5, 0.5, 2.0])
 
 
-def check_curated(sample, seed, probs, n, best):
+def check_curated(sample, seed, probs, rewards, n, best):
     """Frequencies of selected samples against the population update."""
     update = theory.argmax_update if best else theory.bradley_terry_update
-    expected = np.asarray(update(probs, REWARDS, n), np.float64)
-    found = np.asarray(sample(jax.random.key(seed), probs, n, RUNS, best))
+    expected = np.asarray(update(probs, rewards, n), np.float64)
+    found = np.asarray(sample(jax.random.key(seed), probs, rewards, n, RUNS, best=best))
     for k, chance in enumerate(expected):
         # Within float32 of the probability.
         low, high = interval((found == k).sum(), RUNS)
         assert low - 1e-6 <= chance <= high + 1e-6
 
 
-def curated(key, probs, n, samples, best):
-    return theory.curated_sample(key, probs, REWARDS, n, samples, best=best)
+@st.composite
+def four(draw):
+    """A distribution and rewards, ties and zeros included."""
+    weight = st.one_of(st.floats(0.01, 1), st.just(0.0), st.just(1.0))
+    reward = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(-2, 2, width=16))
+    weights = draw(st.lists(weight, min_size=4, max_size=4).filter(lambda w: sum(w) > 0))
+    rewards = draw(st.lists(reward, min_size=4, max_size=4))
+    return jnp.asarray(np.array(weights) / sum(weights), jnp.float32), jnp.array(rewards)
 
 
 @settings(max_examples=8, deadline=None)
-@given(
-    st.lists(st.floats(0.01, 1), min_size=4, max_size=4), st.sampled_from([2, 5]),
-    st.booleans(), SEEDS,
-)  # fmt: skip
-def test_selected_samples_follow_the_population(weights, n, best, seed):
-    probs = jnp.asarray(np.array(weights) / sum(weights), jnp.float32)
-    check_curated(curated, seed, probs, n, best)
+@given(four(), st.sampled_from([2, 5]), st.booleans(), SEEDS)
+def test_selected_samples_follow_the_population(case, n, best, seed):
+    check_curated(theory.curated_sample, seed, *case, n, best)
 
 
 @pytest.mark.parametrize("best", [False, True])
 def test_wrong_selection_is_caught(best):
     probs = jnp.full(4, 0.25)
 
-    def least(key, probs, n, samples, best):
-        return theory.curated_sample(key, probs, -REWARDS, n, samples, best=best)
+    def least(key, probs, rewards, n, samples, *, best):
+        return theory.curated_sample(key, probs, -rewards, n, samples, best=best)
 
-    def other(key, probs, n, samples, best):
-        return curated(key, probs, n, samples, not best)
+    def other(key, probs, rewards, n, samples, *, best):
+        return theory.curated_sample(key, probs, rewards, n, samples, best=not best)
 
-    check_curated(curated, 0, probs, 5, best)
+    check_curated(theory.curated_sample, 0, probs, REWARDS, 5, best)
     for wrong in (least, other):
         with caught():
-            check_curated(wrong, 0, probs, 5, best)
+            check_curated(wrong, 0, probs, REWARDS, 5, best)
+
+
+DRAWS = 200_000
+
+
+def check_monte_carlo(estimate, seed, probs, rewards, n):
+    """The mean of shares in [0, 1] is within δ (Hoeffding), so n p times it within δ n p(x).
+
+    The sum, which is 1, is then within δ n, and dividing by it leaves an error of at most
+    δ n (p(x) + p'(x)) / (1 − δ n), where p' is the exact update.
+    """
+    exact = np.asarray(theory.bradley_terry_update(probs, rewards, n))
+    found = np.asarray(estimate(jax.random.key(seed), probs, rewards, n, DRAWS))
+    delta = n * math.sqrt(math.log(2 / DELTA) / (2 * DRAWS))
+    radius = delta * (np.asarray(probs) + exact) / (1 - delta)
+    assert (np.abs(found - exact) <= radius + 1e-6).all()
 
 
 @settings(max_examples=6, deadline=None)
-@given(st.lists(st.floats(0.01, 1), min_size=4, max_size=4), st.sampled_from([2, 5]), SEEDS)
-def test_monte_carlo_tends_to_the_exact_update(weights, n, seed):
-    probs = jnp.asarray(np.array(weights) / sum(weights), jnp.float32)
-    exact = np.asarray(theory.bradley_terry_update(probs, REWARDS, n))
-    found = np.asarray(
-        theory.bradley_terry_monte_carlo(jax.random.key(seed), probs, REWARDS, n, RUNS)
-    )
-    # Each term lies in [0, n p(x)]; normalising at most doubles the error.
-    radius = 2 * n * math.sqrt(math.log(2 / DELTA) / (2 * RUNS))
-    assert np.abs(found - exact).max() <= radius * float(probs.max())
+@given(four(), st.sampled_from([2, 5]), SEEDS)
+def test_monte_carlo_tends_to_the_exact_update(case, n, seed):
+    check_monte_carlo(theory.bradley_terry_monte_carlo, seed, *case, n)
+
+
+def test_a_wrong_monte_carlo_is_caught():
+    probs, mc = jnp.array([0.5, 0.2, 0.2, 0.1]), theory.bradley_terry_monte_carlo
+    for wrong in (
+        lambda key, p, r, n, draws: mc(key, p, -r, n, draws),  # the least reward
+        lambda key, p, r, n, draws: mc(key, p, r, 2, draws),  # a single other, whatever n
+        lambda key, p, r, n, draws: mc(key, jnp.full(4, 0.25), r, n, draws),  # others at random
+    ):
+        with caught():
+            check_monte_carlo(wrong, 0, probs, REWARDS, 5)
 
 
 def test_with_finite_samples_the_best_response_can_be_lost():
@@ -375,7 +468,7 @@ def test_with_finite_samples_the_best_response_can_be_lost():
     def lost(key):
         return (theory.curated_sample(key, probs, REWARDS, n, N, best=True) != 3).all()
 
-    hits = np.asarray(jax.vmap(lost)(keys(5)))
+    hits = np.asarray(jax.jit(jax.vmap(lost))(keys(5)))
     assert_probability(hits, (1 - kept) ** N)
     with caught():  # as if every sample were drawn without selection
         assert_probability(hits, (1 - 0.01) ** N)
