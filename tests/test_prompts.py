@@ -210,6 +210,129 @@ def test_text_after_the_end_of_turn_is_not_learnt(base):
         base.chat_template = None
 
 
+# What the families' chat templates do with one question and its answer: where they put BOS,
+# how they name the model, what ends its turn and what comes after that.
+GEMMA_CHAT = """{{- bos_token }}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set head = messages[0]['content'] + '\n\n' %}
+    {%- set turns = messages[1:] %}
+{%- else %}
+    {%- set head = '' %}
+    {%- set turns = messages %}
+{%- endif %}
+{%- for turn in turns %}
+    {%- set role = 'model' if turn['role'] == 'assistant' else turn['role'] %}
+    {{- '<start_of_turn>' + role + '\n' + (head if loop.first else '') }}
+    {{- turn['content'] | trim + '<end_of_turn>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<start_of_turn>model\n' }}{%- endif %}
+"""
+QWEN25_CHAT = """{%- if messages[0]['role'] != 'system' %}
+    {{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}
+"""
+QWEN3_CHAT = """{%- for message in messages %}
+    {{- '<|im_start|>' + message['role'] + '\n' }}
+    {%- if message['role'] == 'assistant' and loop.last %}
+        {{- '<think>\n\n</think>\n\n' }}
+    {%- endif %}
+    {{- message['content'] + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\n\n</think>\n\n' }}
+    {%- endif %}
+{%- endif %}
+"""
+MISTRAL_CHAT = """{{- bos_token }}
+{%- set ns = namespace(head='') %}
+{%- for message in messages %}
+    {%- if message['role'] == 'system' %}
+        {%- set ns.head = message['content'] + '\n\n' %}
+    {%- elif message['role'] == 'user' %}
+        {{- '[INST] ' + ns.head + message['content'] + '[/INST]' }}
+    {%- else %}
+        {{- ' ' + message['content'] + eos_token }}
+    {%- endif %}
+{%- endfor %}
+"""
+PHI3_CHAT = """{%- for message in messages %}
+    {{- '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>\n' }}{%- else %}{{- eos_token }}{%- endif %}
+"""
+CHATS = {  # template, special tokens (BOS, EOS, others), end of turn, what follows it
+    "gemma": (
+        GEMMA_CHAT,
+        ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"],
+        "<end_of_turn>",
+        "\n",
+    ),
+    "qwen2.5": (
+        QWEN25_CHAT,
+        [None, "<|im_end|>", "<|im_start|>", "<|endoftext|>"],
+        "<|im_end|>",
+        "\n",
+    ),
+    "qwen3": (
+        QWEN3_CHAT,
+        [None, "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<think>", "</think>"],
+        "<|im_end|>",
+        "\n",
+    ),
+    "mistral": (MISTRAL_CHAT, ["<s>", "</s>", "[INST]", "[/INST]"], "</s>", ""),
+    "phi3": (
+        PHI3_CHAT,
+        ["<s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"],
+        "<|end|>",
+        "\n<|endoftext|>",
+    ),
+}
+
+
+def family_tokenizer(name: str, directory: Path) -> PreTrainedTokenizerFast:
+    chat, (bos, eos, *others), _, _ = CHATS[name]
+    raw = Tokenizer.from_file(str(byte_level_bpe(directory, bos=True) / "tokenizer.json"))
+    raw.post_processor = processors.ByteLevel()  # BOS comes from the chat template, if at all
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        bos_token=bos,
+        eos_token=eos,
+        additional_special_tokens=others,
+    )
+    tokenizer.chat_template = chat
+    tokenizer.save_pretrained(directory)
+    return load_tokenizer(directory)
+
+
+@pytest.mark.parametrize("name", CHATS)
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_chats_of_the_families_equal_transformers(name, system, tmp_path):
+    tokenizer = family_tokenizer(name, tmp_path)
+    template = make_template(tokenizer, PromptConfig(system=system))
+    end, after = CHATS[name][2:]
+    assert template.end_id == tokenizer.convert_tokens_to_ids(end)
+    head = [("system", system)] if system else []
+    trailing = tokenizer(after, add_special_tokens=False).input_ids
+    for question in QUESTIONS:
+        turn = [*head, ("user", question)]
+        prompt = template.encode_prompt(question)
+        assert prompt == chat_ids(
+            tokenizer, *turn, add_generation_prompt=True, enable_thinking=False
+        )
+        for answer in ANSWERS:
+            whole = chat_ids(tokenizer, *turn, ("assistant", answer))
+            encoded = template.encode_answer(answer)
+            assert prompt + encoded + trailing == whole
+            assert template.decode([*encoded, *trailing]) == answer
+            assert template.encode_prefix(answer) == encoded[:-1]
+
+
 def test_llama2_chat_on_sentencepiece(llama2):
     llama2.chat_template = LLAMA2_CHAT
     try:
