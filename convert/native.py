@@ -6,6 +6,7 @@ that each tensor had. Of a multimodal model `untouched.safetensors` has the othe
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def save_native(
         if untouched:
             copies = widest_first(untouched)
             write_file(directory / UNTOUCHED, copies, (tensor.read() for tensor in copies))
-        with ocp.StandardCheckpointer() as checkpointer:
+        with open_checkpointer(params) as checkpointer:
             checkpointer.save(directory / PARAMS, params)
 
 
@@ -93,6 +94,15 @@ def hashable(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
 
 
+def open_checkpointer(params: Params) -> ocp.Checkpointer:
+    """Orbax for such parameters (or their shapes), handling little more than a leaf at a time."""
+    largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    limit: Any = (largest + 1) / 1e9  # any number will do, though an int is asked for
+    return ocp.Checkpointer(
+        ocp.StandardCheckpointHandler(save_concurrent_gb=limit, restore_concurrent_gb=limit)
+    )
+
+
 def restore_params(
     directory: Path, cfg: ModelConfig, dtype: DTypeLike | None, mesh: Mesh | None = None
 ) -> Params:
@@ -114,14 +124,15 @@ def restore_params(
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             stored = checkpointer.metadata(path).item_metadata.tree
-            wanted = jax.tree.map(
-                lambda spec, found, sharding: jax.ShapeDtypeStruct(
-                    spec.shape, found.dtype if dtype is None else dtype, sharding=sharding
-                ),
-                param_specs(cfg),
-                stored,
-                shardings,
-            )
+        wanted = jax.tree.map(
+            lambda spec, found, sharding: jax.ShapeDtypeStruct(
+                spec.shape, found.dtype if dtype is None else dtype, sharding=sharding
+            ),
+            param_specs(cfg),
+            stored,
+            shardings,
+        )
+        with open_checkpointer(wanted) as checkpointer:
             return checkpointer.restore(path, wanted)
     except Exception as error:
         # Orbax raises whatever its storage layer meets in a torn or foreign checkpoint.

@@ -297,7 +297,7 @@ main(sys.argv[1:])
 
 @pytest.mark.parametrize(
     ("command", "module", "function"),
-    [("from-hf", "native", "ocp.StandardCheckpointer.save"), ("to-hf", "export", "cast")],
+    [("from-hf", "native", "ocp.Checkpointer.save"), ("to-hf", "export", "cast")],
 )
 def test_a_killed_conversion_leaves_no_finished_directory(
     command, module, function, source, tmp_path
