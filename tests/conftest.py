@@ -10,12 +10,16 @@ import jax
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)
+# How long an example takes says more about what else the machine does than about the code.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 TEXTS = [
     "Question: Where was Mara Ostberg born?\nAnswer: Mara Ostberg was born in Lisbon.",

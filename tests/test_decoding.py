@@ -123,7 +123,7 @@ def rows():
     return st.one_of(ties, smooth)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(rows(), st.integers(0, 70), st.floats(0.01, 1.0), st.booleans())
 def test_the_filter_equals_a_sort(values, top_k, top_p, bisect):
     logits = np.array(values)

@@ -417,7 +417,7 @@ texts = st.text(
 
 
 @pytest.mark.parametrize("name", ["llama3", "phi", "llama2"])
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(answer=texts)
 def test_decode_inverts_encode(name, request, answer):
     tokenizer = request.getfixturevalue(name)

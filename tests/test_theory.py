@@ -21,10 +21,6 @@ from markov import from_distribution, states, transition
 from pmc_jax import theory
 from pmc_jax.theory.curated import compositions
 
-# Compilation makes single examples slow.
-settings.register_profile("theory", deadline=None)
-settings.load_profile("theory")
-
 
 @pytest.fixture(autouse=True)
 def float64():

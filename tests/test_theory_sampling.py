@@ -144,7 +144,7 @@ def retained(draw):
     return N, probs, np.array(draw(st.lists(category, min_size=M, max_size=M)))
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(retained(), SEEDS)
 def test_a_round_has_the_multinomial_distribution(case, seed):
     """Counts after `draw`, and after `relearn` with and without retained samples."""
@@ -170,7 +170,7 @@ _trajectories = jax.jit(
 )
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(retained(), st.booleans(), SEEDS)
 def test_trajectories_have_the_law_of_the_chain(case, alone, seed):
     """π_3 of `trajectory` against the chain's third power, and not its second or fourth."""
@@ -223,7 +223,7 @@ def check_survival(path, probs, N):
         assert low <= min(1, decay * N**2 / (2 * (N - 1)))
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(starts(), SEEDS)
 def test_runs_keep_their_mean_and_lose_their_spread_in_time(start, seed):
     N, probs = start
@@ -327,7 +327,7 @@ def check_outside(relearn, seed, probs, N, retain):
     assert not ((path[:, 1:-1] == 0) & (path[:, 2:] > 0))[:, :, ~kept].any()
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(retained(), SEEDS)
 def test_mass_outside_the_retain_data_decays(case, seed):
     N, probs, retain = case
@@ -405,7 +405,7 @@ def four(draw):
     return jnp.asarray(np.array(weights) / sum(weights), jnp.float32), jnp.array(rewards)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(four(), st.sampled_from([2, 5]), st.booleans(), SEEDS)
 def test_selected_samples_follow_the_population(case, n, best, seed):
     check_curated(theory.curated_sample, seed, *case, n, best)
@@ -443,7 +443,7 @@ def check_monte_carlo(estimate, seed, probs, rewards, n):
     assert (np.abs(found - exact) <= radius + 1e-6).all()
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(four(), st.sampled_from([2, 5]), SEEDS)
 def test_monte_carlo_tends_to_the_exact_update(case, n, seed):
     check_monte_carlo(theory.bradley_terry_monte_carlo, seed, *case, n)

@@ -36,7 +36,7 @@ WORDS = st.sampled_from(VOCABULARY.split())
 TEXT = st.one_of(st.text(max_size=40), st.lists(WORDS, max_size=14).map(" ".join))
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(TEXT, TEXT)
 def test_recall_equals_rouge_score(reference, candidate):
     assert rouge_l_recall(reference, candidate) == reference_recall(reference, candidate)
@@ -95,7 +95,7 @@ SCORES = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(SCORES, min_size=2, max_size=2), st.randoms(use_true_random=False))
 def test_selection_and_memory_follow_the_published_rules(visits, random):
     """Two questions visited in random order, against the rules written with dicts."""
