@@ -15,7 +15,8 @@ from pmc_jax.model.attention import causal_attention, decode_attention
 from pmc_jax.model.cache import PrefixCache, SuffixCache
 from pmc_jax.model.config import ModelConfig
 from pmc_jax.model.rope import rope_tables, rotate
-from pmc_jax.model.specs import Params
+from pmc_jax.model.sharding import constrain, gather
+from pmc_jax.model.specs import Params, param_specs
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -65,8 +66,12 @@ def block(
     cfg: ModelConfig,
 ) -> tuple[Float[Array, "batch rows embed"], tuple[Array, Array]]:
     """One pre-norm layer. `attend(q, k, v)` gives the mixed values and the new cache."""
+    layer = gather(layer, param_specs(cfg)["layers"])
+    x = constrain(x, "batch", None, None)
     h = normalise(x, layer, "attn_norm", cfg)
     q, k, v = (linear(h, layer, name, "brd,dhk->brhk") for name in ("q", "k", "v"))
+    q = constrain(q, "batch", None, "heads", None)
+    k, v = (constrain(y, "batch", None, "kv_heads", None) for y in (k, v))
     if cfg.qk_norm:
         q, k = normalise(q, layer, "q_norm", cfg), normalise(k, layer, "k_norm", cfg)
     mixed, kv = attend(rotate(q, *rope), rotate(k, *rope), v)
@@ -100,7 +105,7 @@ def attention_scale(cfg: ModelConfig) -> float:
 def _embed(
     params: Params, tokens: Array, cfg: ModelConfig, dtype: DTypeLike
 ) -> Float[Array, "batch rows embed"]:
-    x = params["embed"][tokens].astype(dtype)
+    x = constrain(params["embed"], "vocab", None)[tokens].astype(dtype)
     return x if cfg.embedding_scale == 1 else x * jnp.asarray(cfg.embedding_scale, dtype)
 
 
@@ -176,6 +181,7 @@ def logits(
 ) -> Float[Array, "*batch vocab"]:
     """Next-token logits in at least fp32."""
     head = params["embed"].T if cfg.tie_embeddings else params["lm_head"]
+    head = constrain(head, None, "vocab")
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     found = jnp.einsum(
         "...d,dv->...v", hidden, head.astype(hidden.dtype), preferred_element_type=wide

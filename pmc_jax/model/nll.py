@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from pmc_jax.model.config import ModelConfig
 from pmc_jax.model.forward import logits
+from pmc_jax.model.sharding import constrain
 from pmc_jax.model.specs import Params
 
 CHUNK = 1024
@@ -20,24 +21,26 @@ def token_nll(
 ) -> Float[Array, "batch time"]:
     """-log p(tokens[t] | tokens[<t]) from the final hidden states; 0 at t = 0.
 
-    The logits are computed for `CHUNK` tokens at a time and again in the backward
-    pass, so that memory does not grow with vocabulary times sequence.
+    The logits are computed for about `CHUNK` tokens at a time, some places of every row, and
+    again in the backward pass, so that memory does not grow with vocabulary times sequence.
     """
     batch, time, embed = hidden.shape
-    count = batch * (time - 1)
-    chunk = min(CHUNK, count)
-    padding = -count % chunk
-    states = jnp.pad(hidden[:, :-1].reshape(count, embed), ((0, padding), (0, 0)))
-    targets = jnp.pad(tokens[:, 1:].reshape(count), (0, padding))
+    pieces = -(-batch * (time - 1) // CHUNK)
+    width = -(-(time - 1) // pieces)
+    padding = pieces * width - (time - 1)
+    states = jnp.pad(hidden[:, :-1], ((0, 0), (0, padding), (0, 0)))
+    targets = jnp.pad(tokens[:, 1:], ((0, 0), (0, padding)))
 
     @jax.checkpoint
-    def one_chunk(inputs: tuple[Array, Array]) -> Array:
+    def one_piece(inputs: tuple[Array, Array]) -> Array:
         states, targets = inputs
-        scores = logits(params, states, cfg)
-        chosen = jnp.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
+        scores = logits(params, constrain(states, "batch", None, None), cfg)
+        chosen = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
         return jax.nn.logsumexp(scores, axis=-1) - chosen
 
-    nll = jax.lax.map(
-        one_chunk, (states.reshape(-1, chunk, embed), targets.reshape(-1, chunk))
-    ).reshape(-1)[:count]
-    return jnp.pad(nll.reshape(batch, time - 1), ((0, 0), (1, 0)))
+    parts = (
+        jnp.moveaxis(states.reshape(batch, pieces, width, embed), 1, 0),
+        jnp.moveaxis(targets.reshape(batch, pieces, width), 1, 0),
+    )
+    nll = jnp.moveaxis(jax.lax.map(one_piece, parts), 0, 1).reshape(batch, -1)
+    return jnp.pad(nll[:, : time - 1], ((0, 0), (1, 0)))
