@@ -13,7 +13,7 @@ from pmc_jax.data.jsonl import read_records
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
 from pmc_jax.files import write_json_lines
-from pmc_jax.model import cast_params
+from pmc_jax.model import decoding_params
 from pmc_jax.pretrained import load_pretrained
 from pmc_jax.progress import stage
 
@@ -44,7 +44,7 @@ def ask(cfg: AskConfig) -> None:
     prefix = template.encode_prefix(cfg.prefix) if cfg.prefix else []
     with stage("asking", len(questions)) as progress:
         responses = generate(
-            cast_params(params, cfg.model.dtype),
+            decoding_params(params, model.cfg, cfg.model.dtype),
             [template.encode_prompt(text, system) + prefix for text, system in questions],
             cfg=model.cfg,
             sampling=Sampling(cfg.temperature, cfg.top_k, cfg.top_p, stop_ids=template.stop_ids),

@@ -37,12 +37,17 @@ class LoggingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A PMC run: `python -m pmc_jax.train`."""
+    """A PMC run: `python -m pmc_jax.train`.
+
+    `mesh` lays out the devices: "auto", or `DATAxMODEL` (4x2: four that share the batch, two
+    that share each matrix). A run may go on with another.
+    """
 
     name: str = "run"
     runs_dir: str = "runs"
     seed: int = 0
     overwrite: bool = False
+    mesh: str = "auto"
     model: ModelSource = dataclasses.field(default_factory=ModelSource)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)

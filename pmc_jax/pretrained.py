@@ -4,11 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from convert.load import load_checkpoint
+from jax.sharding import Mesh
+
+from convert.load import load_checkpoint, load_config
 from pmc_jax.assets import WORLD_MODEL
 from pmc_jax.data.prompts import PromptConfig, PromptTemplate, load_tokenizer, make_template
 from pmc_jax.errors import UserError
-from pmc_jax.model import ModelConfig
+from pmc_jax.model import ModelConfig, choose_mesh
 from pmc_jax.model.specs import Params
 
 
@@ -44,14 +46,25 @@ def weights_dtype(source: ModelSource) -> str:
     return "float64" if source.dtype == "float64" else "float32"
 
 
-def load_pretrained(source: ModelSource, prompt: PromptConfig) -> tuple[Pretrained, Params]:
+def model_place(source: ModelSource) -> str | Path:
+    """The directory or hub id that `path` means."""
+    return WORLD_MODEL if source.path == "bundled" else source.path
+
+
+def mesh_of(source: ModelSource, setting: str) -> Mesh | None:
+    """The mesh for a model by a setting (`choose_mesh`)."""
+    return choose_mesh(setting, load_config(model_place(source)), source.dtype)
+
+
+def load_pretrained(
+    source: ModelSource, prompt: PromptConfig, mesh: Mesh | None = None
+) -> tuple[Pretrained, Params]:
     """Load a model and its weights; the caller alone holds these and can let them go.
 
     Raises:
         UserError: for what is missing or unsupported, or a tokenizer of another model.
     """
-    path = WORLD_MODEL if source.path == "bundled" else source.path
-    checkpoint = load_checkpoint(path, dtype=weights_dtype(source))
+    checkpoint = load_checkpoint(model_place(source), dtype=weights_dtype(source), mesh=mesh)
     tokenizer = load_tokenizer(checkpoint.directory)
     template = make_template(tokenizer, prompt, checkpoint.eos_token_ids)
     vocab_size = checkpoint.cfg.vocab_size

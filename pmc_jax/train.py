@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from convert.export import export_checkpoint
 from convert.load import load_checkpoint
@@ -29,10 +30,10 @@ from pmc_jax.evaluation import (
     sample_rows,
 )
 from pmc_jax.files import read_json, write_json, write_json_lines
-from pmc_jax.model import cast_params
+from pmc_jax.model import decoding_params, on_mesh
 from pmc_jax.model.specs import Params
 from pmc_jax.nested import flatten
-from pmc_jax.pretrained import Pretrained, load_pretrained, weights_dtype
+from pmc_jax.pretrained import Pretrained, load_pretrained, mesh_of, weights_dtype
 from pmc_jax.progress import stage
 from pmc_jax.reporting import format_examples, format_table, write_report
 from pmc_jax.reporting.run_files import read_run
@@ -52,7 +53,7 @@ from pmc_jax.training.run_directory import SUMMARY, begin_run, holds_run
 from pmc_jax.training.step import abstract_state, init_state, make_train_step
 from pmc_jax.unlearning import empty_memory
 
-NOT_SETTINGS = ("overwrite", "runs_dir", "logging.tensorboard", "logging.wandb")
+NOT_SETTINGS = ("overwrite", "runs_dir", "mesh", "logging.tensorboard", "logging.wandb")
 """Keys that may differ when a run is continued."""
 
 
@@ -63,6 +64,7 @@ class Inputs:
     model: Pretrained
     dataset: Dataset
     encoded: EncodedData
+    mesh: Mesh | None
 
 
 def run_directory(cfg: Config) -> Path:
@@ -79,9 +81,10 @@ def run_directory(cfg: Config) -> Path:
 def load_inputs(cfg: Config) -> tuple[Inputs, Params]:
     """Load and check data, tokenizer and weights."""
     dataset = load_dataset(cfg.data)
-    model, params = load_pretrained(cfg.model, cfg.prompt)
+    mesh = mesh_of(cfg.model, cfg.mesh)
+    model, params = load_pretrained(cfg.model, cfg.prompt, mesh)
     encoded = encode(dataset, model.template, cfg.training.max_length, model.cfg.vocab_size)
-    return Inputs(model, dataset, encoded), params
+    return Inputs(model, dataset, encoded, mesh), params
 
 
 def evaluate_stage(
@@ -93,7 +96,7 @@ def evaluate_stage(
         return stored
     started = time.perf_counter()
     respondent = Respondent(
-        cast_params(params, cfg.model.dtype),
+        decoding_params(params, inputs.model.cfg, cfg.model.dtype),
         inputs.model.cfg,
         inputs.model.template,
         cfg.training.max_length,
@@ -160,8 +163,9 @@ def unlearn_stage(
     schedule = make_schedule(cfg.optimizer, total, per_epoch)
     optimizer = make_optimizer(cfg.optimizer, model.cfg, schedule)
     memory = empty_memory(len(forget), cfg.training.max_length)
+    dtype = weights_dtype(cfg.model)
     with closing(open_checkpoints(directory / "checkpoints", cfg.checkpoints)) as manager:
-        like = RunState(abstract_state(model.cfg, optimizer, weights_dtype(cfg.model)), memory)
+        like = RunState(abstract_state(model.cfg, optimizer, dtype, inputs.mesh), memory)
         if manager.latest_step() is not None:
             for leaf in jax.tree.leaves(params):
                 leaf.delete()  # the restored weights take this room
@@ -222,6 +226,18 @@ def train(cfg: Config) -> None:
             "model weights": seal(checksums(params)),
         }
     begin_run(directory, settings, hashes, overwrite=cfg.overwrite)
+    with on_mesh(inputs.mesh):
+        write_run(cfg, inputs, params, directory, seconds)
+    show(directory, write_report(directory))
+
+
+def write_run(
+    cfg: Config, inputs: Inputs, params: Params, directory: Path, seconds: dict[str, float]
+) -> None:
+    """Evaluate, unlearn, which donates `params`, export, and evaluate again.
+
+    `seconds` are those of what came before.
+    """
     before = evaluate_stage(
         cfg, inputs, params, directory / "evaluation/before.json", "evaluating before"
     )
@@ -233,7 +249,8 @@ def train(cfg: Config) -> None:
             )
         del unlearned
         # What is measured is what was exported, after rounding to the stored dtypes.
-        exported = load_checkpoint(directory / "model", dtype=weights_dtype(cfg.model)).params
+        dtype = weights_dtype(cfg.model)
+        exported = load_checkpoint(directory / "model", dtype=dtype, mesh=inputs.mesh).params
     after = evaluate_stage(
         cfg, inputs, exported, directory / "evaluation/after.json", "evaluating after"
     )
@@ -257,7 +274,6 @@ def train(cfg: Config) -> None:
         parts,
     )
     write_json(directory / SUMMARY, summary)
-    show(directory, write_report(directory))
 
 
 def show(directory: Path, report: Path) -> None:

@@ -4,11 +4,21 @@ from pmc_jax.model.cache import PrefixCache, SuffixCache, grow, init_suffix
 from pmc_jax.model.config import ModelConfig, RopeConfig
 from pmc_jax.model.forward import decode_step, forward, logits, prefill
 from pmc_jax.model.nll import token_nll
-from pmc_jax.model.sharding import MESH_AXES, make_mesh, param_shardings
+from pmc_jax.model.sharding import (
+    MESH_AXES,
+    auto_layout,
+    choose_mesh,
+    constrain,
+    constrain_params,
+    decoding_params,
+    make_mesh,
+    mesh_layout,
+    on_mesh,
+    param_shardings,
+)
 from pmc_jax.model.specs import (
     Spec,
     abstract_params,
-    cast_params,
     decay_mask,
     init_params,
     param_count,
@@ -23,15 +33,21 @@ __all__ = [
     "Spec",
     "SuffixCache",
     "abstract_params",
-    "cast_params",
+    "auto_layout",
+    "choose_mesh",
+    "constrain",
+    "constrain_params",
     "decay_mask",
     "decode_step",
+    "decoding_params",
     "forward",
     "grow",
     "init_params",
     "init_suffix",
     "logits",
     "make_mesh",
+    "mesh_layout",
+    "on_mesh",
     "param_count",
     "param_shardings",
     "param_specs",

@@ -6,6 +6,7 @@ from flax import struct
 from jaxtyping import Array, Bool, DTypeLike, Float
 
 from pmc_jax.model.config import ModelConfig
+from pmc_jax.model.sharding import constrain
 
 
 @struct.dataclass
@@ -44,10 +45,22 @@ def init_suffix(
 ) -> SuffixCache:
     """An empty suffix cache for `length` decode steps."""
     shape = (cfg.num_layers, batch, samples, cfg.num_kv_heads, length, cfg.head_dim)
-    return SuffixCache(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype))
+    return place_suffix(SuffixCache(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype)))
+
+
+def place_suffix(suffix: SuffixCache) -> SuffixCache:
+    """The same cache, parted over the mesh by prompts and heads."""
+    axes = ("layers", "batch", None, "kv_heads", None, None)
+    return jax.tree.map(lambda x: constrain(x, *axes), suffix)
+
+
+def place_prefix(prefix: PrefixCache) -> PrefixCache:
+    """The same cache, parted over the mesh by prompts and heads."""
+    k, v = (constrain(x, "layers", "batch", None, "kv_heads", None) for x in (prefix.k, prefix.v))
+    return PrefixCache(k=k, v=v, mask=constrain(prefix.mask, "batch", None))
 
 
 def grow(suffix: SuffixCache, length: int) -> SuffixCache:
     """The same cache with room for `length` decode steps."""
     room = [(0, 0)] * 4 + [(0, length - suffix.length), (0, 0)]
-    return jax.tree.map(lambda x: jnp.pad(x, room), suffix)
+    return place_suffix(jax.tree.map(lambda x: jnp.pad(x, room), suffix))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from pmc_jax.model.attention import causal_attention, decode_attention
-from pmc_jax.model.cache import PrefixCache, SuffixCache
+from pmc_jax.model.cache import PrefixCache, SuffixCache, place_prefix, place_suffix
 from pmc_jax.model.config import ModelConfig
 from pmc_jax.model.rope import rope_tables, rotate
 from pmc_jax.model.sharding import constrain, gather
@@ -212,7 +212,7 @@ def prefill(
     x, ropes = _embed(params, tokens, cfg, dtype), _ropes(positions, mask.sum(1), cfg, dtype)
     x, (k, v) = jax.lax.scan(layer_step, x, _layers(params, cfg))
     last = normalise(x[:, -1], params, "final_norm", cfg)
-    return logits(params, last, cfg), PrefixCache(k=k, v=v, mask=mask)
+    return logits(params, last, cfg), place_prefix(PrefixCache(k=k, v=v, mask=mask))
 
 
 def decode_step(
@@ -252,7 +252,7 @@ def decode_step(
             return mixed, (new_k, new_v)
 
         x, (k, v) = block(x, layer, ropes(window), attend, cfg)
-        return (x, SuffixCache(k=k, v=v)), None
+        return (x, place_suffix(SuffixCache(k=k, v=v))), None
 
     zero = jnp.zeros_like(step)
     numbers = jnp.arange(cfg.num_layers, dtype=step.dtype)

@@ -6,16 +6,20 @@ parallelism). The mesh is the one of `jax.set_mesh`: it says where arrays are, a
 what is computed. Without one, nothing here does anything.
 """
 
+import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike
 
 from pmc_jax.errors import UserError
 from pmc_jax.model.config import ModelConfig
-from pmc_jax.model.specs import Params, Spec, param_specs
+from pmc_jax.model.specs import Params, Spec, param_count, param_specs
 
 MESH_AXES = ("data", "model")
 
@@ -44,6 +48,62 @@ def make_mesh(data: int, model: int) -> Mesh:
             f"a mesh of {data}x{model} needs {data * model} devices; there are {len(devices)}"
         )
     return Mesh(np.array(devices[: data * model]).reshape(data, model), MESH_AXES)
+
+
+def mesh_layout(text: str) -> tuple[int, int]:
+    """`4x2`: four devices along "data", two along "model".
+
+    Raises:
+        UserError: for any other text.
+    """
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if found is None:
+        raise UserError(f"mesh={text}: expected DATAxMODEL, for instance 4x2")
+    return int(found[1]), int(found[2])
+
+
+DECODING_SHARE = 0.25
+"""The share of a device's memory that the weights to decode with may take in `auto_layout`."""
+
+
+def auto_layout(
+    devices: int, memory: int | None, cfg: ModelConfig, dtype: DTypeLike
+) -> tuple[int, int]:
+    """All devices, and as few of them along "model" as memory allows.
+
+    Training parts the weights over all devices either way; the weights to decode with are
+    whole along "data". `memory` is a device's, in bytes; None: unknown, and taken as enough.
+    """
+    size = param_count(cfg) * jnp.dtype(dtype).itemsize
+    fitting = [
+        model
+        for model in range(1, devices + 1)
+        if devices % model == 0
+        and cfg.num_heads % model == 0
+        and (memory is None or size / model <= DECODING_SHARE * memory)
+    ]
+    model = fitting[0] if fitting else devices
+    return devices // model, model
+
+
+def choose_mesh(setting: str, cfg: ModelConfig, dtype: DTypeLike) -> Mesh | None:
+    """The mesh of a setting, "auto" or `DATAxMODEL`; None for a single device.
+
+    Raises:
+        UserError: if the setting is neither, or there are fewer devices.
+    """
+    if setting == "auto":
+        statistics = jax.local_devices()[0].memory_stats() or {}
+        memory = statistics.get("bytes_limit")
+        data, model = auto_layout(len(jax.devices()), memory, cfg, dtype)
+    else:
+        data, model = mesh_layout(setting)
+    return None if data * model == 1 else make_mesh(data, model)
+
+
+def on_mesh(mesh: Mesh | None) -> AbstractContextManager[object]:
+    """The context in which arrays have their places on `mesh`."""
+    return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def partition_spec(
@@ -79,6 +139,20 @@ def gather(leaves: Params, specs: Params) -> Params:
         return constrain(leaf, *(None if axis == "embed" else axis for axis in axes))
 
     return {name: one(leaf, specs[name]) for name, leaf in leaves.items()}
+
+
+@partial(jax.jit, static_argnames=("cfg", "dtype"))
+def decoding_params(params: Params, cfg: ModelConfig, dtype: DTypeLike) -> Params:
+    """Weights to decode with: in `dtype`, and whole along "data".
+
+    Every decode step reads all of them, so they are gathered once and not at every step.
+    """
+
+    def one(leaf: Array, spec: Spec) -> Array:
+        axes = (None if axis == "embed" else axis for axis in spec.axes)
+        return constrain(leaf.astype(dtype), *axes)
+
+    return jax.tree.map(one, params, param_specs(cfg))
 
 
 def param_shardings(cfg: ModelConfig, mesh: Mesh) -> Params:

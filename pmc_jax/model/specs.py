@@ -112,9 +112,3 @@ def param_count(cfg: ModelConfig) -> int:
 def decay_mask(cfg: ModelConfig) -> Params:
     """True where weight decay applies: everything but biases and norm weights."""
     return jax.tree.map(lambda spec: spec.init == "normal", param_specs(cfg))
-
-
-@jax.jit(static_argnames="dtype")
-def cast_params(params: Params, dtype: DTypeLike) -> Params:
-    """Every leaf in `dtype`."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)

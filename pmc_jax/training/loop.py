@@ -14,7 +14,7 @@ from pmc_jax.buckets import bucket_length
 from pmc_jax.data.batches import epoch_order, loss_rows, retain_draw, train_sequence
 from pmc_jax.data.prompts import PromptTemplate
 from pmc_jax.decoding import Sampling, generate
-from pmc_jax.model import ModelConfig, cast_params
+from pmc_jax.model import ModelConfig, decoding_params
 from pmc_jax.model.specs import Params
 from pmc_jax.training.checkpoints import RunState
 from pmc_jax.training.step import TrainStep
@@ -147,7 +147,7 @@ def greedy_originals(
 ) -> list[str]:
     """y0: the target model's own greedy answer to every forget prompt."""
     responses = generate(
-        cast_params(params, dtype),
+        decoding_params(params, model, dtype),
         prompts,
         cfg=model,
         sampling=Sampling(temperature=0.0, stop_ids=template.stop_ids),
@@ -167,7 +167,7 @@ def sample_responses(
         return []
     pmc, prompts = run.pmc, [run.task.prompts[i] for i in questions]
     return generate(
-        cast_params(params, run.dtype),
+        decoding_params(params, run.model, run.dtype),
         prompts,
         cfg=run.model,
         sampling=Sampling(

@@ -1,14 +1,25 @@
 """One optimizer step: accumulated gradients of the objective, then an Optax update."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, DTypeLike, Float
 
-from pmc_jax.model import ModelConfig, abstract_params, forward, token_nll
+from pmc_jax.model import (
+    ModelConfig,
+    abstract_params,
+    constrain,
+    constrain_params,
+    forward,
+    param_shardings,
+    param_specs,
+    token_nll,
+)
 from pmc_jax.model.specs import Params
 from pmc_jax.unlearning.objective import LossRows, PMCLoss, loss_tokens, pmc_loss
 
@@ -28,11 +39,42 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 
 def abstract_state(
-    cfg: ModelConfig, optimizer: optax.GradientTransformation, dtype: DTypeLike
+    cfg: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    dtype: DTypeLike,
+    mesh: Mesh | None = None,
 ) -> TrainState:
-    """Shapes and dtypes of a state whose weights are in `dtype`, without their values."""
+    """Shapes, dtypes and places of a state whose weights are in `dtype`, without their values."""
     shapes = abstract_params(cfg, dtype)
-    return TrainState(shapes, jax.eval_shape(optimizer.init, shapes), jnp.zeros((), jnp.int32))
+    state = TrainState(shapes, jax.eval_shape(optimizer.init, shapes), jnp.zeros((), jnp.int32))
+    if mesh is None:
+        return state
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def place(leaf: Array, sharding: NamedSharding = whole) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    shardings = param_shardings(cfg, mesh)
+    return TrainState(
+        jax.tree.map(place, state.params, shardings),
+        optax.tree_utils.tree_map_params(
+            optimizer, place, state.opt_state, shardings, transform_non_params=place
+        ),
+        place(state.step),
+    )
+
+
+def place_state(
+    state: TrainState, cfg: ModelConfig, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The same state, its weights and moments where `param_shardings` has them."""
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda leaf, spec: constrain(leaf, *spec.axes),
+        state.opt_state,
+        param_specs(cfg),
+    )
+    return TrainState(constrain_params(state.params, cfg), opt_state, state.step)
 
 
 def sequence_nll(
@@ -68,6 +110,7 @@ def accumulated_gradients(
 
     def add(total: tuple[Params, PMCLoss], part: LossRows) -> tuple[tuple[Params, PMCLoss], None]:
         (_, losses), gradients = jax.value_and_grad(loss, has_aux=True)(params, part)
+        gradients = constrain_params(gradients, cfg)
         return jax.tree.map(jnp.add, total, (gradients, losses)), None
 
     wide = jnp.promote_types(dtype, jnp.float32)
@@ -95,6 +138,6 @@ def make_train_step(
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state, state.step + 1), losses
+        return place_state(TrainState(params, opt_state, state.step + 1), cfg, optimizer), losses
 
     return jax.jit(train_step, donate_argnums=0)

@@ -1,0 +1,64 @@
+"""Whole runs on eight virtual devices, in a process of their own.
+
+`python tests/eight_device_runs.py DIRECTORY MODEL DATA LAYOUT…` unlearns MODEL in float64 once on
+each layout (`1x1`, `4x2`, …; `8x1:4x2` changes the layout halfway), as `runs/LAYOUT` in DIRECTORY.
+"""
+
+import contextlib
+import sys
+from pathlib import Path
+
+import jax
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import pmc_jax.training.run as run_module
+from pmc_jax.config import config_directory
+from pmc_jax.train import train
+
+
+class Halfway(Exception):
+    """Where a run is stopped."""
+
+
+def go(directory: Path, model: str, data: str, name: str, mesh: str) -> None:
+    """One run, or what is left of it, on a mesh."""
+    overrides = [
+        "experiment=tofu_llama3_2_3b", f"name={name}", f"mesh={mesh}", f"model.path={model}",
+        f"data.path={data}", f"runs_dir={directory / 'runs'}", "model.dtype=float64",
+        "model.remat=full", "prompt.template=plain", "prompt.system=null", "method.samples=3",
+        "method.max_new_tokens=8", "training.epochs=3", "training.batch_size=2",
+        "training.accumulation=2", "training.max_length=64", "optimizer.learning_rate=1e-3",
+        "evaluation.max_new_tokens=8", "evaluation.attack_samples=2", "data.retain_rows=4",
+        "checkpoints.every=1",
+    ]  # fmt: skip
+    with initialize_config_dir(str(config_directory().resolve()), version_base="1.3"):
+        train(OmegaConf.to_object(compose("train", overrides=overrides)))
+
+
+def stop_after(steps: int) -> None:
+    """Make the next run stop after so many steps."""
+    original = run_module.save
+
+    def stopping(manager, step, *rest):
+        original(manager, step, *rest)
+        manager.wait_until_finished()
+        if step >= steps:
+            run_module.save = original
+            raise Halfway
+
+    run_module.save = stopping
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 8)
+    directory, model, data, *layouts = sys.argv[1:]
+    for layout in layouts:
+        first, _, then = layout.partition(":")
+        name = layout.replace(":", "-")
+        if then:
+            stop_after(2)
+            with contextlib.suppress(Halfway):
+                go(Path(directory), model, data, name, first)
+        go(Path(directory), model, data, name, then or first)

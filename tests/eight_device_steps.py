@@ -1,0 +1,143 @@
+"""The compiled train and decode steps on eight virtual devices, in a process of their own.
+
+`python tests/eight_device_steps.py` prints, as JSON for each layout and number of key/value heads,
+where the state's leaves are, and the collectives of each compiled step: kind, shape of the
+result, and how many loops it stands in.
+"""
+
+import json
+import math
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from pmc_jax.model import (
+    ModelConfig,
+    decode_step,
+    decoding_params,
+    init_params,
+    init_suffix,
+    make_mesh,
+    on_mesh,
+    param_shardings,
+    prefill,
+)
+from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer
+from pmc_jax.training.step import init_state, make_train_step
+from pmc_jax.unlearning import LossRows
+
+LAYOUTS = ((8, 1), (4, 2), (2, 4), (1, 8))
+KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+
+
+def model(kv_heads: int) -> ModelConfig:
+    """A Llama whose sizes appear in no other shape."""
+    return ModelConfig(
+        vocab_size=1040, hidden_size=128, intermediate_size=272, num_layers=3,
+        num_heads=8, num_kv_heads=kv_heads, head_dim=24,
+    )  # fmt: skip
+
+
+def collectives(text: str) -> list[tuple[str, list[int], int]]:
+    """Kind and shape of every collective's results, and the depth of loops it stands in."""
+    bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)^\}", text, re.S | re.M))
+    calls = {
+        name: re.findall(r"(body|condition|to_apply|calls)=%?([\w.\-]+)", body)
+        for name, body in bodies.items()
+    }
+    depth = {name: 0 for name in bodies if f"ENTRY %{name} " in text or f"ENTRY {name} " in text}
+    waiting = list(depth)
+    while waiting:
+        name = waiting.pop()
+        for kind, callee in calls[name]:
+            if callee in bodies and callee not in depth:
+                depth[callee] = depth[name] + (kind == "body")
+                waiting.append(callee)
+    found = []
+    for name, body in bodies.items():
+        for result, kind in re.findall(rf"= (.+?) ({KINDS})(?:-start)?\(", body):
+            for shape in re.findall(r"\w+\[([\d,]*)\]", result):
+                found.append((kind, [int(n) for n in shape.split(",") if n], depth.get(name, -1)))
+    return found
+
+
+def places(tree, shardings) -> bool:
+    """Whether every leaf is where the table has it."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
+    return all(leaf.sharding.is_equivalent_to(sharding, leaf.ndim) for leaf, sharding in pairs)
+
+
+def train_state(cfg: ModelConfig, mesh):
+    """Three steps; the state, the loss, and the compiled step's collectives."""
+    optimizer = make_optimizer(OptimizerConfig(), cfg, optax.constant_schedule(1e-3))
+    params = init_params(jax.random.key(0), cfg, jnp.float64)
+    if mesh is not None:
+        params = jax.device_put(params, param_shardings(cfg, mesh))
+    rng = np.random.default_rng(0)
+    shape = (2, 16, 20)
+    rows = LossRows(
+        tokens=jnp.asarray(rng.integers(0, cfg.vocab_size, shape)),
+        mask=jnp.ones(shape, bool),
+        loss_mask=jnp.asarray(rng.random(shape) < 0.5),
+        retain=jnp.broadcast_to(jnp.arange(16) >= 8, (2, 16)),
+    )
+    state = init_state(params, optimizer)
+    step = make_train_step(optimizer, cfg, 1.5, dtype="float64", remat="full")
+    text = step.lower(state, rows).compile().as_text()
+    for _ in range(3):
+        state, losses = step(state, rows)
+    return state, float(losses.loss), collectives(text)
+
+
+def decode_collectives(cfg: ModelConfig, mesh) -> tuple[list, bool, float]:
+    """A decode step's collectives, whether its cache stays in place, and a device's part of it."""
+    params = jax.device_put(init_params(jax.random.key(0), cfg), param_shardings(cfg, mesh))
+    params = decoding_params(params, cfg, "float32")
+    tokens = jnp.ones((16, 12), jnp.int32)
+    _, prefix = jax.jit(prefill, static_argnames="cfg")(params, tokens, tokens > 0, cfg=cfg)
+    suffix = jax.jit(init_suffix, static_argnums=range(5))(cfg, 16, 5, 8, "float32")
+    step = jax.jit(decode_step, static_argnames="cfg")
+    arguments = (params, tokens[:, :5], jnp.int32(0), prefix, suffix)
+    text = step.lower(*arguments, cfg=cfg).compile().as_text()
+    _, after = step(*arguments, cfg=cfg)
+    kept = places([after.k, after.v], [suffix.k.sharding] * 2)
+    part = math.prod(suffix.k.sharding.shard_shape(suffix.k.shape)) / suffix.k.size
+    return collectives(text), kept, part
+
+
+def check(kv_heads: int, data: int, model_axis: int, expected) -> dict[str, object]:
+    """One layout against the state and loss of a single device."""
+    cfg, mesh = model(kv_heads), make_mesh(data, model_axis)
+    with on_mesh(mesh):
+        state, loss, train = train_state(cfg, mesh)
+        decode, kept, part = decode_collectives(cfg, mesh)
+    shardings = param_shardings(cfg, mesh)
+    adam = state.opt_state[0]
+    one, loss_of_one = expected
+    pairs = zip(jax.tree.leaves(state.params), jax.tree.leaves(one.params), strict=True)
+    return {
+        "placed": [places(tree, shardings) for tree in (state.params, adam.mu, adam.nu)],
+        "loss_error": abs(loss - loss_of_one),
+        "error": max(float(abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs),
+        "train": train,
+        "decode": decode,
+        "cache_kept": kept,
+        "cache_part": part,
+    }
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 8)
+    jax.config.update("jax_enable_x64", True)
+    result = {}
+    for kv_heads in map(int, sys.argv[1:]):
+        expected = train_state(model(kv_heads), None)[:2]
+        for data, model_axis in LAYOUTS:
+            found = check(kv_heads, data, model_axis, expected)
+            result[f"{kv_heads} {data}x{model_axis}"] = found
+    print(json.dumps(result))

@@ -1,0 +1,137 @@
+"""Training and sampling on a mesh of eight virtual devices."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from pmc_jax.errors import UserError
+from pmc_jax.model import ModelConfig, auto_layout, choose_mesh, mesh_layout
+
+REPOSITORY = Path(__file__).parent.parent
+CFG = ModelConfig(
+    vocab_size=1000, hidden_size=64, intermediate_size=256, num_layers=2, num_heads=6,
+    num_kv_heads=2, head_dim=16,
+)  # fmt: skip
+
+
+def on_eight_devices(script: str, *arguments: object) -> str:
+    """The last line that a script of this folder prints."""
+    command = [sys.executable, str(REPOSITORY / "tests" / script), *map(str, arguments)]
+    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("text", ["4by2", "0x2", "4x", "x", "-1x2", "4x2x1", "AUTO", ""])
+def test_a_layout_is_two_numbers(text):
+    assert mesh_layout("16x4") == (16, 4)
+    with pytest.raises(UserError, match=f"mesh={text}: expected DATAxMODEL"):
+        mesh_layout(text)
+
+
+def test_the_automatic_layout_parts_matrices_only_where_memory_asks_for_it():
+    size = 4 * 1000 * 64  # at least the embeddings, in float32
+    assert auto_layout(8, None, CFG, "float32") == (8, 1)
+    assert auto_layout(8, 100 * size, CFG, "float32") == (8, 1)
+    # Three heads each are an even share, eight devices have no third.
+    assert auto_layout(8, 4 * size, CFG, "float32") == (4, 2)
+    assert auto_layout(6, 2 * size, CFG, "float32") == (2, 3)
+    assert auto_layout(8, 1000, CFG, "float32") == (1, 8)
+    # bfloat16 takes half the room.
+    assert auto_layout(8, 3 * size, CFG, "bfloat16") == (8, 1)
+
+
+def test_one_device_needs_no_mesh():
+    assert len(jax.devices()) == 1
+    assert choose_mesh("auto", CFG, "float32") is None
+    assert choose_mesh("1x1", CFG, "float32") is None
+    with pytest.raises(UserError, match="a mesh of 4x2 needs 8 devices; there are 1"):
+        choose_mesh("4x2", CFG, "float32")
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """For each layout what `eight_device_steps.py` found; 4 key/value heads."""
+    return json.loads(on_eight_devices("eight_device_steps.py", 4))
+
+
+LAYOUTS = ["8x1", "4x2", "2x4", "1x8"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_train_steps_are_those_of_one_device(steps, layout):
+    found = steps[f"4 {layout}"]
+    assert found["loss_error"] < 1e-12
+    # Three steps of Adam, which magnifies gradients near 0.
+    assert found["error"] < 1e-11
+    assert found["placed"] == [True, True, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_are_gathered_one_layer_at_a_time(steps, layout):
+    """Outside the loop over layers only what is no layer's: embeddings, head, final norm."""
+    model = int(layout[2])
+    outside = ([1040 // model, 128], [128, 1040 // model], [128])
+    for kind, shape, depth in steps[f"4 {layout}"]["train"]:
+        assert kind in ("all-gather", "all-reduce", "reduce-scatter")
+        assert depth >= 0
+        if kind == "all-gather" and depth < 2:
+            assert shape in outside
+        if kind == "all-gather" and layout[0] != "1":
+            assert np.prod(shape) <= max(1040 * 128, 272 * 128) / model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_decoding_moves_neither_weights_nor_cache(steps, layout):
+    """Only sums of partial products, over "model", and they have the hidden state's shape."""
+    data, model = int(layout[0]), int(layout[2])
+    found = steps[f"4 {layout}"]
+    assert {(kind, *shape) for kind, shape, _ in found["decode"]} <= {
+        ("all-reduce", 16 // data, 5, 128)
+    }
+    assert bool(found["decode"]) == (model > 1)
+    assert found["cache_kept"]
+    # Four heads cannot be shared by eight: then every device has all of them.
+    assert found["cache_part"] == (1 / 8 if model < 8 else 1)
+
+
+RUNS = ["1x1", *LAYOUTS, "8x1:4x2", "4x2:1x1"]
+
+
+@pytest.mark.slow
+def test_runs_are_the_same_on_every_layout(checkpoint_dir, tofu_dir, tmp_path):
+    """In float64: the same responses, losses to 1e-9, also if the layout changes halfway."""
+    on_eight_devices("eight_device_runs.py", tmp_path, checkpoint_dir, tofu_dir, *RUNS)
+
+    def read(name: str) -> tuple[list[dict], dict, dict]:
+        directory = tmp_path / "runs" / name.replace(":", "-")
+        lines = (directory / "metrics.jsonl").read_text().splitlines()
+        answers = json.loads((directory / "evaluation/after.json").read_text())["answers"]
+        return (
+            [json.loads(line) for line in lines],
+            answers,
+            load_file(directory / "model" / "model.safetensors"),
+        )
+
+    steps, answers, weights = read("1x1")
+    for name in RUNS[1:]:
+        found, found_answers, found_weights = read(name)
+        assert [row["step"] for row in found] == [row["step"] for row in steps]
+        for row, expected in zip(found, steps, strict=True):
+            for key in ("questions", "questions_sampled", "tokens_sampled", "mean_selected_score"):
+                assert row[key] == expected[key], (name, key)
+            for key in ("loss", "collapse_loss", "retain_loss"):
+                assert row[key] == pytest.approx(expected[key], abs=1e-9), (name, key)
+        assert found_answers == answers
+        for leaf, values in weights.items():
+            np.testing.assert_allclose(found_weights[leaf], values, atol=1e-6, err_msg=name)
