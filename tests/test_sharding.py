@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from pmc_jax.errors import UserError
-from pmc_jax.model import ModelConfig, auto_layout, choose_mesh, mesh_layout
+from pmc_jax.model import ModelConfig, auto_layout, choose_mesh, mesh_layout, param_count
 
 REPOSITORY = Path(__file__).parent.parent
 CFG = ModelConfig(
@@ -37,15 +37,14 @@ def test_a_layout_is_two_numbers(text):
 
 
 def test_the_automatic_layout_parts_matrices_only_where_memory_asks_for_it():
-    size = 4 * 1000 * 64  # at least the embeddings, in float32
+    size = 4 * param_count(CFG)
     assert auto_layout(8, None, CFG, "float32") == (8, 1)
-    assert auto_layout(8, 100 * size, CFG, "float32") == (8, 1)
-    # Three heads each are an even share, eight devices have no third.
-    assert auto_layout(8, 4 * size, CFG, "float32") == (4, 2)
-    assert auto_layout(6, 2 * size, CFG, "float32") == (2, 3)
-    assert auto_layout(8, 1000, CFG, "float32") == (1, 8)
-    # bfloat16 takes half the room.
-    assert auto_layout(8, 3 * size, CFG, "bfloat16") == (8, 1)
+    assert auto_layout(8, 4 * size, CFG, "float32") == (8, 1)
+    assert auto_layout(8, 2 * size, CFG, "float32") == (4, 2)
+    assert auto_layout(8, 2 * size, CFG, "bfloat16") == (8, 1)
+    assert auto_layout(6, 4 * size // 3 + 1, CFG, "float32") == (2, 3)
+    # Six heads are no even share for four or eight devices, and two are too few here.
+    assert auto_layout(8, 4 * size // 3 + 1, CFG, "float32") == (1, 8)
 
 
 def test_one_device_needs_no_mesh():
