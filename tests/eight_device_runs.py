@@ -27,8 +27,9 @@ def go(directory: Path, model: str, data: str, name: str, mesh: str) -> None:
         "experiment=tofu_llama3_2_3b", f"name={name}", f"mesh={mesh}", f"model.path={model}",
         f"data.path={data}", f"runs_dir={directory / 'runs'}", "model.dtype=float64",
         "model.remat=full", "prompt.template=plain", "prompt.system=null", "method.samples=3",
-        "method.max_new_tokens=8", "training.epochs=3", "training.batch_size=2",
-        "training.accumulation=2", "training.max_length=64", "optimizer.learning_rate=1e-3",
+        "method.max_new_tokens=8", "method.temperature=0.4", "training.epochs=4",
+        "training.batch_size=2",
+        "training.accumulation=1", "training.max_length=64", "optimizer.learning_rate=1e-3",
         "evaluation.max_new_tokens=8", "evaluation.attack_samples=2", "data.retain_rows=4",
         "checkpoints.every=1",
     ]  # fmt: skip
@@ -53,6 +54,8 @@ def stop_after(steps: int) -> None:
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
+    # With two programs under way, eight devices wait for each other on a few cores.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     directory, model, data, *layouts = sys.argv[1:]
     for layout in layouts:
         first, _, then = layout.partition(":")

@@ -23,7 +23,9 @@ CFG = ModelConfig(
 def on_eight_devices(script: str, *arguments: object) -> str:
     """The last line that a script of this folder prints."""
     command = [sys.executable, str(REPOSITORY / "tests" / script), *map(str, arguments)]
-    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "", "HF_HUB_OFFLINE": "1"}
+    # XLA has as many threads as NPROC says. With fewer than the programs under way, devices
+    # would wait for each other.
+    environment = {"PYTHONPATH": str(REPOSITORY), "NPROC": "32"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.splitlines()[-1]
@@ -104,12 +106,12 @@ def test_decoding_moves_neither_weights_nor_cache(steps, layout):
     assert found["cache_part"] == (1 / 8 if model < 8 else 1)
 
 
-RUNS = ["1x1", *LAYOUTS, "8x1:4x2", "4x2:1x1"]
+RUNS = ["1x1", "4x2", "8x1:2x4", "2x4:1x8", "4x2:1x1"]
 
 
 @pytest.mark.slow
 def test_runs_are_the_same_on_every_layout(checkpoint_dir, tofu_dir, tmp_path):
-    """In float64: the same responses, losses to 1e-9, also if the layout changes halfway."""
+    """In float64: the same responses, losses to 1e-9; most change the layout halfway."""
     on_eight_devices("eight_device_runs.py", tmp_path, checkpoint_dir, tofu_dir, *RUNS)
 
     def read(name: str) -> tuple[list[dict], dict, dict]:
