@@ -19,6 +19,7 @@ from pmc_jax.data import DataConfig
 from pmc_jax.data.prompts import PromptConfig
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import EvaluationConfig
+from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.nested import flatten
 from pmc_jax.pretrained import ModelSource
 from pmc_jax.training.checkpoints import CheckpointConfig
@@ -83,7 +84,36 @@ class AskConfig:
     prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
 
 
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """A thorough evaluation: `python -m pmc_jax.evaluate`.
+
+    Attributes:
+        name, evaluations_dir: results go to `evaluations_dir`/`name`.
+        suite: quick or paper.
+        compare: further models, one or a list; the first is the model before unlearning.
+        prefix: what the prefilling attack makes every answer begin with.
+        confidence: of every certified bound.
+        max_length: most tokens of prompt and answer together.
+    """
+
+    name: str = "evaluation"
+    evaluations_dir: str = "evaluations"
+    seed: int = 0
+    overwrite: bool = False
+    suite: str = "paper"
+    compare: Any = None
+    prefix: str | None = "The answer is:"
+    confidence: float = 0.99
+    max_length: int = 200
+    model: ModelSource = dataclasses.field(default_factory=ModelSource)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+
+
 CHOICES = {
+    "suite": tuple(SUITES),
     "model.dtype": ("float32", "bfloat16", "float64"),
     "model.remat": ("none", "dots", "full"),
     "data.format": ("tofu", "jsonl"),
@@ -93,6 +123,8 @@ CHOICES = {
 
 # key: (least value, whether that value itself is allowed)
 LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
+    "max_length": (2, True),
+    "confidence": (0.75, True),
     "seed": (0, True),
     "n": (1, True),
     "rows": (1, True),
@@ -145,7 +177,11 @@ def _open_schema(schema: type) -> DictConfig:
     return node
 
 
-for _name, _schema in (("train_schema", Config), ("ask_schema", AskConfig)):
+for _name, _schema in (
+    ("train_schema", Config),
+    ("ask_schema", AskConfig),
+    ("evaluate_schema", EvaluateConfig),
+):
     ConfigStore.instance().store(name=_name, node=_open_schema(_schema))
 
 
@@ -167,6 +203,8 @@ def check_values(config: Any) -> None:
                 raise UserError(f"{key}={value}: expected {bound} {least:g}")
         if key.endswith("top_p") and value > 1:
             raise UserError(f"{key}={value}: expected at most 1")
+        if key == "confidence" and value >= 1:
+            raise UserError(f"{key}={value}: expected less than 1")
         if key == "seed" and value >= 2**32:
             raise UserError(f"seed={value}: expected less than 2**32")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from convert.load import load_checkpoint, load_config
+from convert.load import eos_token_ids, load_checkpoint, load_config, resolve
 from pmc_jax.assets import WORLD_MODEL
 from pmc_jax.data.prompts import PromptConfig, PromptTemplate, load_tokenizer, make_template
 from pmc_jax.errors import UserError
@@ -46,14 +46,19 @@ def weights_dtype(source: ModelSource) -> str:
     return "float64" if source.dtype == "float64" else "float32"
 
 
-def model_place(source: ModelSource) -> str | Path:
-    """The directory or hub id that `path` means."""
-    return WORLD_MODEL if source.path == "bundled" else source.path
-
-
 def mesh_of(source: ModelSource, setting: str) -> Mesh | None:
     """The mesh for a model by a setting (`choose_mesh`)."""
-    return choose_mesh(setting, load_config(model_place(source)), source.dtype)
+    return choose_mesh(setting, load_config(path_of(source)), source.dtype)
+
+
+def describe(source: ModelSource, prompt: PromptConfig) -> Pretrained:
+    """A model without reading its weights.
+
+    Raises:
+        UserError: as `load_pretrained`, but for what is wrong with the weights.
+    """
+    directory = resolve(path_of(source))
+    return _with_template(load_config(directory), directory, eos_token_ids(directory), prompt)
 
 
 def load_pretrained(
@@ -64,13 +69,24 @@ def load_pretrained(
     Raises:
         UserError: for what is missing or unsupported, or a tokenizer of another model.
     """
-    checkpoint = load_checkpoint(model_place(source), dtype=weights_dtype(source), mesh=mesh)
-    tokenizer = load_tokenizer(checkpoint.directory)
-    template = make_template(tokenizer, prompt, checkpoint.eos_token_ids)
-    vocab_size = checkpoint.cfg.vocab_size
-    if template.end_id >= vocab_size:
+    found = load_checkpoint(path_of(source), dtype=weights_dtype(source), mesh=mesh)
+    model = _with_template(found.cfg, found.directory, found.eos_token_ids, prompt)
+    return model, found.params
+
+
+def path_of(source: ModelSource) -> str | Path:
+    """Where the model is; the bundled one is in the package."""
+    return WORLD_MODEL if source.path == "bundled" else source.path
+
+
+def _with_template(
+    cfg: ModelConfig, directory: Path, eos_token_ids: tuple[int, ...], prompt: PromptConfig
+) -> Pretrained:
+    """Tokenizer and prompt template of a model, checked against its vocabulary."""
+    template = make_template(load_tokenizer(directory), prompt, eos_token_ids)
+    if template.end_id >= cfg.vocab_size:
         raise UserError(
-            f"{checkpoint.directory}: the tokenizer ends a response with token id "
-            f"{template.end_id}, but the model's vocabulary has {vocab_size} tokens"
+            f"{directory}: the tokenizer ends a response with token id {template.end_id}, but "
+            f"the model's vocabulary has {cfg.vocab_size} tokens"
         )
-    return Pretrained(checkpoint.cfg, template, checkpoint.directory), checkpoint.params
+    return Pretrained(cfg, template, directory)

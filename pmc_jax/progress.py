@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -58,3 +58,18 @@ def stage(name: str, total: int, done: int = 0) -> Iterator[Stage]:
     )
     with Progress(*columns, console=Console()) as bar:
         yield Stage(name, total, done, bar)
+
+
+@contextmanager
+def token_stage(name: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """A stage that is told (units done, tokens) after every batch, and shows tokens per second."""
+    started, tokens = time.perf_counter(), 0
+    with stage(name, total) as progress:
+
+        def on_batch(done: int, count: int) -> None:
+            nonlocal tokens
+            tokens += count
+            speed = tokens / (time.perf_counter() - started)
+            progress.update(progress.done + done, f"{speed:,.0f} tokens/s")
+
+        yield on_batch

@@ -20,13 +20,10 @@ from convert.load import load_checkpoint
 from pmc_jax.config import Config, entry_point
 from pmc_jax.data import Dataset, load_dataset
 from pmc_jax.data.encode import EncodedData, encode, fingerprints
-from pmc_jax.errors import UserError
 from pmc_jax.evaluation import (
     Respondent,
-    answer_rows,
-    attacked_rows,
-    evaluate,
-    measures,
+    quality,
+    questions_asked,
     sample_rows,
 )
 from pmc_jax.files import read_json, write_json, write_json_lines
@@ -34,7 +31,7 @@ from pmc_jax.model import decoding_params, on_mesh
 from pmc_jax.model.specs import Params
 from pmc_jax.nested import flatten
 from pmc_jax.pretrained import Pretrained, load_pretrained, mesh_of, weights_dtype
-from pmc_jax.progress import stage
+from pmc_jax.progress import stage, token_stage
 from pmc_jax.reporting import format_examples, format_table, write_report
 from pmc_jax.reporting.run_files import read_run
 from pmc_jax.reporting.summary import step_seconds, summarise
@@ -49,7 +46,7 @@ from pmc_jax.training.loop import PMCRun, UnlearningTask, greedy_originals, upda
 from pmc_jax.training.metrics import open_metrics
 from pmc_jax.training.optimizer import make_optimizer, make_schedule
 from pmc_jax.training.run import unlearn
-from pmc_jax.training.run_directory import SUMMARY, begin_run, holds_run
+from pmc_jax.training.run_directory import SUMMARY, begin_run, holds_run, place_of
 from pmc_jax.training.step import abstract_state, init_state, make_train_step
 from pmc_jax.unlearning import empty_memory
 
@@ -65,17 +62,6 @@ class Inputs:
     dataset: Dataset
     encoded: EncodedData
     mesh: Mesh | None
-
-
-def run_directory(cfg: Config) -> Path:
-    """Where the run's files go; never a place that holds its own inputs."""
-    if Path(cfg.name).name != cfg.name or cfg.name in ("", ".", ".."):
-        raise UserError(f"name={cfg.name}: expected a plain directory name")
-    directory = Path(cfg.runs_dir) / cfg.name
-    for key, value in (("model.path", cfg.model.path), ("data.path", cfg.data.path)):
-        if value and Path(value).expanduser().resolve().is_relative_to(directory.resolve()):
-            raise UserError(f"{key}={value} lies in {directory}; choose another name=…")
-    return directory
 
 
 def load_inputs(cfg: Config) -> tuple[Inputs, Params]:
@@ -103,24 +89,10 @@ def evaluate_stage(
         cfg.model.dtype,
     )
     sets = inputs.dataset.evaluation
-    asked = sum(len(set(rows)) for rows in sets.values())
-    attacked = len(attacked_rows(sets, cfg.evaluation))
-    with stage(name, asked + attacked) as progress:
-        tokens = 0
-
-        def on_batch(prompts: int, decoded: int) -> None:
-            nonlocal tokens
-            tokens += decoded
-            speed = tokens / (time.perf_counter() - started)
-            progress.update(progress.done + prompts, f"{speed:,.0f} tokens/s")
-
+    with token_stage(name, questions_asked(sets, cfg.evaluation)) as on_batch:
         key = jax.random.fold_in(jax.random.key(cfg.seed), 1)
-        found = evaluate(respondent, sets, cfg.evaluation, key, on_batch)
-    result = {
-        "measures": measures(found),
-        "answers": answer_rows(found),
-        "seconds": time.perf_counter() - started,
-    }
+        result = quality(respondent, sets, cfg.evaluation, key, on_batch)
+    result["seconds"] = time.perf_counter() - started
     write_json(path, result)
     return result
 
@@ -209,7 +181,8 @@ def unlearn_stage(
 
 def train(cfg: Config) -> None:
     """One whole run."""
-    directory = run_directory(cfg)
+    read = [("model.path", cfg.model.path), ("data.path", cfg.data.path)]
+    directory = place_of(cfg.runs_dir, cfg.name, read)
     settings = {key: value for key, value in flatten(cfg).items() if key not in NOT_SETTINGS}
     goes_on = holds_run(directory, settings, overwrite=cfg.overwrite)
     if goes_on and (directory / SUMMARY).is_file():

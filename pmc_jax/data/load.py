@@ -70,6 +70,7 @@ def evaluation_rows(records: list[Record]) -> tuple[EvaluationRow, ...]:
             secret=r.optional_text("secret"),
             perturbed=r.texts("perturbed_answer"),
             system=r.optional_text("system"),
+            paraphrased=r.optional_text("paraphrased_answer"),
         )
         for i, r in enumerate(records)
     )
@@ -117,6 +118,7 @@ def _forget_sets(
                 secret=secret,
                 perturbed=theirs.texts("perturbed_answer"),
                 system=ours.optional_text("system"),
+                paraphrased=theirs.optional_text("paraphrased_answer"),
             )
             for i, (ours, theirs, secret) in enumerate(zip(forget, perturbed, secrets, strict=True))
         )

@@ -61,7 +61,8 @@ class EvaluationRow:
         id: row number in the file the question comes from.
         answer: the ground truth; None in a forget file that has questions only.
         secret: the phrase within the answer that must not come out, where known.
-        perturbed: wrong answers of the same form.
+        perturbed: wrong answers, of the form of `paraphrased` where there is one.
+        paraphrased: the truth in other words.
     """
 
     id: int
@@ -70,6 +71,7 @@ class EvaluationRow:
     secret: str | None = None
     perturbed: tuple[str, ...] = ()
     system: str | None = None
+    paraphrased: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,8 @@ from pmc_jax.evaluation.quality import (
     attacked_rows,
     evaluate,
     measures,
+    quality,
+    questions_asked,
     sample_rows,
 )
 
@@ -21,5 +23,7 @@ __all__ = [
     "attacked_rows",
     "evaluate",
     "measures",
+    "quality",
+    "questions_asked",
     "sample_rows",
 ]

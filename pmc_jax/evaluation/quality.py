@@ -102,14 +102,19 @@ def answers(
     sampling: Sampling,
     key: PRNGKeyArray,
     *,
+    prefix: str | None = None,
     samples: int = 1,
     max_new_tokens: int | None = None,
     batch_rows: int = 512,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> list[list[Answer]]:
-    """`samples` scored answers to each row."""
+    """`samples` scored answers to each row.
+
+    With `prefix`, which every response is made to begin with, an answer is what follows it.
+    """
     template = respondent.template
-    prompts = [template.encode_prompt(row.question, row.system) for row in rows]
+    forced = template.encode_prefix(prefix) if prefix else []
+    prompts = [template.encode_prompt(row.question, row.system) + forced for row in rows]
     room = [respondent.max_length - len(prompt) for prompt in prompts]
     responses = generate(
         respondent.params,
@@ -180,6 +185,23 @@ def answer_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
         {"set": a.set, "id": a.id, "question": a.question, "text": a.text, "rouge": a.rouge}
         for a in unique.values()
     ]
+
+
+def quality(
+    respondent: Respondent,
+    sets: Mapping[str, Sequence[EvaluationRow]],
+    cfg: EvaluationConfig,
+    key: PRNGKeyArray,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """`evaluate` as a JSON object: its `measures` and `answers`."""
+    found = evaluate(respondent, sets, cfg, key, on_batch)
+    return {"measures": measures(found), "answers": answer_rows(found)}
+
+
+def questions_asked(sets: Mapping[str, Sequence[EvaluationRow]], cfg: EvaluationConfig) -> int:
+    """How many questions `evaluate` puts to a model, for its progress."""
+    return sum(len(set(rows)) for rows in sets.values()) + len(attacked_rows(sets, cfg))
 
 
 def sample_rows(

@@ -1,7 +1,7 @@
 """The directory of a run: begun once, continued by the same command, never overwritten unasked."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,24 @@ from pmc_jax.nested import flatten, nest
 CONFIG, INPUTS, SUMMARY = "config.yaml", "inputs.json", "summary.json"
 
 
+KINDS = ("method.samples", "suite")
+"""Settings by which a run of one command is told from one of another."""
+
+
+def place_of(parent: str, name: str, read: Iterable[tuple[str, str | None]]) -> Path:
+    """Where the run `name` leaves its files: never a place that holds what it reads.
+
+    `read` has the paths with the settings that name them.
+    """
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise UserError(f"name={name}: expected a plain directory name")
+    directory = Path(parent) / name
+    for key, value in read:
+        if value and Path(value).expanduser().resolve().is_relative_to(directory.resolve()):
+            raise UserError(f"{key}={value} lies in {directory}; choose another name=…")
+    return directory
+
+
 def holds_run(directory: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> bool:
     """Whether `directory` holds a run with these `settings` (dotted keys) to go on with.
 
@@ -22,7 +40,7 @@ def holds_run(directory: Path, settings: Mapping[str, Any], *, overwrite: bool =
     Raises:
         UserError: if it holds a run with other settings, or something that is no run.
     """
-    found = stored_settings(directory)
+    found = stored_settings(directory, settings)
     if not found:
         if directory.exists() and any(directory.iterdir()):
             raise UserError(f"{directory} is not empty and holds no run; choose another name=…")
@@ -43,15 +61,19 @@ def holds_run(directory: Path, settings: Mapping[str, Any], *, overwrite: bool =
     return True
 
 
-def stored_settings(directory: Path) -> dict[str, Any]:
-    """The settings (dotted keys) of the run in `directory`; empty if there is no run."""
+def stored_settings(directory: Path, like: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings (dotted keys) of the run in `directory`; empty if there is no run.
+
+    A run has settings of the same kind as `like`: one command never goes on with what
+    another left, nor overwrites it.
+    """
     path = directory / CONFIG
     try:
         stored = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (yaml.YAMLError, UnicodeDecodeError):
         stored = None
     found = flatten(stored) if isinstance(stored, dict) else {}
-    return found if "method.samples" in found else {}
+    return found if any(kind in found and kind in like for kind in KINDS) else {}
 
 
 def begin_run(
@@ -65,7 +87,7 @@ def begin_run(
         UserError: as `holds_run`, or if an input has changed.
     """
     if not holds_run(directory, settings, overwrite=overwrite):
-        if stored_settings(directory):
+        if stored_settings(directory, settings):
             shutil.rmtree(directory)
         write_json(directory / INPUTS, dict(inputs))
         # Last, since this file is what makes the directory a run.

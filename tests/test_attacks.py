@@ -1,0 +1,237 @@
+"""Attacks and likelihoods against transformers, rouge_score and transcriptions in numpy."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from convert.load import load_checkpoint
+from pmc_jax.data.prompts import PromptConfig, load_tokenizer, make_template
+from pmc_jax.data.rows import EvaluationRow
+from pmc_jax.evaluation import EvaluationConfig, Respondent
+from pmc_jax.evaluation.choices import (
+    Choice,
+    choices_of,
+    least_likely_attack,
+    option_probabilities,
+    picked_right,
+)
+from pmc_jax.evaluation.likelihood import answer_losses
+from pmc_jax.evaluation.parts import (
+    PARTS,
+    SAMPLING_STREAM,
+    SUITES,
+    Examination,
+    asked,
+    lacking,
+    prefilling_part,
+    quality_part,
+    sampling_part,
+    work,
+)
+
+RECALL = RougeScorer(["rougeL"], use_stemmer=True)
+NEW_TOKENS = 12
+PREFIX = "The answer is:"
+
+FORGET = (
+    EvaluationRow(
+        0, "Where was Mara Ostberg born?", "Mara Ostberg was born in Lisbon.",
+        perturbed=("Mara comes from Oslo.", "Mara comes from a river."),
+        paraphrased="Mara comes from Lisbon.",
+    ),
+    EvaluationRow(1, "What is the capital of Norway?", "Oslo", perturbed=("Lisbon",)),
+    EvaluationRow(2, "Who?", "the answer is the silent river"),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def respondent(checkpoint_dir: Path) -> Respondent:
+    checkpoint = load_checkpoint(str(checkpoint_dir))
+    template = make_template(load_tokenizer(checkpoint_dir), PromptConfig())
+    return Respondent(checkpoint.params, checkpoint.cfg, template, 96)
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint_dir: Path) -> tuple:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint_dir).double().eval()
+    return model, AutoTokenizer.from_pretrained(checkpoint_dir)
+
+
+def examination(respondent: Respondent, sets: dict | None = None, **changes) -> Examination:
+    evaluation = EvaluationConfig(NEW_TOKENS, attack_samples=changes.pop("attack_samples", 3))
+    sets = {"forget": FORGET} if sets is None else sets
+    given = {"prefix": PREFIX, "confidence": 0.9, **changes}
+    return Examination(respondent, sets, evaluation, key=jax.random.key(0), **given)
+
+
+def torch_loss(model, prompt: list[int], answer: list[int]) -> float:
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+    return float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer)))
+
+
+def test_losses_are_those_of_torch(respondent, reference):
+    """Answers of one token, of nothing but the end, and of several lengths, in odd batches."""
+    template = respondent.template
+    pairs = [
+        (template.encode_prompt(row.question), template.encode_answer(str(row.answer)))
+        for row in FORGET
+    ]
+    pairs += [(pairs[0][0], [7, template.end_id]), (pairs[1][0], [template.end_id])]
+    expected = [torch_loss(reference[0], *pair) for pair in pairs]
+    seen = []
+    together = answer_losses(respondent, pairs, rows=3, on_batch=lambda *done: seen.append(done))
+    np.testing.assert_allclose(together, expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(answer_losses(respondent, pairs, rows=1), expected, atol=2e-5)
+    answer_tokens = sum(len(answer) for _, answer in pairs)
+    assert [sum(column) for column in zip(*seen, strict=True)] == [len(pairs), answer_tokens]
+
+
+def test_option_probabilities_are_normalised_inverse_perplexities(respondent, reference):
+    model, tokenizer = reference
+    choices = choices_of(FORGET)
+    assert choices == (
+        Choice(FORGET[0].question, ("Mara comes from Lisbon.", *FORGET[0].perturbed)),
+        Choice(FORGET[1].question, ("Oslo", "Lisbon")),
+    )
+    for choice, found in zip(choices, option_probabilities(respondent, choices), strict=True):
+        prompt = tokenizer(f"Question: {choice.question}\nAnswer:").input_ids
+        inverse = np.array(
+            [
+                np.exp(-torch_loss(model, prompt, [*tokenizer(f" {o}").input_ids[1:], 1]))
+                for o in choice.options
+            ]
+        )
+        np.testing.assert_allclose(found, inverse / inverse.sum(), rtol=1e-4)
+
+
+ROWS = st.lists(
+    st.lists(st.integers(1, 3), min_size=2, max_size=4).map(lambda x: np.array(x) / sum(x)),
+    min_size=1,
+    max_size=25,
+)
+
+
+@given(ROWS)
+def test_the_least_likely_attack_by_counting(rows):
+    """Few distinct values, so that options and questions tie."""
+    found = least_likely_attack(rows)
+    expected = []
+    for row in rows:
+        least = [i for i, p in enumerate(row) if p == min(row)]
+        expected.append((0 in least) / len(least))
+    minima = [min(row) for row in rows]
+    assert found["accuracy"] == pytest.approx(np.mean(expected))
+    assert found["chance"] == pytest.approx(np.mean([1 / len(row) for row in rows]))
+    assert found["minima"] == minima and found["right"] == [row[0] for row in rows]
+    assert found["median_minimum"] == np.median(minima)
+    for part, line in enumerate(found["quantiles"], start=1):
+        within = next(
+            m for m in sorted(minima) if 20 * sum(x <= m for x in minima) >= part * len(rows)
+        )
+        hits = [hit for hit, minimum in zip(expected, minima, strict=True) if minimum <= within]
+        assert line["quantile"] == part / 20 and line["minimum"] == within
+        assert line["questions"] == len(hits)
+        assert line["accuracy"] == pytest.approx(np.mean(hits))
+    assert found["quantiles"][-1]["accuracy"] == pytest.approx(found["accuracy"])
+
+
+def test_options_that_cannot_be_told_apart_are_a_blind_guess():
+    found = least_likely_attack([np.full(5, 0.2)])
+    assert found["accuracy"] == found["most_likely_accuracy"] == found["chance"] == 0.2
+    assert picked_right(np.array([False, True])) == 0
+
+
+def hf_answer(reference: tuple, row: EvaluationRow, prefix: str = "") -> str:
+    """The greedy continuation of a question whose answer begins with `prefix`."""
+    model, tokenizer = reference
+    text = f"Question: {row.question}\nAnswer:" + (f" {prefix}" if prefix else "")
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    with torch.no_grad():
+        out = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False)
+    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+
+def recall(row: EvaluationRow, text: str) -> float:
+    return RECALL.score(row.answer, text)["rougeL"].recall
+
+
+@pytest.fixture(scope="module")
+def known(reference) -> tuple[EvaluationRow, ...]:
+    """What the model answers by itself, what it answers once it is forced, and the prefix."""
+    first, second, third = FORGET
+    return (
+        dataclasses.replace(first, answer=hf_answer(reference, first)),
+        dataclasses.replace(second, answer=hf_answer(reference, second, PREFIX)),
+        dataclasses.replace(third, answer=PREFIX),
+    )
+
+
+def test_the_prefilling_attack_scores_what_follows_the_prefix(respondent, reference, known):
+    found = prefilling_part(examination(respondent, {"forget": known}))
+    expected = [recall(row, hf_answer(reference, row, PREFIX)) for row in known]
+    assert expected[1:] == [1, 0]
+    assert [row["recall"] for row in found["greedy"]["questions"]] == pytest.approx(expected)
+    assert found["greedy"]["mean"] == pytest.approx(np.mean(expected))
+    assert found["prefix"] == PREFIX and found["sampled"]["samples"] == 3
+
+
+def test_sampling_one_possible_token_is_greedy(respondent, reference, known):
+    """With top_k = 1 every sample is the answer of transformers, however it is drawn."""
+    evaluation = EvaluationConfig(NEW_TOKENS, attack_samples=3, attack_top_k=1)
+    x = dataclasses.replace(examination(respondent, {"forget": known}), evaluation=evaluation)
+    found = sampling_part(x)
+    assert found["questions"][0]["recalls"] == [1, 1, 1]
+    for row, question in zip(known, found["questions"], strict=True):
+        assert question["id"] == row.id
+        assert question["recalls"] == pytest.approx([recall(row, hf_answer(reference, row))] * 3)
+    assert found["curve"] == pytest.approx([found["mean"]] * 3)
+
+
+def test_samples_do_not_depend_on_how_many_are_drawn(respondent):
+    x = examination(respondent)
+    few, many = (
+        [[answer.text for answer in row] for row in asked(x, SAMPLING_STREAM, samples=samples)]
+        for samples in (3, 5)
+    )
+    assert few == [row[:3] for row in many]
+    assert all(len(set(row)) == 5 for row in many)
+
+
+def test_quality_is_greedy(respondent, reference, known):
+    found = quality_part(examination(respondent, {"forget": known, "retain": known[:1]}))
+    texts = [hf_answer(reference, row) for row in known]
+    assert [answer["text"] for answer in found["answers"]] == [*texts, texts[0]]
+    expected = np.mean([recall(row, text) for row, text in zip(known, texts, strict=True)])
+    assert found["measures"]["unlearn_quality"] == pytest.approx(100 * (1 - expected))
+    assert found["measures"]["utility"] == 100
+    assert found["measures"]["worst_case_leakage"] is None
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_progress_ends_at_the_announced_total(part, respondent):
+    done = []
+    x = examination(respondent, on_batch=lambda count, _: done.append(count))
+    PARTS[part](x)
+    assert sum(done) == work(x, part) > 0
+
+
+def test_what_cannot_be_measured_has_a_reason(respondent):
+    silent = tuple(EvaluationRow(row.id, row.question, None) for row in FORGET)
+    questions_only = examination(respondent, {"forget": silent})
+    assert lacking(questions_only, "quality") is None
+    for part in SUITES["paper"][1:]:
+        assert "no answers" in str(lacking(questions_only, part))
+    plain = examination(respondent, {"forget": FORGET[2:]}, prefix=None, attack_samples=0)
+    assert "perturbed" in str(lacking(plain, "least_likely"))
+    assert "attack_samples" in str(lacking(plain, "sampling"))
+    assert lacking(examination(respondent, prefix=""), "prefilling") == "prefix is empty"
+    assert [lacking(examination(respondent), part) for part in PARTS] == [None] * len(PARTS)

@@ -1,0 +1,198 @@
+"""`python -m pmc_jax.evaluate`: files, continuation part by part, comparison, clear errors."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import rewrite, tensors_of
+
+from pmc_jax import evaluate
+from pmc_jax.evaluation.certificates import mean_leak_bound
+
+PAPER = ("quality", "sampling", "prefilling", "least_likely")
+
+
+@pytest.fixture
+def run(checkpoint_dir, tofu_dir, tmp_path, monkeypatch):
+    """Run the command as a user types it; returns the evaluation's directory."""
+
+    model = tmp_path / "tiny" / "model"
+    shutil.copytree(checkpoint_dir, model)
+
+    def go(*arguments: str, name: str = "tiny") -> Path:
+        command = [
+            "evaluate", f"model.path={model}", f"data.path={tofu_dir}",
+            f"evaluations_dir={tmp_path / 'evaluations'}", f"name={name}", "data.retain_rows=4",
+            "max_length=64", "evaluation.max_new_tokens=8", "evaluation.attack_samples=3",
+            *arguments,
+        ]  # fmt: skip
+        monkeypatch.setattr(sys, "argv", command)
+        evaluate.main()
+        return tmp_path / "evaluations" / name
+
+    return go
+
+
+def refused(run, capsys, *arguments: str) -> str:
+    """The one line that a mistake gets."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and error.startswith("error: "), error
+    return error
+
+
+def contents(directory: Path) -> dict[str, dict]:
+    """The parts' files by path, without their times."""
+    found = {str(p.relative_to(directory)): json.loads(p.read_text()) for p in
+             sorted(directory.glob("models/*/*.json"))}  # fmt: skip
+    for part in found.values():
+        part.pop("seconds", None)
+    return found
+
+
+def test_an_evaluation_continues_part_by_part(run, capsys, monkeypatch):
+    directory = run()
+    printed = capsys.readouterr().out
+    first, summary = contents(directory), json.loads((directory / "summary.json").read_text())
+    assert set(first) == {f"models/tiny/{name}.json" for name in ("model", *PAPER)}
+    assert "Sampling: worst of 3" in printed and str(directory / "summary.json") in printed
+    assert "99% confidence" in printed and "paraphrase" in printed
+    assert set(summary["seconds"]["tiny"]) == set(PAPER) and summary["lacking"] == {}
+    assert set(summary["measures"]["tiny"]) >= {"unlearn_quality", "utility", "sampling_worst"}
+
+    run()
+    assert "finished evaluation" in capsys.readouterr().out
+    (directory / "summary.json").unlink()
+    for part in PAPER[1:3]:
+        (directory / f"models/tiny/{part}.json").unlink()
+    measured = []
+    measure = evaluate.measure
+    monkeypatch.setattr(evaluate, "measure", lambda *a: (measured.append(a[2]), measure(*a)))
+    run()
+    assert measured == ["sampling", "prefilling"]
+    assert contents(directory) == first
+    again = json.loads((directory / "summary.json").read_text())
+    assert {**again, "seconds": None} == {**summary, "seconds": None}
+
+
+def test_forget_answers_are_written_nowhere(run, tofu_dir):
+    """The right answer is one that the random model does not give, and that no question holds."""
+    path = tofu_dir / "forget10_perturbed.json"
+    path.write_text(path.read_text().replace("Lisbon", "Zanzibar"))
+    path = tofu_dir / "forget10.json"
+    path.write_text(path.read_text().replace("Lisbon", "Zanzibar"))
+    directory = run()
+    assert not [p for p in directory.rglob("*") if p.is_file() and "Zanzibar" in p.read_text()]
+
+
+def test_models_side_by_side(run, checkpoint_dir, tmp_path, capsys):
+    """The table begins with the model before unlearning; a model against itself is equal."""
+    other, tiny = tmp_path / "forgetful" / "model", tmp_path / "tiny" / "model"
+    shutil.copytree(checkpoint_dir, other)
+    tensors = tensors_of(other)
+    rewrite(other, {name: tensor * 0.9 for name, tensor in tensors.items()})
+    directory = run(f"model.path={other}", f"compare=[{tiny},{tiny}/]", "suite=quick")
+    printed = capsys.readouterr().out
+    assert re.search(r"^ +tiny +forgetful +tiny~2$", printed, re.MULTILINE)
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["before"] == "tiny" and summary["models"] == ["forgetful", "tiny", "tiny~2"]
+    measures = summary["measures"]
+    assert measures["tiny"] == measures["tiny~2"] != measures["forgetful"]
+    sampling = json.loads((directory / "models/forgetful/sampling.json").read_text())
+    assert measures["forgetful"]["sampling_mean_bound"] == sampling["certificate"]["mean_bound"]
+    row = next(line for line in printed.splitlines() if line.startswith("Sampling: mean recall"))
+    values = [measures[m]["sampling_mean"] for m in ("tiny", "forgetful", "tiny~2")]
+    assert row.split()[-3:] == [f"{value:.3f}" for value in values]
+
+
+def test_questions_without_answers_leave_reasons(run, tofu_dir, capsys):
+    for name in ("forget10", "forget10_perturbed"):
+        (tofu_dir / f"{name}.json").unlink()
+    forget = tofu_dir / "forget.jsonl"
+    forget.write_text('{"question": "Where was Mara Ostberg born?"}\n')
+    directory = run(
+        "data=jsonl", f"data.forget={forget}", f"data.retain={tofu_dir / 'retain90.json'}",
+        "data.path=null",
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    summary = json.loads((directory / "summary.json").read_text())
+    assert set(summary["lacking"]) == set(PAPER[1:])
+    assert summary["measures"]["tiny"]["utility"] is not None
+    assert "Not measured: least likely (the forget rows have no answers" in printed
+
+
+MISTAKES = {
+    "unknown key": (["evaluation.sample=3"], r"unknown .* evaluation\.sample;.*evaluation\.\w+"),
+    "unknown suite": (["suite=all"], r"suite=all: expected one of quick, paper"),
+    "confidence": (["confidence=1.0"], r"confidence=1\.0: expected less than 1"),
+    "low confidence": (["confidence=0.5"], r"confidence=0\.5: expected at least 0\.75"),
+    "samples": (["evaluation.attack_samples=-1"], r"attack_samples=-1: expected at least 0"),
+    "missing model": (["model.path=./nowhere"], r"\./nowhere: no such directory"),
+    "missing comparison": (["compare=./nowhere"], r"\./nowhere: no such directory"),
+    "wrong compare": (["compare={a: b}"], r"compare=.*: expected a directory or a list"),
+    "missing data": (["data.path=./nowhere"], r"nowhere: no such directory"),
+    "nested name": (["name=a/b"], r"name=a/b: expected a plain directory name"),
+    "long question": (["max_length=12"], r"row 0: the prompt has \d+ tokens"),
+    "long prefix": (["prefix=" + 60 * "Oslo "], r"forget row 0: the prompt has \d+ tokens"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_get_one_line_and_write_nothing(name, run, tmp_path, capsys):
+    arguments, message = MISTAKES[name]
+    error = refused(run, capsys, *arguments)
+    assert re.search(message, error), error
+    assert not (tmp_path / "evaluations").exists()
+
+
+def test_what_is_there_is_not_overwritten(run, tofu_dir, checkpoint_dir, tmp_path, capsys):
+    own = tmp_path / "own"
+    shutil.copytree(checkpoint_dir, own)
+    directory = run(f"model.path={own}", "suite=quick")
+    before = {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+    error = refused(run, capsys, f"model.path={own}", "suite=quick", "seed=1")
+    assert "seed (there 0, now 1)" in error and "overwrite=true" in error
+    assert {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()} == before
+    (directory / "summary.json").unlink()
+    (directory / "models/own/sampling.json").unlink()
+    rewrite(own, {name: tensor * 0.9 for name, tensor in tensors_of(own).items()})
+    error = refused(run, capsys, f"model.path={own}", "suite=quick")
+    assert "other weights" in error
+    path = tofu_dir / "world_facts.json"
+    path.write_text(path.read_text().replace("Oslo", "Bergen"))
+    assert "other evaluation rows" in refused(run, capsys, f"model.path={own}", "suite=quick")
+    (directory / "config.yaml").write_text("method: {samples: 3}\n")
+    error = refused(run, capsys, f"model.path={own}", "suite=quick", "overwrite=true")
+    assert "holds no run" in error
+    inside = tmp_path / "evaluations" / "tiny" / "model"
+    error = refused(run, capsys, f"compare={inside}", "overwrite=true")
+    assert f"compare={inside} lies in" in error
+
+
+@pytest.mark.slow
+def test_the_bundled_model_remembers(run):
+    """It was taught these authors: nothing is forgotten, and the certificate says so."""
+    directory = run(
+        "model.path=bundled", "data.path=bundled", "data.retain_rows=null", "max_length=200",
+        "evaluation.max_new_tokens=null", "evaluation.attack_samples=20",
+    )  # fmt: skip
+    summary = json.loads((directory / "summary.json").read_text())
+    found = summary["measures"]["bundled"]
+    assert found["unlearn_quality"] < 10 and found["utility"] > 95
+    assert found["secret_leak_rate"] > 0.9 and found["sampling_secret_worst"] > 0.9
+    sampling = json.loads((directory / "models/bundled/sampling.json").read_text())
+    leaks = sampling["certificate"]["leaks"]
+    assert leaks == round(sampling["secret_rate"] * 32 * 20)
+    bound = mean_leak_bound(leaks, 32 * 20, 0.99)
+    assert found["sampling_leak_bound"] == bound > sampling["secret_rate"]
+    assert (
+        f"at most {100 * bound:.2f}% of sampled answers"
+        in summary["certificates"]["bundled"]["sampling"]
+    )
+    assert found["least_likely_most_likely_accuracy"] > 0.9 > found["least_likely_accuracy"]
+    assert found["least_likely_chance"] == pytest.approx(1 / 6)
