@@ -115,7 +115,6 @@ VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=30)
 
 
 @given(VALUES, st.floats(0.5, 0.999))
-@settings(deadline=None)
 def test_bounds_are_above_what_was_seen(values, confidence):
     band = dkw_band(values, confidence)
     assert mean_bound(band) >= np.mean(values) - 1e-12
@@ -124,7 +123,7 @@ def test_bounds_are_above_what_was_seen(values, confidence):
 
 
 @given(VALUES)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_moment_bounds_are_the_integrals(values):
     """Against numerical integration of the formula in the docstring, on a grid of c."""
     band = dkw_band(values, 0.9)
