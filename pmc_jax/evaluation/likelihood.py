@@ -1,5 +1,6 @@
-"""How likely a model finds given answers, in few batched forward passes."""
+"""How likely a model finds given answers, token by token, in few batched forward passes."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -11,56 +12,120 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int
 from pmc_jax.buckets import bucket_length
 from pmc_jax.data.batches import loss_rows
 from pmc_jax.evaluation.quality import Respondent
-from pmc_jax.model import ModelConfig, forward, token_nll
+from pmc_jax.model import ModelConfig, forward
+from pmc_jax.model.forward import logits
+from pmc_jax.model.nll import CHUNK
 from pmc_jax.model.specs import Params
+
+Pair = tuple[Sequence[int], Sequence[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenScores:
+    """What a model says about each token of one answer, its end token included.
+
+    Attributes:
+        log_probs: log p(token | what precedes it), in nats.
+        greedy: whether the token is the most probable one (of several the first).
+        mean, variance: of log p(x) over the vocabulary, x drawn from p itself.
+    """
+
+    log_probs: Float[np.ndarray, " tokens"]
+    greedy: Bool[np.ndarray, " tokens"]
+    mean: Float[np.ndarray, " tokens"]
+    variance: Float[np.ndarray, " tokens"]
+
+    def without_end(self) -> "TokenScores":
+        """The same without the last token, which ends the answer."""
+        return TokenScores(*(getattr(self, f.name)[:-1] for f in dataclasses.fields(self)))
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood a token, −(1/L) Σ log p."""
+        return -float(np.mean(self.log_probs))
 
 
 @partial(jax.jit, static_argnames=("cfg", "dtype"))
-def mean_nll(
+def next_token_scores(
     params: Params,
     tokens: Int[Array, "batch time"],
     mask: Bool[Array, "batch time"],
-    loss_mask: Bool[Array, "batch time"],
     *,
     cfg: ModelConfig,
     dtype: DTypeLike,
-) -> Float[Array, " batch"]:
-    """Mean negative log-likelihood (nats a token) of the tokens in `loss_mask`, row by row."""
+) -> tuple[
+    Float[Array, "batch time-1"],
+    Bool[Array, "batch time-1"],
+    Float[Array, "batch time-1"],
+    Float[Array, "batch time-1"],
+]:
+    """The fields of `TokenScores` for tokens 1, 2, … of right-padded rows.
+
+    Logits exist for `CHUNK` tokens at a time, never for all of `[batch, time, vocab]`.
+    """
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     hidden = forward(params, tokens, positions, mask, cfg, dtype=dtype)
-    nll = token_nll(params, hidden, tokens, cfg)
-    return (nll * loss_mask).sum(axis=1) / loss_mask.sum(axis=1)
+    batch, time, embed = hidden.shape
+    count = batch * (time - 1)
+    chunk = min(CHUNK, count)
+    states = hidden[:, :-1].reshape(count, embed)
+    states = jnp.pad(states, ((0, -count % chunk), (0, 0))).reshape(-1, chunk, embed)
+    targets = jnp.pad(tokens[:, 1:].reshape(count), (0, -count % chunk)).reshape(-1, chunk)
+
+    def one_chunk(inputs: tuple[Array, Array]) -> tuple[Array, Array, Array, Array]:
+        states, targets = inputs
+        log_probs = jax.nn.log_softmax(logits(params, states, cfg), axis=-1)
+        probs = jnp.exp(log_probs)
+        chosen = jnp.take_along_axis(log_probs, targets[:, None], axis=-1)[:, 0]
+        mean = (probs * log_probs).sum(-1)
+        variance = (probs * (log_probs - mean[:, None]) ** 2).sum(-1)
+        return chosen, jnp.argmax(log_probs, axis=-1) == targets, mean, variance
+
+    found = jax.lax.map(one_chunk, (states, targets))
+    return tuple(x.reshape(-1)[:count].reshape(batch, time - 1) for x in found)
 
 
-def answer_losses(
+def answer_scores(
     respondent: Respondent,
-    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    pairs: Sequence[Pair],
     *,
     rows: int = 64,
     on_batch: Callable[[int, int], None] | None = None,
-) -> Float[np.ndarray, " pairs"]:
-    """−(1/L) Σ log p of the L tokens of each answer after its prompt, in nats.
+) -> list[TokenScores]:
+    """Scores of every (prompt, answer) of token ids; the answer holds its end token.
 
-    Args:
-        pairs: token ids of prompt and answer; the answer holds its end token.
-        rows: most pairs in one forward pass. Pairs of similar length go through together;
-            a smaller batch is filled up to a power of two.
-        on_batch: called with (pairs done, tokens scored) after every batch.
+    Pairs of similar length go through together, `rows` at a time; a smaller batch is
+    filled up to a power of two. `on_batch` is called with (pairs done, tokens scored).
     """
     lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
     order = sorted(range(len(pairs)), key=lambda i: (lengths[i], i))
-    losses = np.zeros(len(pairs))
+    found: dict[int, TokenScores] = {}
     for first in range(0, len(order), rows):
         chosen = order[first : first + rows]
         batch = min(rows, 1 << (len(chosen) - 1).bit_length())
         filled = [pairs[i] for i in chosen] + [pairs[chosen[0]]] * (batch - len(chosen))
         prompts, answers = zip(*filled, strict=True)
-        arrays = loss_rows(prompts, answers, bucket_length(lengths[chosen[-1]]))
-        found = mean_nll(
-            respondent.params, *map(jnp.asarray, arrays),
+        tokens, mask, _ = loss_rows(prompts, answers, bucket_length(lengths[chosen[-1]]))
+        arrays = next_token_scores(
+            respondent.params, jnp.asarray(tokens), jnp.asarray(mask),
             cfg=respondent.model, dtype=respondent.dtype,
         )  # fmt: skip
-        losses[chosen] = np.asarray(found)[: len(chosen)]
+        fields = [np.asarray(array) for array in arrays]
+        for row, i in enumerate(chosen):
+            part = slice(len(pairs[i][0]) - 1, lengths[i] - 1)
+            found[i] = TokenScores(*(field[row, part] for field in fields))
         if on_batch:
             on_batch(len(chosen), sum(len(pairs[i][1]) for i in chosen))
-    return losses
+    return [found[i] for i in range(len(pairs))]
+
+
+def answer_losses(
+    respondent: Respondent,
+    pairs: Sequence[Pair],
+    *,
+    rows: int = 64,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Float[np.ndarray, " pairs"]:
+    """−(1/L) Σ log p of the L tokens of each answer, in nats; arguments as of `answer_scores`."""
+    scores = answer_scores(respondent, pairs, rows=rows, on_batch=on_batch)
+    return np.array([score.loss for score in scores])

@@ -1,0 +1,38 @@
+"""Weights rounded to few bits, as a model is when it is deployed on small hardware."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pmc_jax.model import ModelConfig, decay_mask
+from pmc_jax.model.specs import Params
+
+BLOCK = 64
+"""Weights that share a scale."""
+
+
+def round_weights(weights: Float[Array, "*shape"], bits: int) -> Float[Array, "*shape"]:
+    """Symmetric absmax rounding of blocks of weights that follow one another in memory.
+
+    A block w becomes s·round(w/s) with s = max|w| / (2^(bits−1) − 1), halves to even,
+    computed in float32 whatever the weights' own type.
+    """
+    levels = 2 ** (bits - 1) - 1
+    flat = weights.reshape(-1).astype(jnp.float32)
+    blocks = jnp.pad(flat, (0, -flat.size % BLOCK)).reshape(-1, BLOCK)
+    scale = jnp.max(jnp.abs(blocks), axis=1, keepdims=True) / levels
+    rounded = jnp.round(blocks / jnp.where(scale > 0, scale, 1)) * scale
+    return rounded.reshape(-1)[: flat.size].reshape(weights.shape).astype(weights.dtype)
+
+
+def round_params(params: Params, cfg: ModelConfig, bits: int) -> Params:
+    """The layers' weight matrices rounded to `bits`; norms, biases and embeddings stay.
+
+    That is what the common 8-bit and 4-bit formats round.
+    """
+
+    def one(leaf: Array, matrix: bool) -> Array:
+        return round_weights(leaf, bits) if matrix else leaf
+
+    layers = jax.tree.map(one, params["layers"], decay_mask(cfg)["layers"])
+    return {**params, "layers": layers}

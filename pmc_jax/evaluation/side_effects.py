@@ -1,0 +1,87 @@
+"""What unlearning did to text that has nothing to do with the forget questions.
+
+For the tokens of such text that also occur in forget answers: how far their probability
+p(x_t | x_<t) has moved from that under the model before unlearning.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from pmc_jax.data.prompts import PromptTemplate
+from pmc_jax.data.rows import EvaluationRow
+from pmc_jax.evaluation.likelihood import Pair, answer_scores
+from pmc_jax.evaluation.quality import Respondent
+
+
+def text_pairs(template: PromptTemplate, text: Sequence[str], window: int) -> list[Pair]:
+    """Paragraphs as token ids in windows of at most `window`; a first token, and the rest."""
+    tokenizer = template.tokenizer
+    pairs: list[Pair] = []
+    for paragraph in text:
+        ids = tokenizer(paragraph, verbose=False).input_ids
+        for first in range(0, len(ids), window):
+            piece = ids[first : first + window]
+            if len(piece) > 1:
+                pairs.append((piece[:1], piece[1:]))
+    return pairs
+
+
+def public_text(rows: Sequence[EvaluationRow]) -> list[str]:
+    """Questions with their answers as text, for data that brings no text of its own."""
+    return [f"{row.question} {row.answer}" for row in rows if row.answer]
+
+
+def answer_tokens(template: PromptTemplate, rows: Sequence[EvaluationRow]) -> frozenset[int]:
+    """Every token of the rows' answers but those that end a response."""
+    found = {token for row in rows if row.answer for token in template.encode_answer(row.answer)}
+    return frozenset(found - set(template.stop_ids))
+
+
+def text_probabilities(
+    respondent: Respondent,
+    pairs: Sequence[Pair],
+    *,
+    rows: int = 64,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Float[np.ndarray, " tokens"]:
+    """p(x_t | x_<t) of every token but the first of each piece, one after another."""
+    scores = answer_scores(respondent, pairs, rows=rows, on_batch=on_batch)
+    if not scores:
+        return np.zeros(0)
+    return np.exp(np.concatenate([score.log_probs for score in scores]))
+
+
+def watched_tokens(pairs: Sequence[Pair], tokens: Collection[int]) -> Bool[np.ndarray, " tokens"]:
+    """Which of the text's tokens occur in forget answers, in the order of the probabilities."""
+    return np.array([token in tokens for _, rest in pairs for token in rest], bool)
+
+
+def side_effects(
+    before: Float[np.ndarray, " tokens"],
+    after: Float[np.ndarray, " tokens"],
+    watched: Bool[np.ndarray, " tokens"],
+    bins: int = 40,
+) -> dict[str, Any]:
+    """Mean, spread and histogram of the changes, at watched tokens and at all others."""
+    edges = np.linspace(-1, 1, bins + 1)
+
+    def described(change: np.ndarray) -> dict[str, Any] | None:
+        if not change.size:
+            return None
+        return {
+            "tokens": int(change.size),
+            "mean": float(change.mean()),
+            "deviation": float(change.std()),
+            "mean_absolute": float(np.abs(change).mean()),
+            "histogram": np.histogram(change, edges)[0].tolist(),
+        }
+
+    change = after - before
+    return {
+        "edges": edges.tolist(),
+        "watched": described(change[watched]),
+        "other": described(change[~watched]),
+    }
