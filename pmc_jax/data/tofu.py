@@ -8,14 +8,16 @@ from pmc_jax.data.rows import DataConfig
 from pmc_jax.errors import UserError
 
 SUFFIXES = (".json", ".jsonl")
-NOT_SPLITS = ("world_facts", "real_authors", "idontknow")
+REFUSALS = "idontknow"
+NOT_SPLITS = ("world_facts", "real_authors", REFUSALS)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataFiles:
     """The files of a data set; None where there is none.
 
-    `perturbed` has the forget rows again, in the same order, with paraphrases.
+    `perturbed` has the forget rows again, in the same order, with paraphrases;
+    `refusals` is plain text, one refusal a line.
     """
 
     forget: Path
@@ -23,6 +25,7 @@ class DataFiles:
     perturbed: Path | None = None
     world_facts: Path | None = None
     real_authors: Path | None = None
+    refusals: Path | None = None
 
 
 def tofu_files(cfg: DataConfig) -> DataFiles:
@@ -49,6 +52,7 @@ def tofu_files(cfg: DataConfig) -> DataFiles:
         perturbed=_find(directory, f"{cfg.forget}_perturbed"),
         world_facts=_find(directory, f"{facts}_perturbed") or _find(directory, facts),
         real_authors=_find(directory, f"{authors}_perturbed") or _find(directory, authors),
+        refusals=_find(directory, REFUSALS),
     )
 
 
@@ -74,15 +78,15 @@ def _download(cfg: DataConfig) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
-    def fetch(name: str) -> Path | None:
+    def fetch(name: str, suffix: str = ".json") -> Path | None:
         try:
-            path = huggingface_hub.hf_hub_download(cfg.hub, f"{name}.json", repo_type="dataset")
+            path = huggingface_hub.hf_hub_download(cfg.hub, name + suffix, repo_type="dataset")
         except RemoteEntryNotFoundError:
             return None
         except (LocalEntryNotFoundError, OSError, ValueError) as e:
             raise UserError(
-                f"data.hub={cfg.hub}: cannot get {name}.json ({type(e).__name__}); without access "
-                "to the hub, pass data.path=DIRECTORY with the files of the data set"
+                f"data.hub={cfg.hub}: cannot get {name}{suffix} ({type(e).__name__}); without "
+                "access to the hub, pass data.path=DIRECTORY with the files of the data set"
             ) from None
         return Path(path)
 
@@ -95,6 +99,7 @@ def _download(cfg: DataConfig) -> Path:
     directory = require("forget", cfg.forget).parent
     require("retain", cfg.retain)
     fetch(f"{cfg.forget}_perturbed")
+    fetch(REFUSALS, ".jsonl")
     for name in (cfg.world_facts or "world_facts", cfg.real_authors or "real_authors"):
         if fetch(f"{name}_perturbed") is None:
             fetch(name)

@@ -51,7 +51,7 @@ def stored_settings(directory: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError):
         stored = None
     found = flatten(stored) if isinstance(stored, dict) else {}
-    return found if "method.samples" in found else {}
+    return found if {"method.name", "method.samples"} & found.keys() else {}
 
 
 def begin_run(
