@@ -89,13 +89,13 @@ def test_a_forget_file_without_answers_is_an_error_only_where_they_are_needed(
     path.write_text("".join(json.dumps({"question": row["question"]}) + "\n" for row in rows))
     for name in ("forget10_perturbed", "world_facts", "real_authors"):
         (tofu_dir / f"{name}.json").unlink()
+    files = ["data.format=jsonl", "data.path=null", f"data.forget={path}",
+             f"data.retain={tofu_dir / 'retain90.json'}", "training.epochs=1"]  # fmt: skip
     with pytest.raises(SystemExit) as stop:
-        run_method("npo", "data.format=jsonl", f"data.forget={path}",
-                   f"data.retain={tofu_dir / 'retain90.json'}", "data.path=null")  # fmt: skip
+        run_method("npo", *files)
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1 and "answer" in error
-    directory = run_method("idk", "data.format=jsonl", f"data.forget={path}", "data.path=null",
-                           f"data.retain={tofu_dir / 'retain90.json'}", "training.epochs=1")  # fmt: skip
+    directory = run_method("idk", *files)
     assert len(lines(directory / "metrics.jsonl")) == 2
 
 

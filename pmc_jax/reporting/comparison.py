@@ -1,0 +1,229 @@
+"""Comparing runs: configurations as means over seeds, dominance, fronts and hypervolumes."""
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from pmc_jax.errors import UserError
+from pmc_jax.reporting.run_files import number, parse_object
+
+NOT_CONFIGURATION = ("seed", "name", "runs_dir", "overwrite")
+"""Settings in which the runs of one configuration may differ."""
+WORK = ("originals", "sample", "score", "batch", "train")
+"""The parts of a run that are the method's own; loading and evaluation are not."""
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One finished run. Quality and utility in percent, `before` is the target's utility."""
+
+    path: str
+    method: str
+    seed: int
+    settings: dict[str, Any]
+    quality: float
+    utility: float
+    before: float | None
+    minutes: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """A configuration: its runs, whose means over seeds are what is compared.
+
+    Attributes:
+        differing: the settings in which the compared configurations of its method differ.
+        on_front: no configuration of the same method dominates it.
+        undominated: no configuration of any method does.
+    """
+
+    method: str
+    outcomes: tuple[Outcome, ...]
+    differing: dict[str, Any]
+    on_front: bool = False
+    undominated: bool = False
+
+    def values(self, name: str) -> Float[np.ndarray, " seeds"]:
+        """`name` of every seed's run."""
+        return np.array([getattr(outcome, name) for outcome in self.outcomes], dtype=float)
+
+    def mean(self, name: str) -> float:
+        """The mean of `name` over seeds."""
+        return float(self.values(name).mean())
+
+    def half_range(self, name: str) -> tuple[float, float]:
+        """How far below and above the mean the seeds lie."""
+        values = self.values(name)
+        return float(values.mean() - values.min()), float(values.max() - values.mean())
+
+    @property
+    def objectives(self) -> tuple[float, float]:
+        """Utility and unlearn quality; more is better."""
+        return self.mean("utility"), self.mean("quality")
+
+
+def find_runs(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Directories of finished runs, and those of unfinished ones, at or below `paths`.
+
+    Raises:
+        UserError: naming a path that holds no run.
+    """
+    finished: dict[Path, None] = {}
+    unfinished: dict[Path, None] = {}
+    for path in paths:
+        configs = sorted({*path.glob("config.yaml"), *path.glob("*/config.yaml")})
+        if not configs:
+            raise UserError(f"{path}: no run here; expected the directory of a run or of runs")
+        for config in configs:
+            done = (config.parent / "summary.json").is_file()
+            (finished if done else unfinished)[config.parent] = None
+    return list(finished), list(unfinished)
+
+
+def read_outcome(directory: Path) -> Outcome:
+    """The run in `directory`.
+
+    Raises:
+        UserError: if its summary lacks what a comparison is made of.
+    """
+    path = directory / "summary.json"
+    summary = parse_object(path.read_text(encoding="utf-8"), str(path))
+    after, settings = summary.get("after") or {}, summary.get("settings") or {}
+    quality, utility = number(after.get("unlearn_quality")), number(after.get("utility"))
+    if quality is None or utility is None:
+        raise UserError(f"{path}: no unlearn quality or no utility; a comparison needs both")
+    seconds = summary.get("seconds") or {}
+    return Outcome(
+        path=str(directory),
+        method=str(settings.get("method.name", "pmc")),
+        seed=int(settings.get("seed", 0)),
+        settings=settings,
+        quality=quality,
+        utility=utility,
+        before=number((summary.get("before") or {}).get("utility")),
+        minutes=sum(number(seconds.get(part)) or 0.0 for part in WORK) / 60,
+        steps=int(summary.get("steps", 0)),
+    )
+
+
+def compare(outcomes: Sequence[Outcome]) -> list[Point]:
+    """The configurations of `outcomes`, by method, with dominance marked.
+
+    Raises:
+        UserError: if a configuration has two runs of the same seed.
+    """
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault(_configuration(outcome), []).append(outcome)
+    points = []
+    for group in groups.values():
+        group.sort(key=lambda outcome: outcome.seed)
+        for a, b in itertools.pairwise(group):
+            if a.seed == b.seed:
+                raise UserError(f"{a.path} and {b.path} are the same configuration and seed")
+        siblings = [o for o in outcomes if o.method == group[0].method]
+        points.append(Point(group[0].method, tuple(group), _differing(group[0], siblings)))
+    points.sort(key=lambda point: (point.method != "pmc", point.method, -point.mean("utility")))
+    return [_marked(point, points) for point in points]
+
+
+def _configuration(outcome: Outcome) -> str:
+    kept = sorted((k, repr(v)) for k, v in outcome.settings.items() if k not in NOT_CONFIGURATION)
+    return repr(kept)
+
+
+def _differing(outcome: Outcome, siblings: Sequence[Outcome]) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in outcome.settings.items()
+        if key not in NOT_CONFIGURATION
+        and any(sibling.settings.get(key) != value for sibling in siblings)
+    }
+
+
+def _marked(point: Point, points: Sequence[Point]) -> Point:
+    own = [other for other in points if other.method == point.method]
+    return Point(
+        point.method,
+        point.outcomes,
+        point.differing,
+        on_front=not any(dominates(p.objectives, point.objectives) for p in own),
+        undominated=not any(dominates(p.objectives, point.objectives) for p in points),
+    )
+
+
+def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether `a` is at least as good as `b` in everything and better in something."""
+    return all(x >= y for x, y in zip(a, b, strict=True)) and tuple(a) != tuple(b)
+
+
+def front(points: Sequence[Point], method: str) -> list[Point]:
+    """The configurations of `method` that no other of it dominates, by utility."""
+    chosen = [point for point in points if point.method == method and point.on_front]
+    return sorted(chosen, key=lambda point: point.objectives)
+
+
+def hypervolume(objectives: Iterable[Sequence[float]]) -> float:
+    """Share of [0, 100]² that is dominated by one of the points: the area below a front."""
+    area, height = 0.0, 0.0
+    for utility, quality in sorted(objectives, key=lambda pair: -pair[0]):
+        # From right to left a point adds what rises above the points right of it.
+        area += max(quality - height, 0.0) * max(utility, 0.0)
+        height = max(height, quality)
+    return area / 100**2
+
+
+def hypervolume_interval(
+    points: Sequence[Point], level: float = 0.95, seed: int = 0
+) -> tuple[float, float] | None:
+    """Bootstrap interval of the hypervolume: seeds redrawn within each configuration.
+
+    None if a configuration has a single seed. With few seeds it is too narrow: two seeds
+    have three distinct means.
+    """
+    if not points or any(len(point.outcomes) < 2 for point in points):
+        return None
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(RESAMPLES):
+        drawn = []
+        for point in points:
+            chosen = rng.integers(0, len(point.outcomes), len(point.outcomes))
+            pair = (point.values(name)[chosen].mean() for name in ("utility", "quality"))
+            drawn.append(tuple(float(value) for value in pair))
+        found.append(hypervolume(drawn))
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def target_utility(outcomes: Sequence[Outcome]) -> float | None:
+    """The utility of the target model, if the runs agree on it."""
+    known = [outcome.before for outcome in outcomes if outcome.before is not None]
+    agreed = known and all(math.isclose(value, known[0], abs_tol=1e-6) for value in known)
+    return known[0] if agreed else None
+
+
+def run_table(outcomes: Sequence[Outcome], points: Sequence[Point]) -> list[dict[str, Any]]:
+    """One row a run: method, seed, measures, effort, and the settings that differ."""
+    columns = sorted({key for point in points for key in point.differing})
+    return [
+        {
+            "run": outcome.path,
+            "method": outcome.method,
+            "seed": outcome.seed,
+            "unlearn_quality": outcome.quality,
+            "utility": outcome.utility,
+            "minutes": outcome.minutes,
+            "steps": outcome.steps,
+            **{key: outcome.settings.get(key) for key in columns},
+        }
+        for outcome in sorted(outcomes, key=lambda o: (o.method, o.path))
+    ]
