@@ -11,7 +11,9 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -252,8 +254,10 @@ def quoted(argument: str) -> str:
 def entry_point(task: Callable[[Any], None], name: str, schema: type) -> Callable[[], None]:
     """The `main` of a command: configuration from Hydra, user errors as one line and status 2.
 
-    Hydra neither changes the working directory nor writes files of its own.
+    Hydra neither changes the working directory nor writes files of its own. A run of a sweep
+    that ends in an error does not end the sweep, whose status is then 2.
     """
+    failed: list[str] = []
 
     def run(composed: DictConfig) -> None:
         try:
@@ -262,7 +266,9 @@ def entry_point(task: Callable[[Any], None], name: str, schema: type) -> Callabl
             task(config)
         except (UserError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                sys.exit(2)
+            failed.append(str(error))
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
@@ -278,5 +284,8 @@ def entry_point(task: Callable[[Any], None], name: str, schema: type) -> Callabl
                 print(f"error: {error}", file=sys.stderr)
                 sys.exit(2)
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(run)()
+        if failed:
+            print(f"error: {len(failed)} runs of the sweep failed", file=sys.stderr)
+            sys.exit(2)
 
     return main

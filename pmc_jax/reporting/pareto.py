@@ -14,6 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path as Outline
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Affine2D
 
 from pmc_jax.files import write_json, write_text
@@ -169,7 +170,7 @@ def draw_panel(axes: Axes, points: Sequence[Point], x: str, y: str, target: floa
     look = looks(points)
     for method, (marker, colour) in look.items():
         for index, point in enumerate(p for p in points if p.method == method):
-            spread = {
+            spread: dict[str, Any] = {
                 f"{axis}err": [[side] for side in point.half_range(name)]
                 for axis, name in (("x", x), ("y", y))
             }
@@ -286,7 +287,11 @@ def panel(points: Sequence[Point], x: str, y: str, target: float | None) -> Pane
         y_label=LABELS[y],
         marks=marks,
         lines=lines,
-        x_ticks=[(across(top * i / 4), f"{top * i / 4:.3g}") for i in range(5)],
+        x_ticks=[
+            (across(value), f"{value:g}")
+            for value in MaxNLocator(4).tick_values(0, top)
+            if 0 <= value <= top
+        ],
         y_ticks=[(up(25 * i), str(25 * i)) for i in range(5)],
         target=line,
     )
