@@ -15,7 +15,7 @@ from pmc_jax.reporting.run_files import number, parse_object
 
 NOT_CONFIGURATION = ("seed", "name", "runs_dir", "overwrite")
 """Settings in which the runs of one configuration may differ."""
-WORK = ("originals", "sample", "score", "batch", "train")
+WORK = ("originals", "references", "sample", "score", "batch", "train")
 """The parts of a run that are the method's own; loading and evaluation are not."""
 RESAMPLES = 1000
 
