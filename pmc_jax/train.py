@@ -206,11 +206,12 @@ def references_of(cfg: Config, inputs: Inputs, data: MethodData, params: Params)
 def fixed_before(cfg: Config, inputs: Inputs, params: Params) -> dict[str, Any]:
     """What the target model alone decides, with the seconds that finding it took."""
     seconds = {"checkpoint": 0.0}
-    with timed(seconds, "originals"):
-        if isinstance(cfg.method, PMCConfig):
+    if isinstance(cfg.method, PMCConfig):
+        with timed(seconds, "originals"):
             found = originals_of(cfg, cfg.method, inputs, params)
-        else:
-            assert inputs.targets is not None
+    else:
+        assert inputs.targets is not None
+        with timed(seconds, "references"):
             found = references_of(cfg, inputs, inputs.targets, params)
     return {**found, "seconds": seconds}
 
@@ -347,12 +348,13 @@ def train(cfg: Config) -> None:
     after = evaluate_stage(
         cfg, inputs, exported, directory / "evaluation/after.json", "evaluating after"
     )
+    checkpoint_seconds = train_seconds.pop("checkpoint")
     parts = {
         "load": seconds["load"],
         "evaluate_before": before["seconds"],
-        "originals": train_seconds["originals"],
+        **train_seconds,
         **step_seconds(steps),
-        "checkpoint": train_seconds["checkpoint"],
+        "checkpoint": checkpoint_seconds,
         "export": seconds["export"],
         "evaluate_after": after["seconds"],
     }

@@ -361,7 +361,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, capsys):
         run("optimizer.learning_rate=1e30", "optimizer.schedule=constant")
     error = capsys.readouterr().err
     assert stop.value.code == 2 and "no longer finite at step" in error
-    assert "last good checkpoint" in error and "forget questions [" in error
+    assert "last good checkpoint" in error and "(questions [" in error
 
 
 def test_ask_prints_the_greedy_answer(checkpoint_dir, capsys, monkeypatch):

@@ -78,15 +78,15 @@ def _download(cfg: DataConfig) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
-    def fetch(name: str, suffix: str = ".json") -> Path | None:
+    def fetch(name: str) -> Path | None:
         try:
-            path = huggingface_hub.hf_hub_download(cfg.hub, name + suffix, repo_type="dataset")
+            path = huggingface_hub.hf_hub_download(cfg.hub, f"{name}.json", repo_type="dataset")
         except RemoteEntryNotFoundError:
             return None
         except (LocalEntryNotFoundError, OSError, ValueError) as e:
             raise UserError(
-                f"data.hub={cfg.hub}: cannot get {name}{suffix} ({type(e).__name__}); without "
-                "access to the hub, pass data.path=DIRECTORY with the files of the data set"
+                f"data.hub={cfg.hub}: cannot get {name}.json ({type(e).__name__}); without access "
+                "to the hub, pass data.path=DIRECTORY with the files of the data set"
             ) from None
         return Path(path)
 
@@ -99,7 +99,6 @@ def _download(cfg: DataConfig) -> Path:
     directory = require("forget", cfg.forget).parent
     require("retain", cfg.retain)
     fetch(f"{cfg.forget}_perturbed")
-    fetch(REFUSALS, ".jsonl")
     for name in (cfg.world_facts or "world_facts", cfg.real_authors or "real_authors"):
         if fetch(f"{name}_perturbed") is None:
             fetch(name)

@@ -135,9 +135,7 @@ def method_objective(
 ) -> Objective:
     """The method's loss of a part of an optimizer batch."""
 
-    def objective(
-        params: Params, part: MethodBatch, batch: MethodBatch, frozen: Params | None = None
-    ) -> MethodLoss:
+    def objective(params: Params, part: MethodBatch, batch: MethodBatch) -> MethodLoss:
         rows = joined(part)
         nll = sequence_nll(params, rows.tokens, rows.mask, cfg, dtype, remat)
         return method_loss(method, *split_targets(nll, part, batch))

@@ -53,11 +53,11 @@ def sequence_nll(
 Losses = Any
 """A struct of scalars, one of them `loss`, that add up over the parts of a batch."""
 
-Objective = Callable[[Params, Any, Any, Params | None], Losses]
-"""`(params, part, batch, frozen) -> losses` of a part of an optimizer batch.
+Objective = Callable[[Params, Any, Any], Losses]
+"""`(params, part, batch) -> losses` of a part of an optimizer batch.
 
 Means are over the whole `batch`, so that losses and gradients of its parts add up to its
-own. `frozen` is the target model, for objectives that compare with it.
+own.
 """
 
 
@@ -66,7 +66,7 @@ def pmc_objective(
 ) -> Objective:
     """The PMC loss of rows of token sequences."""
 
-    def objective(params: Params, part: LossRows, batch: LossRows, frozen: Any = None) -> PMCLoss:
+    def objective(params: Params, part: LossRows, batch: LossRows) -> PMCLoss:
         nll = sequence_nll(params, part.tokens, part.mask, cfg, dtype, remat)
         return pmc_loss(nll, part, loss_tokens(batch), retain_weight)
 
@@ -74,7 +74,7 @@ def pmc_objective(
 
 
 def accumulated_gradients(
-    params: Params, batch: Any, objective: Objective, frozen: Params | None = None
+    params: Params, batch: Any, objective: Objective
 ) -> tuple[Params, Losses]:
     """Gradients and losses over micro-batches, which lie along the first axis of `batch`.
 
@@ -82,10 +82,10 @@ def accumulated_gradients(
     """
 
     def loss(params: Params, part: Any) -> tuple[Array, Losses]:
-        losses = objective(params, part, batch, frozen)
+        losses = objective(params, part, batch)
         return losses.loss, losses
 
-    structure: Any = None
+    structure: Any = None  # of the losses, whose declared shapes admit no stacked scalars
 
     def add(total: Params, part: Any) -> tuple[Params, list[Array]]:
         nonlocal structure
@@ -97,17 +97,15 @@ def accumulated_gradients(
     return gradients, jax.tree.unflatten(structure, [parts.sum(axis=0) for parts in scalars])
 
 
-TrainStep = Callable[..., tuple[TrainState, Losses]]
-"""`(state, batch, frozen=None) -> (state, losses)`; donates `state`."""
+TrainStep = Callable[[TrainState, Any], tuple[TrainState, Losses]]
+"""`(state, batch) -> (state, losses)`; donates `state`."""
 
 
 def make_objective_step(optimizer: optax.GradientTransformation, objective: Objective) -> TrainStep:
     """A compiled optimizer step of any objective."""
 
-    def train_step(
-        state: TrainState, batch: Any, frozen: Params | None = None
-    ) -> tuple[TrainState, Losses]:
-        gradients, losses = accumulated_gradients(state.params, batch, objective, frozen)
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Losses]:
+        gradients, losses = accumulated_gradients(state.params, batch, objective)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, opt_state, state.step + 1), losses

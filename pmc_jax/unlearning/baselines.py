@@ -123,7 +123,8 @@ def satimp_loss(forget: Targets, beta1: float, beta2: float) -> Float[Array, ""]
 
     SatImp (Yang et al. 2025, arXiv 2505.11953): saturation times importance.
     """
-    p = jax.lax.stop_gradient(jnp.exp(-forget.nll))
+    # A certain token's NLL may be rounded to just below 0, where (1 - p)^β₂ has no value.
+    p = jax.lax.stop_gradient(jnp.exp(-forget.nll).clip(max=1))
     return -token_mean(forget, p**beta1 * (1 - p) ** beta2 * forget.nll)
 
 

@@ -138,7 +138,8 @@ class SatImpConfig(RetainingConfig):
 
     name: str = "satimp"
     beta1: float = 5.0
-    beta2: float = 0.1
+    beta2: float = 1.0
+    retain_weight: float = 10.0
 
 
 METHODS: dict[str, type[MethodConfig]] = {
