@@ -11,7 +11,9 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,7 +27,7 @@ from pmc_jax.pretrained import ModelSource
 from pmc_jax.training.checkpoints import CheckpointConfig
 from pmc_jax.training.loop import BatchConfig
 from pmc_jax.training.optimizer import OptimizerConfig
-from pmc_jax.unlearning.config import PMCConfig
+from pmc_jax.unlearning.config import METHODS, MethodConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class LoggingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A PMC run: `python -m pmc_jax.train`.
+    """A run: `python -m pmc_jax.train`. `method` is of the type that its name has in `METHODS`.
 
     `mesh` lays out the devices: "auto", or `DATAxMODEL` (4x2: four that share the batch, two
     that share each matrix). A run may go on with another.
@@ -52,7 +54,7 @@ class Config:
     model: ModelSource = dataclasses.field(default_factory=ModelSource)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
-    method: PMCConfig = dataclasses.field(default_factory=PMCConfig)
+    method: MethodConfig = dataclasses.field(default_factory=MethodConfig)
     training: BatchConfig = dataclasses.field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
@@ -118,6 +120,7 @@ CHOICES = {
     "model.remat": ("none", "dots", "full"),
     "data.format": ("tofu", "jsonl"),
     "prompt.template": ("auto", "chat", "plain"),
+    "method.pairs": ("all", "retain", "forget"),
     "optimizer.schedule": ("linear", "constant"),
 }
 
@@ -141,6 +144,10 @@ LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
     "method.min_len": (0, True),
     "method.retain_weight": (0, True),
     "method.retain_per_forget": (0, True),
+    "method.beta": (0, False),
+    "method.alpha": (0, True),
+    "method.beta1": (0, True),
+    "method.beta2": (0, True),
     "training.epochs": (0, True),
     "training.batch_size": (1, True),
     "training.accumulation": (1, True),
@@ -183,6 +190,10 @@ for _name, _schema in (
     ("evaluate_schema", EvaluateConfig),
 ):
     ConfigStore.instance().store(name=_name, node=_open_schema(_schema))
+for _name, _method in METHODS.items():
+    ConfigStore.instance().store(
+        group="method", name=f"{_name}_schema", node=_open_schema(_method), package="method"
+    )
 
 
 def config_directory() -> Path:
@@ -193,6 +204,8 @@ def config_directory() -> Path:
 
 def check_values(config: Any) -> None:
     """Refuse values that no run can mean, naming key, value and what was expected."""
+    if isinstance(config, Config) and config.method.name != type(config.method).name:
+        raise UserError(f"method.name={config.method.name}: choose a method by method=NAME")
     for key, value in flatten(config).items():
         if key in CHOICES and value not in CHOICES[key]:
             raise UserError(f"{key}={value}: expected one of {', '.join(CHOICES[key])}")
@@ -209,14 +222,46 @@ def check_values(config: Any) -> None:
             raise UserError(f"seed={value}: expected less than 2**32")
 
 
-def _one_line(error: BaseException, schema: type) -> str:
+def unknown_key(key: str, schema: type, method: str | None) -> str:
+    """The message for a key that is not in `schema` with this `method`."""
+    valid = list(flatten(schema()))
+    if method:
+        valid = [name for name in valid if not name.startswith("method.")]
+        valid += [f"method.{field.name}" for field in dataclasses.fields(METHODS[method])]
+    if key.startswith("method."):
+        valid = [name for name in valid if name.startswith("method.")] or valid
+    (nearest,) = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
+    owners = [
+        name
+        for name, kind in METHODS.items()
+        if key in {f"method.{field.name}" for field in dataclasses.fields(kind)}
+    ]
+    if method and owners:
+        return (
+            f"{key} is a key of method={', '.join(owners)}, not of method={method}; "
+            f"the nearest valid key is {nearest}"
+        )
+    return f"unknown configuration key {key}; the nearest valid key is {nearest}"
+
+
+def _chosen_method(overrides: list[str], name: str) -> str | None:
+    """The method that is composed when the keys that may be wrong are left out."""
+    choices = [text for text in overrides if text.partition("=")[0] in ("method", "experiment")]
+    try:
+        method = hydra.compose(name, overrides=choices).get("method")
+    except (HydraException, OmegaConfBaseException):
+        return None
+    found = method.get("name") if method is not None else None
+    return found if found in METHODS else None
+
+
+def _one_line(error: BaseException, schema: type, method: str | None) -> str:
     """Hydra's and OmegaConf's messages, which span lines, as one that names the key."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     key = getattr(cause, "full_key", None)
     message = str(error).strip() if cause is error else str(cause).strip()
     if key and "not in" in message.splitlines()[0]:
-        nearest = difflib.get_close_matches(key, flatten(schema()), n=1, cutoff=0.0)
-        return f"unknown configuration key {key}; the nearest valid key is {nearest[0]}"
+        return unknown_key(key, schema, method)
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "Set the"))]
     text = " ".join(kept).partition(" Config search path:")[0]
@@ -225,12 +270,13 @@ def _one_line(error: BaseException, schema: type) -> str:
 
 def _compose(overrides: list[str], name: str, schema: type) -> None:
     """Compose once ahead of Hydra's own run, so that mistakes become one line."""
-    try:
-        with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+        try:
             composed = hydra.compose(name, overrides=overrides)
             OmegaConf.to_object(composed)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_one_line(error, schema)) from error
+        except (HydraException, OmegaConfBaseException) as error:
+            method = _chosen_method(overrides, name)
+            raise UserError(_one_line(error, schema, method)) from error
 
 
 FREE_TEXT = ("question", "prefix", "prompt.system", "prompt.question", "prompt.answer")
@@ -251,8 +297,10 @@ def quoted(argument: str) -> str:
 def entry_point(task: Callable[[Any], None], name: str, schema: type) -> Callable[[], None]:
     """The `main` of a command: configuration from Hydra, user errors as one line and status 2.
 
-    Hydra neither changes the working directory nor writes files of its own.
+    Hydra neither changes the working directory nor writes files of its own. A run of a sweep
+    that ends in an error does not end the sweep, whose status is then 2.
     """
+    failed: list[str] = []
 
     def run(composed: DictConfig) -> None:
         try:
@@ -261,7 +309,9 @@ def entry_point(task: Callable[[Any], None], name: str, schema: type) -> Callabl
             task(config)
         except (UserError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                sys.exit(2)
+            failed.append(str(error))
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
@@ -277,5 +327,8 @@ def entry_point(task: Callable[[Any], None], name: str, schema: type) -> Callabl
                 print(f"error: {error}", file=sys.stderr)
                 sys.exit(2)
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(run)()
+        if failed:
+            print(f"error: {len(failed)} runs of the sweep failed", file=sys.stderr)
+            sys.exit(2)
 
     return main

@@ -25,7 +25,7 @@ from pmc_jax.model import decoding_params, param_count
 from pmc_jax.nested import flatten
 from pmc_jax.pretrained import describe, load_pretrained
 from pmc_jax.progress import token_stage
-from pmc_jax.reporting.comparison import certificate_lines, comparison_table
+from pmc_jax.reporting.side_by_side import certificate_lines, comparison_table
 from pmc_jax.reporting.summary import versions
 from pmc_jax.training.checkpoints import checksums, seal
 from pmc_jax.training.run_directory import SUMMARY, begin_run, holds_run, place_of

@@ -1,4 +1,8 @@
-"""Write the report of a finished run again: `python -m pmc_jax.report RUN_DIR`."""
+"""Write the report of a finished run again, or compare runs.
+
+`python -m pmc_jax.report RUN_DIR`, or `python -m pmc_jax.report pareto RUNS… [--out DIR]`
+with directories of runs, or directories that hold them.
+"""
 
 import argparse
 import sys
@@ -6,11 +10,15 @@ from pathlib import Path
 
 from pmc_jax.errors import UserError
 from pmc_jax.reporting import format_examples, format_table, write_report
+from pmc_jax.reporting.pareto import write_comparison
 from pmc_jax.reporting.run_files import read_run
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the run's table and examples, write its page, and print where that is."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["pareto"]:
+        return pareto(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m pmc_jax.report", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="directory of a finished run, e.g. runs/demo")
     run_dir = parser.parse_args(arguments).run_dir
@@ -24,6 +32,20 @@ def main(arguments: list[str] | None = None) -> int:
     if run.samples:
         print(f"\n{format_examples(run.samples)}")
     print(f"\nReport: {page}")
+    return 0
+
+
+def pareto(arguments: list[str]) -> int:
+    """Compare methods by the runs given; write tables, pictures and a page."""
+    parser = argparse.ArgumentParser(prog="python -m pmc_jax.report pareto", description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", help="directories of runs, or above them")
+    parser.add_argument("--out", type=Path, default=Path("comparison"), help="where to write")
+    chosen = parser.parse_args(arguments)
+    try:
+        print(write_comparison(chosen.runs, chosen.out))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

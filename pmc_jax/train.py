@@ -1,18 +1,20 @@
-"""Unlearn with PMC: `python -m pmc_jax.train [experiment=…] [key=value …]`.
+"""Unlearn, or fine-tune: `python -m pmc_jax.train [experiment=…] [method=…] [key=value …]`.
 
-Loads the target model, evaluates it, unlearns, exports a Hugging Face directory,
-evaluates again, and writes the report. The same command continues a run that was
-stopped.
+Loads the target model, evaluates it, trains it with PMC or another method, exports a
+Hugging Face directory, evaluates again, and writes the report. The same command continues
+a run that was stopped.
 """
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from convert.export import export_checkpoint
@@ -35,6 +37,13 @@ from pmc_jax.progress import stage, token_stage
 from pmc_jax.reporting import format_examples, format_table, write_report
 from pmc_jax.reporting.run_files import read_run
 from pmc_jax.reporting.summary import step_seconds, summarise
+from pmc_jax.training.baseline import (
+    BaselineRun,
+    baseline_steps,
+    method_objective,
+    needs_reference,
+    reference_nll,
+)
 from pmc_jax.training.checkpoints import (
     RunState,
     checksums,
@@ -42,13 +51,26 @@ from pmc_jax.training.checkpoints import (
     restore_latest,
     seal,
 )
-from pmc_jax.training.loop import PMCRun, UnlearningTask, greedy_originals, updates_per_epoch
+from pmc_jax.training.loop import (
+    PMCRun,
+    UnlearningTask,
+    greedy_originals,
+    pmc_steps,
+    updates_per_epoch,
+)
 from pmc_jax.training.metrics import open_metrics
 from pmc_jax.training.optimizer import make_optimizer, make_schedule
-from pmc_jax.training.run import unlearn
+from pmc_jax.training.run import Record, unlearn
 from pmc_jax.training.run_directory import SUMMARY, begin_run, holds_run, place_of
-from pmc_jax.training.step import abstract_state, init_state, make_train_step
+from pmc_jax.training.step import (
+    abstract_state,
+    init_state,
+    make_objective_step,
+    make_train_step,
+)
+from pmc_jax.training.targets import MethodData, method_data, target_fingerprints
 from pmc_jax.unlearning import empty_memory
+from pmc_jax.unlearning.config import PMCConfig
 
 NOT_SETTINGS = ("overwrite", "runs_dir", "mesh", "logging.tensorboard", "logging.wandb")
 """Keys that may differ when a run is continued."""
@@ -56,11 +78,15 @@ NOT_SETTINGS = ("overwrite", "runs_dir", "mesh", "logging.tensorboard", "logging
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a run reads, but for the weights, as checked before anything is written."""
+    """What a run reads, but for the weights, as checked before anything is written.
+
+    `targets` are what a method other than PMC trains on; a PMC run has none.
+    """
 
     model: Pretrained
     dataset: Dataset
     encoded: EncodedData
+    targets: MethodData | None
     mesh: Mesh | None
 
 
@@ -69,8 +95,19 @@ def load_inputs(cfg: Config) -> tuple[Inputs, Params]:
     dataset = load_dataset(cfg.data)
     mesh = mesh_of(cfg.model, cfg.mesh)
     model, params = load_pretrained(cfg.model, cfg.prompt, mesh)
-    encoded = encode(dataset, model.template, cfg.training.max_length, model.cfg.vocab_size)
-    return Inputs(model, dataset, encoded, mesh), params
+    template, vocab_size = model.template, model.cfg.vocab_size
+    encoded = encode(dataset, template, cfg.training.max_length, vocab_size)
+    targets = None
+    if not isinstance(cfg.method, PMCConfig):
+        targets = method_data(cfg.method, cfg.data, encoded, template, vocab_size, cfg.seed)
+    return Inputs(model, dataset, encoded, targets, mesh), params
+
+
+def fingerprints_of(inputs: Inputs, params: Params) -> dict[str, str]:
+    """Hashes by name of everything that the run reads."""
+    targets = target_fingerprints(inputs.targets) if inputs.targets else {}
+    weights = {"model weights": seal(checksums(params))}
+    return {**fingerprints(inputs.dataset, inputs.encoded), **targets, **weights}
 
 
 def evaluate_stage(
@@ -105,37 +142,129 @@ def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
     seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - started
 
 
-def originals_of(cfg: Config, inputs: Inputs, params: Params) -> dict[str, Any]:
-    """y0 of every forget question, as it is kept beside the checkpoints, with the time it took."""
-    seconds = {"checkpoint": 0.0}
-    with timed(seconds, "originals"):
-        originals = greedy_originals(
+Steps = Callable[[RunState, dict[str, Any]], Iterator[tuple[RunState, Record]]]
+"""From the state to start at, and the JSON kept beside it, to the steps that are left."""
+
+
+def originals_of(cfg: Config, method: PMCConfig, inputs: Inputs, params: Params) -> dict[str, Any]:
+    """y0 of every forget question, as it is kept beside the checkpoints."""
+    originals = greedy_originals(
+        params,
+        inputs.encoded.forget,
+        model=inputs.model.cfg,
+        template=inputs.model.template,
+        batch=cfg.training,
+        max_new_tokens=method.max_new_tokens,
+        dtype=cfg.model.dtype,
+    )
+    return {"originals": originals}
+
+
+def references_of(cfg: Config, inputs: Inputs, data: MethodData, params: Params) -> dict[str, Any]:
+    """N_ref of every answer and refusal, as they are kept beside the checkpoints."""
+    references = {
+        name: reference_nll(
             params,
-            inputs.encoded.forget,
+            pairs,
             model=inputs.model.cfg,
             template=inputs.model.template,
             batch=cfg.training,
-            max_new_tokens=cfg.method.max_new_tokens,
+            dtype=cfg.model.dtype,
+            remat=cfg.model.remat,
+        ).tolist()
+        for name, pairs in (("answers", data.answers), ("refusals", data.refusals))
+        if needs_reference(cfg.method)
+    }
+    return {"references": references}
+
+
+def fixed_before(cfg: Config, inputs: Inputs, params: Params) -> dict[str, Any]:
+    """What the target model alone decides, with the seconds that finding it took."""
+    seconds = {"checkpoint": 0.0}
+    if isinstance(cfg.method, PMCConfig):
+        with timed(seconds, "originals"):
+            found = originals_of(cfg, cfg.method, inputs, params)
+    else:
+        assert inputs.targets is not None
+        with timed(seconds, "references"):
+            found = references_of(cfg, inputs, inputs.targets, params)
+    return {**found, "seconds": seconds}
+
+
+def pmc_run(
+    cfg: Config, method: PMCConfig, inputs: Inputs, optimizer: optax.GradientTransformation
+) -> Steps:
+    """The steps of PMC."""
+    model, encoded = inputs.model, inputs.encoded
+    train_step = make_train_step(
+        optimizer, model.cfg, method.retain_weight, dtype=cfg.model.dtype, remat=cfg.model.remat
+    )
+
+    def steps(state: RunState, extra: dict[str, Any]) -> Iterator[tuple[RunState, Record]]:
+        run = PMCRun(
+            task=UnlearningTask(encoded.forget, extra["originals"], encoded.retain),
+            model=model.cfg,
+            template=model.template,
+            pmc=method,
+            batch=cfg.training,
+            key=jax.random.fold_in(jax.random.key(cfg.seed), 0),
+            seed=cfg.seed,
+            train_step=train_step,
             dtype=cfg.model.dtype,
         )
-    return {"originals": originals, "seconds": seconds}
+        return pmc_steps(run, state)
+
+    return steps
 
 
-def unlearn_stage(
+def baseline_run(
+    cfg: Config, inputs: Inputs, data: MethodData, optimizer: optax.GradientTransformation
+) -> Steps:
+    """The steps of any other method."""
+    objective = method_objective(cfg.method, inputs.model.cfg, cfg.model.dtype, cfg.model.remat)
+
+    def steps(state: RunState, extra: dict[str, Any]) -> Iterator[tuple[RunState, Record]]:
+        def reference(name: str, count: int) -> np.ndarray:
+            return np.asarray(
+                extra["references"].get(name, [0.0] * count), weights_dtype(cfg.model)
+            )
+
+        run = BaselineRun(
+            method=cfg.method,
+            data=data,
+            template=inputs.model.template,
+            batch=cfg.training,
+            seed=cfg.seed,
+            train_step=make_objective_step(optimizer, objective, inputs.model.cfg),
+            answer_reference=reference("answers", len(data.answers)),
+            refusal_reference=reference("refusals", len(data.refusals)),
+        )
+        return baseline_steps(run, state)
+
+    return steps
+
+
+def train_stage(
     cfg: Config, inputs: Inputs, params: Params, directory: Path
 ) -> tuple[Params, list[dict[str, Any]], dict[str, float]]:
-    """Run PMC from the newest checkpoint, or from `params`, which it donates, to the last step.
+    """Train from the newest checkpoint, or from `params`, which it donates, to the last step.
 
-    Returns the unlearned weights, the lines of `metrics.jsonl`, and the seconds of what is
+    Returns the trained weights, the lines of `metrics.jsonl`, and the seconds of what is
     no step.
     """
-    model, forget = inputs.model, inputs.encoded.forget
-    per_epoch = updates_per_epoch(len(forget), cfg.training)
+    model, forget, targets = inputs.model, inputs.encoded.forget, inputs.targets
+    per_epoch = updates_per_epoch(targets.visited if targets else len(forget), cfg.training)
     total = per_epoch * cfg.training.epochs
     schedule = make_schedule(cfg.optimizer, total, per_epoch)
     optimizer = make_optimizer(cfg.optimizer, model.cfg, schedule)
-    memory = empty_memory(len(forget), cfg.training.max_length)
     dtype = weights_dtype(cfg.model)
+    if isinstance(cfg.method, PMCConfig):
+        memory = empty_memory(len(forget), cfg.training.max_length)
+        steps = pmc_run(cfg, cfg.method, inputs, optimizer)
+    else:
+        assert targets is not None
+        memory = empty_memory(1, 1)  # a method without samples has nothing to remember
+        steps = baseline_run(cfg, inputs, targets, optimizer)
     with closing(open_checkpoints(directory / "checkpoints", cfg.checkpoints)) as manager:
         like = RunState(abstract_state(model.cfg, optimizer, dtype, inputs.mesh), memory)
         if manager.latest_step() is not None:
@@ -143,24 +272,10 @@ def unlearn_stage(
                 leaf.delete()  # the restored weights take this room
         restored = restore_latest(manager, like)
         if restored is None:
-            extra = originals_of(cfg, inputs, params)
+            extra = fixed_before(cfg, inputs, params)
             state = RunState(init_state(params, optimizer), memory)
         else:
             state, extra = restored
-        run = PMCRun(
-            task=UnlearningTask(forget, extra["originals"], inputs.encoded.retain),
-            model=model.cfg,
-            template=model.template,
-            pmc=cfg.method,
-            batch=cfg.training,
-            key=jax.random.fold_in(jax.random.key(cfg.seed), 0),
-            seed=cfg.seed,
-            train_step=make_train_step(
-                optimizer, model.cfg, cfg.method.retain_weight,
-                dtype=cfg.model.dtype, remat=cfg.model.remat,
-            ),
-            dtype=cfg.model.dtype,
-        )  # fmt: skip
         first = int(state.train.step)
         with (
             open_metrics(
@@ -170,10 +285,10 @@ def unlearn_stage(
                 tensorboard=cfg.logging.tensorboard,
                 wandb=cfg.logging.wandb,
             ) as metrics,
-            stage("unlearning", total, first) as progress,
+            stage(cfg.method.name, total, first) as progress,
         ):
             state, extra = unlearn(
-                run, state, extra, total=total, every=cfg.checkpoints.every,
+                steps(state, extra), state, extra, total=total, every=cfg.checkpoints.every,
                 schedule=schedule, manager=manager, metrics=metrics, progress=progress,
             )  # fmt: skip
     return state.train.params, metrics.rows, extra["seconds"]
@@ -194,11 +309,7 @@ def train(cfg: Config) -> None:
     seconds: dict[str, float] = {}
     with timed(seconds, "load"):
         inputs, params = load_inputs(cfg)
-        hashes = {
-            **fingerprints(inputs.dataset, inputs.encoded),
-            "model weights": seal(checksums(params)),
-        }
-    begin_run(directory, settings, hashes, overwrite=cfg.overwrite)
+    begin_run(directory, settings, fingerprints_of(inputs, params), overwrite=cfg.overwrite)
     with on_mesh(inputs.mesh):
         write_run(cfg, inputs, params, directory, seconds)
     show(directory, write_report(directory))
@@ -207,32 +318,33 @@ def train(cfg: Config) -> None:
 def write_run(
     cfg: Config, inputs: Inputs, params: Params, directory: Path, seconds: dict[str, float]
 ) -> None:
-    """Evaluate, unlearn, which donates `params`, export, and evaluate again.
+    """Evaluate, train, which donates `params`, export, and evaluate again.
 
     `seconds` are those of what came before.
     """
     before = evaluate_stage(
         cfg, inputs, params, directory / "evaluation/before.json", "evaluating before"
     )
-    unlearned, steps, unlearn_seconds = unlearn_stage(cfg, inputs, params, directory)
+    trained, steps, train_seconds = train_stage(cfg, inputs, params, directory)
     with timed(seconds, "export"):
         if not (directory / "model").exists():
             export_checkpoint(
-                unlearned, inputs.model.cfg, inputs.model.directory, directory / "model"
+                trained, inputs.model.cfg, inputs.model.directory, directory / "model"
             )
-        del unlearned
+        del trained
         # What is measured is what was exported, after rounding to the stored dtypes.
         dtype = weights_dtype(cfg.model)
         exported = load_checkpoint(directory / "model", dtype=dtype, mesh=inputs.mesh).params
     after = evaluate_stage(
         cfg, inputs, exported, directory / "evaluation/after.json", "evaluating after"
     )
+    checkpoint_seconds = train_seconds.pop("checkpoint")
     parts = {
         "load": seconds["load"],
         "evaluate_before": before["seconds"],
-        "originals": unlearn_seconds["originals"],
+        **train_seconds,
         **step_seconds(steps),
-        "checkpoint": unlearn_seconds["checkpoint"],
+        "checkpoint": checkpoint_seconds,
         "export": seconds["export"],
         "evaluate_after": after["seconds"],
     }

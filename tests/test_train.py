@@ -13,7 +13,6 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pmc_jax import ask, train
-from pmc_jax.training import run as training_run
 from pmc_jax.unlearning.selection import _categorical, selection_keys
 
 MEASURES = {
@@ -135,7 +134,7 @@ def test_the_same_command_again_and_other_settings(run, capsys):
 @pytest.mark.parametrize("stop_at", [1, 3, 5])
 def test_a_stopped_run_continues_bit_for_bit(run, stop_at, monkeypatch):
     whole = run(name="whole")
-    real = training_run.pmc_steps
+    real = train.pmc_steps
 
     def stopping(*arguments):
         for state, record in real(*arguments):
@@ -143,10 +142,10 @@ def test_a_stopped_run_continues_bit_for_bit(run, stop_at, monkeypatch):
                 raise RuntimeError("the machine is gone")
             yield state, record
 
-    monkeypatch.setattr(training_run, "pmc_steps", stopping)
+    monkeypatch.setattr(train, "pmc_steps", stopping)
     with pytest.raises(SystemExit):
         run(name="parts")
-    monkeypatch.setattr(training_run, "pmc_steps", real)
+    monkeypatch.setattr(train, "pmc_steps", real)
     assert_same_run(whole, run(name="parts"))
 
 
@@ -238,7 +237,7 @@ def test_changed_data_does_not_continue_a_run(file, run, tofu_dir, monkeypatch, 
         raise RuntimeError("the machine is gone")
         yield
 
-    monkeypatch.setattr(training_run, "pmc_steps", stopping)
+    monkeypatch.setattr(train, "pmc_steps", stopping)
     with pytest.raises(SystemExit):
         run()
     capsys.readouterr()
@@ -362,7 +361,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, capsys):
         run("optimizer.learning_rate=1e30", "optimizer.schedule=constant")
     error = capsys.readouterr().err
     assert stop.value.code == 2 and "no longer finite at step" in error
-    assert "last good checkpoint" in error and "forget questions [" in error
+    assert "last good checkpoint" in error and "(questions [" in error
 
 
 def test_ask_prints_the_greedy_answer(checkpoint_dir, capsys, monkeypatch):

@@ -29,7 +29,12 @@ from pmc_jax.training.checkpoints import (
     words,
 )
 from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from pmc_jax.training.step import accumulated_gradients, init_state, make_train_step
+from pmc_jax.training.step import (
+    accumulated_gradients,
+    init_state,
+    make_train_step,
+    pmc_objective,
+)
 from pmc_jax.unlearning import LossRows, empty_memory, update_memory
 
 RETAIN_WEIGHT = 1.5
@@ -103,9 +108,11 @@ def test_one_step_equals_torch_in_float64(tied, tmp_path, rng, x64):
     loss, collapse, retain = torch_loss(model, rows)
     loss.backward()
     gradients, losses = accumulated_gradients(
-        checkpoint.params, rows, checkpoint.cfg, RETAIN_WEIGHT,
-        dtype=jnp.float64,
-    )  # fmt: skip
+        checkpoint.params,
+        rows,
+        pmc_objective(checkpoint.cfg, RETAIN_WEIGHT, jnp.float64),
+        checkpoint.cfg,
+    )
     assert float(losses.collapse_loss) == pytest.approx(collapse.item(), abs=1e-10)
     assert float(losses.retain_loss) == pytest.approx(retain.item(), abs=1e-10)
     assert float(losses.loss) == pytest.approx(loss.item(), abs=1e-10)
@@ -150,7 +157,10 @@ def test_the_split_into_micro_batches_does_not_matter(tmp_path, rng, x64):
 
     def gradients(rows):
         found, _ = accumulated_gradients(
-            checkpoint.params, rows, checkpoint.cfg, RETAIN_WEIGHT, dtype=jnp.float64
+            checkpoint.params,
+            rows,
+            pmc_objective(checkpoint.cfg, RETAIN_WEIGHT, jnp.float64),
+            checkpoint.cfg,
         )
         return jax.tree.leaves(found)
 
@@ -177,7 +187,9 @@ def test_max_grad_norm_clips(tmp_path, rng):
     random_llama().save_pretrained(tmp_path)
     checkpoint = load_checkpoint(tmp_path)
     rows = unequal_rows(rng)
-    gradients, _ = accumulated_gradients(checkpoint.params, rows, checkpoint.cfg, 1.0)
+    gradients, _ = accumulated_gradients(
+        checkpoint.params, rows, pmc_objective(checkpoint.cfg, 1.0), checkpoint.cfg
+    )
     cfg = OptimizerConfig(schedule="constant", learning_rate=1.0, weight_decay=0.0, epsilon=1e3)
     norm = float(np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradients))))
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int32, Int64
 Tokens = Sequence[int]
 
 # Distinct random streams for numbers drawn from the same seed.
-ORDER_STREAM, RETAIN_STREAM = 0, 1
+ORDER_STREAM, RETAIN_STREAM, REFUSAL_STREAM = 0, 1, 2
 
 
 def loss_rows(
@@ -62,3 +62,8 @@ def epoch_order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count"
 def retain_draw(seed: int, step: int, count: int, population: int) -> Int64[np.ndarray, " count"]:
     """`count` of `population` rows, uniform with replacement, for one optimizer step."""
     return np.random.default_rng([RETAIN_STREAM, seed, step]).integers(0, population, count)
+
+
+def refusal_draw(seed: int, count: int, population: int) -> Int64[np.ndarray, " count"]:
+    """One of `population` refusals for each of `count` questions, the same in the whole run."""
+    return np.random.default_rng([REFUSAL_STREAM, seed]).integers(0, population, count)

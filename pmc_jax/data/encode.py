@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pmc_jax.data.prompts import PromptTemplate, check_lengths
@@ -46,19 +46,30 @@ def encode(
         prompts = [template.encode_prompt(row.question, row.system) for row in rows]
         check_lengths(name, [row.id for row in rows], prompts, max_length)
         used.update(token for prompt in prompts for token in prompt)
+    check_tokens(used, vocab_size)
+    return EncodedData(forget, retain)
+
+
+def check_tokens(used: Collection[int], vocab_size: int) -> None:
+    """Check that the model has every token.
+
+    Raises:
+        UserError: naming a token that it lacks.
+    """
     if (largest := max(used)) >= vocab_size:
         raise UserError(
             f"the tokenizer gives token id {largest}, but the model's vocabulary has "
             f"{vocab_size} tokens; expected a tokenizer and a model that belong together"
         )
-    return EncodedData(forget, retain)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def fingerprints(dataset: Dataset, encoded: EncodedData) -> Mapping[str, str]:
     """SHA-256 of what is trained on and what is evaluated, to notice that a file has changed."""
-
-    def digest(value: Any) -> str:
-        return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
     evaluation = {
         name: [dataclasses.astuple(row) for row in rows]

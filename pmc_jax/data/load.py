@@ -18,10 +18,15 @@ def load_dataset(cfg: DataConfig) -> Dataset:
     Raises:
         UserError: with file, row and field, for whatever is wrong with the data.
     """
+    return read_dataset(data_files(cfg), cfg.retain_rows)
+
+
+def data_files(cfg: DataConfig) -> DataFiles:
+    """Where the data set's files are."""
     if cfg.format == "tofu":
-        return read_dataset(tofu_files(cfg), cfg.retain_rows)
+        return tofu_files(cfg)
     if cfg.format == "jsonl":
-        return read_dataset(_jsonl_files(cfg), cfg.retain_rows)
+        return _jsonl_files(cfg)
     raise UserError(f"data.format={cfg.format}: expected tofu or jsonl")
 
 

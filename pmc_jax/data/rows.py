@@ -1,8 +1,9 @@
 """What a data set is made of.
 
-A forget row has two types on purpose. Training sees `ForgetQuestion`, which has no
-answer, so that a ground-truth answer cannot reach the optimiser by mistake;
-evaluation sees `EvaluationRow`.
+A forget row has three types on purpose. PMC sees `ForgetQuestion`, which has no
+answer, so that a ground-truth answer cannot reach the optimiser by mistake; evaluation
+sees `EvaluationRow`; and only a method that is defined on forget answers has
+`ForgetPair` rows loaded for it.
 """
 
 import dataclasses
@@ -40,6 +41,16 @@ class ForgetQuestion:
 
     id: int
     question: str
+    system: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ForgetPair:
+    """A forget question with its true answer, for the methods that train on it; never for PMC."""
+
+    id: int
+    question: str
+    answer: str
     system: str | None = None
 
 

@@ -8,14 +8,16 @@ from pmc_jax.data.rows import DataConfig
 from pmc_jax.errors import UserError
 
 SUFFIXES = (".json", ".jsonl")
-NOT_SPLITS = ("world_facts", "real_authors", "idontknow")
+REFUSALS = "idontknow"
+NOT_SPLITS = ("world_facts", "real_authors", REFUSALS)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataFiles:
     """The files of a data set; None where there is none.
 
-    `perturbed` has the forget rows again, in the same order, with paraphrases.
+    `perturbed` has the forget rows again, in the same order, with paraphrases;
+    `refusals` is plain text, one refusal a line.
     """
 
     forget: Path
@@ -23,6 +25,7 @@ class DataFiles:
     perturbed: Path | None = None
     world_facts: Path | None = None
     real_authors: Path | None = None
+    refusals: Path | None = None
 
 
 def tofu_files(cfg: DataConfig) -> DataFiles:
@@ -49,6 +52,7 @@ def tofu_files(cfg: DataConfig) -> DataFiles:
         perturbed=_find(directory, f"{cfg.forget}_perturbed"),
         world_facts=_find(directory, f"{facts}_perturbed") or _find(directory, facts),
         real_authors=_find(directory, f"{authors}_perturbed") or _find(directory, authors),
+        refusals=_find(directory, REFUSALS),
     )
 
 

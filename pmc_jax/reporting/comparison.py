@@ -1,135 +1,229 @@
-"""The numbers of an evaluation in words, and as a table of models side by side."""
+"""Comparing runs: configurations as means over seeds, dominance, fronts and hypervolumes."""
 
-import dataclasses
-import shutil
-import textwrap
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pmc_jax.reporting.measures import MEASURES, Measure, attack_samples
-from pmc_jax.reporting.run_files import number
+import numpy as np
+from jaxtyping import Float
 
-ATTACKED, CERTIFIED, TRACES = "Under attack", "Certified", "Traces"
+from pmc_jax.errors import UserError
+from pmc_jax.reporting.run_files import number, parse_object
 
-
-def _share(key: str, label: str, group: str, meaning: str) -> Measure:
-    return Measure(key, label, group, False, False, meaning)
-
-
-def _attack(name: str, label: str, how: str) -> tuple[Measure, ...]:
-    return (
-        _share(f"{name}_mean", f"{label}: mean recall", ATTACKED, f"recall of an answer {how}"),
-        _share(
-            f"{name}_worst", f"{label}: worst of {{samples}}", ATTACKED,
-            f"recall of the most revealing of {{samples}} answers {how}",
-        ),
-        _share(
-            f"{name}_secret_rate", f"{label}: secret", ATTACKED,
-            f"share of answers {how} that hold the secret",
-        ),
-        _share(
-            f"{name}_secret_worst", f"{label}: secret in any of {{samples}}", ATTACKED,
-            f"share of questions of which any answer {how} holds the secret",
-        ),
-    )  # fmt: skip
+NOT_CONFIGURATION = ("seed", "name", "runs_dir", "overwrite")
+"""Settings in which the runs of one configuration may differ."""
+WORK = ("originals", "references", "sample", "score", "batch", "train")
+"""The parts of a run that are the method's own; loading and evaluation are not."""
+RESAMPLES = 1000
 
 
-def _bounds(name: str, label: str) -> tuple[Measure, ...]:
-    return (
-        _share(
-            f"{name}_leak_bound", f"{label}: P(secret) at most", CERTIFIED,
-            "probability that a sampled answer holds the secret",
-        ),
-        _share(
-            f"{name}_mean_bound", f"{label}: mean recall at most", CERTIFIED,
-            "mean recall of all answers the model could give",
-        ),
-        _share(
-            f"{name}_deviation_bound", f"{label}: deviation at most", CERTIFIED,
-            "standard deviation of that recall",
-        ),
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Outcome:
+    """One finished run. Quality and utility in percent, `before` is the target's utility."""
+
+    path: str
+    method: str
+    seed: int
+    settings: dict[str, Any]
+    quality: float
+    utility: float
+    before: float | None
+    minutes: float
+    steps: int
 
 
-EVALUATION_MEASURES = (
-    *MEASURES,
-    *_attack("sampling", "Sampling", "drawn at random"),
-    _share(
-        "prefilling_greedy", "Prefilling, greedy: recall", ATTACKED,
-        "recall of the most likely answer after the forced beginning",
-    ),
-    _share(
-        "prefilling_greedy_secret_rate", "Prefilling, greedy: secret", ATTACKED,
-        "share of those answers that hold the secret",
-    ),
-    *_attack("prefilling", "Prefilling", "after the forced beginning"),
-    *_bounds("sampling", "Sampling"),
-    *_bounds("prefilling", "Prefilling"),
-    _share(
-        "least_likely_accuracy", "Least likely option is right", TRACES,
-        "how often it is; above chance the suppressed answer can be recognised",
-    ),
-    _share(
-        "least_likely_most_likely_accuracy", "Most likely option is right", TRACES,
-        "how often it is; near chance the answer is forgotten",
-    ),
-    _share("least_likely_chance", "Chance", TRACES, "of picking the right option blindly"),
-    _share(
-        "least_likely_median_minimum", "Probability of the least likely", TRACES,
-        "median over questions, all options together having 1",
-    ),
-)  # fmt: skip
+@dataclass(frozen=True)
+class Point:
+    """A configuration: its runs, whose means over seeds are what is compared.
 
-
-def model_order(summary: Mapping[str, Any]) -> list[str]:
-    """The models as a table has them: before unlearning first, then the one examined, others."""
-    models, before = list(summary["models"]), summary["before"]
-    return models if before is None else [before, *(m for m in models if m != before)]
-
-
-def compared_rows(summary: dict[str, Any]) -> list[tuple[Measure, list[float | None]]]:
-    """The measures that any model has, in the order of the table, with every model's value."""
-    models = model_order(summary)
-    samples = attack_samples(summary)
-    rows = []
-    for measure in EVALUATION_MEASURES:
-        values = [number(summary["measures"][model].get(measure.key)) for model in models]
-        if any(value is not None for value in values):
-            label = measure.label.format(samples=samples)
-            meaning = measure.meaning.format(samples=samples)
-            rows.append((dataclasses.replace(measure, label=label, meaning=meaning), values))
-    return rows
-
-
-def comparison_table(summary: dict[str, Any]) -> str:
-    """All measures of all models as aligned plain text, with a line between groups."""
-    rows = compared_rows(summary)
-    lines = [("", *model_order(summary))]
-    lines += [(measure.label, *map(measure.format, values)) for measure, values in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    texts = [
-        "  ".join(
-            f"{cell:>{width}}" if column else f"{cell:<{width}}"
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    groups = [measure.group for measure, _ in rows]
-    starts = [i for i in range(len(rows)) if i == 0 or groups[i] != groups[i - 1]]
-    for start in reversed(starts):
-        texts.insert(start + 1, "─" * len(texts[0]))
-    return "\n".join(texts)
-
-
-def certificate_lines(summary: Mapping[str, Any], width: int | None = None) -> list[str]:
-    """Every certificate as a sentence after its model and attack, wrapped to `width` columns.
-
-    `width` defaults to the terminal's, within 40 to 100 columns.
+    Attributes:
+        differing: the settings in which the compared configurations of its method differ.
+        on_front: no configuration of the same method dominates it.
+        undominated: no configuration of any method does.
     """
-    if width is None:
-        width = min(max(shutil.get_terminal_size().columns, 40), 100)
+
+    method: str
+    outcomes: tuple[Outcome, ...]
+    differing: dict[str, Any]
+    on_front: bool = False
+    undominated: bool = False
+
+    def values(self, name: str) -> Float[np.ndarray, " seeds"]:
+        """`name` of every seed's run."""
+        return np.array([getattr(outcome, name) for outcome in self.outcomes], dtype=float)
+
+    def mean(self, name: str) -> float:
+        """The mean of `name` over seeds."""
+        return float(self.values(name).mean())
+
+    def half_range(self, name: str) -> tuple[float, float]:
+        """How far below and above the mean the seeds lie."""
+        values = self.values(name)
+        return float(values.mean() - values.min()), float(values.max() - values.mean())
+
+    @property
+    def objectives(self) -> tuple[float, float]:
+        """Utility and unlearn quality; more is better."""
+        return self.mean("utility"), self.mean("quality")
+
+
+def find_runs(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Directories of finished runs, and those of unfinished ones, at or below `paths`.
+
+    Raises:
+        UserError: naming a path that holds no run.
+    """
+    finished: dict[Path, None] = {}
+    unfinished: dict[Path, None] = {}
+    for path in paths:
+        configs = sorted({*path.glob("config.yaml"), *path.glob("*/config.yaml")})
+        if not configs:
+            raise UserError(f"{path}: no run here; expected the directory of a run or of runs")
+        for config in configs:
+            done = (config.parent / "summary.json").is_file()
+            (finished if done else unfinished)[config.parent] = None
+    return list(finished), list(unfinished)
+
+
+def read_outcome(directory: Path) -> Outcome:
+    """The run in `directory`.
+
+    Raises:
+        UserError: if its summary lacks what a comparison is made of.
+    """
+    path = directory / "summary.json"
+    summary = parse_object(path.read_text(encoding="utf-8"), str(path))
+    after, settings = summary.get("after") or {}, summary.get("settings") or {}
+    quality, utility = number(after.get("unlearn_quality")), number(after.get("utility"))
+    if quality is None or utility is None:
+        raise UserError(f"{path}: no unlearn quality or no utility; a comparison needs both")
+    seconds = summary.get("seconds") or {}
+    return Outcome(
+        path=str(directory),
+        method=str(settings.get("method.name", "pmc")),
+        seed=int(settings.get("seed", 0)),
+        settings=settings,
+        quality=quality,
+        utility=utility,
+        before=number((summary.get("before") or {}).get("utility")),
+        minutes=sum(number(seconds.get(part)) or 0.0 for part in WORK) / 60,
+        steps=int(summary.get("steps", 0)),
+    )
+
+
+def compare(outcomes: Sequence[Outcome]) -> list[Point]:
+    """The configurations of `outcomes`, by method, with dominance marked.
+
+    Raises:
+        UserError: if a configuration has two runs of the same seed.
+    """
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault(_configuration(outcome), []).append(outcome)
+    points = []
+    for group in groups.values():
+        group.sort(key=lambda outcome: outcome.seed)
+        for a, b in itertools.pairwise(group):
+            if a.seed == b.seed:
+                raise UserError(f"{a.path} and {b.path} are the same configuration and seed")
+        siblings = [o for o in outcomes if o.method == group[0].method]
+        points.append(Point(group[0].method, tuple(group), _differing(group[0], siblings)))
+    points.sort(key=lambda point: (point.method != "pmc", point.method, -point.mean("utility")))
+    return [_marked(point, points) for point in points]
+
+
+def _configuration(outcome: Outcome) -> str:
+    kept = sorted((k, repr(v)) for k, v in outcome.settings.items() if k not in NOT_CONFIGURATION)
+    return repr(kept)
+
+
+def _differing(outcome: Outcome, siblings: Sequence[Outcome]) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in outcome.settings.items()
+        if key not in NOT_CONFIGURATION
+        and any(sibling.settings.get(key) != value for sibling in siblings)
+    }
+
+
+def _marked(point: Point, points: Sequence[Point]) -> Point:
+    own = [other for other in points if other.method == point.method]
+    return Point(
+        point.method,
+        point.outcomes,
+        point.differing,
+        on_front=not any(dominates(p.objectives, point.objectives) for p in own),
+        undominated=not any(dominates(p.objectives, point.objectives) for p in points),
+    )
+
+
+def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether `a` is at least as good as `b` in everything and better in something."""
+    return all(x >= y for x, y in zip(a, b, strict=True)) and tuple(a) != tuple(b)
+
+
+def front(points: Sequence[Point], method: str) -> list[Point]:
+    """The configurations of `method` that no other of it dominates, by utility."""
+    chosen = [point for point in points if point.method == method and point.on_front]
+    return sorted(chosen, key=lambda point: point.objectives)
+
+
+def hypervolume(objectives: Iterable[Sequence[float]]) -> float:
+    """Share of [0, 100]² that is dominated by one of the points: the area below a front."""
+    area, height = 0.0, 0.0
+    for utility, quality in sorted(objectives, key=lambda pair: -pair[0]):
+        # From right to left a point adds what rises above the points right of it.
+        area += max(quality - height, 0.0) * max(utility, 0.0)
+        height = max(height, quality)
+    return area / 100**2
+
+
+def hypervolume_interval(
+    points: Sequence[Point], level: float = 0.95, seed: int = 0
+) -> tuple[float, float] | None:
+    """Bootstrap interval of the hypervolume: seeds redrawn within each configuration.
+
+    None if a configuration has a single seed. With few seeds it is too narrow: two seeds
+    have three distinct means.
+    """
+    if not points or any(len(point.outcomes) < 2 for point in points):
+        return None
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(RESAMPLES):
+        drawn = []
+        for point in points:
+            chosen = rng.integers(0, len(point.outcomes), len(point.outcomes))
+            pair = (point.values(name)[chosen].mean() for name in ("utility", "quality"))
+            drawn.append(tuple(float(value) for value in pair))
+        found.append(hypervolume(drawn))
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def target_utility(outcomes: Sequence[Outcome]) -> float | None:
+    """The utility of the target model, if the runs agree on it."""
+    known = [outcome.before for outcome in outcomes if outcome.before is not None]
+    agreed = known and all(math.isclose(value, known[0], abs_tol=1e-6) for value in known)
+    return known[0] if agreed else None
+
+
+def run_table(outcomes: Sequence[Outcome], points: Sequence[Point]) -> list[dict[str, Any]]:
+    """One row a run: method, seed, measures, effort, and the settings that differ."""
+    columns = sorted({key for point in points for key in point.differing})
     return [
-        textwrap.fill(f"{model}, {attack}: {words}", width, subsequent_indent="  ")
-        for model in model_order(summary)
-        for attack, words in summary["certificates"][model].items()
+        {
+            "run": outcome.path,
+            "method": outcome.method,
+            "seed": outcome.seed,
+            "unlearn_quality": outcome.quality,
+            "utility": outcome.utility,
+            "minutes": outcome.minutes,
+            "steps": outcome.steps,
+            **{key: outcome.settings.get(key) for key in columns},
+        }
+        for outcome in sorted(outcomes, key=lambda o: (o.method, o.path))
     ]

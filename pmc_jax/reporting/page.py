@@ -30,14 +30,45 @@ EXAMPLE_SETS = {
 FORGOTTEN = ("forget", "paraphrase")  # sets where words of the old answer are marked
 MOST_LEAKING = 3
 
+# What a run did to the model, by `method.name`: "The model was trained for n steps …".
+TRAINED = {
+    "pmc": "on its own selected answers to the questions it should forget. The answers to be "
+    "forgotten were never a training target.",
+    "finetune": "on questions with their answers: ordinary fine-tuning, which unlearns nothing.",
+    "ga": "by gradient ascent on the answers to be forgotten.",
+    "gd": "by gradient ascent on the answers to be forgotten and descent on those to keep "
+    "(gradient difference).",
+    "idk": "to refuse the questions it should forget, and on answers to keep.",
+    "npo": "by negative preference optimisation (NPO, arXiv 2404.05868) on the answers to be "
+    "forgotten, and on answers to keep.",
+    "simnpo": "by negative preference optimisation without a reference model (SimNPO, arXiv "
+    "2410.07163) on the answers to be forgotten, and on answers to keep.",
+    "dpo": "by direct preference optimisation (DPO, arXiv 2305.18290) to prefer refusals to the "
+    "answers to be forgotten, and on answers to keep.",
+    "retain_only": "on answers to keep alone: a control without any unlearning. The answers to "
+    "be forgotten were never a training target.",
+    "wga": "by weighted gradient ascent (WGA, arXiv 2502.19301) on the answers to be forgotten, "
+    "and on answers to keep.",
+    "satimp": "by gradient ascent weighted by saturation and importance (SatImp, arXiv "
+    "2505.11953) on the answers to be forgotten, and on answers to keep.",
+}
+
 # The settings a reader asks for first, in words; the rest stands in the configuration.
 SETTING_WORDS = {
+    "method.name": "method",
     "method.samples": "answers sampled per question and visit, n",
     "method.temperature": "sampling temperature",
     "method.top_k": "tokens to draw from, top-k (0: all)",
     "method.top_p": "probability mass to draw from, top-p",
     "method.selection_temperature": "temperature of the selection, τ (0: the best sample)",
     "method.min_len": "words below which an answer is penalised",
+    "method.pairs": "pairs trained on",
+    "method.refusals": "file of refusals",
+    "method.alpha": "exponent of a token's probability, α",
+    "method.beta": "inverse temperature of the loss, β",
+    "method.gamma": "margin of the loss, γ",
+    "method.beta1": "exponent of the saturation, β₁",
+    "method.beta2": "exponent of the importance, β₂",
     "method.retain_weight": "weight of the retain loss, λ",
     "method.retain_per_forget": "retain pairs in a step for each forget question",
     "training.epochs": "visits of every forget question, epochs",
@@ -51,8 +82,10 @@ SETTING_WORDS = {
 }
 PART_WORDS = {
     "evaluate_before": "evaluate before",
+    "originals": "original answers",
     "sample": "unlearn: sample",
     "score": "unlearn: score",
+    "batch": "unlearn: batch",
     "train": "unlearn: train",
     "evaluate_after": "evaluate after",
 }
@@ -119,6 +152,7 @@ def render(run: RunFiles, plots: Sequence[Plot]) -> str:
         lstrip_blocks=True,
     )
     rows = measured_rows(run.summary)
+    method = dict(flat(run.summary.get("settings") or {})).get("method.name", "pmc")
     return environment.get_template("page.html.j2").render(
         name=run.summary.get("name") or "run",
         headline=headline(run.summary),
@@ -130,6 +164,8 @@ def render(run: RunFiles, plots: Sequence[Plot]) -> str:
         # The only text let through unescaped: matplotlib's SVG, which holds our own labels.
         plots={plot.name: (plot, Markup(themed_svg(plot))) for plot in plots},
         steps=len(run.metrics),
+        method=method,
+        trained=TRAINED.get(method, f"by the method {method}."),
         example_groups=example_groups(run.samples),
         settings=list(settings_lines(run.summary.get("settings"))),
         facts=[

@@ -110,6 +110,13 @@ def described(label: str, row: Row) -> str:
     return f"{label.strip()}: {before} before, {after} after"
 
 
+LOSS_CAPTIONS = {
+    "collapse": "Collapse: on the model's own selected answers to forget questions.",
+    "method": "Method: what the method minimises besides the retain loss, in its own units.",
+    "retain": "Retain: on the answers it must keep.",
+}
+
+
 def training_plots(metrics: Sequence[dict[str, Any]]) -> list[Plot]:
     """Selected score and losses over the steps of a run."""
     plots = []
@@ -133,15 +140,19 @@ def training_plots(metrics: Sequence[dict[str, Any]]) -> list[Plot]:
         (points, colour, label)
         for key, colour, label in (
             ("collapse_loss", "collapse", "collapse"),
+            ("forget_loss", "collapse", "method"),
             ("retain_loss", "retain", "retain"),
         )
         if len((points := series(metrics, key))[0])
     ]
     if lines:
-        figure, axes = step_axes("Losses, nats per token")
+        per_token = all(label != "method" for _, _, label in lines)
+        figure, axes = step_axes("Losses, nats per token" if per_token else "Losses")
         for points, colour, label in lines:
             draw_line(axes, points, colour, "--" if label == "retain" else "-")
-        axes.set_ylim(0, max(float(points[1].max()) for points, _, _ in lines) * 1.05 or 1.0)
+        lowest = min(float(points[1].min()) for points, _, _ in lines)
+        highest = max(float(points[1].max()) for points, _, _ in lines)
+        axes.set_ylim(min(lowest * 1.05, 0), max(highest * 1.05, 0) or 1.0)
         label_ends(axes, lines)
         ends = "; ".join(
             f"{label} loss {points[1][0]:.2f} at the first step, {points[1][-1]:.2f} at the last"
@@ -151,8 +162,7 @@ def training_plots(metrics: Sequence[dict[str, Any]]) -> list[Plot]:
             Plot(
                 "losses",
                 f"Losses over steps: {ends}.",
-                "Collapse: on the model's own selected answers to forget questions. "
-                "Retain: on the answers it must keep.",
+                " ".join(LOSS_CAPTIONS[label] for _, _, label in lines),
                 figure,
             )
         )

@@ -11,7 +11,7 @@ import jax
 from pmc_jax import __version__
 from pmc_jax.model import ModelConfig, param_count
 
-STEP_PARTS = ("sample", "score", "train")
+STEP_PARTS = ("sample", "score", "batch", "train")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
 
 
@@ -26,8 +26,9 @@ def versions() -> dict[str, str]:
 
 
 def step_seconds(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds by part over all steps."""
-    return {part: sum(row["seconds"][part] for row in steps) for part in STEP_PARTS}
+    """Seconds by part over all steps; a part that no step has is left out."""
+    parts = [part for part in STEP_PARTS if any(part in row["seconds"] for row in steps)]
+    return {part: sum(row["seconds"].get(part, 0.0) for row in steps) for part in parts}
 
 
 def summarise(
@@ -60,5 +61,5 @@ def summarise(
         },
         "settings": dict(settings),
         "steps": len(steps),
-        "tokens_sampled": sum(row["tokens_sampled"] for row in steps),
+        "tokens_sampled": sum(row.get("tokens_sampled", 0) for row in steps),
     }

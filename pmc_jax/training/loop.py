@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike, PRNGKeyArray
 
-from pmc_jax.buckets import bucket_length
-from pmc_jax.data.batches import epoch_order, loss_rows, retain_draw, train_sequence
+from pmc_jax.data.batches import epoch_order, retain_draw, train_sequence
 from pmc_jax.data.prompts import PromptTemplate
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.model import ModelConfig, decoding_params
 from pmc_jax.model.specs import Params
 from pmc_jax.training.checkpoints import RunState
+from pmc_jax.training.micro_batches import micro_batches, padded_length
 from pmc_jax.training.step import TrainStep
 from pmc_jax.unlearning import (
     LossRows,
@@ -120,13 +120,17 @@ def updates_per_epoch(questions: int, batch: BatchConfig) -> int:
     return -(-questions // batch.questions_per_step)
 
 
+def visited(seed: int, step: int, count: int, batch: BatchConfig) -> list[int]:
+    """Which of `count` questions a step visits: a slice of the epoch's permutation, none twice."""
+    epoch, place = divmod(step, updates_per_epoch(count, batch))
+    first = place * batch.questions_per_step
+    order = epoch_order(seed, epoch, count)
+    return [int(i) for i in order[first : first + batch.questions_per_step]]
+
+
 def step_questions(run: PMCRun, step: int) -> list[int]:
-    """The questions of a step: a slice of the epoch's permutation, none twice."""
-    count = len(run.task.prompts)
-    epoch, place = divmod(step, updates_per_epoch(count, run.batch))
-    first = place * run.batch.questions_per_step
-    order = epoch_order(run.seed, epoch, count)
-    return [int(i) for i in order[first : first + run.batch.questions_per_step]]
+    """The questions of a step."""
+    return visited(run.seed, step, len(run.task.prompts), run.batch)
 
 
 def response_limit(prompt: Sequence[int], max_length: int, max_new_tokens: int | None) -> int:
@@ -254,27 +258,26 @@ def build_rows(
         train_sequence(prompt, answer, template.end_id, batch.max_length, template.stop_ids)
         for prompt, answer in pairs
     ]
-    longest = max(len(prompt) + len(answer) for prompt, answer in sequences)
-    arrays = loss_rows(
-        [prompt for prompt, _ in sequences],
-        [answer for _, answer in sequences],
-        min(bucket_length(longest), batch.max_length),
+    length = padded_length(sequences, batch.max_length)
+    collapse = micro_batches(
+        sequences[: len(questions)], length, batch.accumulation, batch.batch_size
     )
-    per_part = batch.batch_size * (1 + run.pmc.retain_per_forget)
-    place = np.arange(batch.accumulation * per_part).reshape(batch.accumulation, per_part)
-    collapse, retain = place[:, : batch.batch_size], place[:, batch.batch_size :]
-    used = np.concatenate(
-        [collapse.reshape(-1)[: len(questions)], retain.reshape(-1)[: len(drawn)]]
+    retain = micro_batches(
+        sequences[len(questions) :],
+        length,
+        batch.accumulation,
+        batch.batch_size * run.pmc.retain_per_forget,
     )
-
-    def spread(rows: np.ndarray) -> jax.Array:
-        full = np.zeros((place.size, *rows.shape[1:]), rows.dtype)
-        full[used] = rows
-        return jnp.asarray(full.reshape(*place.shape, *rows.shape[1:]))
-
-    is_retain = np.arange(len(sequences)) >= len(questions)
-    tokens, mask, loss_mask = (spread(array) for array in arrays)
-    return LossRows(tokens=tokens, mask=mask, loss_mask=loss_mask, retain=spread(is_retain))
+    tokens, mask, loss_mask = (
+        jnp.asarray(np.concatenate(both, axis=1)) for both in zip(collapse, retain, strict=True)
+    )
+    is_retain = jnp.arange(tokens.shape[1]) >= batch.batch_size
+    return LossRows(
+        tokens=tokens,
+        mask=mask,
+        loss_mask=loss_mask,
+        retain=jnp.broadcast_to(is_retain, tokens.shape[:2]),
+    )
 
 
 def pmc_step(run: PMCRun, state: RunState, step: int) -> tuple[RunState, StepRecord]:

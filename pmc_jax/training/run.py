@@ -1,9 +1,10 @@
-"""A whole unlearning: every PMC step logged, checkpointed, and stopped if it goes wrong."""
+"""A whole run: every step logged, checkpointed, and stopped if it goes wrong."""
 
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,6 @@ from pmc_jax.errors import UserError
 from pmc_jax.model.specs import Params
 from pmc_jax.progress import Stage
 from pmc_jax.training.checkpoints import RunState, save
-from pmc_jax.training.loop import PMCRun, StepRecord, pmc_steps
 from pmc_jax.training.metrics import Metrics
 
 
@@ -24,8 +24,35 @@ def all_finite(params: Params) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
 
 
+@runtime_checkable  # the tests check types as they run
+class Record(Protocol):
+    """What a step of any method tells about itself."""
+
+    @property
+    def step(self) -> int:
+        """Its number, from 0."""
+
+    @property
+    def questions(self) -> list[int]:
+        """What it visited."""
+
+    @property
+    def loss(self) -> float:
+        """The objective."""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By part, and their `total`."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields of its line in `metrics.jsonl`."""
+
+    def line(self) -> str:
+        """What a person watches."""
+
+
 def unlearn(
-    run: PMCRun,
+    steps: Iterator[tuple[RunState, Record]],
     state: RunState,
     extra: dict[str, Any],
     *,
@@ -36,7 +63,7 @@ def unlearn(
     metrics: Metrics,
     progress: Stage,
 ) -> tuple[RunState, dict[str, Any]]:
-    """Take the steps from where `state` stands to the last one. Donates `state.train`.
+    """Take `steps`, which lead from `state` to the last one. Donates `state.train`.
 
     A checkpoint is saved after every `every` steps and after the last. `extra` is the JSON
     that goes along with it; its `seconds` count the time that checkpoints took.
@@ -48,8 +75,8 @@ def unlearn(
     if first:
         progress.say(f"continuing after step {first} of {total}")
     elif total:
-        progress.say("compiling the sampler and the train step during the first step …")
-    for current, record in pmc_steps(run, state):
+        progress.say("compiling during the first step …")
+    for current, record in steps:
         state = current
         done = record.step + 1
         due = done % every == 0 or done == total
@@ -69,10 +96,10 @@ def unlearn(
     return state, extra
 
 
-def not_finite(record: StepRecord, checkpoints: Path, last: int | None) -> UserError:
+def not_finite(record: Record, checkpoints: Path, last: int | None) -> UserError:
     """The end of a run whose numbers have left the reals."""
     return UserError(
         f"loss is {record.loss} and the weights are no longer finite at step {record.step} "
-        f"(forget questions {record.questions}); last good checkpoint: {last} in {checkpoints}; "
+        f"(questions {record.questions}); last good checkpoint: {last} in {checkpoints}; "
         "try a lower optimizer.learning_rate"
     )

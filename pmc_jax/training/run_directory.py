@@ -14,8 +14,8 @@ from pmc_jax.nested import flatten, nest
 CONFIG, INPUTS, SUMMARY = "config.yaml", "inputs.json", "summary.json"
 
 
-KINDS = ("method.samples", "suite")
-"""Settings by which a run of one command is told from one of another."""
+KINDS = ({"method.name", "method.samples"}, {"suite"})
+"""Settings, any of each, by which a run of one command is told from one of another."""
 
 
 def place_of(parent: str, name: str, read: Iterable[tuple[str, str | None]]) -> Path:
@@ -73,7 +73,7 @@ def stored_settings(directory: Path, like: Mapping[str, Any]) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError):
         stored = None
     found = flatten(stored) if isinstance(stored, dict) else {}
-    return found if any(kind in found and kind in like for kind in KINDS) else {}
+    return found if any(kind & found.keys() and kind & set(like) for kind in KINDS) else {}
 
 
 def begin_run(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, DTypeLike, Float
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from pmc_jax.model import (
     ModelConfig,
@@ -78,48 +78,83 @@ def place_state(
 
 
 def sequence_nll(
-    params: Params, rows: LossRows, cfg: ModelConfig, dtype: DTypeLike, remat: str
+    params: Params,
+    tokens: Int[Array, "rows time"],
+    mask: Bool[Array, "rows time"],
+    cfg: ModelConfig,
+    dtype: DTypeLike,
+    remat: str,
 ) -> Float[Array, "rows time"]:
     """Token NLLs of right-padded rows."""
-    positions = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
-    hidden = forward(params, rows.tokens, positions, rows.mask, cfg, dtype=dtype, remat=remat)
-    return token_nll(params, hidden, rows.tokens, cfg)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden = forward(params, tokens, positions, mask, cfg, dtype=dtype, remat=remat)
+    return token_nll(params, hidden, tokens, cfg)
+
+
+Losses = Any
+"""A struct of scalars, one of them `loss`, that add up over the parts of a batch."""
+
+Objective = Callable[[Params, Any, Any], Losses]
+"""`(params, part, batch) -> losses` of a part of an optimizer batch.
+
+Means are over the whole `batch`, so that losses and gradients of its parts add up to its
+own.
+"""
+
+
+def pmc_objective(
+    cfg: ModelConfig, retain_weight: float, dtype: DTypeLike = jnp.float32, remat: str = "none"
+) -> Objective:
+    """The PMC loss of rows of token sequences."""
+
+    def objective(params: Params, part: LossRows, batch: LossRows) -> PMCLoss:
+        nll = sequence_nll(params, part.tokens, part.mask, cfg, dtype, remat)
+        return pmc_loss(nll, part, loss_tokens(batch), retain_weight)
+
+    return objective
 
 
 def accumulated_gradients(
-    params: Params,
-    rows: LossRows,
-    cfg: ModelConfig,
-    retain_weight: float,
-    *,
-    dtype: DTypeLike = jnp.float32,
-    remat: str = "none",
-) -> tuple[Params, PMCLoss]:
-    """Gradients and losses over micro-batches `[accumulation, rows, time]`.
+    params: Params, batch: Any, objective: Objective, cfg: ModelConfig
+) -> tuple[Params, Losses]:
+    """Gradients and losses over micro-batches, which lie along the first axis of `batch`.
 
-    Every loss token of the optimizer batch weighs the same, however the micro-batches
-    share them out. Accumulators have the weights' dtype.
+    Accumulators have the weights' dtype.
     """
-    totals = loss_tokens(rows)
 
-    def loss(params: Params, part: LossRows) -> tuple[Array, PMCLoss]:
-        losses = pmc_loss(
-            sequence_nll(params, part, cfg, dtype, remat), part, totals, retain_weight
-        )
+    def loss(params: Params, part: Any) -> tuple[Array, Losses]:
+        losses = objective(params, part, batch)
         return losses.loss, losses
 
-    def add(total: tuple[Params, PMCLoss], part: LossRows) -> tuple[tuple[Params, PMCLoss], None]:
+    structure: Any = None  # of the losses, whose declared shapes admit no stacked scalars
+
+    def add(total: Params, part: Any) -> tuple[Params, list[Array]]:
+        nonlocal structure
         (_, losses), gradients = jax.value_and_grad(loss, has_aux=True)(params, part)
-        gradients = constrain_params(gradients, cfg)
-        return jax.tree.map(jnp.add, total, (gradients, losses)), None
+        scalars, structure = jax.tree.flatten(losses)
+        total = jax.tree.map(jnp.add, total, constrain_params(gradients, cfg))
+        return total, scalars
 
-    wide = jnp.promote_types(dtype, jnp.float32)
-    zeros = jax.tree.map(jnp.zeros_like, params), PMCLoss(*(jnp.zeros((), wide),) * 3)
-    (gradients, losses), _ = jax.lax.scan(add, zeros, rows)
-    return gradients, losses
+    gradients, scalars = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), batch)
+    return gradients, jax.tree.unflatten(structure, [parts.sum(axis=0) for parts in scalars])
 
 
-TrainStep = Callable[[TrainState, LossRows], tuple[TrainState, PMCLoss]]
+TrainStep = Callable[[TrainState, Any], tuple[TrainState, Losses]]
+"""`(state, batch) -> (state, losses)`; donates `state`."""
+
+
+def make_objective_step(
+    optimizer: optax.GradientTransformation, objective: Objective, cfg: ModelConfig
+) -> TrainStep:
+    """A compiled optimizer step of any objective."""
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Losses]:
+        gradients, losses = accumulated_gradients(state.params, batch, objective, cfg)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return place_state(TrainState(params, opt_state, state.step + 1), cfg, optimizer), losses
+
+    return jax.jit(train_step, donate_argnums=0)
 
 
 def make_train_step(
@@ -130,14 +165,5 @@ def make_train_step(
     dtype: DTypeLike = jnp.float32,
     remat: str = "none",
 ) -> TrainStep:
-    """A compiled `(state, rows [accumulation, rows, time]) -> (state, losses)`; donates `state`."""
-
-    def train_step(state: TrainState, rows: LossRows) -> tuple[TrainState, PMCLoss]:
-        gradients, losses = accumulated_gradients(
-            state.params, rows, cfg, retain_weight, dtype=dtype, remat=remat
-        )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return place_state(TrainState(params, opt_state, state.step + 1), cfg, optimizer), losses
-
-    return jax.jit(train_step, donate_argnums=0)
+    """A compiled step of PMC on `LossRows` `[accumulation, rows, time]`."""
+    return make_objective_step(optimizer, pmc_objective(cfg, retain_weight, dtype, remat), cfg)

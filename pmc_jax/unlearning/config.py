@@ -1,10 +1,30 @@
-"""Settings of the PMC algorithm."""
+"""Settings of the methods: one type each, so that a key of another method is an error."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
-class PMCConfig:
+class MethodConfig:
+    """What every method has: `name`, by which `METHODS` finds its type."""
+
+    name: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class RetainingConfig(MethodConfig):
+    """A method that holds the rest in place by a retain loss.
+
+    Attributes:
+        retain_weight: λ.
+        retain_per_forget: retain pairs in a step for each forget question.
+    """
+
+    retain_weight: float = 1.0
+    retain_per_forget: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class PMCConfig(RetainingConfig):
     """What to sample, how to select, and how much retain data holds the rest in place.
 
     Attributes:
@@ -15,10 +35,9 @@ class PMCConfig:
         selection_temperature: τ of Bradley–Terry selection; 0 takes the best sample.
         min_len: responses of fewer words are penalised by exp(-words); 0 is off.
         reject_wordless: a response without any [a-z0-9] word never counts as best.
-        retain_weight: λ.
-        retain_per_forget: retain pairs in a step for each forget question.
     """
 
+    name: str = "pmc"
     samples: int = 5
     temperature: float = 1.0
     top_k: int = 0
@@ -27,5 +46,115 @@ class PMCConfig:
     selection_temperature: float = 0.0
     min_len: int = 2
     reject_wordless: bool = True
-    retain_weight: float = 1.0
-    retain_per_forget: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuneConfig(MethodConfig):
+    """Ordinary fine-tuning, which makes target models and retrained ones.
+
+    Attributes:
+        pairs: "all" trains on forget and retain pairs alike, "retain" or "forget" on these.
+    """
+
+    name: str = "finetune"
+    pairs: str = "all"
+
+
+@dataclasses.dataclass(frozen=True)
+class GAConfig(MethodConfig):
+    """Gradient ascent."""
+
+    name: str = "ga"
+
+
+@dataclasses.dataclass(frozen=True)
+class GDConfig(RetainingConfig):
+    """Gradient difference."""
+
+    name: str = "gd"
+
+
+@dataclasses.dataclass(frozen=True)
+class IDKConfig(RetainingConfig):
+    """Training on refusals.
+
+    Attributes:
+        refusals: a text file with one refusal a line; None: the data set's
+            `idontknow.jsonl`, or else "I don't know.".
+    """
+
+    name: str = "idk"
+    refusals: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class NPOConfig(RetainingConfig):
+    """Negative preference optimisation at inverse temperature β."""
+
+    name: str = "npo"
+    beta: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class SimNPOConfig(RetainingConfig):
+    """NPO without a reference model, per token, with margin γ (multiplied by β)."""
+
+    name: str = "simnpo"
+    beta: float = 4.5
+    gamma: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DPOConfig(RetainingConfig):
+    """Direct preference optimisation of refusals over the forget answers.
+
+    Attributes:
+        refusals: as in `IDKConfig`.
+    """
+
+    name: str = "dpo"
+    beta: float = 0.1
+    refusals: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RetainOnlyConfig(RetainingConfig):
+    """The retain loss alone: what further training does without any unlearning."""
+
+    name: str = "retain_only"
+
+
+@dataclasses.dataclass(frozen=True)
+class WGAConfig(RetainingConfig):
+    """Gradient ascent on tokens weighted by their probability to the power of `alpha`."""
+
+    name: str = "wga"
+    alpha: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SatImpConfig(RetainingConfig):
+    """Gradient ascent on tokens weighted by saturation (β₁) and importance (β₂)."""
+
+    name: str = "satimp"
+    beta1: float = 5.0
+    beta2: float = 1.0
+    retain_weight: float = 10.0
+
+
+METHODS: dict[str, type[MethodConfig]] = {
+    kind.name: kind
+    for kind in (
+        PMCConfig,
+        FineTuneConfig,
+        GAConfig,
+        GDConfig,
+        IDKConfig,
+        NPOConfig,
+        SimNPOConfig,
+        DPOConfig,
+        RetainOnlyConfig,
+        WGAConfig,
+        SatImpConfig,
+    )
+}

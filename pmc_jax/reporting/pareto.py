@@ -1,0 +1,329 @@
+"""The comparison of methods as pictures, tables and one page that needs nothing but itself."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
+from matplotlib.path import Path as Outline
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Affine2D
+
+from pmc_jax.files import write_json, write_text
+from pmc_jax.reporting.comparison import (
+    Point,
+    compare,
+    find_runs,
+    front,
+    hypervolume,
+    hypervolume_interval,
+    read_outcome,
+    run_table,
+    target_utility,
+)
+from pmc_jax.reporting.page import value_text
+from pmc_jax.reporting.plots import LIGHT, PALETTE, plain_style
+
+MARKERS = "osD^vPX*<>ph"
+COLOURS = (
+    "#0b63a8", "#bd4f0a", "#17795a", "#a8508c", "#8a6d00", "#2f9fd0", "#6b4fb3", "#b3273a",
+    "#4d7c0f", "#5c6370", "#0f766e", "#9a3412",
+)  # fmt: skip
+LABELS = {
+    "quality": "unlearn quality, %",
+    "utility": "utility, %",
+    "minutes": "minutes of the method's own work",
+    "steps": "optimizer steps",
+}
+PANELS = (
+    ("utility", "quality"),
+    ("minutes", "quality"),
+    ("minutes", "utility"),
+    ("steps", "quality"),
+    ("steps", "utility"),
+)
+SIZE, MARGIN = (460.0, 330.0), (52.0, 14.0, 44.0, 12.0)  # left, right, below, above
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A chart of the page in pixels: marks, fronts, ticks, and the target's utility."""
+
+    title: str
+    x_label: str
+    y_label: str
+    marks: list[dict[str, Any]]
+    lines: list[dict[str, str]]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    target: tuple[float, float, float, float] | None
+
+
+def write_comparison(paths: Sequence[Path], out: Path) -> str:
+    """Compare the runs at or below `paths`; returns what to print.
+
+    Writes runs.csv, runs.json, methods.json, pareto.png, pareto.svg and index.html to `out`.
+    The same runs give the same bytes.
+
+    Raises:
+        UserError: naming a path without a run, or a run that cannot be compared.
+    """
+    finished, unfinished = find_runs(paths)
+    outcomes = [read_outcome(directory) for directory in finished]
+    points = compare(outcomes)
+    rows, methods, target = (
+        run_table(outcomes, points),
+        method_rows(points),
+        target_utility(outcomes),
+    )
+    write_json(out / "runs.json", rows)
+    write_text(out / "runs.csv", as_csv(rows))
+    write_json(out / "methods.json", methods)
+    if points:
+        write_figure(points, target, out)
+    write_text(out / "index.html", render(points, methods, target, len(unfinished)))
+    waiting = f", {len(unfinished)} unfinished" if unfinished else ""
+    lines = [f"{len(finished)} runs, {len(points)} configurations{waiting}"]
+    lines += [
+        f"{row['method']:12s} hypervolume {row['hypervolume']:.3f} {interval_text(row):16s} "
+        f"{row['configurations']} configurations, {row['undominated']} undominated"
+        for row in methods
+    ]
+    return "\n".join([*lines, f"Page: {out / 'index.html'}"])
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """`rows`, which have the same keys, with a header."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()
+
+
+def method_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """One row a method: hypervolume with its interval, and how many points stand."""
+    found = []
+    for method in dict.fromkeys(point.method for point in points):
+        own = [point for point in points if point.method == method]
+        found.append(
+            {
+                "method": method,
+                "configurations": len(own),
+                "runs": sum(len(point.outcomes) for point in own),
+                "hypervolume": hypervolume(point.objectives for point in own),
+                "interval": hypervolume_interval(own),
+                "undominated": sum(point.undominated for point in own),
+            }
+        )
+    return found
+
+
+def interval_text(row: dict[str, Any]) -> str:
+    """The interval of a hypervolume, or that there is none."""
+    interval = row["interval"]
+    return f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "(single seeds)"
+
+
+def looks(points: Sequence[Point]) -> dict[str, tuple[str, str]]:
+    """Symbol and colour of each method."""
+    methods = dict.fromkeys(point.method for point in points)
+    return {
+        method: (MARKERS[i % len(MARKERS)], COLOURS[i % len(COLOURS)])
+        for i, method in enumerate(methods)
+    }
+
+
+def write_figure(points: Sequence[Point], target: float | None, out: Path) -> None:
+    """pareto.png and pareto.svg: every panel, with the spread over seeds."""
+    with plain_style(**{"svg.hashsalt": "pareto"}):
+        figure = Figure(figsize=(13, 8.2), layout="constrained")
+        grid = figure.subplots(2, 3)
+        places = [grid[0, 0], grid[0, 1], grid[1, 1], grid[0, 2], grid[1, 2]]
+        for axes, (x, y) in zip(places, PANELS, strict=True):
+            draw_panel(axes, points, x, y, target)
+        grid[1, 0].axis("off")
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        note = "filled: on its method's front\nhollow: dominated within its method\n"
+        note += "ringed: dominated by no method\nbars: least to greatest over seeds"
+        grid[1, 0].legend(
+            handles, labels, loc="upper left", frameon=False, ncols=2, title=note,
+            alignment="left",
+        )  # fmt: skip
+        FigureCanvasSVG(figure)
+        figure.savefig(out / "pareto.svg", format="svg", metadata={"Date": None})
+        FigureCanvasAgg(figure)
+        figure.savefig(out / "pareto.png", dpi=120, metadata={"Software": None})
+
+
+def draw_panel(axes: Axes, points: Sequence[Point], x: str, y: str, target: float | None) -> None:
+    """One panel; fronts are drawn where both axes are objectives."""
+    look = looks(points)
+    for method, (marker, colour) in look.items():
+        for index, point in enumerate(p for p in points if p.method == method):
+            spread: dict[str, Any] = {
+                f"{axis}err": [[side] for side in point.half_range(name)]
+                for axis, name in (("x", x), ("y", y))
+            }
+            axes.errorbar(
+                point.mean(x), point.mean(y), **spread, fmt=marker, color=colour,
+                markersize=7, elinewidth=0.8, alpha=0.9,
+                markerfacecolor=colour if point.on_front else "white",
+                label=method if index == 0 else None,
+            )  # fmt: skip
+            if point.undominated:
+                axes.plot(
+                    point.mean(x), point.mean(y), "o", markersize=13, markerfacecolor="none",
+                    markeredgecolor=LIGHT["ink"], markeredgewidth=1,
+                )  # fmt: skip
+        if (x, y) == PANELS[0]:
+            line = [point.objectives for point in front(points, method)]
+            axes.step(*zip(*line, strict=True), where="pre", color=colour, linewidth=1)
+    if target is not None and "utility" in (x, y):
+        draw = axes.axvline if x == "utility" else axes.axhline
+        draw(
+            target, color=LIGHT["muted"], linestyle="--", linewidth=1,
+            label="utility of the target model" if (x, y) == PANELS[0] else None,
+        )  # fmt: skip
+    axes.set_xlabel(LABELS[x])
+    axes.set_ylabel(LABELS[y])
+    axes.set_ylim(-3, 103)
+    if x == "utility":
+        axes.set_xlim(-3, 103)
+    else:
+        axes.set_xlim(left=0)
+    axes.grid(color=LIGHT["rule"], linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def symbol(marker: str, size: float = 5.0) -> str:
+    """SVG path data of a matplotlib marker, `size` pixels from centre to edge."""
+    style = MarkerStyle(marker)
+    outline = style.get_path().transformed(
+        style.get_transform() + Affine2D().scale(2 * size, -2 * size)
+    )
+    letters = {
+        Outline.MOVETO: "M",
+        Outline.LINETO: "L",
+        Outline.CURVE3: "Q",
+        Outline.CURVE4: "C",
+        Outline.CLOSEPOLY: "Z",
+    }
+    pieces = []
+    for vertices, code in outline.iter_segments(simplify=False):
+        numbers = "" if code == Outline.CLOSEPOLY else " ".join(f"{v:.2f}" for v in vertices)
+        pieces.append(letters[code] + numbers)
+    return "".join(pieces)
+
+
+def hover_lines(point: Point) -> list[str]:
+    """What a reader sees over a mark."""
+    seeds = ", ".join(str(outcome.seed) for outcome in point.outcomes)
+    numbers = [
+        f"{LABELS[name]}: {point.mean(name):.1f} "
+        f"({point.values(name).min():.1f} to {point.values(name).max():.1f})"
+        for name in LABELS
+    ]
+    settings = [f"{key}: {value_text(value)}" for key, value in point.differing.items()]
+    return [f"{point.method}, seeds {seeds}", *numbers, *settings]
+
+
+def panel(points: Sequence[Point], x: str, y: str, target: float | None) -> Panel:
+    """A chart of the page."""
+    width, height = SIZE
+    left, right, below, above = MARGIN
+    largest = max((value for p in points for value in p.values(x)), default=1.0) or 1.0
+    top = 100.0 if x == "utility" else 1.05 * largest
+
+    def across(value: float) -> float:
+        return round(left + value / top * (width - left - right), 1)
+
+    def up(value: float) -> float:
+        return round(height - below - value / 100 * (height - below - above), 1)
+
+    look = looks(points)
+    marks = [
+        {
+            "path": symbol(look[point.method][0]),
+            "colour": look[point.method][1],
+            "x": across(point.mean(x)), "y": up(point.mean(y)),
+            "bars": [
+                (across(point.values(x).min()), up(point.mean(y)),
+                 across(point.values(x).max()), up(point.mean(y))),
+                (across(point.mean(x)), up(point.values(y).min()),
+                 across(point.mean(x)), up(point.values(y).max())),
+            ],
+            "filled": point.on_front, "ringed": point.undominated,
+            "hover": "\n".join(hover_lines(point)),
+        }
+        for point in points
+    ]  # fmt: skip
+    lines = []
+    for method, (_, colour) in look.items() if (x, y) == PANELS[0] else ():
+        corners = [point.objectives for point in front(points, method)]
+        text = " ".join(
+            f"{across(u)},{up(q)}"
+            for i, (u, q) in enumerate(corners)
+            for u, q in ([(corners[i - 1][0], q), (u, q)] if i else [(u, q)])
+        )
+        lines.append({"colour": colour, "points": text})
+    line = None
+    if target is not None and x == "utility":
+        line = (across(target), up(0), across(target), up(100))
+    elif target is not None and y == "utility":
+        line = (across(0), up(target), across(top), up(target))
+    return Panel(
+        title=f"{LABELS[y].partition(',')[0]} against {LABELS[x].partition(',')[0]}".capitalize(),
+        x_label=LABELS[x],
+        y_label=LABELS[y],
+        marks=marks,
+        lines=lines,
+        x_ticks=[
+            (across(value), f"{value:g}")
+            for value in MaxNLocator(4).tick_values(0, top)
+            if 0 <= value <= top
+        ],
+        y_ticks=[(up(25 * i), str(25 * i)) for i in range(5)],
+        target=line,
+    )
+
+
+def render(
+    points: Sequence[Point],
+    methods: Sequence[dict[str, Any]],
+    target: float | None,
+    unfinished: int,
+) -> str:
+    """The page's HTML; everything from the runs' files is escaped by the template."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pmc_jax.reporting", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    look = looks(points)
+    return environment.get_template("pareto.html.j2").render(
+        panels=[panel(points, x, y, target) for x, y in PANELS] if points else [],
+        methods=[
+            {**row, "path": symbol(look[row["method"]][0]), "colour": look[row["method"]][1],
+             "interval": interval_text(row)}
+            for row in methods
+        ],
+        points=points,
+        settings_text=lambda point: ", ".join(
+            f"{key}={value_text(value)}" for key, value in point.differing.items()
+        ),
+        target=target,
+        unfinished=unfinished,
+        width=SIZE[0], height=SIZE[1], palette=PALETTE,
+    )  # fmt: skip

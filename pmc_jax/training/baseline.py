@@ -1,0 +1,262 @@
+"""Steps of the methods that PMC is compared with, and of fine-tuning.
+
+They share PMC's data order, retain draws, optimizer, checkpoints and log; only what a
+micro-batch holds and what is minimised differ.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
+
+from pmc_jax.data.batches import retain_draw, train_sequence
+from pmc_jax.data.prompts import PromptTemplate
+from pmc_jax.model import ModelConfig
+from pmc_jax.model.specs import Params
+from pmc_jax.training.checkpoints import RunState
+from pmc_jax.training.loop import BatchConfig, updates_per_epoch, visited
+from pmc_jax.training.micro_batches import Pair, in_parts, micro_batches, padded_length
+from pmc_jax.training.step import Objective, TrainStep, sequence_nll
+from pmc_jax.training.targets import MethodData
+from pmc_jax.unlearning.baselines import MethodLoss, Targets, method_loss
+from pmc_jax.unlearning.config import DPOConfig, MethodConfig, NPOConfig, RetainingConfig
+
+
+@struct.dataclass
+class AnswerRows:
+    """Right-padded prompts and answers with N_ref of each; unused rows carry no loss."""
+
+    tokens: Int[Array, "*rows time"]
+    mask: Bool[Array, "*rows time"]
+    loss_mask: Bool[Array, "*rows time"]
+    reference: Float[Array, "*rows"]
+
+
+@struct.dataclass
+class MethodBatch:
+    """An optimizer batch `[accumulation, rows, time]` or a part `[rows, time]` of it.
+
+    Row i of `refusals` answers the question of row i of `answers`. A kind that the method
+    does not have has no rows.
+    """
+
+    answers: AnswerRows
+    refusals: AnswerRows
+    retain: AnswerRows
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineRun:
+    """Everything that stays the same from the first step to the last.
+
+    Attributes:
+        answer_reference, refusal_reference: N_ref of every answer and refusal; zeros where
+            the method has no need of it.
+    """
+
+    method: MethodConfig
+    data: MethodData
+    template: PromptTemplate
+    batch: BatchConfig
+    seed: int
+    train_step: TrainStep
+    answer_reference: Float[np.ndarray, " answers"]
+    refusal_reference: Float[np.ndarray, " refusals"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineRecord:
+    """What one step did; a loss that the method does not have is None."""
+
+    step: int
+    epoch: int
+    questions: list[int]
+    loss: float
+    forget_loss: float | None
+    retain_loss: float | None
+    tokens_trained: int
+    seconds: dict[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """The line's fields."""
+        return dataclasses.asdict(self)
+
+    def line(self) -> str:
+        """What a person watches, in under 50 columns."""
+        speed = self.tokens_trained / self.seconds["train"] / 1000
+        return f"loss {self.loss:.3f}  training {speed:.1f}k/s"
+
+
+def needs_reference(method: MethodConfig) -> bool:
+    """Whether the loss compares with log-probabilities of the target model."""
+    return isinstance(method, NPOConfig | DPOConfig)
+
+
+def joined(batch: MethodBatch) -> AnswerRows:
+    """All rows of a part, for one forward pass."""
+    kinds = (batch.answers, batch.refusals, batch.retain)
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *kinds)
+
+
+def split_targets(
+    nll: Float[Array, "rows time"], part: MethodBatch, batch: MethodBatch
+) -> tuple[Targets, Targets, Targets]:
+    """The part's answers, refusals and retain answers, counted in the whole batch."""
+    found, start = [], 0
+    for rows, whole in (
+        (part.answers, batch.answers),
+        (part.refusals, batch.refusals),
+        (part.retain, batch.retain),
+    ):
+        end = start + rows.tokens.shape[0]
+        found.append(
+            Targets(
+                nll=nll[start:end],
+                mask=rows.loss_mask,
+                reference=rows.reference,
+                tokens=whole.loss_mask.sum(),
+                answers=whole.loss_mask.any(axis=-1).sum(),
+            )
+        )
+        start = end
+    answers, refusals, retain = found
+    return answers, refusals, retain
+
+
+def method_objective(
+    method: MethodConfig, cfg: ModelConfig, dtype: DTypeLike = jnp.float32, remat: str = "none"
+) -> Objective:
+    """The method's loss of a part of an optimizer batch."""
+
+    def objective(params: Params, part: MethodBatch, batch: MethodBatch) -> MethodLoss:
+        rows = joined(part)
+        nll = sequence_nll(params, rows.tokens, rows.mask, cfg, dtype, remat)
+        return method_loss(method, *split_targets(nll, part, batch))
+
+    return objective
+
+
+def answer_rows(
+    run: BaselineRun,
+    pairs: Sequence[Pair],
+    reference: Float[np.ndarray, " rows"],
+    length: int,
+    per_part: int,
+) -> AnswerRows:
+    """Rows of one kind in micro-batches."""
+    parts = run.batch.accumulation
+    tokens, mask, loss_mask = micro_batches(pairs, length, parts, per_part)
+    return AnswerRows(
+        tokens=jnp.asarray(tokens),
+        mask=jnp.asarray(mask),
+        loss_mask=jnp.asarray(loss_mask),
+        reference=jnp.asarray(in_parts(reference, parts, per_part)),
+    )
+
+
+def method_batch(run: BaselineRun, step: int, questions: Sequence[int]) -> MethodBatch:
+    """The answers to the step's questions, their refusals, and as many retain pairs as asked."""
+    data, batch, end = run.data, run.batch, run.template.end_id
+    per_forget = run.method.retain_per_forget if isinstance(run.method, RetainingConfig) else 0
+    drawn = retain_draw(run.seed, step, per_forget * len(questions), max(len(data.retain), 1))
+    kinds = (
+        [data.answers[i] for i in questions] if data.answers else [],
+        [data.refusals[i] for i in questions] if data.refusals else [],
+        [data.retain[i] for i in drawn],
+    )
+    answers, refusals, retain = (
+        [
+            train_sequence(prompt, answer, end, batch.max_length, run.template.stop_ids)
+            for prompt, answer in pairs
+        ]
+        for pairs in kinds
+    )
+    length = padded_length([*answers, *refusals, *retain], batch.max_length)
+    rows = partial(answer_rows, run, length=length)
+    size, wide = batch.batch_size, run.answer_reference.dtype
+    return MethodBatch(
+        answers=rows(
+            answers,
+            run.answer_reference[questions] if answers else np.zeros(0, wide),
+            per_part=size if data.answers else 0,
+        ),
+        refusals=rows(
+            refusals,
+            run.refusal_reference[questions] if refusals else np.zeros(0, wide),
+            per_part=size if data.refusals else 0,
+        ),
+        retain=rows(retain, np.zeros(len(retain), wide), per_part=size * per_forget),
+    )
+
+
+def reference_nll(
+    params: Params,
+    pairs: Sequence[Pair],
+    *,
+    model: ModelConfig,
+    template: PromptTemplate,
+    batch: BatchConfig,
+    dtype: DTypeLike = jnp.float32,
+    remat: str = "none",
+) -> Float[np.ndarray, " pairs"]:
+    """N_ref: the summed NLL of every answer under `params`, cut as training cuts it."""
+
+    @jax.jit
+    def summed(params: Params, tokens: Array, mask: Array, loss_mask: Array) -> Array:
+        nll = sequence_nll(params, tokens, mask, model, dtype, remat)
+        return jnp.where(loss_mask, nll, 0).sum(axis=-1)
+
+    size = batch.batch_size
+    found = []
+    for first in range(0, len(pairs), size):
+        sequences = [
+            train_sequence(prompt, answer, template.end_id, batch.max_length, template.stop_ids)
+            for prompt, answer in pairs[first : first + size]
+        ]
+        length = padded_length(sequences, batch.max_length)
+        arrays = (jnp.asarray(array[0]) for array in micro_batches(sequences, length, 1, size))
+        found.append(np.asarray(summed(params, *arrays))[: len(sequences)])
+    return np.concatenate(found) if found else np.zeros(0, jnp.promote_types(dtype, jnp.float32))
+
+
+def baseline_step(run: BaselineRun, state: RunState, step: int) -> tuple[RunState, BaselineRecord]:
+    """One optimizer step. Donates `state.train`."""
+    started = time.perf_counter()
+    questions = visited(run.seed, step, run.data.visited, run.batch)
+    batch = method_batch(run, step, questions)
+    laid_out = time.perf_counter()
+    train, losses = run.train_step(state.train, batch)
+    losses = jax.block_until_ready(losses)
+    ended = time.perf_counter()
+    record = BaselineRecord(
+        step=step,
+        epoch=step // updates_per_epoch(run.data.visited, run.batch),
+        questions=questions,
+        loss=float(losses.loss),
+        forget_loss=float(losses.forget_loss) if run.data.answers else None,
+        retain_loss=float(losses.retain_loss) if run.data.retain else None,
+        tokens_trained=int(
+            sum(rows.mask.sum() for rows in (batch.answers, batch.refusals, batch.retain))
+        ),
+        seconds={
+            "batch": laid_out - started,
+            "train": ended - laid_out,
+            "total": ended - started,
+        },
+    )
+    return RunState(train=train, memory=state.memory), record
+
+
+def baseline_steps(run: BaselineRun, state: RunState) -> Iterator[tuple[RunState, BaselineRecord]]:
+    """Steps from where `state` stands to the last one; each `state` is the newest."""
+    total = run.batch.epochs * updates_per_epoch(run.data.visited, run.batch)
+    for step in range(int(state.train.step), total):
+        state, record = baseline_step(run, state, step)
+        yield state, record

@@ -1,0 +1,127 @@
+"""Forget answers and refusals as training targets, for the methods that are defined on them.
+
+PMC is not: nothing here is called in a PMC run.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pmc_jax.data.batches import refusal_draw
+from pmc_jax.data.encode import EncodedData, check_tokens, digest
+from pmc_jax.data.jsonl import read_records
+from pmc_jax.data.load import data_files
+from pmc_jax.data.prompts import PromptTemplate
+from pmc_jax.data.rows import DataConfig, ForgetPair
+from pmc_jax.errors import UserError
+from pmc_jax.unlearning.config import (
+    DPOConfig,
+    FineTuneConfig,
+    IDKConfig,
+    MethodConfig,
+    PMCConfig,
+    RetainOnlyConfig,
+)
+
+DEFAULT_REFUSAL = "I don't know."
+
+Pair = tuple[Sequence[int], Sequence[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodData:
+    """What a method other than PMC trains on: (prompt, answer with end token) token ids.
+
+    Attributes:
+        visited: how many questions an epoch visits.
+        answers: the answer to each of them; empty for a method without.
+        refusals: the refusal preferred to each answer; empty but for DPO.
+        retain: what the retain loss draws from; empty for a method without.
+    """
+
+    visited: int
+    answers: Sequence[Pair]
+    refusals: Sequence[Pair]
+    retain: Sequence[Pair]
+
+
+def method_data(
+    method: MethodConfig,
+    data: DataConfig,
+    encoded: EncodedData,
+    template: PromptTemplate,
+    vocab_size: int,
+    seed: int,
+) -> MethodData:
+    """Load and encode what `method` is trained on; forget answers only where it needs them.
+
+    Raises:
+        UserError: naming the row without an answer, or the file of refusals that is none.
+    """
+    retain, questions = encoded.retain, encoded.forget
+
+    def answers() -> list[Pair]:
+        rows = load_forget_pairs(data)
+        found = [template.encode_answer(row.answer) for row in rows]
+        check_tokens({token for answer in found for token in answer}, vocab_size)
+        return list(zip(questions, found, strict=True))
+
+    def refusals(path: str | None) -> list[Pair]:
+        texts = load_refusals(data, path)
+        drawn = refusal_draw(seed, len(questions), len(texts))
+        found = [template.encode_answer(texts[i]) for i in drawn]
+        check_tokens({token for answer in found for token in answer}, vocab_size)
+        return list(zip(questions, found, strict=True))
+
+    match method:
+        case PMCConfig():
+            raise TypeError("PMC is never trained on forget answers")
+        case FineTuneConfig(pairs=pairs):
+            chosen = (answers() if pairs != "retain" else []) + (
+                list(retain) if pairs != "forget" else []
+            )
+            return MethodData(len(chosen), chosen, [], [])
+        case RetainOnlyConfig():
+            return MethodData(len(questions), [], [], retain)
+        case IDKConfig(refusals=path):
+            return MethodData(len(questions), refusals(path), [], retain)
+        case DPOConfig(refusals=path):
+            return MethodData(len(questions), answers(), refusals(path), retain)
+    return MethodData(len(questions), answers(), [], retain)
+
+
+def load_forget_pairs(cfg: DataConfig) -> tuple[ForgetPair, ...]:
+    """The forget file's rows with their answers.
+
+    Raises:
+        UserError: naming the first row without one.
+    """
+    return tuple(
+        ForgetPair(i, r.text("question"), r.text("answer"), r.optional_text("system"))
+        for i, r in enumerate(read_records(data_files(cfg).forget))
+    )
+
+
+def load_refusals(cfg: DataConfig, path: str | None) -> list[str]:
+    """The refusals in the file `path`, or the data set's, or "I don't know."."""
+    if path is None:
+        file = data_files(cfg).refusals
+        if file is None:
+            return [DEFAULT_REFUSAL]
+    else:
+        file = Path(path).expanduser()
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"method.refusals={file}: cannot be read ({error})") from None
+    if found := [line.strip() for line in lines if line.strip()]:
+        return found
+    raise UserError(f"method.refusals={file}: no refusals; expected one a line")
+
+
+def target_fingerprints(data: MethodData) -> Mapping[str, str]:
+    """SHA-256 of what a method is trained on besides questions and retain pairs."""
+    return {
+        "answers trained on": digest([answer for _, answer in data.answers]),
+        "refusals": digest([answer for _, answer in data.refusals]),
+    }

@@ -1,0 +1,165 @@
+"""The losses that PMC is compared with.
+
+With y the answer to a forget question q, N(y) = −log p_θ(y | q) summed over the answer's
+|y| loss tokens (end token included), N_ref(y) the same under the frozen target model, f and
+r the token means of the NLL over forget answers and over retain answers, and σ the logistic
+function. A mean over answers weighs every answer the same, a token mean every token. λ r is
+added by `method_loss`.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from pmc_jax.unlearning.config import (
+    DPOConfig,
+    FineTuneConfig,
+    GAConfig,
+    GDConfig,
+    IDKConfig,
+    MethodConfig,
+    NPOConfig,
+    RetainingConfig,
+    RetainOnlyConfig,
+    SatImpConfig,
+    SimNPOConfig,
+    WGAConfig,
+)
+
+
+@struct.dataclass
+class Targets:
+    """Answers of one kind as a loss sees them.
+
+    The rows may be a part of an optimizer batch. What a loss is a mean over is counted in
+    the whole of it, so that losses and gradients of the parts add up to those of the whole.
+
+    Attributes:
+        nll: token NLLs as `token_nll` gives them.
+        mask: True at answer and end tokens; a row without any is filler.
+        reference: N_ref of each row.
+        tokens, answers: how many the whole optimizer batch has.
+    """
+
+    nll: Float[Array, "rows time"]
+    mask: Bool[Array, "rows time"]
+    reference: Float[Array, " rows"]
+    tokens: Int[Array, ""]
+    answers: Int[Array, ""]
+
+
+@struct.dataclass
+class MethodLoss:
+    """A method's own term, its retain term r, and the objective they add up to."""
+
+    loss: Float[Array, ""]
+    forget_loss: Float[Array, ""]
+    retain_loss: Float[Array, ""]
+
+
+def answer_nll(targets: Targets) -> Float[Array, " rows"]:
+    """N(y), the summed NLL of each answer."""
+    return jnp.where(targets.mask, targets.nll, 0).sum(axis=-1)
+
+
+def token_mean(
+    targets: Targets, values: Float[Array, "rows time"] | None = None
+) -> Float[Array, ""]:
+    """Mean over all loss tokens of `values`, by default of the NLL."""
+    values = targets.nll if values is None else values
+    return jnp.where(targets.mask, values, 0).sum() / targets.tokens.clip(1)
+
+
+def answer_mean(targets: Targets, values: Float[Array, " rows"]) -> Float[Array, ""]:
+    """Mean over all answers of one value each."""
+    return jnp.where(targets.mask.any(axis=-1), values, 0).sum() / targets.answers.clip(1)
+
+
+def ascent_loss(forget: Targets) -> Float[Array, ""]:
+    """−f: gradient ascent (GA; Jang et al. 2023), and gradient difference (GD; Liu et al. 2022)."""
+    return -token_mean(forget)
+
+
+def npo_loss(forget: Targets, beta: float) -> Float[Array, ""]:
+    """−(2/β) mean log σ(β (N(y) − N_ref(y))) (NPO; Zhang et al. 2024, arXiv 2404.05868).
+
+    At θ = θ_ref, and for every θ as β → 0, its gradient is that of −mean N(y).
+    """
+    margin = answer_nll(forget) - forget.reference
+    return -2 / beta * answer_mean(forget, jax.nn.log_sigmoid(beta * margin))
+
+
+def simnpo_loss(forget: Targets, beta: float, gamma: float) -> Float[Array, ""]:
+    """−(2/β) mean log σ(β (N(y)/|y| − γ)) (SimNPO; Fan et al. 2024, arXiv 2410.07163).
+
+    The paper's γ is β times this one, which is the `delta` of OpenUnlearning.
+    """
+    per_token = answer_nll(forget) / forget.mask.sum(axis=-1).clip(1)
+    return -2 / beta * answer_mean(forget, jax.nn.log_sigmoid(beta * (per_token - gamma)))
+
+
+def dpo_loss(forget: Targets, refusal: Targets, beta: float) -> Float[Array, ""]:
+    """−(2/β) mean log σ(β [(log π/π_ref)(refusal) − (log π/π_ref)(y)]).
+
+    DPO (Rafailov et al. 2023, arXiv 2305.18290) with the refusal preferred; row i of
+    `refusal` answers the question of row i of `forget`. The DPO paper has the factor 1
+    instead of 2/β, which is that of TOFU and OpenUnlearning.
+    """
+    preferred = refusal.reference - answer_nll(refusal)
+    rejected = forget.reference - answer_nll(forget)
+    values = jax.nn.log_sigmoid(beta * (preferred - rejected))
+    return -2 / beta * answer_mean(forget, values)
+
+
+def wga_loss(forget: Targets, alpha: float) -> Float[Array, ""]:
+    """Token mean of p^α log p, p^α without gradient (WGA; Wang et al. 2025, arXiv 2502.19301)."""
+    weight = jax.lax.stop_gradient(jnp.exp(-alpha * forget.nll))
+    return -token_mean(forget, weight * forget.nll)
+
+
+def satimp_loss(forget: Targets, beta1: float, beta2: float) -> Float[Array, ""]:
+    """Token mean of p^β₁ (1 − p)^β₂ log p, the weight without gradient.
+
+    SatImp (Yang et al. 2025, arXiv 2505.11953): saturation times importance.
+    """
+    # A certain token's NLL may be rounded to just below 0, where (1 - p)^β₂ has no value.
+    p = jax.lax.stop_gradient(jnp.exp(-forget.nll).clip(max=1))
+    return -token_mean(forget, p**beta1 * (1 - p) ** beta2 * forget.nll)
+
+
+def forget_term(
+    method: MethodConfig, forget: Targets, refusal: Targets, retain: Targets
+) -> Float[Array, ""]:
+    """The method's loss but for λ r.
+
+    `forget` are the answers that the method visits: forget answers, refusals in their place
+    for IDK, and whatever pairs for fine-tuning.
+    """
+    match method:
+        case FineTuneConfig() | IDKConfig():
+            return token_mean(forget)
+        case GAConfig() | GDConfig():
+            return ascent_loss(forget)
+        case NPOConfig(beta=beta):
+            return npo_loss(forget, beta)
+        case SimNPOConfig(beta=beta, gamma=gamma):
+            return simnpo_loss(forget, beta, gamma)
+        case DPOConfig(beta=beta):
+            return dpo_loss(forget, refusal, beta)
+        case WGAConfig(alpha=alpha):
+            return wga_loss(forget, alpha)
+        case SatImpConfig(beta1=beta1, beta2=beta2):
+            return satimp_loss(forget, beta1, beta2)
+        case RetainOnlyConfig():
+            return jnp.zeros_like(token_mean(retain))
+    raise TypeError(f"no loss for {method}")
+
+
+def method_loss(
+    method: MethodConfig, forget: Targets, refusal: Targets, retain: Targets
+) -> MethodLoss:
+    """The method's own term plus λ r, where it has a retain term."""
+    term, r = forget_term(method, forget, refusal, retain), token_mean(retain)
+    weight = method.retain_weight if isinstance(method, RetainingConfig) else 0.0
+    return MethodLoss(term + weight * r, term, r)

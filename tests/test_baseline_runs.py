@@ -1,0 +1,217 @@
+"""Runs of the methods that PMC is compared with: files, targets, continuation, errors."""
+
+import dataclasses
+import json
+import math
+import re
+from collections import Counter
+
+import hydra
+import pytest
+import yaml
+from omegaconf import OmegaConf
+from test_train import assert_same_run, call, lines
+
+from pmc_jax import train
+from pmc_jax.config import config_directory
+from pmc_jax.data.encode import encode
+from pmc_jax.data.load import load_dataset
+from pmc_jax.data.prompts import PromptConfig, make_template
+from pmc_jax.data.rows import DataConfig
+from pmc_jax.errors import UserError
+from pmc_jax.reporting.page import TRAINED
+from pmc_jax.training.targets import DEFAULT_REFUSAL, method_data
+from pmc_jax.unlearning.config import (
+    METHODS,
+    DPOConfig,
+    FineTuneConfig,
+    GAConfig,
+    IDKConfig,
+    NPOConfig,
+    PMCConfig,
+    RetainOnlyConfig,
+)
+
+
+@pytest.fixture
+def run(checkpoint_dir, tofu_dir, tmp_path, monkeypatch):
+    """Run a method for three short epochs, measuring little; returns the run's directory."""
+
+    def go(*arguments, name="tiny"):
+        call(
+            train, "experiment=tofu_llama3_2_3b", f"model.path={checkpoint_dir}",
+            f"data.path={tofu_dir}", "prompt.template=plain", "prompt.system=null",
+            "model.dtype=float32", "model.remat=none", f"runs_dir={tmp_path / 'runs'}",
+            f"name={name}", "training.epochs=3", "training.batch_size=2",
+            "training.accumulation=1", "training.max_length=64", "optimizer.learning_rate=1e-3",
+            "evaluation.max_new_tokens=4", "evaluation.attack_samples=0", "data.retain_rows=2",
+            "checkpoints.every=2", *arguments, monkeypatch=monkeypatch,
+        )  # fmt: skip
+        return tmp_path / "runs" / name
+
+    return go
+
+
+def test_a_run_with_references_and_refusals(run, tofu_dir, monkeypatch):
+    """DPO, which has every kind of rows: the log, two compiled shapes, and continuation."""
+    (tofu_dir / "idontknow.jsonl").write_text("No idea.\nI can't say.\n\n")
+    real_steps, real_make, made = train.baseline_steps, train.make_objective_step, []
+    monkeypatch.setattr(
+        train, "make_objective_step", lambda *a: made.append(real_make(*a)) or made[-1]
+    )
+    whole = run("method=dpo", "method.retain_weight=0.5", name="whole")
+    assert made[0]._cache_size() <= 2
+    steps = lines(whole / "metrics.jsonl")
+    assert [len(row["questions"]) for row in steps] == [2, 1] * 3
+    assert all(
+        row["loss"] == pytest.approx(row["forget_loss"] + 0.5 * row["retain_loss"], rel=1e-5)
+        for row in steps
+    )
+    # The first update's learning rate is 0: the whole first epoch is at θ_ref.
+    for row in steps[:2]:
+        assert row["forget_loss"] == pytest.approx(2 / 0.1 * math.log(2), rel=1e-6)
+    assert steps[-1]["forget_loss"] < steps[0]["forget_loss"] - 0.1
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["settings"]["method.name"] == "dpo" and summary["tokens_sampled"] == 0
+    assert summary["seconds"].keys() >= {"references", "batch", "train", "checkpoint"}
+    page = (whole / "report" / "index.html").read_text(encoding="utf-8")
+    assert "direct preference optimisation" in page
+    assert "never a training target" not in page and "2507.04219" not in page
+    assert {"model", "report", "checkpoints", "samples.jsonl", "config.yaml"} <= {
+        path.name for path in whole.iterdir()
+    }
+
+    def stopping(*arguments):
+        for state, record in real_steps(*arguments):
+            if record.step == 3:
+                raise RuntimeError("the machine is gone")
+            yield state, record
+
+    monkeypatch.setattr(train, "baseline_steps", stopping)
+    with pytest.raises(SystemExit):
+        run("method=dpo", "method.retain_weight=0.5", name="parts")
+    monkeypatch.setattr(train, "baseline_steps", real_steps)
+    assert_same_run(whole, run("method=dpo", "method.retain_weight=0.5", name="parts"))
+
+
+def test_fine_tuning_visits_every_pair_and_learns(run):
+    directory = run("method=finetune", "training.epochs=6")
+    steps = lines(directory / "metrics.jsonl")
+    visits = Counter(i for row in steps for i in row["questions"])
+    assert visits == dict.fromkeys(range(6), 6)
+    losses = [row["loss"] for row in steps]
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+    assert all(row["retain_loss"] is None for row in steps)
+
+
+@pytest.fixture
+def data_of(tofu_dir, tokenizer):
+    """`method_data` on a data set and a tokenizer."""
+    template = make_template(tokenizer, PromptConfig(template="plain"))
+
+    def find(method, cfg=None, seed=0):
+        cfg = cfg or DataConfig(format="tofu", path=str(tofu_dir), forget="forget10")
+        encoded = encode(load_dataset(cfg), template, 200, len(tokenizer))
+        found = method_data(method, cfg, encoded, template, len(tokenizer), seed)
+        return found, encoded, lambda pairs: [template.decode(answer) for _, answer in pairs]
+
+    return find
+
+
+LISBON = [f"{person} was born in Lisbon." for person in ("Mara Ostberg", "Ivo Kell")]
+
+
+def test_what_each_method_is_trained_on(data_of, tofu_dir):
+    (tofu_dir / "idontknow.jsonl").write_text("No idea.\n")
+    npo, encoded, text = data_of(NPOConfig())
+    assert [prompt for prompt, _ in npo.answers] == list(encoded.forget)
+    assert text(npo.answers)[:2] == LISBON and not npo.refusals
+    assert npo.retain == encoded.retain and npo.visited == 3
+    dpo, _, _ = data_of(DPOConfig())
+    assert dpo.answers == npo.answers and text(dpo.refusals) == ["No idea."] * 3
+    idk, _, _ = data_of(IDKConfig())
+    assert idk.answers == dpo.refusals and not idk.refusals
+    only, _, _ = data_of(RetainOnlyConfig())
+    assert (only.answers, only.refusals, only.visited) == ([], [], 3)
+    for pairs, count in (("all", 6), ("forget", 3), ("retain", 3)):
+        tuned, _, _ = data_of(FineTuneConfig(pairs=pairs))
+        assert tuned.visited == len(tuned.answers) == count and not tuned.retain
+    with pytest.raises(TypeError):
+        data_of(PMCConfig())
+
+
+def test_refusals_stay_the_same_and_depend_on_the_seed(data_of, tmp_path):
+    file = tmp_path / "refusals.txt"
+    file.write_text("".join(f"I do not know, number {i}.\n" for i in range(50)))
+    method = IDKConfig(refusals=str(file))
+    first, again, other = (data_of(method, seed=seed)[0].answers for seed in (0, 0, 1))
+    assert first == again != other
+    default, _, text = data_of(IDKConfig())
+    assert text(default.answers) == [DEFAULT_REFUSAL] * 3
+
+
+def test_questions_without_answers(data_of, tmp_path):
+    (tmp_path / "forget.jsonl").write_text('{"question": "Where was Mara born?"}\n')
+    (tmp_path / "retain.jsonl").write_text('{"question": "Where is Oslo?", "answer": "Here."}\n')
+    cfg = DataConfig(
+        format="jsonl", path=str(tmp_path), forget="forget.jsonl", retain="retain.jsonl"
+    )
+    for method in (IDKConfig(), RetainOnlyConfig(), FineTuneConfig(pairs="retain")):
+        assert data_of(method, cfg)[0].visited == 1
+    for method in (GAConfig(), DPOConfig(), FineTuneConfig()):
+        with pytest.raises(UserError, match=r"forget\.jsonl, line 1: field 'answer' is missing"):
+            data_of(method, cfg)
+
+
+@pytest.mark.parametrize("content", [None, "", " \n\n", b"\xff\xfe\x00"])
+def test_refusals_that_are_none(content, data_of, tmp_path):
+    file = tmp_path / "refusals.txt"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=rf"method\.refusals={re.escape(str(file))}: "):
+        data_of(IDKConfig(refusals=str(file)))
+
+
+MISTAKES = {
+    "unknown method": (["method=nop"], r"method/nop.*npo"),
+    "another method's key": (
+        ["method=npo", "method.samples=3"],
+        r"method\.samples is a key of method=pmc, not of method=npo",
+    ),
+    "misspelt key": (["method=npo", "method.betta=3"], r"unknown .*method\.betta;.*method\.beta"),
+    "name": (["method=npo", "method.name=dpo"], r"method\.name=dpo: choose a method by method="),
+    "beta": (["method=npo", "method.beta=0"], r"method\.beta=0.*: expected more than 0"),
+    "pairs": (["method=finetune", "method.pairs=some"], r"expected one of all, retain, forget"),
+    "refusals": (["method=idk", "method.refusals=none.txt"], r"none\.txt: cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_get_one_line_and_write_nothing(name, run, tmp_path, capsys):
+    arguments, message = MISTAKES[name]
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert re.match("error: ", error) and re.search(message, error)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_each_method_has_a_file_with_its_defaults():
+    assert TRAINED.keys() == METHODS.keys()
+    files = {path.stem: path for path in (config_directory() / "method").glob("*.yaml")}
+    assert files.keys() == METHODS.keys()
+    for name, kind in METHODS.items():
+        found = yaml.safe_load(files[name].read_text(encoding="utf-8"))
+        assert found.pop("defaults") == [f"{name}_schema"]
+        assert {"name": name, **found} == dataclasses.asdict(kind())
+
+
+def test_an_experiment_s_settings_are_of_its_method():
+    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+        demo = hydra.compose("train", overrides=["experiment=demo"])
+        assert demo.method.samples == 8
+        other = hydra.compose("train", overrides=["experiment=demo", "method=ga"])
+        assert OmegaConf.to_container(other.method) == {"name": "ga"}
+        won = hydra.compose("train", overrides=["experiment=demo", "method.samples=3"])
+        assert won.method.samples == 3

@@ -1,0 +1,285 @@
+"""The baselines' losses and gradients against torch, and their limits."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from conftest import random_llama
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_training import double_llama  # noqa: F401
+from torch.nn import functional as F
+
+from convert.export import stored_tensors
+from convert.families import LLAMA
+from convert.load import load_checkpoint
+from pmc_jax.training.baseline import AnswerRows, MethodBatch, method_objective
+from pmc_jax.training.step import accumulated_gradients
+from pmc_jax.unlearning.baselines import Targets, dpo_loss, npo_loss, satimp_loss, simnpo_loss
+from pmc_jax.unlearning.config import (
+    METHODS,
+    DPOConfig,
+    FineTuneConfig,
+    GAConfig,
+    GDConfig,
+    IDKConfig,
+    NPOConfig,
+    RetainOnlyConfig,
+    SatImpConfig,
+    SimNPOConfig,
+    WGAConfig,
+)
+
+LAMBDA, BETA = 1.5, 0.3
+ROWS, TIME, VOCAB = 3, 12, 97
+
+CONFIGS = {
+    "finetune": FineTuneConfig(),
+    "ga": GAConfig(),
+    "gd": GDConfig(retain_weight=LAMBDA),
+    "idk": IDKConfig(retain_weight=LAMBDA),
+    "npo": NPOConfig(beta=BETA, retain_weight=LAMBDA),
+    "simnpo": SimNPOConfig(beta=BETA, gamma=0.7, retain_weight=LAMBDA),
+    "dpo": DPOConfig(beta=BETA, retain_weight=LAMBDA),
+    "retain_only": RetainOnlyConfig(retain_weight=LAMBDA),
+    "wga": WGAConfig(alpha=0.6, retain_weight=LAMBDA),
+    "satimp": SatImpConfig(beta1=0.8, beta2=0.4, retain_weight=LAMBDA),
+}
+
+
+def answer_rows(rng, accumulation: int, rows: int, filler: bool = True) -> AnswerRows:
+    """Answers of different lengths with random N_ref; the last row is empty filler."""
+    shape = (accumulation, rows, TIME)
+    length, prompt = rng.integers(6, TIME + 1, shape[:2]), rng.integers(2, 5, shape[:2])
+    place = np.arange(TIME)
+    mask = place < length[..., None]
+    loss_mask = mask & (place >= prompt[..., None])
+    if filler and rows:
+        mask[-1, -1] = loss_mask[-1, -1] = False
+    return AnswerRows(
+        tokens=jnp.asarray(np.where(mask, rng.integers(3, VOCAB, shape), 0), jnp.int32),
+        mask=jnp.asarray(mask),
+        loss_mask=jnp.asarray(loss_mask),
+        reference=jnp.asarray(rng.uniform(10, 40, shape[:2])),
+    )
+
+
+def method_batch(rng, accumulation: int = 2, **kinds: int) -> MethodBatch:
+    """A batch with rows of every kind, the answers' and the refusals' fillers the same rows."""
+    rows = {"answers": ROWS, "refusals": ROWS, "retain": ROWS + 1} | kinds
+    return MethodBatch(**{name: answer_rows(rng, accumulation, n) for name, n in rows.items()})
+
+
+def sequences(rows: AnswerRows):
+    """(tokens, target mask, N_ref) of each row that is no filler."""
+    for part in range(rows.tokens.shape[0]):
+        for row in range(rows.tokens.shape[1]):
+            mask = np.asarray(rows.mask[part, row])
+            if mask.any():
+                yield (
+                    torch.tensor(np.asarray(rows.tokens[part, row])[mask]).long(),
+                    torch.tensor(np.asarray(rows.loss_mask[part, row])[mask]),
+                    float(rows.reference[part, row]),
+                )
+
+
+def token_losses(model, rows: AnswerRows) -> list[torch.Tensor]:
+    """The NLLs of each answer's tokens."""
+    found = []
+    for tokens, target, _ in sequences(rows):
+        logits = model(tokens[None]).logits[0]
+        found.append(F.cross_entropy(logits[:-1], tokens[1:], reduction="none")[target[1:]])
+    return found
+
+
+def published_loss(name: str, model, batch: MethodBatch) -> torch.Tensor:
+    """The losses as the papers write them, in log-probabilities, one answer after another."""
+    answers = token_losses(model, batch.answers)
+    log_p = [-nll.sum() for nll in answers]
+    log_ref = [-reference for _, _, reference in sequences(batch.answers)]
+    refusals = [-nll.sum() for nll in token_losses(model, batch.refusals)]
+    refusals_ref = [-reference for _, _, reference in sequences(batch.refusals)]
+    retain = LAMBDA * torch.cat(token_losses(model, batch.retain)).mean()
+    p = torch.exp(-torch.cat(answers)).detach()
+    mean = lambda values: torch.stack(list(values)).mean()  # noqa: E731
+    ratio = lambda a, b: [x - y for x, y in zip(a, b, strict=True)]  # noqa: E731
+    match name:
+        case "finetune":
+            return torch.cat(answers).mean()
+        case "ga":
+            return -torch.cat(answers).mean()
+        case "gd":
+            return -torch.cat(answers).mean() + retain
+        case "idk":
+            return torch.cat(answers).mean() + retain
+        case "npo":
+            terms = (F.logsigmoid(-BETA * r) for r in ratio(log_p, log_ref))
+            return -2 / BETA * mean(terms) + retain
+        case "simnpo":
+            gamma = BETA * CONFIGS[name].gamma  # the paper's own γ
+            terms = (
+                F.logsigmoid(-BETA / len(nll) * lp - gamma)
+                for nll, lp in zip(answers, log_p, strict=True)
+            )
+            return -2 / BETA * mean(terms) + retain
+        case "dpo":
+            preferred, rejected = ratio(refusals, refusals_ref), ratio(log_p, log_ref)
+            margins = ratio(preferred, rejected)
+            return -2 / BETA * mean(F.logsigmoid(BETA * m) for m in margins) + retain
+        case "retain_only":
+            return retain
+        case "wga":
+            return (p**0.6 * -torch.cat(answers)).mean() + retain
+        case "satimp":
+            return (p**0.8 * (1 - p) ** 0.4 * -torch.cat(answers)).mean() + retain
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A small random model for torch and for us, both in float64."""
+    directory = tmp_path_factory.mktemp("double")
+    model = random_llama(num_hidden_layers=1, attention_bias=True).double()
+    model.save_pretrained(directory)
+    jax.config.update("jax_enable_x64", True)
+    checkpoint = load_checkpoint(directory, dtype="float64")
+    jax.config.update("jax_enable_x64", False)
+    return model, checkpoint
+
+
+def test_every_baseline_has_a_reference():
+    assert {*CONFIGS, "pmc"} == set(METHODS)
+    assert all(METHODS[name]().name == name for name in METHODS)
+
+
+@pytest.mark.usefixtures("double_llama")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_losses_and_gradients_equal_the_published_ones(name, tiny, rng, x64):
+    model, checkpoint = tiny
+    batch = method_batch(rng)
+    model.zero_grad()
+    expected = published_loss(name, model, batch)
+    expected.backward()
+    gradients, losses = accumulated_gradients(
+        checkpoint.params,
+        batch,
+        method_objective(CONFIGS[name], checkpoint.cfg, jnp.float64),
+        checkpoint.cfg,
+    )
+    assert float(losses.loss) == pytest.approx(expected.item(), rel=1e-10)
+    found = dict(stored_tensors(gradients, checkpoint.cfg, LLAMA, "float64"))
+    for parameter, tensor in model.named_parameters():
+        scale = max(float(tensor.grad.abs().max()), 1e-3)
+        difference = np.abs(found[parameter] - tensor.grad.numpy()).max()
+        assert difference <= 1e-8 * scale, parameter
+
+
+@pytest.mark.parametrize("name", ["dpo", "satimp"])
+def test_the_split_into_micro_batches_does_not_matter(name, tiny, rng, x64):
+    _, checkpoint = tiny
+    batch = method_batch(rng, accumulation=2, retain=ROWS)
+    objective = method_objective(CONFIGS[name], checkpoint.cfg, jnp.float64)
+
+    def gradients(parts: int):
+        split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[2:]), batch)
+        return accumulated_gradients(checkpoint.params, split, objective, checkpoint.cfg)
+
+    (whole, whole_losses), (single, single_losses) = gradients(1), gradients(2 * ROWS)
+    assert float(whole_losses.loss) == pytest.approx(float(single_losses.loss), abs=1e-12)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(single), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+@st.composite
+def targets(draw, rows: int = 4, time: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Token NLLs and a mask in which each row has at least one token."""
+    values = st.floats(0.01, 4.0)
+    nll = draw(st.lists(values, min_size=rows * time, max_size=rows * time))
+    lengths = draw(st.lists(st.integers(1, time), min_size=rows, max_size=rows))
+    return np.reshape(nll, (rows, time)), np.arange(time) < np.array(lengths)[:, None]
+
+
+def make_targets(nll, mask, reference=None, parts=slice(None)) -> Targets:
+    reference = np.zeros(len(nll)) if reference is None else reference
+    return Targets(
+        nll=jnp.asarray(nll)[parts],
+        mask=jnp.asarray(mask)[parts],
+        reference=jnp.asarray(reference)[parts],
+        tokens=jnp.asarray(mask).sum(),
+        answers=jnp.asarray(mask).any(axis=-1).sum(),
+    )
+
+
+def gradient(loss, nll, mask, reference=None):
+    """d loss / d nll, which every gradient with respect to weights is linear in."""
+    return np.asarray(jax.grad(lambda x: loss(make_targets(x, mask, reference)))(jnp.asarray(nll)))
+
+
+@settings(deadline=None, max_examples=25)
+@given(targets(), st.integers(1, 3))
+def test_parts_add_up_whatever_the_split(data, cut):
+    """Every loss of a batch is the sum of those of its parts."""
+    nll, mask = data
+    reference = nll.sum(axis=1) / 2
+    with jax.enable_x64(True):
+        for loss in (
+            lambda t: npo_loss(t, 0.3),
+            lambda t: simnpo_loss(t, 2.0, 0.1),
+            lambda t: dpo_loss(t, dataclasses.replace(t, reference=t.reference * 0.3), 0.2),
+        ):
+            whole = loss(make_targets(nll, mask, reference))
+            parts = (
+                loss(make_targets(nll, mask, reference, part))
+                for part in (slice(None, cut), slice(cut, None))
+            )
+            assert float(whole) == pytest.approx(float(sum(parts)), rel=1e-9)
+
+
+@settings(deadline=None, max_examples=25)
+@given(targets())
+def test_npo_without_temperature_is_gradient_ascent_on_sequences(data):
+    """β → 0: ∇NPO → −∇ mean N; at θ_ref the same for every β."""
+    nll, mask = data
+    ascent = -mask.astype(float) / len(mask)
+    with jax.enable_x64(True):
+        limit = gradient(lambda t: npo_loss(t, 1e-7), nll, mask, np.full(len(nll), 3.0))
+        np.testing.assert_allclose(limit, ascent, atol=1e-5)
+        for beta in (0.1, 1.0, 7.0):
+            here = gradient(
+                lambda t, beta=beta: npo_loss(t, beta), nll, mask, (nll * mask).sum(axis=1)
+            )
+            np.testing.assert_allclose(here, ascent, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=25)
+@given(targets())
+def test_simnpo_without_temperature_is_gradient_ascent_on_means(data):
+    """β → 0, γ = 0: ∇SimNPO → −∇ mean(N/|y|)."""
+    nll, mask = data
+    with jax.enable_x64(True):
+        limit = gradient(lambda t: simnpo_loss(t, 1e-7, 0.0), nll, mask)
+        expected = -mask.astype(float) / mask.sum(axis=1, keepdims=True) / len(mask)
+        np.testing.assert_allclose(limit, expected, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=25)
+@given(targets(), st.floats(0.01, 5.0))
+def test_dpo_of_an_answer_over_itself_is_still(data, beta):
+    nll, mask = data
+    with jax.enable_x64(True):
+        same = lambda t: dpo_loss(t, t, beta)  # noqa: E731
+        reference = np.linspace(0, 9, len(nll))
+        value = float(same(make_targets(nll, mask, reference)))
+        assert value == pytest.approx(2 / beta * math.log(2), rel=1e-12)
+        assert not gradient(same, nll, mask, reference).any()
+
+
+def test_satimp_of_tokens_that_are_certain_is_finite():
+    """Also where rounding makes an NLL slightly negative."""
+    nll, mask = np.array([[0.0, -1e-7, 1e-7]], np.float32), np.ones((1, 3), bool)
+    loss = lambda t: satimp_loss(t, 5.0, 0.1)  # noqa: E731
+    assert math.isfinite(loss(make_targets(nll, mask)))
+    assert np.isfinite(gradient(loss, nll, mask)).all()

@@ -1,0 +1,119 @@
+"""Dominance, fronts and hypervolumes against brute force; the command on made-up summaries."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pmc_jax import report
+from pmc_jax.reporting.comparison import (
+    Outcome,
+    compare,
+    dominates,
+    front,
+    hypervolume,
+    hypervolume_interval,
+)
+
+PERCENT = st.integers(0, 100)
+PAIRS = st.lists(st.tuples(PERCENT, PERCENT), min_size=1, max_size=8)
+
+
+def outcome(method: str, utility: float, quality: float, seed: int = 0, **changes) -> Outcome:
+    found = {"method.name": method, "optimizer.learning_rate": 1e-3, **changes}
+    return Outcome(f"{method}-{seed}", method, seed, found, quality, utility, 90.0, 1.0, 10)
+
+
+@settings(deadline=None)
+@given(PAIRS)
+def test_hypervolume_counts_the_unit_squares_below_a_front(pairs):
+    x, y = np.meshgrid(np.arange(100), np.arange(100))
+    below = np.zeros((100, 100), bool)
+    for utility, quality in pairs:
+        below |= (x < utility) & (y < quality)
+    assert hypervolume(pairs) == pytest.approx(below.sum() / 100**2)
+
+
+@settings(deadline=None)
+@given(PAIRS)
+def test_a_front_is_the_undominated_points_and_has_the_whole_hypervolume(pairs):
+    points = compare([outcome("ga", u, q, setting=i) for i, (u, q) in enumerate(pairs)])
+    expected = {
+        p for p in pairs if not any(o[0] >= p[0] and o[1] >= p[1] and o != p for o in pairs)
+    }
+    found = [point.objectives for point in front(points, "ga")]
+    assert set(found) == expected and found == sorted(found)
+    assert hypervolume(found) == pytest.approx(hypervolume(pairs))
+
+
+def test_dominance_is_a_strict_order():
+    assert dominates((2, 1), (1, 1)) and not dominates((1, 1), (1, 1))
+    assert not dominates((2, 0), (1, 1)) and not dominates((1, 1), (2, 0))
+
+
+def test_seeds_are_means_and_methods_are_compared():
+    outcomes = [
+        outcome("pmc", 90, 80, seed=0), outcome("pmc", 80, 100, seed=1),
+        outcome("ga", 70, 60, seed=0), outcome("ga", 70, 60, seed=1),
+    ]  # fmt: skip
+    pmc, ga = compare(outcomes)
+    assert pmc.objectives == (85, 90) and pmc.half_range("quality") == (10, 10)
+    assert pmc.undominated and ga.on_front and not ga.undominated
+    low, high = hypervolume_interval([pmc])
+    # The four draws of two seeds have means (90, 80), (80, 100) and twice (85, 90).
+    assert (low, high) == pytest.approx((0.72, 0.80))
+    assert hypervolume_interval([ga]) == pytest.approx((0.42, 0.42))
+    assert hypervolume_interval(compare(outcomes[:1])) is None
+
+
+def write_run(directory, method, utility, quality, seed, **changes):
+    directory.mkdir(parents=True)
+    (directory / "config.yaml").write_text(f"method:\n  name: {method}\n")
+    summary = {
+        "before": {"utility": 95.0},
+        "after": {"utility": utility, "unlearn_quality": quality},
+        "seconds": {"load": 500.0, "train": 60.0, "sample": 30.0, "total": 590.0},
+        "steps": 40,
+        "settings": {"method.name": method, "seed": seed, **changes},
+    }
+    (directory / "summary.json").write_text(json.dumps(summary))
+
+
+def test_the_command_writes_tables_pictures_and_a_page(tmp_path, capsys):
+    runs = tmp_path / "runs"
+    for seed in (0, 1):
+        write_run(runs / f"a{seed}", "pmc", 90.0 + seed, 95.0, seed, **{"method.note": "<b>&"})
+        write_run(runs / f"b{seed}", "pmc", 80.0 + seed, 97.0, seed, **{"method.note": "x"})
+        write_run(runs / f"c{seed}", "npo", 60.0, 70.0 + seed, seed)
+    (runs / "unfinished").mkdir()
+    (runs / "unfinished" / "config.yaml").write_text("method:\n  name: ga\n")
+    out = tmp_path / "out"
+    assert report.main(["pareto", str(runs), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "6 runs" in printed and "1 unfinished" in printed and "npo" in printed
+    rows = json.loads((out / "runs.json").read_text())
+    with (out / "runs.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(rows) == len(table) == 6
+    assert rows[0]["method"] == "npo" and float(table[0]["minutes"]) == rows[0]["minutes"] == 1.5
+    assert (out / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (out / "pareto.svg").read_text()
+    page = (out / "index.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "") and "<b>&" not in page
+    assert "&lt;b&gt;&amp;" in page and "utility of the target model" in page
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert report.main(["pareto", str(runs), "--out", str(out)]) == 0
+    assert before == {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    assert report.main(["pareto", str(tmp_path)]) == 2
+    assert "no run here" in capsys.readouterr().err
+    write_run(tmp_path / "a", "pmc", 1.0, 1.0, 0)
+    write_run(tmp_path / "b", "pmc", 1.0, 1.0, 0)
+    assert report.main(["pareto", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "same configuration and seed" in error and error.count("\n") == 1

@@ -1,0 +1,101 @@
+"""Sweeps: equal budgets, valid values, and runs that fail or were stopped."""
+
+import itertools
+import json
+
+import hydra
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from test_train import call
+
+from pmc_jax import train
+from pmc_jax.config import METHODS, check_values, config_directory
+from pmc_jax.errors import UserError
+from pmc_jax.training.run_directory import SUMMARY
+
+SWEEPS = sorted(path.stem for path in (config_directory() / "sweep").glob("*.yaml"))
+
+
+def jobs(sweep: str) -> list[list[str]]:
+    """The overrides of every run of a sweep."""
+    content = OmegaConf.load(config_directory() / "sweep" / f"{sweep}.yaml")
+    texts = [f"{key}={value}" for key, value in content.hydra.sweeper.params.items()]
+    parsed = OverridesParser.create().parse_overrides(texts)
+    choices = [
+        [f"{o.key_or_group}={v}" for v in o.sweep_string_iterator()]
+        if o.is_sweep_override()
+        else [o.input_line]
+        for o in parsed
+    ]
+    return [list(job) for job in itertools.product(*choices)]
+
+
+def test_every_method_that_unlearns_has_a_sweep_of_the_same_budget():
+    methods = [name for name in SWEEPS if not name.startswith("ablation_")]
+    assert set(methods) == set(METHODS) - {"finetune"}
+    assert {name: len(jobs(name)) for name in methods} == dict.fromkeys(methods, 16)
+    assert {name.removeprefix("ablation_") for name in set(SWEEPS) - set(methods)} == {
+        "epochs", "samples", "retain_weight", "temperature",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("sweep", ["pmc", "ga", "npo", "satimp", "ablation_samples"])
+def test_the_runs_of_a_sweep_are_valid_and_have_names_of_their_own(sweep):
+    names = []
+    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+        for job in (jobs(sweep)[0], jobs(sweep)[-1]):
+            config = OmegaConf.to_object(hydra.compose("train", [f"sweep={sweep}", *job]))
+            check_values(config)
+            names.append(config.name)
+            assert config.method.name == ("pmc" if sweep.startswith("ablation_") else sweep)
+            assert config.training.epochs == 14
+    assert len(set(names)) == 2 and all("/" not in name for name in names)
+
+
+def test_a_failing_run_does_not_end_the_sweep(tmp_path, monkeypatch, capsys):
+    seen = []
+
+    def task(config):
+        seen.append((config.name, config.seed))
+        if config.seed == 0:
+            raise UserError("loss is nan")
+
+    monkeypatch.chdir(tmp_path)
+    main = train.entry_point(task, "train", train.Config)
+    monkeypatch.setattr("sys.argv", ["train", "-m", "sweep=ga"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and len(set(seen)) == 16
+    assert "8 runs of the sweep failed" in capsys.readouterr().err
+
+
+def test_an_interrupted_sweep_continues(tmp_path, checkpoint_dir, tofu_dir, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        "-m", "sweep=retain_only", "experiment=tofu_llama3_2_3b", f"model.path={checkpoint_dir}",
+        f"data.path={tofu_dir}", "prompt.template=plain", "prompt.system=null",
+        "model.dtype=float32", "training.epochs=0", "training.max_length=64",
+        "evaluation.max_new_tokens=4", "evaluation.attack_samples=0", "data.retain_rows=2",
+        "optimizer.learning_rate=1e-4", "method.retain_weight=1,2", "seed=0",
+    ]  # fmt: skip
+    real = train.train_stage
+    calls = []
+
+    def interrupted(*given):
+        calls.append(given[0].name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(train, "train_stage", interrupted)
+    with pytest.raises(SystemExit):
+        call(train, *arguments, monkeypatch=monkeypatch)
+    summaries = sorted((tmp_path / "runs").rglob(SUMMARY))
+    assert len(summaries) == 1
+    first = summaries[0].read_bytes()
+    call(train, *arguments, monkeypatch=monkeypatch)
+    assert "is a finished run" in capsys.readouterr().out and len(calls) == 3
+    assert summaries[0].read_bytes() == first
+    found = [json.loads(path.read_text()) for path in (tmp_path / "runs").rglob(SUMMARY)]
+    assert {row["settings"]["method.retain_weight"] for row in found} == {1.0, 2.0}
