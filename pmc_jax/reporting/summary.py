@@ -61,4 +61,5 @@ def summarise(
         "settings": dict(settings),
         "steps": len(steps),
         "tokens_sampled": sum(row["tokens_sampled"] for row in steps),
+        "tokens_saved": sum(row["tokens_saved"] for row in steps),
     }
