@@ -293,7 +293,7 @@ def test_all_savings_together_end_in_the_same_weights(words_model):
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     st.integers(0, 2**16), st.sampled_from((1, 4, 6)), st.sampled_from((0, 2, 4)),
     st.sampled_from((4, 14, 40)),
