@@ -153,6 +153,8 @@ LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
     "training.accumulation": (1, True),
     "training.max_length": (2, True),
     "training.rows": (1, True),
+    "training.wave": (0, True),
+    "training.chunk": (1, True),
     "optimizer.learning_rate": (0, True),
     "optimizer.warmup_epochs": (0, True),
     "optimizer.weight_decay": (0, True),

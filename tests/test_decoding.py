@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convert.load import load_checkpoint
-from pmc_jax.decoding import Sampling, draw, filter_threshold, generate
+from pmc_jax.decoding import Decoding, Sampling, draw, filter_threshold, generate, sampler
 from pmc_jax.decoding import nucleus as nucleus_module
-from pmc_jax.decoding.sampler import FIRST_CHUNK
+from pmc_jax.decoding.layout import FIRST_LENGTH, shapes
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def some_prompts(count, rng, longest=40):
 def test_greedy_equals_transformers_generate_token_for_token(tiny, rng):
     model, checkpoint = tiny
     prompts, stops = some_prompts(200, rng), (1, 17, 40)
-    limit = 2 * FIRST_CHUNK + 5
+    limit = 2 * FIRST_LENGTH + 5
     found = decode(checkpoint, prompts, Sampling(0.0, stop_ids=stops), limit, rows=64)
     lengths = set()
     for prompt, (response,) in zip(prompts, found, strict=True):
@@ -50,7 +50,7 @@ def test_greedy_equals_transformers_generate_token_for_token(tiny, rng):
             )  # fmt: skip
         assert response == whole[0, len(prompt) :].tolist()
         lengths.add(len(response))
-    assert min(lengths) < FIRST_CHUNK and max(lengths) == limit
+    assert min(lengths) < FIRST_LENGTH and max(lengths) == limit
 
 
 def test_stop_ids_and_min_new_tokens_belong_to_the_call(tiny, rng):
@@ -81,17 +81,17 @@ def test_limits_are_per_prompt(tiny, rng):
 
 
 def test_a_response_does_not_depend_on_its_batch(tiny, rng, x64):
-    """In float64, so that rounding cannot decide a draw."""
+    """Nor on its bucket, nor on how the work is done; in float64, so that rounding decides none."""
     _, checkpoint = tiny
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), checkpoint.params)
     prompts = some_prompts(9, rng)
     sampling = Sampling(1.0, top_k=30, top_p=0.9, stop_ids=(1,))
 
-    def run(chosen, samples, rows):
+    def run(chosen, samples, rows, **options):
         return generate(
             params, [prompts[i] for i in chosen], cfg=checkpoint.cfg, sampling=sampling,
             key=jax.random.key(3), limits=[20] * len(chosen), samples=samples, step=5,
-            question_ids=chosen, rows=rows, dtype=jnp.float64,
+            question_ids=chosen, rows=rows, dtype=jnp.float64, **options,
         )  # fmt: skip
 
     whole = run(range(9), 4, 512)
@@ -99,6 +99,8 @@ def test_a_response_does_not_depend_on_its_batch(tiny, rng, x64):
     pieces = run([7, 2], 4, 512) + run([4], 2, 512)
     assert pieces == [whole[7], whole[2], whole[4][:2]]
     assert run(range(9), 4, 8) == whole
+    still = Decoding(chunk=64, compact=False, grow_cache=False)
+    assert run(range(9), 4, 512, wave=3, decoding=still) == whole
 
 
 def sorted_keep(logits: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
@@ -227,16 +229,21 @@ def test_draw_never_takes_a_token_without_weight():
 
 
 def test_shapes_are_few_so_that_nothing_recompiles(tiny, rng):
-    """Batches of 17 to 32 prompts of up to 16 tokens share one compiled program."""
+    """Batches of 17 to 32 prompts of up to 16 tokens share one compiled program.
+
+    Where rows move together, there is one for each shape.
+    """
     _, checkpoint = tiny
-    from pmc_jax.decoding import sampler
 
-    def run(count):
-        prompts = [rng.integers(0, 97, rng.integers(9, 16)).tolist() for _ in range(count)]
-        decode(checkpoint, prompts, Sampling(1.0, stop_ids=(1,)), 12, rows=64)
+    def compiled(counts, **options):
+        for count in counts:
+            prompts = [rng.integers(0, 97, rng.integers(9, 16)).tolist() for _ in range(count)]
+            decode(checkpoint, prompts, Sampling(1.0, stop_ids=(1,)), 12, rows=64, **options)
+        return sampler._prefill._cache_size(), sampler._decode_chunk._cache_size()
 
-    run(32)
-    before = sampler._start._cache_size(), sampler._decode_chunk._cache_size()
-    for count in (17, 25, 31):
-        run(count)
-    assert (sampler._start._cache_size(), sampler._decode_chunk._cache_size()) == before
+    still = {"decoding": Decoding(compact=False)}
+    before = compiled([32], **still)
+    assert compiled([17, 25, 31], **still) == before
+    prefills, chunks = compiled([32, 17, 25, 31], decoding=Decoding(chunk=1))
+    assert prefills == before[0]
+    assert chunks < before[1] + len(shapes(64, 1))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_llama
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from transformers.models.llama import modeling_llama
@@ -284,6 +284,7 @@ def test_when_no_checkpoint_is_good_all_stay(tmp_path):
     manager.close()
 
 
+@settings(deadline=None)
 @given(
     arrays(np.uint32, array_shapes(max_dims=3, max_side=9)),
     st.integers(0, 10**6),

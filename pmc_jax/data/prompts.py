@@ -170,26 +170,33 @@ class PromptTemplate:
         """The answer in a response: up to its end, no special tokens, no answer tag, stripped."""
         ids = list(token_ids)
         end = next((i for i, token in enumerate(ids) if token in self._stops), len(ids))
-        text = str(
-            self.tokenizer.decode(
-                ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
-        tag = "" if self.chat else self.cfg.answer.partition("{answer}")[0].lstrip()
-        if text.strip() == tag.strip():
+        text = self._text(ids[:end])
+        if text.strip() == self._answer_tag.strip():
             return ""
-        return text.lstrip().removeprefix(tag).strip()
+        return text.lstrip().removeprefix(self._answer_tag).strip()
+
+    def decode_settled(self, token_ids: Sequence[int]) -> str:
+        """What the answer in a response begins with, however the response goes on.
+
+        `token_ids` hold no stop token. Left out is what later tokens may change: bytes of a
+        character that is not complete, and a text that may yet turn out to be the answer tag.
+        Spaces at its end stay, since they complete a word.
+        """
+        ids = list(token_ids)
+        while ids and (ids[-1] in self._byte_ids or ids[-1] in self._special):
+            ids.pop()
+        text = self._text(ids).rstrip("\ufffd").lstrip()
+        tag = self._answer_tag
+        if tag.startswith(text) or text.strip() == tag.strip():
+            return ""
+        return text.removeprefix(tag)
 
     @cached_property
     def end_id(self) -> int:
         """The id that ends a trained response: the chat template's end of turn, else EOS."""
         if self.chat:
             tail = self._render(PROBE, None, PROBE).rpartition(PROBE)[2]
-            special = {
-                *self.tokenizer.all_special_ids,
-                *(i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special),
-            }
-            ends = [token for token in self._ids(tail) if token in special]
+            ends = [token for token in self._ids(tail) if token in self._special]
             if ends:
                 return ends[0]
         if self.tokenizer.eos_token_id is not None:
@@ -208,6 +215,31 @@ class PromptTemplate:
     @cached_property
     def _stops(self) -> frozenset[int]:
         return frozenset(self.stop_ids)
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        """Ids of tokens that are not text."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return frozenset({*self.tokenizer.all_special_ids, *(i for i, t in added if t.special)})
+
+    @cached_property
+    def _byte_ids(self) -> frozenset[int]:
+        """Ids of sentencepiece's single bytes, which are read as characters all together."""
+        vocabulary = self.tokenizer.get_vocab()
+        found = (vocabulary.get(f"<0x{byte:02X}>") for byte in range(256))
+        return frozenset(token for token in found if token is not None)
+
+    @cached_property
+    def _answer_tag(self) -> str:
+        """The text that comes before an answer in a response of the plain template."""
+        return "" if self.chat else self.cfg.answer.partition("{answer}")[0].lstrip()
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(
+            self.tokenizer.decode(
+                list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
 
     @cached_property
     def _adds_bos(self) -> bool:

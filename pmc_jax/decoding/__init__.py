@@ -1,15 +1,31 @@
 """Autoregressive decoding: many samples per prompt, one compiled loop."""
 
-from pmc_jax.decoding.generate import generate, row_keys
+from pmc_jax.decoding.generate import PruneBatch, generate, is_whole, row_keys
 from pmc_jax.decoding.nucleus import draw, filter_threshold
-from pmc_jax.decoding.sampler import Samples, Sampling, sample
+from pmc_jax.decoding.sampler import (
+    DROPPED,
+    FINISHED,
+    RUNNING,
+    WAITING,
+    Decoding,
+    Responses,
+    Sampling,
+    sample,
+)
 
 __all__ = [
-    "Samples",
+    "DROPPED",
+    "FINISHED",
+    "RUNNING",
+    "WAITING",
+    "Decoding",
+    "PruneBatch",
+    "Responses",
     "Sampling",
     "draw",
     "filter_threshold",
     "generate",
+    "is_whole",
     "row_keys",
     "sample",
 ]

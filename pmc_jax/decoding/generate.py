@@ -6,10 +6,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, DTypeLike, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, DTypeLike, Int, Key, PRNGKeyArray
 
 from pmc_jax.buckets import bucket_length
-from pmc_jax.decoding.sampler import Sampling, sample
+from pmc_jax.decoding.layout import shapes
+from pmc_jax.decoding.sampler import DECODING, Decoding, Responses, Sampling, sample
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig, RopeConfig
 from pmc_jax.model.specs import Params
@@ -39,6 +40,10 @@ def refuse_switch(rope: RopeConfig, prompt: int, limit: int) -> None:
         )
 
 
+PruneBatch = Callable[[Sequence[int], Responses], Bool[np.ndarray, "batch samples"]]
+"""Which responses of a batch, whose prompts have these places in `prompts`, can be dropped."""
+
+
 def generate(
     params: Params,
     prompts: Sequence[Sequence[int]],
@@ -52,18 +57,25 @@ def generate(
     question_ids: Sequence[int] | None = None,
     rows: int = 512,
     dtype: DTypeLike = jnp.float32,
+    decoding: Decoding = DECODING,
+    wave: int = 0,
+    prune: PruneBatch | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> list[list[list[int]]]:
     """Decode `samples` responses to each prompt; `[prompt][sample][token]`, stop token included.
 
     Prompts of similar length go through together, at most `rows` responses at a time
-    (at least one prompt); a smaller batch is filled up to a power of two. The RNG key of
-    a response is `row_keys` of key, step, question id and sample, so that the answer does
-    not depend on the batch it travels in.
+    (at least one prompt), in the few shapes of `shapes`. The RNG key of a response is
+    `row_keys` of key, step, question id and sample, so that the answer does not depend on
+    the batch it travels in.
 
     Args:
         limits: most new tokens per prompt, the stop token included.
         question_ids: default: the prompt's place in `prompts`.
+        decoding: how the work is done; no setting changes a response.
+        wave: samples of a prompt decoded at a time, the first ones first; 0: all at once.
+        prune: called at the start of a wave and after every chunk; a response that it drops
+            is returned as far as it is decoded, and is not `is_whole`.
         on_batch: called with (prompts done, tokens decoded) after every batch.
 
     Raises:
@@ -78,24 +90,42 @@ def generate(
     for first in range(0, len(order), largest):
         chosen = order[first : first + largest]
         batch = min(largest, 1 << (len(chosen) - 1).bit_length())
-        width = bucket_length(max(len(prompts[i]) for i in chosen))
-        tokens = np.zeros((batch, width), np.int32)
-        mask = np.zeros((batch, width), bool)
-        mask[len(chosen) :, -1] = True
-        limit = np.zeros(batch, np.int32)
-        row_ids = np.zeros(batch, np.uint32)
-        for row, i in enumerate(chosen):
-            tokens[row, width - len(prompts[i]) :] = prompts[i]
-            mask[row, width - len(prompts[i]) :] = True
-            limit[row], row_ids[row] = limits[i], ids[i]
-        keys = row_keys(key, jnp.uint32(step), jnp.asarray(row_ids), samples)
-        result = sample(
-            params, jnp.asarray(tokens), jnp.asarray(mask), keys, jnp.asarray(limit),
-            time=bucket_length(max(limits)), cfg=cfg, sampling=sampling, dtype=dtype,
+        tokens, mask = left_padded([prompts[i] for i in chosen], batch)
+        limit, row_ids = np.zeros(batch, np.int32), np.zeros(batch, np.uint32)
+        limit[: len(chosen)] = [limits[i] for i in chosen]
+        row_ids[: len(chosen)] = [ids[i] for i in chosen]
+        found = sample(
+            params, jnp.asarray(tokens), jnp.asarray(mask),
+            row_keys(key, jnp.uint32(step), jnp.asarray(row_ids), samples), limit,
+            time=bucket_length(max(limits)), shapes=shapes(largest, samples), cfg=cfg,
+            sampling=sampling, dtype=dtype, decoding=decoding, wave=wave,
+            prune=partial(prune, chosen) if prune else None,
         )  # fmt: skip
-        out, length = np.asarray(result.tokens), np.asarray(result.length)
         for row, i in enumerate(chosen):
-            responses[i] = [out[row, j, : length[row, j]].tolist() for j in range(samples)]
+            responses[i] = [
+                found.tokens[row, j, : found.length[row, j]].tolist() for j in range(samples)
+            ]
         if on_batch:
-            on_batch(len(chosen), int(length[: len(chosen)].sum()))
+            on_batch(len(chosen), int(found.length.sum()))
     return responses
+
+
+def is_whole(response: Sequence[int], limit: int, stop_ids: Sequence[int]) -> bool:
+    """Whether a response has come to its end, rather than being dropped before."""
+    return len(response) >= limit or any(token in stop_ids for token in response[-1:])
+
+
+def left_padded(
+    prompts: Sequence[Sequence[int]], batch: int
+) -> tuple[Int[np.ndarray, "batch width"], Bool[np.ndarray, "batch width"]]:
+    """Prompts as `batch` rows of a bucket's width, and where their tokens are.
+
+    Rows that are filled up have one token, since every row needs one.
+    """
+    width = bucket_length(max(len(prompt) for prompt in prompts))
+    tokens, mask = np.zeros((batch, width), np.int32), np.zeros((batch, width), bool)
+    mask[len(prompts) :, -1] = True
+    for row, prompt in enumerate(prompts):
+        tokens[row, width - len(prompt) :] = prompt
+        mask[row, width - len(prompt) :] = True
+    return tokens, mask

@@ -1,18 +1,21 @@
 """The sampler: prefill each prompt once, then decode n samples of it in a compiled loop.
 
-The loop runs in chunks. Within a chunk one `while_loop` decodes until every row is
-done or the suffix cache is full; between chunks the cache doubles, so that
-attention never reads much more than was written.
+The loop runs in chunks of some decode steps. Between chunks the host may drop rows that nobody
+needs any more, rows that are left move together into a smaller shape, and the cache doubles
+when it is full, so that attention never reads much more than was written.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
 
+from pmc_jax.decoding.layout import arrange, cache_lengths, smallest_shape
 from pmc_jax.decoding.nucleus import draw
 from pmc_jax.model import (
     ModelConfig,
@@ -25,8 +28,8 @@ from pmc_jax.model import (
 )
 from pmc_jax.model.specs import Params
 
-FIRST_CHUNK = 16
-"""Decode steps of the first chunk; every further chunk doubles the cache."""
+WAITING, RUNNING, FINISHED, DROPPED = range(4)
+"""What becomes of a row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,34 +47,64 @@ class Sampling:
     stop_ids: tuple[int, ...] = ()
 
 
-@struct.dataclass
-class Samples:
-    """Decoded responses.
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How the work is done; no setting changes a response.
+
+    Attributes:
+        chunk: decode steps between two looks at what has finished.
+        compact: rows that are left move into a smaller shape.
+        grow_cache: the suffix cache grows with the responses; else it has its full length
+            from the start.
+    """
+
+    chunk: int = 8
+    compact: bool = True
+    grow_cache: bool = True
+
+
+DECODING = Decoding()
+
+
+@dataclasses.dataclass
+class Responses:
+    """The responses of a batch on the host, as far as they are decoded.
 
     Attributes:
         tokens: response tokens, zeros after the end.
         length: tokens of each response, its stop token included.
+        status: WAITING, RUNNING, FINISHED (stopped, or as long as it may be) or DROPPED.
     """
 
-    tokens: Int[Array, "batch samples time"]
-    length: Int[Array, "batch samples"]
+    tokens: Int[np.ndarray, "batch samples time"]
+    length: Int[np.ndarray, "batch samples"]
+    status: Int[np.ndarray, "batch samples"]
+
+
+Prune = Callable[[Responses], Bool[np.ndarray, "batch samples"]]
+"""Which responses need not be decoded any further."""
 
 
 @struct.dataclass
 class DecodeState:
-    """Everything that changes while decoding.
+    """Everything that changes while decoding, and what goes along with each row.
 
     Attributes:
-        samples: the responses so far.
+        tokens: the responses so far, zeros after their ends.
+        length: tokens of each response.
         last: each row's newest token, fed to the model next.
-        done: rows that have stopped or reached their limit.
+        done: rows that have stopped or reached their limit, and empty slots.
+        keys, limit: each row's key, and the most tokens of its response.
         step: number of tokens fed so far, the same for all rows.
         suffix: keys and values of the tokens fed so far.
     """
 
-    samples: Samples
-    last: Int[Array, "batch samples"]
-    done: Bool[Array, "batch samples"]
+    tokens: Int[Array, "groups slots time"]
+    length: Int[Array, "groups slots"]
+    last: Int[Array, "groups slots"]
+    done: Bool[Array, "groups slots"]
+    keys: Key[Array, "groups slots"]
+    limit: Int[Array, "groups slots"]
     step: Int[Array, ""]
     suffix: SuffixCache
 
@@ -97,49 +130,53 @@ def choose(
     )
 
 
-def _append(
-    state: DecodeState, chosen: Array, index: Array, limit: Array, sampling: Sampling
-) -> DecodeState:
+def _append(state: DecodeState, chosen: Array, index: Array, sampling: Sampling) -> DecodeState:
     """Write token number `index` of the rows that still run, and see which of them end."""
     chosen = jnp.where(state.done, 0, chosen)
-    tokens = jax.lax.dynamic_update_slice_in_dim(
-        state.samples.tokens, chosen[..., None], index, axis=2
-    )
-    length = jnp.where(state.done, state.samples.length, index + 1)
+    tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, chosen[..., None], index, axis=2)
+    length = jnp.where(state.done, state.length, index + 1)
     stopped = jnp.isin(chosen, jnp.asarray(sampling.stop_ids, jnp.int32))
-    done = state.done | stopped | (length >= limit)
-    return dataclasses.replace(state, samples=Samples(tokens, length), last=chosen, done=done)
+    done = state.done | stopped | (length >= state.limit)
+    return dataclasses.replace(state, tokens=tokens, length=length, last=chosen, done=done)
 
 
-@partial(jax.jit, static_argnames=("time", "cfg", "sampling", "dtype"))
-def _start(
-    params: Params,
-    tokens: Array,
-    mask: Array,
+_prefill = jax.jit(prefill, static_argnames=("cfg", "dtype"))
+
+
+def _take_prompts(prefix: PrefixCache, prompts: Int[Array, " groups"]) -> PrefixCache:
+    return PrefixCache(k=prefix.k[:, prompts], v=prefix.v[:, prompts], mask=prefix.mask[prompts])
+
+
+@partial(jax.jit, static_argnames=("length", "cfg", "sampling", "dtype"))
+def _begin(
+    logits: Float[Array, "batch vocab"],
+    prefix: PrefixCache,
     keys: Key[Array, "batch samples"],
-    limit: Array,
+    limit: Int[Array, " batch"],
+    prompts: Int[Array, " groups"],
+    rows: Int[Array, "groups slots"],
     *,
-    time: int,
+    length: int,
     cfg: ModelConfig,
     sampling: Sampling,
     dtype: DTypeLike,
 ) -> tuple[PrefixCache, DecodeState]:
-    """Prefill and choose every response's first token."""
-    logits, prefix = prefill(params, tokens, mask, cfg, dtype=dtype)
-    batch, samples = keys.shape
+    """Choose the first token of the rows that are arranged so."""
+    groups, slots = rows.shape
+    limits = jnp.broadcast_to(limit[prompts][:, None], rows.shape)
     state = DecodeState(
-        samples=Samples(
-            tokens=jnp.zeros((batch, samples, time), jnp.int32),
-            length=jnp.zeros((batch, samples), jnp.int32),
-        ),
-        last=jnp.zeros((batch, samples), jnp.int32),
-        done=jnp.broadcast_to(limit <= 0, (batch, samples)),
+        tokens=jnp.zeros((groups, slots, length + 1), jnp.int32),
+        length=jnp.zeros(rows.shape, jnp.int32),
+        last=jnp.zeros(rows.shape, jnp.int32),
+        done=(rows < 0) | (limits <= 0),
+        keys=keys.reshape(-1)[rows],
+        limit=limits,
         step=jnp.zeros((), jnp.int32),
-        suffix=init_suffix(cfg, batch, samples, min(FIRST_CHUNK, time), dtype),
+        suffix=init_suffix(cfg, groups, slots, length, dtype),
     )
-    logits = jnp.broadcast_to(logits[:, None], (batch, samples, logits.shape[-1]))
-    chosen = choose(logits, keys, state.step, sampling)
-    return prefix, _append(state, chosen, state.step, limit, sampling)
+    first = jnp.broadcast_to(logits[prompts][:, None], (*rows.shape, logits.shape[-1]))
+    chosen = choose(first, state.keys, state.step, sampling)
+    return _take_prompts(prefix, prompts), _append(state, chosen, state.step, sampling)
 
 
 @partial(jax.jit, static_argnames=("cfg", "sampling"), donate_argnames="state")
@@ -147,22 +184,21 @@ def _decode_chunk(
     params: Params,
     prefix: PrefixCache,
     state: DecodeState,
-    keys: Key[Array, "batch samples"],
-    limit: Array,
+    until: Int[Array, ""],
     *,
     cfg: ModelConfig,
     sampling: Sampling,
 ) -> DecodeState:
-    """Decode until all rows are done or the suffix cache is full."""
+    """Decode until all rows are done or step `until` is reached."""
 
     def running(state: DecodeState) -> Array:
-        return (state.step < state.suffix.length) & ~state.done.all()
+        return (state.step < until) & ~state.done.all()
 
     def advance(state: DecodeState) -> DecodeState:
         logits, suffix = decode_step(params, state.last, state.step, prefix, state.suffix, cfg)
         index = state.step + 1
-        chosen = choose(logits, keys, index, sampling)
-        state = _append(state, chosen, index, limit, sampling)
+        chosen = choose(logits, state.keys, index, sampling)
+        state = _append(state, chosen, index, sampling)
         return dataclasses.replace(state, step=index, suffix=suffix)
 
     return jax.lax.while_loop(running, advance, state)
@@ -170,7 +206,64 @@ def _decode_chunk(
 
 @partial(jax.jit, static_argnames="length")
 def _grow(state: DecodeState, length: int) -> DecodeState:
-    return dataclasses.replace(state, suffix=grow(state.suffix, length))
+    """Room for `length` decode steps."""
+    room = [(0, 0), (0, 0), (0, length + 1 - state.tokens.shape[2])]
+    return dataclasses.replace(
+        state, tokens=jnp.pad(state.tokens, room), suffix=grow(state.suffix, length)
+    )
+
+
+@jax.jit
+def _regroup(
+    prefix: PrefixCache,
+    state: DecodeState,
+    groups: Int[Array, " groups"],
+    slots: Int[Array, "groups slots"],
+) -> tuple[PrefixCache, DecodeState]:
+    """Rows in a new arrangement: of which old group, and which old slot (group · slots + slot).
+
+    Slots that are left empty (-1) are done.
+    """
+
+    def take(rows: Array) -> Array:
+        return rows.reshape(-1, *rows.shape[2:])[slots]
+
+    suffix = jax.tree.map(
+        lambda cache: cache.reshape(cache.shape[0], -1, *cache.shape[3:])[:, slots], state.suffix
+    )
+    moved = DecodeState(
+        tokens=take(state.tokens),
+        length=take(state.length),
+        last=take(state.last),
+        done=take(state.done) | (slots < 0),
+        keys=take(state.keys),
+        limit=take(state.limit),
+        step=state.step,
+        suffix=suffix,
+    )
+    return _take_prompts(prefix, groups), moved
+
+
+def _record(found: Responses, state: DecodeState, row_of: np.ndarray) -> int:
+    """Copy what is decoded to the host; returns the number of tokens fed."""
+    tokens, length, done, step = jax.device_get(
+        (state.tokens, state.length, state.done, state.step)
+    )
+    used, place = row_of >= 0, row_of[row_of >= 0]
+    time = found.tokens.shape[2]
+    width = min(tokens.shape[2], time)
+    found.tokens.reshape(-1, time)[place, :width] = tokens[used][:, :width]
+    found.length.reshape(-1)[place] = length[used]
+    status = found.status.reshape(-1)
+    ended = place[done[used]]
+    status[ended] = np.where(status[ended] == RUNNING, FINISHED, status[ended])
+    return int(step)
+
+
+def _drop(found: Responses, prune: Prune | None) -> None:
+    if prune is not None:
+        unfinished = (found.status == WAITING) | (found.status == RUNNING)
+        found.status[prune(found) & unfinished] = DROPPED
 
 
 def sample(
@@ -178,13 +271,17 @@ def sample(
     tokens: Int[Array, "batch prompt"],
     mask: Bool[Array, "batch prompt"],
     keys: Key[Array, "batch samples"],
-    limit: Int[Array, " batch"],
+    limit: Int[np.ndarray, " batch"],
     *,
     time: int,
+    shapes: Sequence[tuple[int, int]],
     cfg: ModelConfig,
     sampling: Sampling,
     dtype: DTypeLike = jnp.float32,
-) -> Samples:
+    decoding: Decoding = DECODING,
+    wave: int = 0,
+    prune: Prune | None = None,
+) -> Responses:
     """Sample `keys.shape[1]` responses to each left-padded prompt.
 
     Args:
@@ -194,16 +291,75 @@ def sample(
             prompt and its key alone, not on the rest of the batch.
         limit: most tokens of a response, stop token included; at most `time`.
         time: room for response tokens.
+        shapes: the (groups, slots) to decode in, largest first; the largest holds them all.
         cfg, sampling, dtype: model, choice of tokens, compute and cache dtype.
+        decoding: how the work is done.
+        wave: samples of a prompt decoded at a time, the first ones first; 0: all at once.
+        prune: called at the start of a wave and between chunks. A response that it drops
+            stays as it is.
     """
-    prefix, state = _start(
-        params, tokens, mask, keys, limit[:, None],
-        time=time, cfg=cfg, sampling=sampling, dtype=dtype,
-    )  # fmt: skip
-    while not bool(state.done.all()):
-        if int(state.step) == state.suffix.length:
-            state = _grow(state, min(2 * state.suffix.length, time))
-        state = _decode_chunk(
-            params, prefix, state, keys, limit[:, None], cfg=cfg, sampling=sampling
-        )
-    return state.samples
+    batch, samples = keys.shape
+    logits, prompts = _prefill(params, tokens, mask, cfg, dtype=dtype)
+    found = Responses(
+        tokens=np.zeros((batch, samples, time), np.int32),
+        length=np.zeros((batch, samples), np.int32),
+        status=np.where(limit[:, None] > 0, WAITING, FINISHED) + np.zeros((1, samples), int),
+    )
+    lengths = cache_lengths(time) if decoding.grow_cache else [time]
+    for first in range(0, samples, wave or samples):
+        _drop(found, prune)
+        chosen = found.status == WAITING
+        chosen[:, first + (wave or samples) :] = False
+        if not chosen.any():
+            continue
+        found.status[chosen] = RUNNING
+        prompt_of, row_of = arrange(chosen, smallest_shape(chosen.sum(1), shapes))
+        prefix, state = _begin(
+            logits, prompts, keys, jnp.asarray(limit), jnp.asarray(prompt_of),
+            jnp.asarray(row_of), length=lengths[0], cfg=cfg, sampling=sampling, dtype=dtype,
+        )  # fmt: skip
+        chunk = partial(_decode_chunk, params, cfg=cfg, sampling=sampling)
+        _decode_wave(chunk, prefix, state, row_of, found, shapes, lengths, decoding, prune)
+    return found
+
+
+def _decode_wave(
+    decode_chunk: Callable[[PrefixCache, DecodeState, Array], DecodeState],
+    prefix: PrefixCache,
+    state: DecodeState,
+    row_of: Int[np.ndarray, "groups slots"],
+    found: Responses,
+    shapes: Sequence[tuple[int, int]],
+    lengths: Sequence[int],
+    decoding: Decoding,
+    prune: Prune | None,
+) -> None:
+    """Decode, chunk by chunk, until no response in `found` runs any more."""
+    while True:
+        step = _record(found, state, row_of)
+        _drop(found, prune)
+        running = found.status == RUNNING
+        if not running.any():
+            return
+        shape = smallest_shape(running.sum(1), shapes)
+        if decoding.compact and shape[0] * shape[1] < row_of.size:
+            _, moved = arrange(running, shape)
+            prefix, state = _move(prefix, state, row_of, moved)
+            row_of = moved
+        done = (row_of < 0) | ~running.reshape(-1)[row_of]
+        state = dataclasses.replace(state, done=jnp.asarray(done))
+        if step == state.suffix.length:
+            state = _grow(state, lengths[lengths.index(step) + 1])
+        until = min(step + decoding.chunk, state.suffix.length)
+        state = decode_chunk(prefix, state, jnp.int32(until))
+
+
+def _move(
+    prefix: PrefixCache, state: DecodeState, old: np.ndarray, new: np.ndarray
+) -> tuple[PrefixCache, DecodeState]:
+    """Bring the rows from arrangement `old` to `new`."""
+    slot_of = np.full(int(old.max()) + 1, -1, np.int32)
+    slot_of[old[old >= 0]] = np.flatnonzero(old.reshape(-1) >= 0)
+    slots = np.where(new >= 0, slot_of[new], -1)
+    groups = np.maximum(slots[:, 0], 0) // old.shape[1]
+    return _regroup(prefix, state, jnp.asarray(groups), jnp.asarray(slots))

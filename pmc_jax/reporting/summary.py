@@ -62,4 +62,5 @@ def summarise(
         "settings": dict(settings),
         "steps": len(steps),
         "tokens_sampled": sum(row.get("tokens_sampled", 0) for row in steps),
+        "tokens_saved": sum(row.get("tokens_saved", 0) for row in steps),
     }

@@ -8,11 +8,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import DTypeLike, PRNGKeyArray
+from jaxtyping import Bool, DTypeLike, PRNGKeyArray
 
 from pmc_jax.data.batches import epoch_order, retain_draw, train_sequence
 from pmc_jax.data.prompts import PromptTemplate
-from pmc_jax.decoding import Sampling, generate
+from pmc_jax.decoding import (
+    FINISHED,
+    RUNNING,
+    Decoding,
+    PruneBatch,
+    Responses,
+    Sampling,
+    generate,
+    is_whole,
+)
 from pmc_jax.model import ModelConfig, decoding_params
 from pmc_jax.model.specs import Params
 from pmc_jax.training.checkpoints import RunState
@@ -21,8 +30,10 @@ from pmc_jax.training.step import TrainStep
 from pmc_jax.unlearning import (
     LossRows,
     ResponseMemory,
+    cannot_be_selected,
     needs_sampling,
     response_score,
+    score_bound,
     select,
     selection_keys,
     update_memory,
@@ -40,6 +51,15 @@ class BatchConfig:
         accumulation: micro-batches per optimizer step.
         max_length: most tokens of prompt and response together.
         rows: most responses decoded at a time.
+        prune: a sample that can no longer be selected is not decoded any further.
+        wave: samples of a question decoded at a time; the next ones are left out once one
+            scores 0. 0: all at once.
+        chunk: decode steps between two looks at what has finished or can be dropped.
+        compact: samples that are left move into a smaller shape.
+        grow_cache: the cache grows with the samples; else it has its full length at once.
+
+    From `prune` on they save work and change no result but through rounding; `prune` and
+    `wave` do nothing where selection is at a temperature.
     """
 
     epochs: int = 10
@@ -47,6 +67,16 @@ class BatchConfig:
     accumulation: int = 1
     max_length: int = 200
     rows: int = 512
+    prune: bool = True
+    wave: int = 0
+    chunk: int = 8
+    compact: bool = True
+    grow_cache: bool = True
+
+    @property
+    def decoding(self) -> Decoding:
+        """How samples are decoded."""
+        return Decoding(chunk=self.chunk, compact=self.compact, grow_cache=self.grow_cache)
 
     @property
     def questions_per_step(self) -> int:
@@ -86,7 +116,12 @@ class PMCRun:
 
 @dataclasses.dataclass(frozen=True)
 class StepRecord:
-    """What one step did; one line of `metrics.jsonl`."""
+    """What one step did; one line of `metrics.jsonl`.
+
+    `tokens_sampled` were decoded. `tokens_saved` estimates how many more it would have taken to
+    finish the samples that were dropped: each taken to be as long as the step's finished ones
+    are on average, or as it already is.
+    """
 
     step: int
     epoch: int
@@ -97,6 +132,7 @@ class StepRecord:
     mean_selected_score: float
     questions_sampled: int
     tokens_sampled: int
+    tokens_saved: int
     tokens_trained: int
     seconds: dict[str, float]
 
@@ -139,6 +175,12 @@ def response_limit(prompt: Sequence[int], max_length: int, max_new_tokens: int |
     return room if max_new_tokens is None else min(room, max_new_tokens)
 
 
+def sample_limit(run: PMCRun, question: int) -> int:
+    """Most tokens of a sampled response to a forget question."""
+    prompt = run.task.prompts[question]
+    return response_limit(prompt, run.batch.max_length, run.pmc.max_new_tokens)
+
+
 def greedy_originals(
     params: Params,
     prompts: Sequence[Sequence[int]],
@@ -163,15 +205,58 @@ def greedy_originals(
     return [template.decode(row[0]) for row in responses]
 
 
+def score_response(run: PMCRun, question: int, tokens: Sequence[int]) -> float:
+    """The score of a whole response to a forget question."""
+    return response_score(
+        run.task.originals[question],
+        run.template.decode(tokens),
+        min_len=run.pmc.min_len,
+        reject_wordless=run.pmc.reject_wordless,
+    )
+
+
+def pruning(run: PMCRun, memory: ResponseMemory, questions: Sequence[int]) -> PruneBatch | None:
+    """Which samples of `questions` need not be decoded any further, as `generate` asks for it.
+
+    Without `prune` the bound of a sample is 0, so that one that scores 0 still spares those
+    after it.
+    """
+    if run.pmc.selection_temperature > 0 or not (run.batch.prune or run.batch.wave):
+        return None
+    known: dict[tuple[int, int], float] = {}
+
+    def prune(places: Sequence[int], found: Responses) -> Bool[np.ndarray, "batch samples"]:
+        scores, bounds = np.full(found.status.shape, np.inf), np.zeros(found.status.shape)
+        remembered = np.full(len(scores), np.inf)
+        asked = [questions[place] for place in places]
+        remembered[: len(asked)] = memory.score[asked]
+        for row, j in np.argwhere(found.status[: len(asked)] == FINISHED).tolist():
+            if (asked[row], j) not in known:
+                tokens = found.tokens[row, j, : found.length[row, j]].tolist()
+                known[asked[row], j] = score_response(run, asked[row], tokens)
+            scores[row, j] = known[asked[row], j]
+        running = (found.status[: len(asked)] == RUNNING) & run.batch.prune
+        for row, j in np.argwhere(running).tolist():
+            tokens = found.tokens[row, j, : found.length[row, j]].tolist()
+            settled = run.template.decode_settled(tokens)
+            bounds[row, j] = score_bound(run.task.originals[asked[row]], settled)
+        return cannot_be_selected(remembered, scores, bounds)
+
+    return prune
+
+
 def sample_responses(
-    run: PMCRun, params: Params, step: int, questions: Sequence[int]
+    run: PMCRun, state: RunState, step: int, questions: Sequence[int]
 ) -> list[list[list[int]]]:
-    """n responses per question from the current weights, stop tokens included."""
+    """n responses per question from the current weights, stop tokens included.
+
+    Those that cannot be selected may be cut short.
+    """
     if not questions:
         return []
     pmc, prompts = run.pmc, [run.task.prompts[i] for i in questions]
     return generate(
-        decoding_params(params, run.model, run.dtype),
+        decoding_params(state.train.params, run.model, run.dtype),
         prompts,
         cfg=run.model,
         sampling=Sampling(
@@ -181,13 +266,39 @@ def sample_responses(
             stop_ids=run.template.stop_ids,
         ),
         key=run.key,
-        limits=[response_limit(p, run.batch.max_length, pmc.max_new_tokens) for p in prompts],
+        limits=[sample_limit(run, i) for i in questions],
         samples=pmc.samples,
         step=step,
         question_ids=questions,
         rows=run.batch.rows,
         dtype=run.dtype,
+        decoding=run.batch.decoding,
+        wave=run.batch.wave,
+        prune=pruning(run, state.memory, questions),
     )
+
+
+def whole_responses(
+    run: PMCRun, questions: Sequence[int], responses: Sequence[Sequence[Sequence[int]]]
+) -> Bool[np.ndarray, "questions samples"]:
+    """Which responses came to their end."""
+    stops = run.template.stop_ids
+    whole = [
+        [is_whole(tokens, sample_limit(run, i), stops) for tokens in row]
+        for i, row in zip(questions, responses, strict=True)
+    ]
+    return np.array(whole, bool).reshape(len(questions), run.pmc.samples)
+
+
+def tokens_saved(
+    responses: Sequence[Sequence[Sequence[int]]], whole: Bool[np.ndarray, "questions samples"]
+) -> int:
+    """How many tokens the cut responses lack, were they as long as the whole ones on average."""
+    lengths = np.array([len(tokens) for row in responses for tokens in row])
+    whole = whole.reshape(-1)
+    if not whole.any():
+        return 0
+    return round(float(np.maximum(lengths[whole].mean() - lengths[~whole], 0).sum()))
 
 
 def select_samples(
@@ -211,25 +322,14 @@ def remember_best(
     step: int,
     questions: Sequence[int],
     responses: Sequence[Sequence[Sequence[int]]],
+    whole: Bool[np.ndarray, "questions samples"],
 ) -> ResponseMemory:
-    """Score the samples against y0, select one per question, and update the memory."""
+    """Score the whole samples against y0, select one per question, and update the memory."""
     if not questions:
         return memory
-    pmc = run.pmc
-    scores = np.array(
-        [
-            [
-                response_score(
-                    run.task.originals[i],
-                    run.template.decode(tokens),
-                    min_len=pmc.min_len,
-                    reject_wordless=pmc.reject_wordless,
-                )
-                for tokens in row
-            ]
-            for i, row in zip(questions, responses, strict=True)
-        ]
-    )
+    scores = np.full(whole.shape, np.inf)
+    for row, j in np.argwhere(whole).tolist():
+        scores[row, j] = score_response(run, questions[row], responses[row][j])
     chosen = select_samples(run, step, questions, scores)
     return update_memory(
         memory,
@@ -285,9 +385,10 @@ def pmc_step(run: PMCRun, state: RunState, step: int) -> tuple[RunState, StepRec
     clock = [time.perf_counter()]
     questions = step_questions(run, step)
     sampled = needs_sampling(state.memory, questions)
-    responses = sample_responses(run, state.train.params, step, sampled)
+    responses = sample_responses(run, state, step, sampled)
     clock.append(time.perf_counter())
-    memory = remember_best(run, state.memory, step, sampled, responses)
+    whole = whole_responses(run, sampled, responses)
+    memory = remember_best(run, state.memory, step, sampled, responses, whole)
     rows = build_rows(run, memory, step, questions)
     clock.append(time.perf_counter())
     train, losses = run.train_step(state.train, rows)
@@ -303,6 +404,7 @@ def pmc_step(run: PMCRun, state: RunState, step: int) -> tuple[RunState, StepRec
         mean_selected_score=float(np.mean(memory.score[questions])),
         questions_sampled=len(sampled),
         tokens_sampled=sum(len(tokens) for row in responses for tokens in row),
+        tokens_saved=tokens_saved(responses, whole),
         tokens_trained=int(rows.mask.sum()),
         seconds={
             "sample": clock[1] - clock[0],

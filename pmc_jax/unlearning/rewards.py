@@ -5,6 +5,7 @@ s = 1 - r, so that 0 means nothing is left of the old answer and lower is better
 """
 
 import math
+import re
 
 from pmc_jax.rouge import lcs_recall, rouge_words
 
@@ -38,3 +39,14 @@ def response_score(
     else:
         score = 1.0 if not response.strip() else 0.0
     return min(score + short_answer_penalty(response, min_len), 1.0)
+
+
+def score_bound(original: str, settled: str) -> float:
+    """The least score that a response can have which begins with `settled`.
+
+    ROUGE-L recall never decreases as a response grows, and penalties only add to it. The last
+    word of `settled` does not count, unless a character follows it: it may yet become another.
+    """
+    if reference := rouge_words(original):
+        return lcs_recall(reference, rouge_words(re.sub(r"[a-z0-9]+\Z", "", settled.lower())))
+    return lcs_recall("".join(original.split()), "".join(settled.split()))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt32
 
 SELECTION = 0xFFFFFFFF
 
@@ -89,3 +89,26 @@ def update_memory(
             tokens[i] = 0
             tokens[i, : len(response)] = response
     return ResponseMemory(score=score, tokens=tokens, length=length)
+
+
+def cannot_be_selected(
+    remembered: Float[np.ndarray, " questions"],
+    scores: Float[np.ndarray, "questions samples"],
+    bounds: Float[np.ndarray, "questions samples"],
+) -> Bool[np.ndarray, "questions samples"]:
+    """Which unfinished samples the memory will not hold, however they go on (τ = 0 only).
+
+    Branch and bound: sample j with least possible score b_j is out if b_j > m, the remembered
+    score; or if a finished sample i has s_i < b_j, or s_i = b_j and i < j. The winner w of all
+    samples has b_w ≤ s_w, so that no finished sample rules it out; and if b_w > m, the memory
+    stays as it is. b_j = m rules nothing out, since ties take the newer response.
+
+    Args:
+        remembered: m, infinity before the first visit.
+        scores: s of finished samples, infinity for the others.
+        bounds: b of unfinished samples; 0 is always true.
+    """
+    number = np.arange(scores.shape[1])
+    finished, other = scores[:, :, None], bounds[:, None, :]
+    beaten = (finished < other) | ((finished == other) & (number[:, None] < number))
+    return beaten.any(1) | (bounds > remembered[:, None])

@@ -1,0 +1,72 @@
+"""Where rows stand on the device: groups of slots, in few distinct shapes.
+
+A row is one sample of one prompt. The rows of a group belong to the same prompt and read one
+copy of its keys and values; a prompt may have several groups.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+MIN_ROWS = 8
+"""A step for fewer rows than this costs about as much."""
+
+FIRST_LENGTH = 32
+"""Decode steps that the suffix cache has room for at first; it doubles when it is full."""
+
+
+def shapes(prompts: int, samples: int) -> list[tuple[int, int]]:
+    """The (groups, slots) in which up to `prompts` · `samples` rows are decoded, largest first.
+
+    Each has about half the rows of the one before it. Slots go first, so that what is left of
+    many prompts finds room; then groups.
+    """
+    found = [(prompts, samples)]
+    while (rows := found[-1][0] * found[-1][1]) > MIN_ROWS:
+        groups, slots = found[-1]
+        halved = (groups, -(-slots // 2)) if slots > 1 else (-(-groups // 2), 1)
+        if halved[0] * halved[1] == rows:
+            break
+        found.append(halved)
+    return found
+
+
+def cache_lengths(time: int) -> list[int]:
+    """The lengths that the suffix cache takes for responses of up to `time` tokens."""
+    found = [min(FIRST_LENGTH, time)]
+    while found[-1] < time:
+        found.append(min(2 * found[-1], time))
+    return found
+
+
+def groups_needed(counts: Int[np.ndarray, " prompts"], slots: int) -> int:
+    """Groups of `slots` rows for prompts with so many rows each."""
+    return int((-(-counts // slots)).sum())
+
+
+def smallest_shape(
+    counts: Int[np.ndarray, " prompts"], choices: Sequence[tuple[int, int]]
+) -> tuple[int, int]:
+    """The last of `choices` with room for prompts that have so many rows each."""
+    fitting = [shape for shape in choices if groups_needed(counts, shape[1]) <= shape[0]]
+    return fitting[-1]
+
+
+def arrange(
+    chosen: Bool[np.ndarray, "prompts samples"], shape: tuple[int, int]
+) -> tuple[Int[np.ndarray, " groups"], Int[np.ndarray, "groups slots"]]:
+    """Place the chosen rows: each group's prompt, and each slot's row (prompt · samples + sample).
+
+    A slot that is left empty holds -1; a group without rows has prompt 0.
+    """
+    groups, slots = shape
+    prompt_of, row_of = np.zeros(groups, np.int32), np.full(shape, -1, np.int32)
+    group = 0
+    for prompt, own in enumerate(chosen):
+        rows = prompt * len(own) + np.flatnonzero(own)
+        for first in range(0, len(rows), slots):
+            part = rows[first : first + slots]
+            prompt_of[group], row_of[group, : len(part)] = prompt, part
+            group += 1
+    return prompt_of, row_of
