@@ -1,7 +1,8 @@
 """Whole runs on eight virtual devices, in a process of their own.
 
-`python tests/eight_device_runs.py DIRECTORY MODEL DATA LAYOUT…` unlearns MODEL in float64 once on
-each layout (`1x1`, `4x2`, …; `8x1:4x2` changes the layout halfway), as `runs/LAYOUT` in DIRECTORY.
+`python tests/eight_device_runs.py DIRECTORY DATA LAYOUT…` unlearns with the bundled model in
+float64 once on each layout (`1x1`, `4x2`, …; `8x1:4x2` changes the layout halfway), as
+`runs/LAYOUT` in DIRECTORY.
 """
 
 import contextlib
@@ -21,15 +22,13 @@ class Halfway(Exception):
     """Where a run is stopped."""
 
 
-def go(directory: Path, model: str, data: str, name: str, mesh: str) -> None:
+def go(directory: Path, data: str, name: str, mesh: str) -> None:
     """One run, or what is left of it, on a mesh."""
     overrides = [
-        "experiment=tofu_llama3_2_3b", f"name={name}", f"mesh={mesh}", f"model.path={model}",
+        "experiment=demo", "data=tofu_forget10", f"name={name}", f"mesh={mesh}",
         f"data.path={data}", f"runs_dir={directory / 'runs'}", "model.dtype=float64",
-        "model.remat=full", "prompt.template=plain", "prompt.system=null", "method.samples=3",
-        "method.max_new_tokens=8", "method.temperature=0.4", "training.epochs=4",
-        "training.batch_size=2",
-        "training.accumulation=1", "training.max_length=64", "optimizer.learning_rate=1e-3",
+        "model.remat=full", "method.samples=3", "method.max_new_tokens=8", "method.min_len=0",
+        "training.epochs=4", "training.batch_size=2", "training.max_length=64",
         "evaluation.max_new_tokens=8", "evaluation.attack_samples=2", "data.retain_rows=4",
         "checkpoints.every=1",
     ]  # fmt: skip
@@ -56,12 +55,12 @@ if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
     # With two programs under way, eight devices wait for each other on a few cores.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    directory, model, data, *layouts = sys.argv[1:]
+    directory, data, *layouts = sys.argv[1:]
     for layout in layouts:
         first, _, then = layout.partition(":")
         name = layout.replace(":", "-")
         if then:
             stop_after(2)
             with contextlib.suppress(Halfway):
-                go(Path(directory), model, data, name, first)
-        go(Path(directory), model, data, name, then or first)
+                go(Path(directory), data, name, first)
+        go(Path(directory), data, name, then or first)

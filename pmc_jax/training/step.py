@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+    SingleDeviceSharding,
+)
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from pmc_jax.model import (
@@ -48,13 +54,15 @@ def abstract_state(
     shapes = abstract_params(cfg, dtype)
     state = TrainState(shapes, jax.eval_shape(optimizer.init, shapes), jnp.zeros((), jnp.int32))
     if mesh is None:
-        return state
-    whole = NamedSharding(mesh, PartitionSpec())
+        whole: Sharding = SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.tree.map(lambda _: whole, param_specs(cfg))
+    else:
+        whole = NamedSharding(mesh, PartitionSpec())
+        shardings = param_shardings(cfg, mesh)
 
-    def place(leaf: Array, sharding: NamedSharding = whole) -> Any:
+    def place(leaf: Array, sharding: Sharding = whole) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    shardings = param_shardings(cfg, mesh)
     return TrainState(
         jax.tree.map(place, state.params, shardings),
         optax.tree_utils.tree_map_params(
