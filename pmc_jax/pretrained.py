@@ -48,7 +48,7 @@ def weights_dtype(source: ModelSource) -> str:
 
 def mesh_of(source: ModelSource, setting: str) -> Mesh | None:
     """The mesh for a model by a setting (`choose_mesh`)."""
-    return choose_mesh(setting, load_config(path_of(source)), source.dtype)
+    return choose_mesh(setting, load_config(resolve(path_of(source))), source.dtype)
 
 
 def describe(source: ModelSource, prompt: PromptConfig) -> Pretrained:

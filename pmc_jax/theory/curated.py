@@ -50,7 +50,7 @@ def bradley_terry_update(
         ValueError: if there are more than `MOST_COMPOSITIONS`.
     """
     ways = compositions(n - 1, probs.shape[0])
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n)))])
+    log_factorial = np.array([math.lgamma(i + 1) for i in range(n)])
     log_ways = log_factorial[-1] - log_factorial[ways].sum(1)
     counts = jnp.asarray(ways, probs.dtype)
     chance = jnp.exp(jnp.asarray(log_ways, probs.dtype) + xlogy(counts, probs).sum(1))
