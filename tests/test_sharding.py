@@ -125,7 +125,7 @@ def test_runs_are_the_same_on_every_layout(tofu_dir, tmp_path):
         )
 
     steps, answers, weights = read("1x1")
-    assert 0 < steps[0]["mean_selected_score"] < 1
+    assert any(0 < row["mean_selected_score"] < 1 for row in steps)
     for name in RUNS[1:]:
         found, found_answers, found_weights = read(name)
         assert [row["step"] for row in found] == [row["step"] for row in steps]
