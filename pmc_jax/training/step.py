@@ -60,7 +60,7 @@ def abstract_state(
         whole = NamedSharding(mesh, PartitionSpec())
         shardings = param_shardings(cfg, mesh)
 
-    def place(leaf: Array, sharding: Sharding = whole) -> Any:
+    def place(leaf: Any, sharding: Sharding = whole) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return TrainState(
