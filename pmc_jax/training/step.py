@@ -53,6 +53,8 @@ def abstract_state(
     """Shapes, dtypes and places of a state whose weights are in `dtype`, without their values."""
     shapes = abstract_params(cfg, dtype)
     state = TrainState(shapes, jax.eval_shape(optimizer.init, shapes), jnp.zeros((), jnp.int32))
+    if len(jax.devices()) == 1:
+        return state
     if mesh is None:
         whole: Sharding = SingleDeviceSharding(jax.devices()[0])
         shardings = jax.tree.map(lambda _: whole, param_specs(cfg))
