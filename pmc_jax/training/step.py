@@ -53,8 +53,6 @@ def abstract_state(
     """Shapes, dtypes and places of a state whose weights are in `dtype`, without their values."""
     shapes = abstract_params(cfg, dtype)
     state = TrainState(shapes, jax.eval_shape(optimizer.init, shapes), jnp.zeros((), jnp.int32))
-    if len(jax.devices()) == 1:
-        return state
     if mesh is None:
         whole: Sharding = SingleDeviceSharding(jax.devices()[0])
         shardings = jax.tree.map(lambda _: whole, param_specs(cfg))
@@ -70,7 +68,7 @@ def abstract_state(
         optax.tree_utils.tree_map_params(
             optimizer, place, state.opt_state, shardings, transform_non_params=place
         ),
-        place(state.step),
+        jax.device_put(state.step, whole),
     )
 
 
