@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import math
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from convert.load import load_checkpoint, resolve, rows_of, tensor_names, untouc
 from convert.native import is_native, save_native
 from convert.tensors import DTYPES
 from pmc_jax.errors import UserError
-from pmc_jax.model import make_mesh, param_count
+from pmc_jax.model import make_mesh, mesh_layout, param_count
 from pmc_jax.progress import stage
 
 
@@ -84,12 +83,12 @@ def inspect(source: str) -> None:
         print(f"  {f'in {len(untouched)} other tensors, only copied':<58} {count:>16,}")
 
 
-def mesh_layout(text: str) -> tuple[int, int]:
-    """`4x2`: four along "data", two along "model"."""
-    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected DATAxMODEL, for instance 4x2")
-    return int(found[1]), int(found[2])
+def layout(text: str) -> tuple[int, int]:
+    """`mesh_layout` whose error argparse prints."""
+    try:
+        return mesh_layout(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -115,7 +114,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if name == "from-hf":
             command.add_argument(
                 "--mesh",
-                type=mesh_layout,
+                type=layout,
                 metavar="DATAxMODEL",
                 help="write each weight in the shards of such a mesh, so that every device of "
                 "one reads its own part only; default: whole",

@@ -62,4 +62,4 @@ def test_no_device_holds_more_than_its_shards_and_a_tensor(found, layout):
 def test_a_mesh_that_cannot_be_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         convert.main(["from-hf", "hf", "native", "--mesh", "4by2"])
-    assert "'4by2': expected DATAxMODEL, for instance 4x2" in capsys.readouterr().err
+    assert "mesh=4by2: expected DATAxMODEL, for instance 4x2" in capsys.readouterr().err
