@@ -1,7 +1,6 @@
 """Hugging Face directories to parameters, tensor by tensor."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from convert.directory import read_config, read_object
 from convert.families import IGNORED, Family, row_of
 from convert.native import UNTOUCHED, is_native, read_native, restore_params
 from convert.rows import Row, Shape
-from convert.tensors import DTYPES, StoredTensor, list_file, list_tensors
+from convert.tensors import DTYPES, StoredTensor, empty_aligned, list_file, list_tensors
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig, Spec, param_shardings, param_specs
 from pmc_jax.model.specs import Params
@@ -211,14 +210,6 @@ def untouched_tensors(directory: Path, family: Family) -> list[StoredTensor]:
     if not family.untouched:
         return []
     return [t for t in list_tensors(directory).values() if t.name.startswith(family.untouched)]
-
-
-def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array that JAX on a CPU takes over as it is: it copies those not at 64 bytes."""
-    size = math.prod(shape) * dtype.itemsize
-    raw = np.empty(size + 64, np.uint8)
-    begin = -raw.ctypes.data % 64
-    return raw[begin : begin + size].view(dtype).reshape(shape)
 
 
 def place(leaf: np.ndarray, sharding: NamedSharding | None) -> Array:

@@ -12,20 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh
-from jaxtyping import DTypeLike
+import tensorstore as ts
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from jax.tree_util import KeyPath
+from jaxtyping import Array, DTypeLike
 
 from convert.directory import copy_files, new_directory, read_object, write_object
-from convert.tensors import StoredTensor, widest_first, write_file
+from convert.tensors import StoredTensor, empty_aligned, widest_first, write_file
 from pmc_jax.errors import UserError
-from pmc_jax.model import ModelConfig, RopeConfig, param_shardings, param_specs
+from pmc_jax.model import ModelConfig, RopeConfig, Spec, param_shardings, param_specs
 from pmc_jax.model.specs import Params
 
 MODEL_CONFIG = "model_config.json"
 PARAMS = "params"
 UNTOUCHED = "untouched.safetensors"
 FORMAT = 1
+PIECE_BYTES = 1 << 26
+"""About how many bytes of a leaf are written, and read, in one piece."""
 
 
 def is_native(directory: Path) -> bool:
@@ -64,8 +70,7 @@ def save_native(
         if untouched:
             copies = widest_first(untouched)
             write_file(directory / UNTOUCHED, copies, (tensor.read() for tensor in copies))
-        with open_checkpointer(params) as checkpointer:
-            checkpointer.save(directory / PARAMS, params)
+        save_params(params, cfg, directory / PARAMS)
 
 
 def read_native(directory: Path) -> tuple[ModelConfig, dict[str, str]]:
@@ -94,13 +99,42 @@ def hashable(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
 
 
-def open_checkpointer(params: Params) -> ocp.Checkpointer:
-    """Orbax for such parameters (or their shapes), handling little more than a leaf at a time."""
-    largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+def save_params(params: Params, cfg: ModelConfig, directory: Path) -> None:
+    """Write the parameters by Orbax, with little more than one leaf of them in memory again.
+
+    Layer by layer, and not compressed, which would take as much memory again.
+    """
+    leaves = jax.tree.leaves(params)
+    largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
     limit: Any = (largest + 1) / 1e9  # any number will do, though an int is asked for
-    return ocp.Checkpointer(
-        ocp.StandardCheckpointHandler(save_concurrent_gb=limit, restore_concurrent_gb=limit)
-    )
+    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit, use_compression=False)
+
+    def pieces(spec: Spec) -> ocp.SaveArgs:
+        by_layer = (0,) if spec.axes[0] == "layers" else ()
+        return ocp.SaveArgs(chunk_byte_size=PIECE_BYTES, shard_axes=by_layer)
+
+    with ocp.Checkpointer(handler) as checkpointer:
+        arguments = ocp.args.PyTreeSave(params, jax.tree.map(pieces, param_specs(cfg)))
+        checkpointer.save(directory, args=arguments)
+
+
+def open_leaf(path: Path, name: str) -> ts.TensorStore:
+    """A leaf as Orbax wrote it, by its dotted name; nothing of it is read yet."""
+    kvstore = {"driver": "ocdbt", "base": f"file://{path}", "path": f"{name}/"}
+    return ts.open({"driver": "zarr", "kvstore": kvstore}, open=True, read=True).result()
+
+
+def read_part(
+    store: ts.TensorStore, index: tuple[slice, ...] | None, dtype: np.dtype
+) -> np.ndarray:
+    """Part `index` of a stored leaf, read along its first axis as it was written."""
+    part = store[index or ...][ts.d[:].translate_to[0]]
+    found = empty_aligned(part.shape, dtype)
+    pieces = store.chunk_layout.read_chunk.shape
+    step = pieces[0] if pieces and pieces[0] else len(found)
+    for first in range(0, len(found), step):
+        found[first : first + step] = part[first : first + step].read().result()
+    return found
 
 
 def restore_params(
@@ -117,24 +151,24 @@ def restore_params(
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; expected the parameters")
     if mesh is None:
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        device: Sharding = SingleDeviceSharding(jax.devices()[0])
         shardings = jax.tree.map(lambda _: device, param_specs(cfg))
     else:
         shardings = param_shardings(cfg, mesh)
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            stored = checkpointer.metadata(path).item_metadata.tree
-        wanted = jax.tree.map(
-            lambda spec, found, sharding: jax.ShapeDtypeStruct(
-                spec.shape, found.dtype if dtype is None else dtype, sharding=sharding
-            ),
-            param_specs(cfg),
-            stored,
-            shardings,
+
+    def restore(keys: KeyPath, spec: Spec, sharding: Sharding) -> Array:
+        name = ".".join(str(key.key) for key in keys)
+        store = open_leaf(path, name)
+        if store.shape != spec.shape:
+            raise ValueError(f"{name} has shape {store.shape}; expected {spec.shape}")
+        kind = store.dtype.numpy_dtype if dtype is None else jnp.dtype(dtype)
+        return jax.make_array_from_callback(
+            spec.shape, sharding, lambda index: read_part(store, index, kind)
         )
-        with open_checkpointer(wanted) as checkpointer:
-            return checkpointer.restore(path, wanted)
+
+    try:
+        return jax.tree_util.tree_map_with_path(restore, param_specs(cfg), shardings)
     except Exception as error:
-        # Orbax raises whatever its storage layer meets in a torn or foreign checkpoint.
+        # TensorStore raises whatever it meets in a torn or foreign checkpoint.
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: the parameters cannot be restored ({reason})") from error

@@ -67,6 +67,14 @@ class StoredTensor(Tensor):
 AnyTensor = TypeVar("AnyTensor", bound=Tensor)
 
 
+def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that JAX on a CPU takes over as it is: it copies those not at 64 bytes."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    begin = -raw.ctypes.data % 64
+    return raw[begin : begin + size].view(dtype).reshape(shape)
+
+
 def check_file(path: Path) -> None:
     """Check that a safetensors file is whole and its header right.
 

@@ -1,6 +1,8 @@
 """What conversion refuses, and its commands, native checkpoints among them."""
 
+import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -9,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from transformers import LlamaForCausalLM
 
 from convert.__main__ import main
 from convert.load import load_checkpoint
+from convert.native import open_leaf, restore_params, save_native
 from pmc_jax.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -250,6 +254,20 @@ def break_native(part):
             edit(native / "model_config.json", **part)
 
     return change
+
+
+def test_a_native_checkpoint_in_many_pieces(source, tmp_path, monkeypatch):
+    checkpoint = load_checkpoint(source)
+    monkeypatch.setattr("convert.native.PIECE_BYTES", 1000)
+    save_native(checkpoint.params, checkpoint.cfg, source, tmp_path / "native", {})
+    path = tmp_path / "native/params"
+    for name in ("embed", "layers.up"):
+        assert math.prod(open_leaf(path, name).chunk_layout.read_chunk.shape) <= 250
+    restored = restore_params(tmp_path / "native", checkpoint.cfg, None)
+    jax.tree.map(np.testing.assert_array_equal, restored, checkpoint.params)
+    other = dataclasses.replace(checkpoint.cfg, vocab_size=checkpoint.cfg.vocab_size + 1)
+    with pytest.raises(UserError, match=r"embed has shape \(\d+, \d+\); expected"):
+        restore_params(tmp_path / "native", other, None)
 
 
 @pytest.mark.parametrize(
