@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pmc_jax.compilation import keep_compiled
 from pmc_jax.data import DataConfig
 from pmc_jax.data.prompts import PromptConfig
-from pmc_jax.errors import UserError
+from pmc_jax.errors import Stopped, UserError
 from pmc_jax.evaluation import EvaluationConfig
 from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.nested import flatten
@@ -314,9 +316,12 @@ def entry_point(task: Callable[[Any], None], name: str, schema: type) -> Callabl
             if HydraConfig.get().mode != RunMode.MULTIRUN:
                 sys.exit(2)
             failed.append(str(error))
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            sys.exit(128 + signal.SIGTERM)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-            sys.exit(130)
+            sys.exit(128 + signal.SIGINT)
 
     def main() -> None:
         # transformers would say at import that PyTorch is missing; nothing here needs it.
@@ -328,6 +333,7 @@ def entry_point(task: Callable[[Any], None], name: str, schema: type) -> Callabl
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
                 sys.exit(2)
+        keep_compiled()
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(run)()
         if failed:
             print(f"error: {len(failed)} runs of the sweep failed", file=sys.stderr)

@@ -8,7 +8,7 @@ a run that was stopped.
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -265,7 +265,7 @@ def train_stage(
         assert targets is not None
         memory = empty_memory(1, 1)  # a method without samples has nothing to remember
         steps = baseline_run(cfg, inputs, targets, optimizer)
-    with closing(open_checkpoints(directory / "checkpoints", cfg.checkpoints)) as manager:
+    with open_checkpoints(directory / "checkpoints", cfg.checkpoints) as manager:
         like = RunState(abstract_state(model.cfg, optimizer, dtype, inputs.mesh), memory)
         if manager.latest_step() is not None:
             for leaf in jax.tree.leaves(params):

@@ -1,6 +1,7 @@
 """The optimizer step against torch, the schedule, checkpoints, and a whole run's guarantees."""
 
 import json
+import resource
 from pathlib import Path
 
 import jax
@@ -23,6 +24,7 @@ from pmc_jax.training.checkpoints import (
     CheckpointConfig,
     RunState,
     checksum,
+    finish,
     open_checkpoints,
     restore_latest,
     save,
@@ -223,24 +225,23 @@ def test_a_saved_state_is_the_one_that_was_handed_over(tmp_path, rng):
     """The train step donates its state: a save that is under way must not see the next one."""
     state, train_step = small_state(tmp_path)
     rows = unequal_rows(rng)
-    manager = open_checkpoints(tmp_path / "checkpoints", CheckpointConfig(keep=9))
-    saved = {}
-    for step in range(1, 5):
-        train, _ = train_step(state.train, rows)
-        state = RunState(train, state.memory)
-        saved[step] = [np.array(leaf, copy=True) for leaf in jax.tree.leaves(state)]
-        save(manager, step, state, {"originals": ["a", "ü"]})
-    manager.wait_until_finished()
-    for step in (4, 3):
-        found, extra = restore_latest(manager, state)
-        assert extra == {"originals": ["a", "ü"]}
-        assert int(found.train.step) == step
-        for leaf, expected in zip(jax.tree.leaves(found), saved[step], strict=True):
-            np.testing.assert_array_equal(leaf, expected)
-        for path in (tmp_path / "checkpoints" / str(step)).rglob("*"):
-            if path.is_file() and path.stat().st_size > 100:
-                path.write_bytes(path.read_bytes()[:50])
-    manager.close()
+    with open_checkpoints(tmp_path / "checkpoints", CheckpointConfig(keep=9)) as manager:
+        saved = {}
+        for step in range(1, 5):
+            train, _ = train_step(state.train, rows)
+            state = RunState(train, state.memory)
+            saved[step] = [np.array(leaf, copy=True) for leaf in jax.tree.leaves(state)]
+            save(manager, step, state, {"originals": ["a", "ü"]})
+        finish(manager)
+        for step in (4, 3):
+            found, extra = restore_latest(manager, state)
+            assert extra == {"originals": ["a", "ü"]}
+            assert int(found.train.step) == step
+            for leaf, expected in zip(jax.tree.leaves(found), saved[step], strict=True):
+                np.testing.assert_array_equal(leaf, expected)
+            for path in (tmp_path / "checkpoints" / str(step)).rglob("*"):
+                if path.is_file() and path.stat().st_size > 100:
+                    path.write_bytes(path.read_bytes()[:50])
 
 
 def arrays_of(checkpoint: Path) -> Path:
@@ -252,36 +253,57 @@ def arrays_of(checkpoint: Path) -> Path:
 def test_a_flipped_bit_is_found_and_the_checkpoint_before_used(tmp_path, caplog, rng):
     state, _ = small_state(tmp_path)
     directory = tmp_path / "checkpoints"
-    manager = open_checkpoints(directory, CheckpointConfig(keep=9))
-    for step in (1, 2):
-        save(manager, step, state, {"originals": ["a"]})
-    manager.wait_until_finished()
-    flipped = arrays_of(directory / "2")
-    content = bytearray(flipped.read_bytes())
-    content[len(content) // 2] ^= 1 << int(rng.integers(8))
-    flipped.write_bytes(content)
-    found, _ = restore_latest(manager, state)
+    with open_checkpoints(directory, CheckpointConfig(keep=9)) as manager:
+        for step in (1, 2):
+            save(manager, step, state, {"originals": ["a"]})
+        finish(manager)
+        flipped = arrays_of(directory / "2")
+        content = bytearray(flipped.read_bytes())
+        content[len(content) // 2] ^= 1 << int(rng.integers(8))
+        flipped.write_bytes(content)
+        found, _ = restore_latest(manager, state)
+        for leaf, expected in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
+            np.testing.assert_array_equal(leaf, expected)
+        assert "2 is corrupt" in caplog.text
+        assert manager.all_steps() == [1] and (tmp_path / "corrupt" / "2").is_dir()
+        save(manager, 2, state, {"originals": ["a"]})
+        finish(manager)
+        assert sorted(manager.all_steps()) == [1, 2]
+
+
+def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_stays(tmp_path):
+    state, _ = small_state(tmp_path)
+    directory = tmp_path / "checkpoints"
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (
+        pytest.raises(UserError, match=r"could not be written \(.*\); last good one: 1$") as caught,
+        open_checkpoints(directory, CheckpointConfig(keep=1)) as manager,
+    ):
+        save(manager, 1, state, {"originals": ["a"]})
+        finish(manager)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, former[1]))
+            save(manager, 2, state, {"originals": ["a"]})
+            finish(manager)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert str(directory) in str(caught.value)
+    with open_checkpoints(directory, CheckpointConfig(keep=1)) as manager:
+        found, _ = restore_latest(manager, state)
     for leaf, expected in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(leaf, expected)
-    assert "2 is corrupt" in caplog.text
-    assert manager.all_steps() == [1] and (tmp_path / "corrupt" / "2").is_dir()
-    save(manager, 2, state, {"originals": ["a"]})
-    manager.wait_until_finished()
-    assert sorted(manager.all_steps()) == [1, 2]
-    manager.close()
 
 
 def test_when_no_checkpoint_is_good_all_stay(tmp_path):
     state, _ = small_state(tmp_path)
-    manager = open_checkpoints(tmp_path / "checkpoints", CheckpointConfig())
-    save(manager, 1, state, {"originals": ["a"]})
-    manager.wait_until_finished()
-    path = arrays_of(tmp_path / "checkpoints" / "1")
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"none of the checkpoints \[1\] is readable"):
-        restore_latest(manager, state)
-    assert path.is_file()
-    manager.close()
+    with open_checkpoints(tmp_path / "checkpoints", CheckpointConfig()) as manager:
+        save(manager, 1, state, {"originals": ["a"]})
+        finish(manager)
+        path = arrays_of(tmp_path / "checkpoints" / "1")
+        path.write_bytes(path.read_bytes()[:100])
+        with pytest.raises(UserError, match=r"none of the checkpoints \[1\] is readable"):
+            restore_latest(manager, state)
+        assert path.is_file()
 
 
 @settings(deadline=None)

@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +48,46 @@ class CorruptCheckpoint(Exception):
     """A checkpoint whose content is not what was saved."""
 
 
-def open_checkpoints(directory: Path, cfg: CheckpointConfig) -> ocp.CheckpointManager:
-    """The checkpoints under `directory`, which is made if absent."""
+@contextmanager
+def open_checkpoints(directory: Path, cfg: CheckpointConfig) -> Iterator[ocp.CheckpointManager]:
+    """The checkpoints under `directory`, which is made if absent. All are written at the end.
+
+    Raises:
+        UserError: as `finish`.
+    """
     options = ocp.CheckpointManagerOptions(max_to_keep=cfg.keep, create=True)
-    return ocp.CheckpointManager(directory.resolve(), options=options)
+    manager = ocp.CheckpointManager(directory.resolve(), options=options)
+    try:
+        yield manager
+        finish(manager)
+    finally:
+        with suppress(Exception):  # one that came to nothing has been told of already
+            manager.close()
+
+
+def finish(manager: ocp.CheckpointManager) -> None:
+    """Wait until all checkpoints are written.
+
+    Raises:
+        UserError: if one could not be, because the disk is full or for another reason.
+    """
+    with naming_the_last_good(manager):
+        manager.wait_until_finished()
+
+
+@contextmanager
+def naming_the_last_good(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Whatever goes wrong while checkpoints are written, as one line."""
+    try:
+        yield
+    except Exception as error:
+        # Orbax raises whatever its storage layer meets.
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        manager.reload()
+        raise UserError(
+            f"{manager.directory}: a checkpoint could not be written ({reason}); "
+            f"last good one: {manager.latest_step()}"
+        ) from error
 
 
 @jax.jit
@@ -90,16 +128,21 @@ def seal(content: dict[str, Any]) -> str:
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: RunState, extra: dict[str, Any]) -> None:
-    """Write `state` and the JSON object `extra` as checkpoint `step`, in the background."""
+    """Write `state` and the JSON object `extra` as checkpoint `step`, in the background.
+
+    Raises:
+        UserError: if this one, or the one before it, could not be written.
+    """
     tree = to_state_dict(state)
     content = {"extra": extra, "checksums": checksums(tree)}
-    manager.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(tree),
-            extra=ocp.args.JsonSave({**content, "sha256": seal(content)}),
-        ),
-    )
+    with naming_the_last_good(manager):
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(tree),
+                extra=ocp.args.JsonSave({**content, "sha256": seal(content)}),
+            ),
+        )
 
 
 def restore(

@@ -1,8 +1,11 @@
 """A whole run: every step logged, checkpointed, and stopped if it goes wrong."""
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,10 +14,10 @@ import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
 
-from pmc_jax.errors import UserError
+from pmc_jax.errors import Stopped, UserError
 from pmc_jax.model.specs import Params
 from pmc_jax.progress import Stage
-from pmc_jax.training.checkpoints import RunState, save
+from pmc_jax.training.checkpoints import RunState, finish, save
 from pmc_jax.training.metrics import Metrics
 
 
@@ -51,6 +54,28 @@ class Record(Protocol):
         """What a person watches."""
 
 
+@contextmanager
+def note_termination() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM has come, which meanwhile ends nothing.
+
+    Schedulers send it some time before they kill.
+    """
+    came = False
+
+    def note(*_: Any) -> None:
+        nonlocal came
+        came = True
+
+    if threading.current_thread() is not threading.main_thread():  # handlers are the main one's
+        yield lambda: False
+        return
+    former = signal.signal(signal.SIGTERM, note)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
 def unlearn(
     steps: Iterator[tuple[RunState, Record]],
     state: RunState,
@@ -65,34 +90,42 @@ def unlearn(
 ) -> tuple[RunState, dict[str, Any]]:
     """Take `steps`, which lead from `state` to the last one. Donates `state.train`.
 
-    A checkpoint is saved after every `every` steps and after the last. `extra` is the JSON
-    that goes along with it; its `seconds` count the time that checkpoints took.
+    A checkpoint is saved after every `every` steps, after the last, and after the one in which
+    SIGTERM comes. `extra` is the JSON that goes along with it; its `seconds` count the time
+    that checkpoints took.
 
     Raises:
-        UserError: when the loss or, at a checkpoint, the weights are no longer finite.
+        UserError: when the loss or, at a checkpoint, the weights are no longer finite, or a
+            checkpoint cannot be written.
+        Stopped: after SIGTERM, with the last step saved.
     """
     first = int(state.train.step)
     if first:
         progress.say(f"continuing after step {first} of {total}")
     elif total:
         progress.say("compiling during the first step …")
-    for current, record in steps:
-        state = current
-        done = record.step + 1
-        due = done % every == 0 or done == total
-        if not math.isfinite(record.loss) or (due and not all_finite(state.train.params)):
-            manager.wait_until_finished()
-            raise not_finite(record, Path(manager.directory), manager.latest_step())
-        metrics.append({"learning_rate": float(schedule(record.step)), **record.as_json()})
-        if due:
-            started = time.perf_counter()
-            save(manager, done, state, extra)
-            seconds = extra["seconds"]
-            spent = seconds["checkpoint"] + time.perf_counter() - started
-            extra = {**extra, "seconds": {**seconds, "checkpoint": spent}}
-        if record.step == first:
-            progress.say(f"first step: {record.seconds['total']:.1f} s, most of it compilation")
-        progress.update(done, record.line())
+    with note_termination() as terminating:
+        for current, record in steps:
+            state = current
+            done = record.step + 1
+            stop = terminating()
+            due = done % every == 0 or done == total or stop
+            if not math.isfinite(record.loss) or (due and not all_finite(state.train.params)):
+                finish(manager)
+                raise not_finite(record, Path(manager.directory), manager.latest_step())
+            metrics.append({"learning_rate": float(schedule(record.step)), **record.as_json()})
+            if due:
+                started = time.perf_counter()
+                save(manager, done, state, extra)
+                seconds = extra["seconds"]
+                spent = seconds["checkpoint"] + time.perf_counter() - started
+                extra = {**extra, "seconds": {**seconds, "checkpoint": spent}}
+            if record.step == first:
+                progress.say(f"first step: {record.seconds['total']:.1f} s, most of it compilation")
+            progress.update(done, record.line())
+            if stop and done < total:
+                finish(manager)
+                raise Stopped(f"stopped after step {done} of {total}; the same command goes on")
     return state, extra
 
 

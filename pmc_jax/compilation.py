@@ -1,0 +1,40 @@
+"""Where compiled programs are kept, so that the next run need not compile them again."""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+MIN_SECONDS = 0.1
+"""Programs that compile faster are not kept."""
+
+
+def instruction_sets() -> str:
+    """A short name of this processor's kind: what was compiled for another may not run here."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = [platform.processor()]
+    kinds = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
+    digest = hashlib.sha256("\n".join(kinds or lines[:1]).encode()).hexdigest()
+    return f"{platform.machine()}-{digest[:8]}"
+
+
+def cache_directory() -> Path:
+    """`pmc_jax/` in the user's cache directory (XDG), and in it one for this kind of machine."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "pmc_jax" / instruction_sets()
+
+
+def keep_compiled() -> None:
+    """Have JAX keep what it compiles, unless its own settings already say where or whether.
+
+    Those are `JAX_COMPILATION_CACHE_DIR`, `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS` and
+    `JAX_ENABLE_COMPILATION_CACHE=false`.
+    """
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory()))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
