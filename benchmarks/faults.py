@@ -1,4 +1,4 @@
-"""Kill a run again and again and see that nothing is lost: `python benchmarks/faults.py --kills 50`.
+"""Kill a run again and again and see that nothing is lost: `python benchmarks/faults.py`.
 
 The run with the bundled model goes through once undisturbed. Then the same command is started
 again and again and killed at random moments, with SIGKILL, or once in five with SIGTERM, after
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 SETTINGS = ("checkpoints.every=2", "evaluation.attack_samples=0")
-"""Of the run: many saves to interrupt, and no sampling attack, which every restart would wait for."""
+"""Of the run: many saves to interrupt, and no sampling attack to wait for."""
 
 TERMINATED = 128 + signal.SIGTERM
 
