@@ -51,7 +51,8 @@ def _top_values_threshold(
     logits: Float[Array, "*batch vocab"], top_k: int, top_p: float
 ) -> Float[Array, "*batch 1"]:
     """Both thresholds from the k largest values alone, ties beyond them counted."""
-    values = jax.lax.top_k(logits, top_k)[0]
+    # Without the barrier XLA takes part of the result only, and sorts the vocabulary for it.
+    values, _ = jax.lax.optimization_barrier(jax.lax.top_k(logits, top_k))
     kth = values[..., -1:]
     if top_p >= 1:
         return kth

@@ -1,0 +1,308 @@
+"""Sampling beside `transformers`: `python benchmarks/sampling.py [--models 1M-4k …]`.
+
+Two comparisons on the same weights, prompts and settings, in one process and in alternation:
+
+- raw decoding: 16 prompts, 10 samples each, as many tokens for all, no stop ids, on random models;
+- the selected responses of one optimizer step: 16 questions to the bundled model, which knows the
+  answers by heart, 20 samples each, up to the one sample per question that PMC remembers. Beside
+  it `generate`, with every sample scored by `rouge_score`.
+
+The bound is the time that matrix products and memory traffic of the same work would take at the
+rates of a large product and a large copy, measured in the same run.
+"""
+
+import os
+
+# Idle threads of one library must not take the cores from the other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("KMP_BLOCKTIME", "0")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import argparse
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from convert.load import load_checkpoint
+from pmc_jax.data import DataConfig, load_dataset
+from pmc_jax.data.encode import encode
+from pmc_jax.data.prompts import PromptConfig
+from pmc_jax.decoding import Decoding, Sampling, generate
+from pmc_jax.model import ModelConfig, param_count
+from pmc_jax.pretrained import ModelSource, load_pretrained, path_of
+from pmc_jax.training.checkpoints import RunState
+from pmc_jax.training.loop import (
+    BatchConfig,
+    PMCRun,
+    UnlearningTask,
+    greedy_originals,
+    remember_best,
+    sample_responses,
+    whole_responses,
+)
+from pmc_jax.training.step import TrainState
+from pmc_jax.unlearning import empty_memory
+from pmc_jax.unlearning.config import PMCConfig
+
+MODELS = {
+    "1M-4k": {"hidden_size": 128, "num_hidden_layers": 4, "vocab_size": 4096},
+    "7M-4k": {"hidden_size": 256, "num_hidden_layers": 6, "vocab_size": 4096},
+    "10M-32k": {"hidden_size": 192, "num_hidden_layers": 8, "vocab_size": 32_768},
+    "45M-32k": {"hidden_size": 512, "num_hidden_layers": 8, "vocab_size": 32_768},
+    "155M-128k": {"hidden_size": 768, "num_hidden_layers": 8, "vocab_size": 128_256},
+}
+PROMPTS, PROMPT_TOKENS, SAMPLES, TOKENS = 16, 24, 10, 32
+TEMPERATURE, TOP_K, TOP_P = 0.9, 50, 0.95
+QUESTIONS, STEP_SAMPLES, ANSWER_TOKENS = 16, 20, 40
+DEMO_PROMPT = PromptConfig(
+    template="plain", question="Question: {question}\nAnswer:", answer=" {answer}"
+)
+
+
+def timed(work: Callable[[int], Any], repetition: int) -> float:
+    """Wall time of one call."""
+    started = time.perf_counter()
+    work(repetition)
+    return time.perf_counter() - started
+
+
+def alternate(works: dict[str, Callable[[int], Any]], repetitions: int) -> dict[str, list[float]]:
+    """Seconds of each work, called in turn; the first call of each is not counted."""
+    for work in works.values():
+        work(0)
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for repetition in range(1, repetitions + 1):
+        for name, work in works.items():
+            seconds[name].append(timed(work, repetition))
+    return seconds
+
+
+def ceilings() -> dict[str, float]:
+    """The best FLOP/s of a large float32 product and bytes/s of a large copy, of several tries."""
+    size = 2048
+    a = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    t = torch.ones(size, size)
+    source, target = np.ones(1 << 27, np.float32), np.empty(1 << 27, np.float32)
+    works: dict[str, Callable[[int], Any]] = {
+        "jax": lambda _: product(a, a).block_until_ready(),
+        "torch": lambda _: t @ t,
+        "copy": lambda _: np.copyto(target, source),
+    }
+    best = {name: min(found) for name, found in alternate(works, 5).items()}
+    return {
+        "flops": 2 * size**3 / min(best["jax"], best["torch"]),
+        "bytes": 2 * source.nbytes / best["copy"],
+    }
+
+
+def bound_seconds(cfg: ModelConfig, found: dict[str, float]) -> float:
+    """Least time of prefill and decoding of the raw comparison at the ceilings.
+
+    Counts matrix products and attention, and as traffic the weights, the cache as far as it is
+    written and one reading and writing of the logits.
+    """
+    rows, item = PROMPTS * SAMPLES, 4
+    embed = cfg.vocab_size * cfg.hidden_size
+    layers = param_count(cfg) - embed * (1 if cfg.tie_embeddings else 2)
+
+    def least(flops: float, size: float) -> float:
+        return max(flops / found["flops"], size / found["bytes"])
+
+    def attention(queries: float, keys: float) -> float:
+        return 4 * cfg.num_layers * cfg.num_heads * cfg.head_dim * queries * keys
+
+    prompt = PROMPTS * PROMPT_TOKENS
+    total = least(2 * layers * prompt + attention(prompt, PROMPT_TOKENS / 2), layers * item)
+    per_key = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim * item
+    for token in range(TOKENS):
+        fed = rows if token else 0
+        flops = 2 * layers * fed + attention(fed, PROMPT_TOKENS + token)
+        flops += 2 * embed * (rows if token else PROMPTS)
+        cache = per_key * (PROMPTS * PROMPT_TOKENS + rows * token)
+        total += least(flops, (layers + embed) * item + cache + 2 * rows * cfg.vocab_size * item)
+    return total
+
+
+def raw(name: str, repetitions: int, found: dict[str, float]) -> dict[str, Any]:
+    """Tokens per second of one random model, ours and theirs."""
+    shape = MODELS[name]
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        **shape, intermediate_size=4 * shape["hidden_size"], num_attention_heads=8,
+        num_key_value_heads=8, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1,
+        pad_token_id=0, max_position_embeddings=512,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    model.generation_config.eos_token_id = None
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        ours = load_checkpoint(directory)
+    prompts = np.random.default_rng(0).integers(2, shape["vocab_size"], (PROMPTS, PROMPT_TOKENS))
+    ids = torch.tensor(prompts)
+
+    def decode(repetition: int) -> None:
+        rows = generate(
+            ours.params, prompts.tolist(), cfg=ours.cfg,
+            sampling=Sampling(TEMPERATURE, TOP_K, TOP_P), key=jax.random.key(repetition),
+            limits=[TOKENS] * PROMPTS, samples=SAMPLES,
+            decoding=Decoding(chunk=TOKENS),
+        )  # fmt: skip
+        assert sum(len(row) for group in rows for row in group) == PROMPTS * SAMPLES * TOKENS
+
+    @torch.no_grad()
+    def decode_theirs(repetition: int) -> None:
+        torch.manual_seed(repetition)
+        rows = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=TEMPERATURE,
+            top_k=TOP_K, top_p=TOP_P, num_return_sequences=SAMPLES, max_new_tokens=TOKENS,
+        )  # fmt: skip
+        assert rows.shape == (PROMPTS * SAMPLES, PROMPT_TOKENS + TOKENS)
+
+    seconds = alternate({"pmc_jax": decode, "transformers": decode_theirs}, repetitions)
+    tokens = PROMPTS * SAMPLES * TOKENS
+    ours_median, theirs_median = (float(np.median(s)) for s in seconds.values())
+    return {
+        "parameters": param_count(ours.cfg),
+        "vocabulary": shape["vocab_size"],
+        "seconds": seconds,
+        "tokens_per_second": {
+            "pmc_jax": tokens / ours_median,
+            "transformers": tokens / theirs_median,
+        },
+        "ratio": theirs_median / ours_median,
+        "share_of_bound": bound_seconds(ours.cfg, found) / ours_median,
+    }
+
+
+def demo_run(samples: int, batch: BatchConfig) -> tuple[PMCRun, Any]:
+    """PMC on the bundled model and world, before its first step; and the weights."""
+    model, params = load_pretrained(ModelSource(), DEMO_PROMPT)
+    data = DataConfig(path="bundled", forget="forget10", retain="retain90", retain_rows=None)
+    dataset = load_dataset(data)
+    encoded = encode(dataset, model.template, batch.max_length, model.cfg.vocab_size)
+    pmc = PMCConfig(
+        samples=samples, temperature=TEMPERATURE, top_k=TOP_K, top_p=TOP_P,
+        max_new_tokens=ANSWER_TOKENS, min_len=0,
+    )  # fmt: skip
+    originals = greedy_originals(
+        params, encoded.forget, model=model.cfg, template=model.template, batch=batch,
+        max_new_tokens=ANSWER_TOKENS,
+    )  # fmt: skip
+    run = PMCRun(
+        task=UnlearningTask(encoded.forget, originals, encoded.retain), model=model.cfg,
+        template=model.template, pmc=pmc, batch=batch, key=jax.random.key(0), seed=0,
+        train_step=lambda state, rows: (state, None),
+    )  # fmt: skip
+    return run, params
+
+
+def selected(run: PMCRun, state: RunState, questions: Sequence[int], step: int) -> None:
+    """One step's selected responses, our way."""
+    responses = sample_responses(run, state, step, questions)
+    whole = whole_responses(run, questions, responses)
+    remember_best(run, state.memory, step, questions, responses, whole)
+
+
+def step_comparison(repetitions: int) -> dict[str, Any]:
+    """Seconds to the selected responses of one optimizer step, by how the work is done."""
+    batch = BatchConfig(batch_size=QUESTIONS, max_length=96)
+    run, params = demo_run(STEP_SAMPLES, batch)
+    questions = list(range(QUESTIONS))
+    memory = empty_memory(len(run.task.prompts), batch.max_length)
+    state = RunState(TrainState(params, (), jnp.zeros((), jnp.int32)), memory)
+    variants = {
+        "pmc_jax, nothing saved": {
+            "prune": False,
+            "compact": False,
+            "grow_cache": False,
+            "chunk": 40,
+        },
+        "pmc_jax": {},
+        "pmc_jax, waves of 5": {"wave": 5},
+    }
+    works: dict[str, Callable[[int], Any]] = {}
+    for name, changes in variants.items():
+        changed = dataclasses.replace(run, batch=dataclasses.replace(batch, **changes))
+        works[name] = lambda step, changed=changed: selected(changed, state, questions, step)
+
+    model = AutoModelForCausalLM.from_pretrained(path_of(ModelSource())).eval()
+    tokenizer, template = run.template.tokenizer, run.template
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    prompts = [run.task.prompts[i] for i in questions]
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+
+    @torch.no_grad()
+    def theirs(repetition: int) -> list[str]:
+        torch.manual_seed(repetition)
+        rows = model.generate(
+            ids, attention_mask=mask, do_sample=True, temperature=TEMPERATURE, top_k=TOP_K,
+            top_p=TOP_P, num_return_sequences=STEP_SAMPLES, max_new_tokens=ANSWER_TOKENS,
+            eos_token_id=list(template.stop_ids), pad_token_id=template.end_id,
+        )  # fmt: skip
+        texts = tokenizer.batch_decode(rows[:, width:], skip_special_tokens=True)
+        best = []
+        for place, i in enumerate(questions):
+            own = texts[place * STEP_SAMPLES : (place + 1) * STEP_SAMPLES]
+            scores = [scorer.score(run.task.originals[i], text)["rougeL"].recall for text in own]
+            best.append(own[int(np.argmin(scores))])
+        return best
+
+    works["transformers + rouge_score"] = theirs
+    seconds = alternate(works, repetitions)
+    medians = {name: float(np.median(found)) for name, found in seconds.items()}
+    base = medians["transformers + rouge_score"]
+    return {
+        "questions": QUESTIONS, "samples": STEP_SAMPLES, "seconds": seconds,
+        "ratio": {name: base / median for name, median in medians.items()},
+    }  # fmt: skip
+
+
+def spread(found: Sequence[float]) -> str:
+    """Median and range."""
+    return f"{np.median(found):8.2f} ({min(found):.2f} to {max(found):.2f})"
+
+
+def main() -> None:
+    """Measure, print two tables, and write `benchmarks/sampling.json`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--repetitions", type=int, default=3)
+    options = parser.parse_args()
+    load, found = os.getloadavg()[0], ceilings()
+    rates = f"matmul {found['flops'] / 1e9:.0f} GFLOP/s, copy {found['bytes'] / 1e9:.1f} GB/s"
+    print(f"{rates}, load {load:.1f}\n")
+    heads = ("parameters", 13), ("ours tok/s", 12), ("theirs", 9), ("ratio", 8), ("of bound", 10)
+    print(f"{'raw decoding':<12}" + "".join(f"{head:>{width}}" for head, width in heads))
+    rows = {}
+    for name in options.models:
+        rows[name] = row = raw(name, options.repetitions, found)
+        speed = row["tokens_per_second"]
+        print(
+            f"{name:<12}{row['parameters']:>13,}{speed['pmc_jax']:>12,.0f}"
+            f"{speed['transformers']:>9,.0f}{row['ratio']:>7.1f}x{row['share_of_bound']:>10.0%}",
+            flush=True,
+        )
+    step = step_comparison(options.repetitions)
+    print(f"\nselected responses of a step{'':<8}seconds{'':<17}ratio")
+    for name, seconds in step["seconds"].items():
+        print(f"{name:<28}{spread(seconds):<28}{step['ratio'][name]:>8.1f}x")
+    result = {"ceilings": found, "load_average": load, "raw": rows, "step": step}
+    (Path(__file__).parent / "sampling.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
