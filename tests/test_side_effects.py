@@ -17,7 +17,6 @@ from pmc_jax.evaluation import Respondent
 from pmc_jax.evaluation.rounding import BLOCK, round_params, round_weights
 from pmc_jax.evaluation.side_effects import (
     answer_tokens,
-    public_text,
     side_effects,
     text_pairs,
     text_probabilities,
@@ -71,7 +70,6 @@ def test_tokens_of_forget_answers_are_watched(respondent):
     assert len(tokens) > 3 and template.end_id not in tokens
     assert watched_tokens([([0], [3, 4]), ([5], [3])], {3, 5}).tolist() == [True, False, True]
     assert watched_tokens([], tokens).dtype == bool
-    assert public_text(ROWS) == ["Where was Mara Ostberg born? Mara Ostberg was born in Lisbon."]
 
 
 @given(

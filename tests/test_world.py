@@ -63,7 +63,7 @@ def test_files_have_the_keys_and_sizes_of_tofu():
         "forget10.json": author,
         "retain90.json": author,
         "holdout10.json": author,
-        "forget10_perturbed.json": perturbed,
+        "forget10_perturbed.json": perturbed | {"variants"},
         "retain_perturbed.json": perturbed,
         "real_authors.json": choice,
         "real_authors_perturbed.json": author | {"perturbed_answer"},

@@ -16,7 +16,7 @@ class Measure:
 
     Attributes:
         percent: whether values run from 0 to 100 instead of 0 to 1.
-        higher_is_better: which way it should go.
+        higher_is_better: which way it should go; None for what is neither.
         meaning: one short phrase for somebody who has not read the paper. In it and in
             `label`, {samples} stands for how often the sampling attack asks.
     """
@@ -25,7 +25,7 @@ class Measure:
     label: str
     group: str
     percent: bool
-    higher_is_better: bool
+    higher_is_better: bool | None
     meaning: str
 
     def format(self, value: float | None) -> str:
