@@ -33,6 +33,7 @@ from pmc_jax.model.specs import Params
 from pmc_jax.nested import flatten
 from pmc_jax.pretrained import ModelSource, describe, load_pretrained, mesh_of
 from pmc_jax.progress import token_stage
+from pmc_jax.reporting import write_evaluation_report
 from pmc_jax.reporting.side_by_side import certificate_lines, comparison_table, time_lines
 from pmc_jax.reporting.summary import versions
 from pmc_jax.training.checkpoints import checksums, seal
@@ -209,7 +210,7 @@ def evaluate(cfg: EvaluateConfig) -> None:
     goes_on = holds_run(directory, settings, overwrite=cfg.overwrite)
     if goes_on and (directory / SUMMARY).is_file():
         print(f"{directory} is a finished evaluation; overwrite=true measures it again")
-        show(directory)
+        show(directory, redact=cfg.redact)
         return
     if cfg.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
@@ -228,11 +229,12 @@ def evaluate(cfg: EvaluateConfig) -> None:
         "settings": flatten(cfg),
     }
     write_json(directory / SUMMARY, summary)
-    show(directory)
+    show(directory, redact=cfg.redact)
 
 
-def show(directory: Path) -> None:
-    """Print the table of all models, the certificates, and where the numbers are."""
+def show(directory: Path, *, redact: bool) -> None:
+    """Write the report; print the table of all models, the certificates, and where all is."""
+    page = write_evaluation_report(directory, redact=redact)
     summary = read_json(directory / SUMMARY)
     print(f"\n{comparison_table(summary)}\n")
     for line in certificate_lines(summary):
@@ -241,7 +243,7 @@ def show(directory: Path) -> None:
         print(f"Not measured: {what.replace('_', ' ')} ({reason}).")
     for line in time_lines(summary):
         print(line)
-    print(f"Numbers: {directory / SUMMARY}")
+    print(f"Numbers: {directory / SUMMARY}\nReport: {page}")
 
 
 main = entry_point(evaluate, "evaluate", EvaluateConfig)

@@ -26,6 +26,8 @@ from pmc_jax.evaluation.rounding import round_params
 
 TEACHING_STREAM = 4
 KINDS = ("forget", "benign")
+WIDTHS = range(2, 17)
+"""Numbers of bits that weights can be rounded to."""
 
 
 def check_aftermath(cfg: AftermathConfig) -> None:
@@ -36,7 +38,7 @@ def check_aftermath(cfg: AftermathConfig) -> None:
     """
     if not cfg.steps or any(b <= a for a, b in zip([0, *cfg.steps], cfg.steps, strict=False)):
         raise UserError(f"aftermath.steps={cfg.steps}: expected rising numbers from 1 on")
-    if any(not 2 <= bits <= 16 for bits in cfg.bits):
+    if any(bits not in WIDTHS for bits in cfg.bits):
         raise UserError(f"aftermath.bits={cfg.bits}: expected numbers of bits from 2 to 16")
 
 

@@ -92,7 +92,7 @@ def flat_measures(parts: Parts) -> dict[str, float | None]:
 
 def moved_text(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any] | str:
     """`side_effects` between two models' parts, or why they cannot be compared."""
-    if before["tokens"] != after["tokens"]:
+    if before["text"] != after["text"]:
         return "the two models have different tokens for the text"
     ours, theirs = (np.array(part["probabilities"], float) for part in (after, before))
     watched = np.zeros(len(ours), bool)

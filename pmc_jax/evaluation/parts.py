@@ -96,7 +96,7 @@ def side_effects_part(x: Examination) -> dict[str, Any]:
     watched = watched_tokens(pairs, answer_tokens(x.respondent.template, x.forget))
     probabilities = text_probabilities(x.respondent, pairs, on_batch=x.on_batch)
     return {
-        "tokens": digest(pairs),
+        "text": digest(pairs),
         "watched": np.flatnonzero(watched).tolist(),
         "probabilities": [round(value, 7) for value in probabilities.tolist()],
     }

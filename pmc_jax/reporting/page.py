@@ -77,7 +77,16 @@ SETTING_WORDS = {
     "training.max_length": "most tokens of question and answer together",
     "optimizer.learning_rate": "highest learning rate",
     "optimizer.weight_decay": "weight decay",
+    "suite": "suite",
     "evaluation.attack_samples": "answers sampled per question in the attack",
+    "evaluation.attack_temperature": "temperature of the attack",
+    "prefix": "what the prefilling attack makes answers begin with",
+    "confidence": "confidence of every bound",
+    "aftermath.rows": "most rows trained on again",
+    "aftermath.steps": "steps of that training",
+    "aftermath.batch_size": "rows in such a step",
+    "aftermath.learning_rate": "learning rate of that training",
+    "aftermath.bits": "bits that weights are rounded to",
     "seed": "seed",
 }
 PART_WORDS = {
@@ -101,13 +110,18 @@ class Span:
 
 @dataclass(frozen=True)
 class Example:
-    """One question, the old answer, the new one in spans, and their ROUGE if known."""
+    """One question, the old answer, the new one in spans, and their ROUGE if known.
+
+    A page says of what is hidden only that it is.
+    """
 
     question: str
     before: str
     after: list[Span]
     rouge_before: float | None
     rouge_after: float | None
+    before_hidden: bool = False
+    after_hidden: bool = False
 
     @property
     def unchanged(self) -> bool:
@@ -116,11 +130,11 @@ class Example:
 
 @dataclass(frozen=True)
 class ExampleGroup:
-    """Examples of one kind under a title; `wide` ones fill a line each."""
+    """Examples of one kind under a title; those of `forgotten` questions fill a line each."""
 
     title: str
     note: str
-    wide: bool
+    forgotten: bool
     examples: list[Example]
 
 
@@ -142,8 +156,8 @@ def write_report(run_dir: Path) -> Path:
     return page
 
 
-def render(run: RunFiles, plots: Sequence[Plot]) -> str:
-    """The page's HTML. Everything from the run's files is escaped by the template."""
+def page_template(name: str) -> jinja2.Template:
+    """A template of this package; it escapes everything that is not marked as markup."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pmc_jax.reporting", "."),
         autoescape=True,
@@ -151,9 +165,22 @@ def render(run: RunFiles, plots: Sequence[Plot]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template(name)
+
+
+def drawn(plots: Sequence[Plot]) -> dict[str, tuple[Plot, Markup]]:
+    """Plots by name with their drawings.
+
+    The only text let through unescaped: matplotlib's SVG, which escapes what it holds.
+    """
+    return {plot.name: (plot, Markup(themed_svg(plot))) for plot in plots}
+
+
+def render(run: RunFiles, plots: Sequence[Plot]) -> str:
+    """The page's HTML. Everything from the run's files is escaped by the template."""
     rows = measured_rows(run.summary)
     method = dict(flat(run.summary.get("settings") or {})).get("method.name", "pmc")
-    return environment.get_template("page.html.j2").render(
+    return page_template("page.html.j2").render(
         name=run.summary.get("name") or "run",
         headline=headline(run.summary),
         measure_groups=[
@@ -161,8 +188,7 @@ def render(run: RunFiles, plots: Sequence[Plot]) -> str:
             for group, members in groupby(rows, lambda row: row.measure.group)
         ],
         unmeasured=unmeasured(run.summary),
-        # The only text let through unescaped: matplotlib's SVG, which holds our own labels.
-        plots={plot.name: (plot, Markup(themed_svg(plot))) for plot in plots},
+        plots=drawn(plots),
         steps=len(run.metrics),
         method=method,
         trained=TRAINED.get(method, f"by the method {method}."),

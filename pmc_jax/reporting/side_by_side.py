@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from pmc_jax.evaluation.aftermath import WIDTHS
 from pmc_jax.reporting.measures import MEASURES, Measure, attack_samples
 from pmc_jax.reporting.run_files import number
 
@@ -187,8 +188,11 @@ EVALUATION_MEASURES = (
     ),
     *_relearned("forget", "Some forget rows", "training on a few others"),
     *_relearned("benign", "Some rows to keep", "training on a few rows to keep"),
-    *_again("rounding_8", "8 bits", ROUNDED),
-    *_again("rounding_4", "4 bits", ROUNDED),
+    *(
+        measure
+        for bits in reversed(WIDTHS)
+        for measure in _again(f"rounding_{bits}", f"{bits} bits", ROUNDED)
+    ),
     *TOFU_TABLE,
 )  # fmt: skip
 
