@@ -71,7 +71,8 @@ def load_inputs(cfg: EvaluateConfig) -> Inputs:
     """Read the data and the retain model's log."""
     dataset = load_dataset(cfg.data)
     log = None if cfg.retain_logs is None else read_retain_log(Path(cfg.retain_logs).expanduser())
-    return Inputs(dataset, load_controls(cfg.data, dataset), log)
+    controls = load_controls(cfg.data, dataset, download="tofu" in SUITES[cfg.suite])
+    return Inputs(dataset, controls, log)
 
 
 def model_paths(cfg: EvaluateConfig) -> dict[str, str]:
@@ -128,7 +129,11 @@ def relearner(cfg: EvaluateConfig, path: str, mesh: Mesh | None) -> Relearn:
 
 
 def check_questions(cfg: EvaluateConfig, path: str, inputs: Inputs) -> None:
-    """Check that every question leaves room for an answer, and that the model has its tokens."""
+    """Check that every question leaves room for an answer, and that the model has its tokens.
+
+    Also that there is the mesh that the model is to be on.
+    """
+    mesh_of(source_of(cfg, path), cfg.mesh)
     model = describe(source_of(cfg, path), cfg.prompt)
     template, vocab_size = model.template, model.cfg.vocab_size
     encode(inputs.dataset, template, cfg.max_length, vocab_size)

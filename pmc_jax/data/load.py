@@ -29,15 +29,16 @@ def load_dataset(cfg: DataConfig) -> Dataset:
     return read_dataset(data_files(cfg), cfg.retain_rows)
 
 
-def load_controls(cfg: DataConfig, dataset: Dataset) -> Controls:
+def load_controls(cfg: DataConfig, dataset: Dataset, *, download: bool = True) -> Controls:
     """Read what `dataset` is held against in a thorough evaluation, as far as it is there.
 
     Where no file has retain rows with paraphrased and wrong answers, those evaluated are taken.
+    Without `download` a hub is asked for no file beyond those of `dataset`.
 
     Raises:
         UserError: with file, row and field, for whatever is wrong with the data.
     """
-    files = data_files(cfg, controls=True)
+    files = data_files(cfg, controls=download)
 
     def read(path: Path | None) -> tuple[EvaluationRow, ...]:
         return () if path is None else evaluation_rows(read_records(path))

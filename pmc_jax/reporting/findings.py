@@ -25,8 +25,13 @@ def evaluation_headline(summary: Mapping[str, Any]) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as a person writes it."""
-    return f"{100 * share:.0f}%" if share in (0, 1) or share >= 0.095 else f"{100 * share:.1f}%"
+    """A share as a person writes it; neither 0% nor 100% unless it is."""
+    text = f"{100 * share:.1f}"
+    if share in (0, 1):
+        return f"{100 * share:.0f}%"
+    if text in ("0.0", "100.0"):
+        return "under 0.1%" if share < 0.5 else "over 99.9%"
+    return f"{text}%" if min(share, 1 - share) < 0.095 else f"{100 * share:.0f}%"
 
 
 class Numbers:

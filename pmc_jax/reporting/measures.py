@@ -221,6 +221,8 @@ def kept_clause(by_key: dict[str, Row]) -> str:
     if row.before is None or row.before <= 0:
         return f"utility is {row.after_text}"
     share = row.after / row.before
+    if row.before_text == row.after_text:
+        return f"utility stayed at {row.after_text}"
     if share >= 1:
         return f"utility went from {row.before_text} to {row.after_text}"
     # Rounded down: 94.9% must not read as the 95% it has not reached.
