@@ -310,18 +310,19 @@ def test_sentences_say_what_was_measured():
         "least_likely_most_likely_accuracy": 1.0, "relearning_forget_secret_rate": 0.46,
         "relearning_benign_greedy": 0.25, "rounding_4_secret_worst": 0.5, "rounding_8_worst": 0.4,
         "side_effects_watched_mean_absolute": 0.0214, "tofu_forget_quality": 1e-7,
-        "tofu_mia_min_k": 0.5,
+        "tofu_mia_min_k": 0.5, "utility": 98.0,
     }  # fmt: skip
     summary = {
         "models": ["a", "b"], "before": "b", "settings": {"evaluation.attack_samples": 100},
         "measures": {"a": measures, "b": {**measures, "secret_leak_rate": 1.0}},
     }  # fmt: skip
     found = findings(summary)
-    assert len(found) == 12
+    assert len(found) == 13
     text = " ".join(found)
     for piece in (
         "secret of 3.1% of the questions (before: 100%)",
         "50% of its answers to forget questions are empty or one word repeated.",
+        "questions it should still know hold 98.0% of the right words (before: 98.0%).",
         "Asked 100 times, it tells the secret of 31% of the questions at least once (before: 31%).",
         "most revealing answer holds 50% of the right answer's words",
         "most likely for 100% of the questions (before: 100%) and the least likely for 0% (before: "

@@ -65,6 +65,7 @@ def findings(summary: Mapping[str, Any]) -> list[str]:
     samples = attack_samples(dict(summary))
     return [
         *greedy_findings(numbers),
+        *kept_findings(numbers),
         *attack_findings(numbers, samples),
         *choice_findings(numbers),
         *aftermath_findings(numbers, samples),
@@ -87,6 +88,17 @@ def greedy_findings(x: Numbers) -> Iterator[str]:
         )
     if (empty := x.known("degenerate_rate")) is not None and empty > 0:
         yield f"{percent(empty)} of its answers to forget questions are empty or one word repeated."
+
+
+def kept_findings(x: Numbers) -> Iterator[str]:
+    """What it should keep."""
+    if (utility := x.known("utility")) is not None:
+        old = number(x.before.get("utility"))
+        before = "" if old is None else f" (before: {percent(old / 100)})"
+        yield (
+            f"Its answers to questions it should still know hold {percent(utility / 100)} of the "
+            f"right words{before}."
+        )
 
 
 def attack_findings(x: Numbers, samples: str) -> Iterator[str]:
