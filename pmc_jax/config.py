@@ -102,6 +102,8 @@ class EvaluateConfig:
         confidence: of every certified bound.
         max_length: most tokens of prompt and answer together.
         retain_logs: the TOFU_EVAL.json of a model that never saw the forget set.
+        reference_model: a model to hold against in membership inference: one that never saw the
+            forget set, or the model before it was taught.
         keep_truth: whether our TOFU_EVAL.json holds the right answers to forget questions.
         redact: whether the page hides right answers and secrets in what models said.
         aftermath: what is done to the model before it is measured again.
@@ -118,6 +120,7 @@ class EvaluateConfig:
     confidence: float = 0.99
     max_length: int = 200
     retain_logs: str | None = None
+    reference_model: str | None = None
     keep_truth: bool = False
     redact: bool = False
     model: ModelSource = dataclasses.field(default_factory=ModelSource)

@@ -22,9 +22,10 @@ from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import Respondent
 from pmc_jax.evaluation.aftermath import check_aftermath
+from pmc_jax.evaluation.benchmark import reference_scores
 from pmc_jax.evaluation.comparison import summarise_parts
 from pmc_jax.evaluation.examination import Examination, Relearn, reworded_rows
-from pmc_jax.evaluation.likelihood import Pair
+from pmc_jax.evaluation.likelihood import Pair, TokenScores
 from pmc_jax.evaluation.parts import PARTS, SUITES, lacking, work
 from pmc_jax.evaluation.tofu import RetainLog, read_retain_log
 from pmc_jax.files import read_json, write_json
@@ -39,6 +40,8 @@ from pmc_jax.reporting.summary import versions
 from pmc_jax.training.checkpoints import checksums, seal
 from pmc_jax.training.relearning import relearn
 from pmc_jax.training.run_directory import SUMMARY, begin_run, holds_run, place_of
+
+References = tuple[Sequence[TokenScores], Sequence[TokenScores]]
 
 NOT_SETTINGS = ("overwrite", "evaluations_dir", "mesh", "redact")
 """Keys that may differ when an evaluation is continued."""
@@ -178,9 +181,38 @@ def measure(name: str, x: Examination, part: str, path: Path) -> None:
     write_json(path, {**result, "seconds": time.perf_counter() - started, "tokens": tokens})
 
 
-def examine(cfg: EvaluateConfig, name: str, path: str, inputs: Inputs, directory: Path) -> None:
-    """Measure every part of the suite that has no file yet; load the model only if one has not."""
-    missing = [part for part in SUITES[cfg.suite] if not (directory / f"{part}.json").is_file()]
+def examination(cfg: EvaluateConfig, inputs: Inputs, respondent: Respondent) -> Examination:
+    """What a model is asked, and how."""
+    return Examination(
+        respondent, inputs.dataset.evaluation, cfg.evaluation, cfg.prefix, cfg.confidence,
+        jax.random.key(cfg.seed), controls=inputs.controls, retain_log=inputs.retain_log,
+        keep_truth=cfg.keep_truth, aftermath=cfg.aftermath,
+    )  # fmt: skip
+
+
+def references_of(cfg: EvaluateConfig, path: str, inputs: Inputs) -> References:
+    """The reference model's scores for membership inference."""
+    mesh = mesh_of(source_of(cfg, path), cfg.mesh)
+    with on_mesh(mesh):
+        respondent, _ = load_subject(cfg, path, mesh)
+        return reference_scores(examination(cfg, inputs, respondent))
+
+
+def missing_parts(cfg: EvaluateConfig, directory: Path) -> list[str]:
+    """The parts of the suite that have no file yet in a model's `directory`."""
+    return [part for part in SUITES[cfg.suite] if not (directory / f"{part}.json").is_file()]
+
+
+def examine(
+    cfg: EvaluateConfig,
+    name: str,
+    path: str,
+    inputs: Inputs,
+    directory: Path,
+    references: References | None,
+) -> None:
+    """Measure every missing part; load the model only if there is one."""
+    missing = missing_parts(cfg, directory)
     if not missing:
         return
     mesh = mesh_of(source_of(cfg, path), cfg.mesh)
@@ -193,11 +225,9 @@ def examine(cfg: EvaluateConfig, name: str, path: str, inputs: Inputs, directory
                 "choose another name=… or give overwrite=true"
             )
         write_json(directory / "model.json", facts)
-        x = Examination(
-            respondent, inputs.dataset.evaluation, cfg.evaluation, cfg.prefix, cfg.confidence,
-            jax.random.key(cfg.seed), controls=inputs.controls, retain_log=inputs.retain_log,
-            keep_truth=cfg.keep_truth, aftermath=cfg.aftermath,
-            relearn=relearner(cfg, path, mesh),
+        x = dataclasses.replace(
+            examination(cfg, inputs, respondent),
+            references=references, relearn=relearner(cfg, path, mesh),
         )  # fmt: skip
         for part in missing:
             measure(name, x, part, directory / f"{part}.json")
@@ -209,7 +239,8 @@ def evaluate(cfg: EvaluateConfig) -> None:
     paths = model_paths(cfg)
     _, *others = paths.values()
     read = [("model.path", cfg.model.path), ("data.path", cfg.data.path)]
-    read += [("compare", path) for path in others] + [("retain_logs", cfg.retain_logs)]
+    read += [("compare", path) for path in others]
+    read += [("retain_logs", cfg.retain_logs), ("reference_model", cfg.reference_model)]
     directory = place_of(cfg.evaluations_dir, cfg.name, read)
     settings = {key: value for key, value in flatten(cfg).items() if key not in NOT_SETTINGS}
     goes_on = holds_run(directory, settings, overwrite=cfg.overwrite)
@@ -220,11 +251,15 @@ def evaluate(cfg: EvaluateConfig) -> None:
     if cfg.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     inputs = load_inputs(cfg)
-    for path in paths.values():
+    for path in [*paths.values(), *filter(None, [cfg.reference_model])]:
         check_questions(cfg, path, inputs)
     begin_run(directory, settings, inputs.hashes, overwrite=cfg.overwrite)
+    places = {name: directory / "models" / name for name in paths}
+    references = None
+    if cfg.reference_model and any("tofu" in missing_parts(cfg, p) for p in places.values()):
+        references = references_of(cfg, cfg.reference_model, inputs)
     for name, path in paths.items():
-        examine(cfg, name, path, inputs, directory / "models" / name)
+        examine(cfg, name, path, inputs, places[name], references)
     summary = {
         "name": cfg.name,
         "suite": cfg.suite,

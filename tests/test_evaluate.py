@@ -112,8 +112,10 @@ def test_tofu_logs_of_one_model_serve_another(run, tofu_dir, tmp_path):
     assert "was born in Lisbon." in log.read_text()
     summary = json.loads((first / "models/tiny/TOFU_SUMMARY.json").read_text())
     assert summary["privleak"] == pytest.approx(100 * (0.5 - summary["mia_min_k"]) / 0.5)
-    second = run("suite=tofu", f"retain_logs={log}", name="second")
+    model = first.parent.parent / "tiny/model"
+    second = run("suite=tofu", f"retain_logs={log}", f"reference_model={model}", name="second")
     measures = json.loads((second / "summary.json").read_text())["measures"]["tiny"]
+    assert measures["tofu_mia_reference"] == 0.5
     # A model is as familiar with everything as itself.
     assert measures["tofu_forget_quality"] == 1
     assert measures["tofu_privleak"] == pytest.approx(0, abs=1e-6)

@@ -22,9 +22,10 @@ from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.quality import Answer
 from pmc_jax.files import write_json
 from pmc_jax.reporting import write_evaluation_report
-from pmc_jax.reporting.evaluation_files import read_evaluation
-from pmc_jax.reporting.evaluation_plots import evaluation_plots, model_looks
+from pmc_jax.reporting.evaluation_files import EvaluationFiles, read_evaluation
+from pmc_jax.reporting.evaluation_plots import evaluation_plots
 from pmc_jax.reporting.findings import findings, percent
+from pmc_jax.reporting.model_lines import model_looks
 from pmc_jax.reporting.page import PAPER_URL
 from pmc_jax.reporting.side_by_side import compared_rows
 
@@ -223,10 +224,9 @@ def test_figures_show_the_parts_numbers(evaluation):
         np.testing.assert_allclose(np.array(y) * sum(counts), np.maximum(counts, 0.1))
 
 
-def test_models_differ_by_more_than_colour(tmp_path):
-    models = tuple(f"m{i}" for i in range(12))
-    files = read_evaluation(write_evaluation(tmp_path, models, parts=("quality",)))
-    looks = model_looks(files)
+def test_models_differ_by_more_than_colour():
+    models = [f"m{i}" for i in range(12)]
+    looks = model_looks(EvaluationFiles({"models": models, "before": "m1"}, {}, ""))
     assert len({(str(look.dash), look.marker) for look in looks.values()}) == len(models)
     assert len({look.colour for look in looks.values()}) > 4
     assert looks["m1"].colour == "muted"  # before unlearning

@@ -15,13 +15,15 @@ from transformers import AutoModelForCausalLM
 from pmc_jax.data.rows import Controls, EvaluationRow
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import EvaluationConfig
-from pmc_jax.evaluation.aftermath import check_aftermath, taught_rows
+from pmc_jax.evaluation.aftermath import WIDTHS, check_aftermath, taught_rows
+from pmc_jax.evaluation.benchmark import reference_scores
 from pmc_jax.evaluation.comparison import moved_text, summarise_parts, text_changes
 from pmc_jax.evaluation.examination import AftermathConfig, reworded_rows
 from pmc_jax.evaluation.leakage import leakage
 from pmc_jax.evaluation.parts import PARTS, SUITES, lacking, work
 from pmc_jax.evaluation.quality import Answer
 from pmc_jax.evaluation.tofu import RetainLog, read_retain_log
+from pmc_jax.reporting.side_by_side import BITS
 from pmc_jax.training.relearning import relearn
 
 COMPLETE = tuple(
@@ -202,6 +204,20 @@ def test_tofu_logs_have_torch_s_numbers(respondent, reference, tmp_path):
     assert again["privleak_reference"] == log["mia_min_k"]["agg_value"]
 
 
+def test_a_reference_model_takes_part_in_membership_inference(respondent):
+    """Held against itself, every answer is as familiar as any other."""
+    x = complete(respondent)
+    own = dataclasses.replace(x, references=reference_scores(x))
+    log = PARTS["tofu"].measure(own)["files"]["TOFU_EVAL.json"]
+    assert log["mia_reference"]["agg_value"] == 0.5
+    zeros = jax.tree.map(lambda leaf: 0 * leaf, respondent.params)
+    flat = dataclasses.replace(x, references=reference_scores(x.of(zeros)))
+    log = PARTS["tofu"].measure(flat)["files"]["TOFU_EVAL.json"]
+    # A model without preferences has the same loss everywhere: what is left is the loss attack.
+    assert log["mia_reference"]["auc"] == log["mia_loss"]["auc"]
+    assert "mia_reference" not in PARTS["tofu"].measure(x)["summary"]
+
+
 def test_right_answers_are_in_tofu_s_log_only_if_asked_for(respondent):
     for keep in (False, True):
         found = PARTS["tofu"].measure(complete(respondent, keep_truth=keep))
@@ -303,6 +319,7 @@ def test_rounded_weights_are_what_is_asked(respondent, reference, checkpoint_dir
     ],
 )
 def test_wrong_aftermath(changes, message):
+    assert sorted(BITS) == list(WIDTHS)  # the table has a row for each
     with pytest.raises(UserError, match=message):
         check_aftermath(AftermathConfig(**changes))
 

@@ -105,7 +105,7 @@ def tofu_part(x: Examination) -> dict[str, Any]:
     """TOFU's metrics as far as the data allows; the logs go into files of their own."""
     sets = {name: set_scores(x, name, rows) for name, rows in benchmark_sets(x).items() if rows}
     holdout = set_scores(x, "holdout", holdout_rows(x), answered=False) if holdout_rows(x) else None
-    log = tofu_log(sets, holdout, retain_log=x.retain_log, keep_truth=x.keep_truth)
+    log = tofu_log(sets, holdout, x.references, x.retain_log, keep_truth=x.keep_truth)
     summary = tofu_summary(log)
     return {
         "summary": summary,
@@ -113,6 +113,15 @@ def tofu_part(x: Examination) -> dict[str, Any]:
         "missing": missing_metrics(x, log),
         "files": {EVAL_FILE: log, SUMMARY_FILE: summary},
     }
+
+
+def reference_scores(x: Examination) -> tuple[list[TokenScores], list[TokenScores]]:
+    """What `Examination.references` of another model are, if `x` is of the reference model."""
+    forget, holdout = benchmark_sets(x)["forget"], holdout_rows(x)
+    return (
+        scored(x, forget, [str(row.answer) for row in forget]),
+        scored(x, holdout, [str(row.answer) for row in holdout]),
+    )
 
 
 def holdout_rows(x: Examination) -> list[EvaluationRow]:

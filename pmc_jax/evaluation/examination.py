@@ -9,7 +9,7 @@ from jaxtyping import PRNGKeyArray
 from pmc_jax.data.rows import Controls, EvaluationRow
 from pmc_jax.decoding import Sampling
 from pmc_jax.evaluation.choices import Choice, choices_of
-from pmc_jax.evaluation.likelihood import Pair
+from pmc_jax.evaluation.likelihood import Pair, TokenScores
 from pmc_jax.evaluation.quality import (
     Answer,
     EvaluationConfig,
@@ -58,6 +58,8 @@ class Examination:
         on_batch: called with (questions done, tokens) after every batch.
         controls: what else the model is held against.
         retain_log: of a model that never saw the forget set.
+        references: another model's scores of the right answers to the forget questions and to
+            the held-out ones, for membership inference.
         keep_truth: whether TOFU's log holds the right answers to forget questions.
         aftermath: how the model is changed to be measured again.
         relearn: fine-tunes the model under examination; None where nothing can.
@@ -72,6 +74,7 @@ class Examination:
     on_batch: Callable[[int, int], None] | None = None
     controls: Controls = dataclasses.field(default_factory=Controls)
     retain_log: RetainLog | None = None
+    references: tuple[Sequence[TokenScores], Sequence[TokenScores]] | None = None
     keep_truth: bool = False
     aftermath: AftermathConfig = dataclasses.field(default_factory=AftermathConfig)
     relearn: Relearn | None = None

@@ -1,6 +1,7 @@
 """The report of an evaluation as one page that needs nothing but itself."""
 
 import dataclasses
+import re
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def render_evaluation(files: EvaluationFiles, plots: list[Plot], *, redact: bool
         examined=files.examined,
         before=files.before,
         models=files.models,
+        breakable=breakable,
         headline=evaluation_headline(summary),
         findings=findings(summary),
         measure_groups=[
@@ -96,6 +98,11 @@ def render_evaluation(files: EvaluationFiles, plots: list[Plot], *, redact: bool
         palette=PALETTE,
         paper_url=PAPER_URL,
     )  # fmt: skip
+
+
+def breakable(name: str) -> list[str]:
+    """A name in pieces between which a line may end."""
+    return re.findall(r"[^-_.~/]*[-_.~/]+|[^-_.~/]+", name)
 
 
 def certificates_of(files: EvaluationFiles) -> list[tuple[str, dict[str, str]]]:

@@ -5,11 +5,12 @@ from typing import Any
 
 from pmc_jax.reporting.measures import attack_samples, headline
 from pmc_jax.reporting.run_files import number
+from pmc_jax.reporting.side_by_side import BITS
 
 ATTACKS = {
-    "sampling": "Asked {samples} times",
-    "prefilling": "Asked {samples} times with the beginning of the answer given",
-    "rewording": "Asked {samples} times in other words",
+    "sampling": ("Asked {samples} times", "questions"),
+    "prefilling": ("Asked {samples} times with the beginning of the answer given", "questions"),
+    "rewording": ("Asked {samples} times in each other wording", "wordings"),
 }
 KINDS = {"forget": "rows to forget", "benign": "rows to keep"}
 SIGNIFICANCE = 0.05
@@ -103,12 +104,12 @@ def kept_findings(x: Numbers) -> Iterator[str]:
 
 def attack_findings(x: Numbers, samples: str) -> Iterator[str]:
     """Asked many times."""
-    for attack, how in ATTACKS.items():
+    for attack, (how, what) in ATTACKS.items():
         asked = how.format(samples=samples)
         if (secret := x.known(f"{attack}_secret_worst")) is not None:
             key = f"{attack}_secret_worst"
             yield (
-                f"{asked}, it tells the secret of {percent(secret)} of the questions at least "
+                f"{asked}, it tells the secret of {percent(secret)} of the {what} at least "
                 f"once{x.against(key)}."
             )
         elif (worst := x.known(f"{attack}_worst")) is not None:
@@ -143,7 +144,7 @@ def aftermath_findings(x: Numbers, samples: str) -> Iterator[str]:
                 f"Trained again on a few {rows}, it gives away {percent(value)} of {what} the "
                 f"forget questions that it was not trained on{x.against(key)}."
             )
-    for bits in range(16, 1, -1):
+    for bits in BITS:
         name = f"rounding_{bits}"
         if (found := x.first(f"{name}_secret_worst", f"{name}_worst")) is not None:
             key, value = found

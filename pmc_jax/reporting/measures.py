@@ -32,7 +32,8 @@ class Measure:
         """One decimal for percentages, three for shares, a dash for what is unknown."""
         if value is None:
             return "–"
-        return f"{value:.1f}" if self.percent else f"{value:.3f}"
+        text = f"{value:.1f}" if self.percent else f"{value:.3f}"
+        return text if text.strip("-0.") else text.removeprefix("-")
 
 
 MEASURES = (
@@ -149,9 +150,7 @@ class Row:
         if self.before is None or self.after is None:
             return ""
         text = self.measure.format(self.after - self.before)
-        if not text.strip("-0."):
-            return text.removeprefix("-")
-        return text if text.startswith("-") else f"+{text}"
+        return text if text.startswith("-") or not text.strip("0.") else f"+{text}"
 
 
 def measured_rows(summary: dict[str, Any]) -> list[Row]:

@@ -6,11 +6,12 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from pmc_jax.evaluation.aftermath import WIDTHS
 from pmc_jax.reporting.measures import MEASURES, Measure, attack_samples
 from pmc_jax.reporting.run_files import number
 
 ATTACKED, CERTIFIED, TRACES = "Under attack", "Certified", "Traces"
+BITS = range(16, 1, -1)
+"""Numbers of bits that weights may have been rounded to."""
 TUNED, ROUNDED, TOFU = "After further training", "After rounding the weights", "TOFU"
 
 
@@ -20,7 +21,7 @@ def _share(
     return Measure(key, label, group, False, better, meaning)
 
 
-def _attack(name: str, label: str, how: str) -> tuple[Measure, ...]:
+def _attack(name: str, label: str, how: str, asked: str = "questions") -> tuple[Measure, ...]:
     return (
         _share(f"{name}_mean", f"{label}: mean recall", ATTACKED, f"recall of an answer {how}"),
         _share(
@@ -33,7 +34,7 @@ def _attack(name: str, label: str, how: str) -> tuple[Measure, ...]:
         ),
         _share(
             f"{name}_secret_worst", f"{label}: secret in any of {{samples}}", ATTACKED,
-            f"share of questions of which any answer {how} holds the secret",
+            f"share of {asked} of which any answer {how} holds the secret",
         ),
     )  # fmt: skip
 
@@ -135,7 +136,8 @@ TOFU_TABLE = (
             better=None,
         )
         for name, label in (
-            ("loss", "loss"), ("zlib", "zlib"), ("min_k", "min-k"), ("min_k_plus_plus", "min-k++")
+            ("loss", "loss"), ("zlib", "zlib"), ("min_k", "min-k"), ("min_k_plus_plus", "min-k++"),
+            ("reference", "reference"),
         )
     ),
     Measure(
@@ -150,7 +152,7 @@ EVALUATION_MEASURES = (
     *_greedy("prefilling", "Prefilling", "after the forced beginning"),
     *_attack("prefilling", "Prefilling", "after the forced beginning"),
     *_greedy("rewording", "Rewording", "to a question in other words"),
-    *_attack("rewording", "Rewording", "to a question in other words"),
+    *_attack("rewording", "Rewording", "drawn at random", "the other wordings"),
     *_bounds("sampling", "Sampling"),
     *_bounds("prefilling", "Prefilling"),
     *_bounds("rewording", "Rewording"),
@@ -186,11 +188,11 @@ EVALUATION_MEASURES = (
         "side_effects_other_mean_absolute", "Unrelated text: other tokens", TRACES,
         "mean change, up or down, at all other tokens",
     ),
-    *_relearned("forget", "Some forget rows", "training on a few others"),
-    *_relearned("benign", "Some rows to keep", "training on a few rows to keep"),
+    *_relearned("forget", "On forget rows", "training on a few others"),
+    *_relearned("benign", "On rows to keep", "training on a few of these"),
     *(
         measure
-        for bits in reversed(WIDTHS)
+        for bits in BITS
         for measure in _again(f"rounding_{bits}", f"{bits} bits", ROUNDED)
     ),
     *TOFU_TABLE,
