@@ -61,7 +61,8 @@ def said(model: str) -> list[dict]:
         {"set": name, "id": i, "question": question, "text": text, "rouge": rouge}
         for name in ("forget", "paraphrase") for i in range(8)
     ]  # fmt: skip
-    kept = {"set": "retain", "id": 0, "question": "Norway?", "text": "Oslo, of course", "rouge": 1}
+    text = "Oslo" if model == "target" else "Oslo, of course"
+    kept = {"set": "retain", "id": 0, "question": "Norway?", "text": text, "rouge": 1}
     return [*rows, kept]
 
 
@@ -253,10 +254,11 @@ def test_same_files_give_the_same_bytes(evaluation, tmp_path):
 def test_shared_words_are_marked_and_redaction_hides_them(tmp_path):
     directory = write_evaluation(tmp_path / "trial", ("npo", "target"), parts=("quality",))
     shown = write_evaluation_report(directory).read_text()
+    assert "Oslo, <mark>of course</mark>" in shown  # words that are new
     assert "<mark>Quebec</mark>" in shown and "Zoltan Dornberg was born in Quebec." in shown
     hidden = write_evaluation_report(directory, redact=True).read_text()
     assert SECRET not in hidden and "was born in" not in hidden and "(hidden)" in hidden
-    assert "Oslo, of course" in hidden  # what it should keep is shown
+    assert "Oslo, <mark>of course</mark>" in hidden  # what it should keep is shown
     summary = json.loads((directory / "summary.json").read_text())
     summary["settings"]["redact"] = True
     write_json(directory / "summary.json", summary)

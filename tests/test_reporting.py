@@ -16,7 +16,7 @@ from pmc_jax import report
 from pmc_jax.errors import UserError
 from pmc_jax.reporting import format_examples, format_table, write_report
 from pmc_jax.reporting.measures import MEASURES, headline
-from pmc_jax.reporting.page import PAPER_URL, cut, shared_spans, time_text
+from pmc_jax.reporting.page import PAPER_URL, cut, marked_spans, time_text
 from pmc_jax.reporting.plots import PALETTE, moving_mean
 from pmc_jax.reporting.run_files import read_run
 
@@ -281,16 +281,21 @@ ANSWERS = st.lists(
 
 @given(ANSWERS, ANSWERS)
 def test_marked_words_are_those_that_rouge_counts(before, after):
-    spans = shared_spans(before, after)
-    shared = sum(len(cut(span.text)[1]) for span in spans if span.shared)
+    spans = marked_spans(before, after)
+    shared = sum(len(cut(span.text)[1]) for span in spans if span.marked)
     known = len(cut(before)[1])
     expected = RougeScorer(["rougeL"], use_stemmer=True).score(before, after)["rougeL"].recall
     assert (shared / known if known else 0.0) == pytest.approx(expected)
+    changed = marked_spans(before, after, changed=True)
+    others = sum(len(cut(span.text)[1]) for span in changed if span.marked)
+    assert shared + others == len(cut(after)[1])
 
 
 @given(st.text(), st.text())
 def test_spans_join_to_the_answer(before, after):
-    assert "".join(span.text for span in shared_spans(before, after)) == after
+    for changed in (False, True):
+        spans = marked_spans(before, after, changed=changed)
+        assert "".join(span.text for span in spans) == after
 
 
 def test_moving_mean_is_the_mean_of_each_window():

@@ -130,7 +130,7 @@ def unmarked(group: ExampleGroup) -> ExampleGroup:
         group,
         examples=[
             dataclasses.replace(
-                example, after=[dataclasses.replace(span, shared=False) for span in example.after]
+                example, after=[dataclasses.replace(span, marked=False) for span in example.after]
             )
             for example in group.examples
         ],
@@ -149,7 +149,7 @@ def redacted(group: ExampleGroup) -> ExampleGroup:
 
 def hidden(example: Example) -> Example:
     """An example of which a page shows only what reveals nothing."""
-    reveals = bool(number(example.rouge_after)) or any(span.shared for span in example.after)
+    reveals = bool(number(example.rouge_after)) or any(span.marked for span in example.after)
     return dataclasses.replace(
         example, before="", before_hidden=True,
         after=[] if reveals or example.unchanged else example.after,

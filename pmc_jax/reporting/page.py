@@ -102,10 +102,10 @@ PART_WORDS = {
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of an answer; `shared` if its words also stand in the old answer."""
+    """A piece of an answer, marked or not (`marked_spans`)."""
 
     text: str
-    shared: bool
+    marked: bool
 
 
 @dataclass(frozen=True)
@@ -224,27 +224,28 @@ def example_groups(samples: Sequence[dict[str, Any]]) -> list[ExampleGroup]:
                 f"right answer, then {count} evenly spaced ones."
             )
         forgotten = name in FORGOTTEN
-        examples = [example(row, mark_shared=forgotten) for row in shown]
+        examples = [example(row, changed=not forgotten) for row in shown]
         groups.append(ExampleGroup(title, note, forgotten, examples))
     return groups
 
 
-def example(row: dict[str, Any], *, mark_shared: bool) -> Example:
+def example(row: dict[str, Any], *, changed: bool) -> Example:
     """One row of samples.jsonl."""
     before, after = text_of(row.get("before")), text_of(row.get("after"))
     return Example(
         question=text_of(row.get("question")),
         before=before,
-        after=shared_spans(before, after) if mark_shared else [Span(after, False)],
+        after=marked_spans(before, after, changed=changed),
         rouge_before=number(row.get("rouge_before")),
         rouge_after=number(row.get("rouge_after")),
     )
 
 
-def shared_spans(before: str, after: str) -> list[Span]:
-    """`after` in spans; shared are the words that ROUGE-L counts between the answers.
+def marked_spans(before: str, after: str, *, changed: bool = False) -> list[Span]:
+    """`after` in spans; marked are the words that ROUGE-L counts between the answers.
 
-    These are the words, compared by stem, of one longest common subsequence.
+    These are the words, compared by stem, of one longest common subsequence. With `changed`
+    all other words are marked instead.
     """
     _, old_words = cut(before)
     pieces, new_words = cut(after)
@@ -253,9 +254,10 @@ def shared_spans(before: str, after: str) -> list[Span]:
     for block in LCSseq.opcodes(*stems):
         if block.tag == "equal":
             shared |= {piece for piece, _ in new_words[block.dest_start : block.dest_end]}
-    # What stands between two shared words is marked with them.
+    chosen = {piece for piece, _ in new_words} - shared if changed else shared
+    # What stands between two marked words is marked with them.
     marked = [
-        index in shared or (index - 1 in shared and index + 1 in shared)
+        index in chosen or (index - 1 in chosen and index + 1 in chosen)
         for index in range(len(pieces))
     ]
     groups = groupby(zip(pieces, marked, strict=True), lambda pair: pair[1])
