@@ -368,6 +368,9 @@ def test_command(tmp_path, capsys):
     assert "quality.json: not JSON" in capsys.readouterr().err
     with pytest.raises(UserError, match="is missing"):
         read_evaluation(tmp_path)
+    write_json(tmp_path / "trial/summary.json", {"models": ["pmc"], "before": None})
+    assert report.main([str(tmp_path / "trial")]) == 2
+    assert "not the summary of an evaluation (no name, suite" in capsys.readouterr().err
 
 
 CHROMIUM = (

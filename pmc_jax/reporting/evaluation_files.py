@@ -8,6 +8,11 @@ from pmc_jax.errors import UserError
 from pmc_jax.reporting.run_files import parse_object
 from pmc_jax.reporting.side_by_side import model_order
 
+SUMMARY_KEYS = (
+    "name", "suite", "models", "before", "facts", "measures", "side_effects", "certificates",
+    "lacking", "seconds", "tokens", "data", "versions", "settings",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class EvaluationFiles:
@@ -54,12 +59,15 @@ def read_evaluation(directory: Path) -> EvaluationFiles:
     """Read summary.json, config.yaml and every model's parts.
 
     Raises:
-        UserError: no summary, which an evaluation writes last, or a file is not JSON.
+        UserError: no summary, which an evaluation writes last, or a file is not what its name
+            says.
     """
     path = directory / "summary.json"
     if not path.is_file():
         raise UserError(f"{path} is missing: a report needs a finished evaluation")
     summary = parse_object(path.read_text("utf-8"), str(path))
+    if missing := [key for key in SUMMARY_KEYS if key not in summary]:
+        raise UserError(f"{path}: not the summary of an evaluation (no {', '.join(missing)})")
     parts = {}
     for model in model_order(summary):
         files = sorted((directory / "models" / model).glob("*.json"))
