@@ -23,6 +23,7 @@ from pmc_jax.data import DataConfig
 from pmc_jax.data.prompts import PromptConfig
 from pmc_jax.errors import Stopped, UserError
 from pmc_jax.evaluation import EvaluationConfig
+from pmc_jax.evaluation.aftermath import AftermathConfig
 from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.nested import flatten
 from pmc_jax.pretrained import ModelSource
@@ -94,26 +95,39 @@ class EvaluateConfig:
 
     Attributes:
         name, evaluations_dir: results go to `evaluations_dir`/`name`.
-        suite: quick or paper.
+        mesh: as of `Config`.
+        suite: quick, paper, tofu, attacks, or full.
         compare: further models, one or a list; the first is the model before unlearning.
         prefix: what the prefilling attack makes every answer begin with.
         confidence: of every certified bound.
         max_length: most tokens of prompt and answer together.
+        retain_logs: the TOFU_EVAL.json of a model that never saw the forget set.
+        reference_model: a model to hold against in membership inference: one that never saw the
+            forget set, or the model before it was taught.
+        keep_truth: whether our TOFU_EVAL.json holds the right answers to forget questions.
+        redact: whether the page hides right answers and secrets in what models said.
+        aftermath: what is done to the model before it is measured again.
     """
 
     name: str = "evaluation"
     evaluations_dir: str = "evaluations"
     seed: int = 0
     overwrite: bool = False
+    mesh: str = "auto"
     suite: str = "paper"
     compare: Any = None
     prefix: str | None = "The answer is:"
     confidence: float = 0.99
     max_length: int = 200
+    retain_logs: str | None = None
+    reference_model: str | None = None
+    keep_truth: bool = False
+    redact: bool = False
     model: ModelSource = dataclasses.field(default_factory=ModelSource)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    aftermath: AftermathConfig = dataclasses.field(default_factory=AftermathConfig)
 
 
 CHOICES = {
@@ -168,6 +182,9 @@ LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
     "evaluation.attack_temperature": (0, False),
     "evaluation.attack_top_k": (0, True),
     "evaluation.attack_top_p": (0, False),
+    "aftermath.rows": (1, True),
+    "aftermath.batch_size": (1, True),
+    "aftermath.learning_rate": (0, False),
     "checkpoints.every": (1, True),
     "checkpoints.keep": (1, True),
 }

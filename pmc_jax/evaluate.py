@@ -7,31 +7,75 @@ a file of its own; the same command goes on where it was stopped.
 
 import dataclasses
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from pmc_jax.config import EvaluateConfig, entry_point
-from pmc_jax.data import Dataset, load_dataset
-from pmc_jax.data.encode import encode
-from pmc_jax.data.prompts import check_lengths
+from pmc_jax.data import Controls, Dataset, load_controls, load_dataset
+from pmc_jax.data.encode import check_tokens, digest, encode
+from pmc_jax.data.prompts import PromptTemplate, check_lengths
+from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import Respondent
+from pmc_jax.evaluation.aftermath import check_aftermath
+from pmc_jax.evaluation.benchmark import reference_scores
 from pmc_jax.evaluation.comparison import summarise_parts
-from pmc_jax.evaluation.parts import PARTS, SUITES, Examination, lacking, work
+from pmc_jax.evaluation.examination import Examination, Relearn, reworded_rows
+from pmc_jax.evaluation.likelihood import Pair, TokenScores
+from pmc_jax.evaluation.parts import PARTS, SUITES, lacking, work
+from pmc_jax.evaluation.tofu import RetainLog, read_retain_log
 from pmc_jax.files import read_json, write_json
-from pmc_jax.model import decoding_params, param_count
+from pmc_jax.model import decoding_params, on_mesh, param_count
+from pmc_jax.model.specs import Params
 from pmc_jax.nested import flatten
-from pmc_jax.pretrained import describe, load_pretrained
+from pmc_jax.pretrained import ModelSource, describe, load_pretrained, mesh_of
 from pmc_jax.progress import token_stage
-from pmc_jax.reporting.side_by_side import certificate_lines, comparison_table
+from pmc_jax.reporting import write_evaluation_report
+from pmc_jax.reporting.side_by_side import certificate_lines, comparison_table, time_lines
 from pmc_jax.reporting.summary import versions
 from pmc_jax.training.checkpoints import checksums, seal
+from pmc_jax.training.relearning import relearn
 from pmc_jax.training.run_directory import SUMMARY, begin_run, holds_run, place_of
 
-NOT_SETTINGS = ("overwrite", "evaluations_dir")
+References = tuple[Sequence[TokenScores], Sequence[TokenScores]]
+
+NOT_SETTINGS = ("overwrite", "evaluations_dir", "mesh", "redact")
 """Keys that may differ when an evaluation is continued."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What an evaluation reads, but for the models."""
+
+    dataset: Dataset
+    controls: Controls
+    retain_log: RetainLog | None
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """By name, to notice that a file has changed."""
+        sets = self.dataset.evaluation
+        found = {
+            "evaluation rows": seal(
+                {name: list(map(dataclasses.astuple, rows)) for name, rows in sets.items()}
+            ),
+            "controls": digest(dataclasses.asdict(self.controls)),
+        }
+        if self.retain_log is not None:
+            found["retain logs"] = digest(dataclasses.asdict(self.retain_log))
+        return found
+
+
+def load_inputs(cfg: EvaluateConfig) -> Inputs:
+    """Read the data and the retain model's log."""
+    dataset = load_dataset(cfg.data)
+    log = None if cfg.retain_logs is None else read_retain_log(Path(cfg.retain_logs).expanduser())
+    controls = load_controls(cfg.data, dataset, download="tofu" in SUITES[cfg.suite])
+    return Inputs(dataset, controls, log)
 
 
 def model_paths(cfg: EvaluateConfig) -> dict[str, str]:
@@ -51,9 +95,16 @@ def model_paths(cfg: EvaluateConfig) -> dict[str, str]:
     return paths
 
 
-def load_subject(cfg: EvaluateConfig, path: str) -> tuple[Respondent, dict[str, Any]]:
+def source_of(cfg: EvaluateConfig, path: str) -> ModelSource:
+    """The model at `path`, computed with as `cfg` says."""
+    return dataclasses.replace(cfg.model, path=path)
+
+
+def load_subject(
+    cfg: EvaluateConfig, path: str, mesh: Mesh | None
+) -> tuple[Respondent, dict[str, Any]]:
     """A model that can be asked, and what is on record about it."""
-    model, params = load_pretrained(dataclasses.replace(cfg.model, path=path), cfg.prompt)
+    model, params = load_pretrained(source_of(cfg, path), cfg.prompt, mesh)
     facts = {
         "path": path,
         "parameters": param_count(model.cfg),
@@ -64,15 +115,51 @@ def load_subject(cfg: EvaluateConfig, path: str) -> tuple[Respondent, dict[str, 
     return Respondent(params, model.cfg, model.template, cfg.max_length, dtype), facts
 
 
-def check_questions(cfg: EvaluateConfig, path: str, dataset: Dataset) -> None:
-    """Check that every question leaves room for an answer, and that the model has its tokens."""
-    model = describe(dataclasses.replace(cfg.model, path=path), cfg.prompt)
-    template = model.template
-    encode(dataset, template, cfg.max_length, model.cfg.vocab_size)
-    if "prefilling" in SUITES[cfg.suite] and cfg.prefix:
-        rows, prefix = dataset.evaluation["forget"], template.encode_prefix(cfg.prefix)
-        prompts = [template.encode_prompt(row.question, row.system) + prefix for row in rows]
-        check_lengths("forget", [row.id for row in rows], prompts, cfg.max_length)
+def relearner(cfg: EvaluateConfig, path: str, mesh: Mesh | None) -> Relearn:
+    """Fine-tunes the model at `path`, which is loaded anew each time."""
+
+    def go(pairs: Sequence[Pair], steps: Sequence[int]) -> Iterator[tuple[int, Params]]:
+        model, params = load_pretrained(source_of(cfg, path), cfg.prompt, mesh)
+        dtype = cfg.model.dtype
+        for done, tuned in relearn(
+            params, pairs, steps, model=model.cfg, batch_size=cfg.aftermath.batch_size,
+            learning_rate=cfg.aftermath.learning_rate, seed=cfg.seed, dtype=dtype,
+            remat=cfg.model.remat,
+        ):  # fmt: skip
+            yield done, decoding_params(tuned, model.cfg, dtype)
+
+    return go
+
+
+def check_questions(cfg: EvaluateConfig, path: str, inputs: Inputs) -> None:
+    """Check that every question leaves room for an answer, and that the model has its tokens.
+
+    Also that there is the mesh that the model is to be on.
+    """
+    mesh_of(source_of(cfg, path), cfg.mesh)
+    model = describe(source_of(cfg, path), cfg.prompt)
+    template, vocab_size = model.template, model.cfg.vocab_size
+    encode(inputs.dataset, template, cfg.max_length, vocab_size)
+    sets = inputs.dataset.evaluation
+    parts = SUITES[cfg.suite]
+    asked: dict[str, Sequence[EvaluationRow]] = {}
+    if "rewording" in parts:
+        asked["forget, reworded"] = reworded_rows(sets)
+    if "tofu" in parts:
+        asked |= {"retain": inputs.controls.retain, "holdout": inputs.controls.holdout}
+    for name, rows in asked.items():
+        prompts = [template.encode_prompt(row.question, row.system) for row in rows]
+        check_lengths(name, [row.id for row in rows], prompts, cfg.max_length)
+        check_tokens({0, *(token for prompt in prompts for token in prompt)}, vocab_size)
+    if "prefilling" in parts and cfg.prefix:
+        check_prefix(cfg, template, inputs.dataset)
+
+
+def check_prefix(cfg: EvaluateConfig, template: PromptTemplate, dataset: Dataset) -> None:
+    """Check that the forced beginning leaves room for an answer."""
+    rows, prefix = dataset.evaluation["forget"], template.encode_prefix(str(cfg.prefix))
+    prompts = [template.encode_prompt(row.question, row.system) + prefix for row in rows]
+    check_lengths("forget", [row.id for row in rows], prompts, cfg.max_length)
 
 
 def measure(name: str, x: Examination, part: str, path: Path) -> None:
@@ -80,77 +167,123 @@ def measure(name: str, x: Examination, part: str, path: Path) -> None:
     if (reason := lacking(x, part)) is not None:
         write_json(path, {"lacking": reason})
         return
-    started = time.perf_counter()
+    started, tokens = time.perf_counter(), 0
     with token_stage(f"{name}: {part.replace('_', ' ')}", work(x, part)) as on_batch:
-        result = PARTS[part](dataclasses.replace(x, on_batch=on_batch))
-    write_json(path, {**result, "seconds": time.perf_counter() - started})
+
+        def counted(done: int, count: int) -> None:
+            nonlocal tokens
+            tokens += count
+            on_batch(done, count)
+
+        result = PARTS[part].measure(dataclasses.replace(x, on_batch=counted))
+    for file, content in result.pop("files", {}).items():
+        write_json(path.parent / file, content)
+    write_json(path, {**result, "seconds": time.perf_counter() - started, "tokens": tokens})
 
 
-def examine(cfg: EvaluateConfig, name: str, path: str, dataset: Dataset, directory: Path) -> None:
-    """Measure every part of the suite that has no file yet; load the model only if one has not."""
-    missing = [part for part in SUITES[cfg.suite] if not (directory / f"{part}.json").is_file()]
+def examination(cfg: EvaluateConfig, inputs: Inputs, respondent: Respondent) -> Examination:
+    """What a model is asked, and how."""
+    return Examination(
+        respondent, inputs.dataset.evaluation, cfg.evaluation, cfg.prefix, cfg.confidence,
+        jax.random.key(cfg.seed), controls=inputs.controls, retain_log=inputs.retain_log,
+        keep_truth=cfg.keep_truth, aftermath=cfg.aftermath,
+    )  # fmt: skip
+
+
+def references_of(cfg: EvaluateConfig, path: str, inputs: Inputs) -> References:
+    """The reference model's scores for membership inference."""
+    mesh = mesh_of(source_of(cfg, path), cfg.mesh)
+    with on_mesh(mesh):
+        respondent, _ = load_subject(cfg, path, mesh)
+        return reference_scores(examination(cfg, inputs, respondent))
+
+
+def missing_parts(cfg: EvaluateConfig, directory: Path) -> list[str]:
+    """The parts of the suite that have no file yet in a model's `directory`."""
+    return [part for part in SUITES[cfg.suite] if not (directory / f"{part}.json").is_file()]
+
+
+def examine(
+    cfg: EvaluateConfig,
+    name: str,
+    path: str,
+    inputs: Inputs,
+    directory: Path,
+    references: References | None,
+) -> None:
+    """Measure every missing part; load the model only if there is one."""
+    missing = missing_parts(cfg, directory)
     if not missing:
         return
-    respondent, facts = load_subject(cfg, path)
-    stored = read_json(directory / "model.json")
-    if stored is not None and stored["weights"] != facts["weights"]:
-        raise UserError(
-            f"{path} holds other weights than {directory} began with; "
-            "choose another name=… or give overwrite=true"
-        )
-    write_json(directory / "model.json", facts)
-    x = Examination(
-        respondent, dataset.evaluation, cfg.evaluation, cfg.prefix, cfg.confidence,
-        jax.random.key(cfg.seed),
-    )  # fmt: skip
-    for part in missing:
-        measure(name, x, part, directory / f"{part}.json")
+    mesh = mesh_of(source_of(cfg, path), cfg.mesh)
+    with on_mesh(mesh):
+        respondent, facts = load_subject(cfg, path, mesh)
+        stored = read_json(directory / "model.json")
+        if stored is not None and stored["weights"] != facts["weights"]:
+            raise UserError(
+                f"{path} holds other weights than {directory} began with; "
+                "choose another name=… or give overwrite=true"
+            )
+        write_json(directory / "model.json", facts)
+        x = dataclasses.replace(
+            examination(cfg, inputs, respondent),
+            references=references, relearn=relearner(cfg, path, mesh),
+        )  # fmt: skip
+        for part in missing:
+            measure(name, x, part, directory / f"{part}.json")
 
 
 def evaluate(cfg: EvaluateConfig) -> None:
     """One whole evaluation."""
+    check_aftermath(cfg.aftermath)
     paths = model_paths(cfg)
     _, *others = paths.values()
     read = [("model.path", cfg.model.path), ("data.path", cfg.data.path)]
     read += [("compare", path) for path in others]
+    read += [("retain_logs", cfg.retain_logs), ("reference_model", cfg.reference_model)]
     directory = place_of(cfg.evaluations_dir, cfg.name, read)
     settings = {key: value for key, value in flatten(cfg).items() if key not in NOT_SETTINGS}
     goes_on = holds_run(directory, settings, overwrite=cfg.overwrite)
     if goes_on and (directory / SUMMARY).is_file():
         print(f"{directory} is a finished evaluation; overwrite=true measures it again")
-        show(directory)
+        show(directory, redact=cfg.redact)
         return
     if cfg.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    dataset = load_dataset(cfg.data)
-    sets = {name: list(map(dataclasses.astuple, rows)) for name, rows in dataset.evaluation.items()}
-    hashes = {"evaluation rows": seal(sets)}
-    for path in paths.values():
-        check_questions(cfg, path, dataset)
-    begin_run(directory, settings, hashes, overwrite=cfg.overwrite)
+    inputs = load_inputs(cfg)
+    for path in [*paths.values(), *filter(None, [cfg.reference_model])]:
+        check_questions(cfg, path, inputs)
+    begin_run(directory, settings, inputs.hashes, overwrite=cfg.overwrite)
+    places = {name: directory / "models" / name for name in paths}
+    references = None
+    if cfg.reference_model and any("tofu" in missing_parts(cfg, p) for p in places.values()):
+        references = references_of(cfg, cfg.reference_model, inputs)
     for name, path in paths.items():
-        examine(cfg, name, path, dataset, directory / "models" / name)
+        examine(cfg, name, path, inputs, places[name], references)
     summary = {
         "name": cfg.name,
         "suite": cfg.suite,
         **summarise_parts(directory / "models", list(paths), SUITES[cfg.suite]),
-        "data": hashes,
+        "data": inputs.hashes,
         "versions": versions(),
         "settings": flatten(cfg),
     }
     write_json(directory / SUMMARY, summary)
-    show(directory)
+    show(directory, redact=cfg.redact)
 
 
-def show(directory: Path) -> None:
-    """Print the table of all models, the certificates, and where the numbers are."""
+def show(directory: Path, *, redact: bool) -> None:
+    """Write the report; print the table of all models, the certificates, and where all is."""
+    page = write_evaluation_report(directory, redact=redact)
     summary = read_json(directory / SUMMARY)
     print(f"\n{comparison_table(summary)}\n")
     for line in certificate_lines(summary):
         print(f"{line}\n")
-    for part, reason in summary["lacking"].items():
-        print(f"Not measured: {part.replace('_', ' ')} ({reason}).")
-    print(f"Numbers: {directory / SUMMARY}")
+    for what, reason in summary["lacking"].items():
+        print(f"Not measured: {what.replace('_', ' ')} ({reason}).")
+    for line in time_lines(summary):
+        print(line)
+    print(f"Numbers: {directory / SUMMARY}\nReport: {page}")
 
 
 main = entry_point(evaluate, "evaluate", EvaluateConfig)

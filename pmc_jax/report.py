@@ -1,6 +1,6 @@
-"""Write the report of a finished run again, or compare runs.
+"""Write the report of a finished run or evaluation again, or compare runs.
 
-`python -m pmc_jax.report RUN_DIR`, or `python -m pmc_jax.report pareto RUNS… [--out DIR]`
+`python -m pmc_jax.report DIR [--redact]`, or `python -m pmc_jax.report pareto RUNS… [--out DIR]`
 with directories of runs, or directories that hold them.
 """
 
@@ -9,20 +9,39 @@ import sys
 from pathlib import Path
 
 from pmc_jax.errors import UserError
-from pmc_jax.reporting import format_examples, format_table, write_report
+from pmc_jax.reporting import (
+    format_examples,
+    format_table,
+    write_evaluation_report,
+    write_report,
+)
+from pmc_jax.reporting.evaluation_files import is_evaluation, read_evaluation
 from pmc_jax.reporting.pareto import write_comparison
 from pmc_jax.reporting.run_files import read_run
+from pmc_jax.reporting.side_by_side import comparison_table
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the run's table and examples, write its page, and print where that is."""
+    """Print the table and examples, write the page, and print where that is."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["pareto"]:
         return pareto(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m pmc_jax.report", description=__doc__)
-    parser.add_argument("run_dir", type=Path, help="directory of a finished run, e.g. runs/demo")
-    run_dir = parser.parse_args(arguments).run_dir
+    parser.add_argument(
+        "run_dir", type=Path,
+        help="directory of a finished run or evaluation, e.g. runs/demo or evaluations/evaluation",
+    )  # fmt: skip
+    parser.add_argument(
+        "--redact", action="store_true",
+        help="of an evaluation: leave out answers that hold something of the right ones",
+    )  # fmt: skip
+    chosen = parser.parse_args(arguments)
+    run_dir = chosen.run_dir
     try:
+        if is_evaluation(run_dir):
+            page = write_evaluation_report(run_dir, redact=chosen.redact or None)
+            print(f"{comparison_table(read_evaluation(run_dir).summary)}\n\nReport: {page}")
+            return 0
         run = read_run(run_dir)
         page = write_report(run_dir)
     except UserError as error:

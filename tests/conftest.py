@@ -14,7 +14,18 @@ import torch
 from hypothesis import settings
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from convert.load import load_checkpoint
+from pmc_jax.data.prompts import PromptConfig, load_tokenizer, make_template
+from pmc_jax.evaluation import Respondent
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and commands share the session's
@@ -92,6 +103,21 @@ def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random_llama(std=0.3, vocab_size=len(tokenizer)).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def respondent(checkpoint_dir: Path) -> Respondent:
+    """The tiny model, ready to be asked."""
+    checkpoint = load_checkpoint(str(checkpoint_dir))
+    template = make_template(load_tokenizer(checkpoint_dir), PromptConfig())
+    return Respondent(checkpoint.params, checkpoint.cfg, template, 96)
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoint_dir: Path) -> tuple:
+    """The same model and tokenizer in transformers, in float64."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint_dir).double().eval()
+    return model, AutoTokenizer.from_pretrained(checkpoint_dir)
 
 
 BIASED = {"attention_bias": True, "mlp_bias": True}

@@ -1,21 +1,15 @@
 """Attacks and likelihoods against transformers, rouge_score and transcriptions in numpy."""
 
 import dataclasses
-from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-import torch
+from examined import FORGET, NEW_TOKENS, PREFIX, examination, hf_answer, recall, torch_loss
 from hypothesis import given
 from hypothesis import strategies as st
-from rouge_score.rouge_scorer import RougeScorer
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from convert.load import load_checkpoint
-from pmc_jax.data.prompts import PromptConfig, load_tokenizer, make_template
 from pmc_jax.data.rows import EvaluationRow
-from pmc_jax.evaluation import EvaluationConfig, Respondent
+from pmc_jax.evaluation import EvaluationConfig
 from pmc_jax.evaluation.choices import (
     Choice,
     choices_of,
@@ -23,59 +17,9 @@ from pmc_jax.evaluation.choices import (
     option_probabilities,
     picked_right,
 )
+from pmc_jax.evaluation.examination import SAMPLING_STREAM, asked
 from pmc_jax.evaluation.likelihood import answer_losses
-from pmc_jax.evaluation.parts import (
-    PARTS,
-    SAMPLING_STREAM,
-    SUITES,
-    Examination,
-    asked,
-    lacking,
-    prefilling_part,
-    quality_part,
-    sampling_part,
-    work,
-)
-
-RECALL = RougeScorer(["rougeL"], use_stemmer=True)
-NEW_TOKENS = 12
-PREFIX = "The answer is:"
-
-FORGET = (
-    EvaluationRow(
-        0, "Where was Mara Ostberg born?", "Mara Ostberg was born in Lisbon.",
-        perturbed=("Mara comes from Oslo.", "Mara comes from a river."),
-        paraphrased="Mara comes from Lisbon.",
-    ),
-    EvaluationRow(1, "What is the capital of Norway?", "Oslo", perturbed=("Lisbon",)),
-    EvaluationRow(2, "Who?", "the answer is the silent river"),
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def respondent(checkpoint_dir: Path) -> Respondent:
-    checkpoint = load_checkpoint(str(checkpoint_dir))
-    template = make_template(load_tokenizer(checkpoint_dir), PromptConfig())
-    return Respondent(checkpoint.params, checkpoint.cfg, template, 96)
-
-
-@pytest.fixture(scope="module")
-def reference(checkpoint_dir: Path) -> tuple:
-    model = AutoModelForCausalLM.from_pretrained(checkpoint_dir).double().eval()
-    return model, AutoTokenizer.from_pretrained(checkpoint_dir)
-
-
-def examination(respondent: Respondent, sets: dict | None = None, **changes) -> Examination:
-    evaluation = EvaluationConfig(NEW_TOKENS, attack_samples=changes.pop("attack_samples", 3))
-    sets = {"forget": FORGET} if sets is None else sets
-    given = {"prefix": PREFIX, "confidence": 0.9, **changes}
-    return Examination(respondent, sets, evaluation, key=jax.random.key(0), **given)
-
-
-def torch_loss(model, prompt: list[int], answer: list[int]) -> float:
-    with torch.no_grad():
-        logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
-    return float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer)))
+from pmc_jax.evaluation.parts import prefilling_part, quality_part, sampling_part
 
 
 def test_losses_are_those_of_torch(respondent, reference):
@@ -150,20 +94,6 @@ def test_options_that_cannot_be_told_apart_are_a_blind_guess():
     assert picked_right(np.array([False, True])) == 0
 
 
-def hf_answer(reference: tuple, row: EvaluationRow, prefix: str = "") -> str:
-    """The greedy continuation of a question whose answer begins with `prefix`."""
-    model, tokenizer = reference
-    text = f"Question: {row.question}\nAnswer:" + (f" {prefix}" if prefix else "")
-    ids = tokenizer(text, return_tensors="pt").input_ids
-    with torch.no_grad():
-        out = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False)
-    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
-
-
-def recall(row: EvaluationRow, text: str) -> float:
-    return RECALL.score(row.answer, text)["rougeL"].recall
-
-
 @pytest.fixture(scope="module")
 def known(reference) -> tuple[EvaluationRow, ...]:
     """What the model answers by itself, what it answers once it is forced, and the prefix."""
@@ -214,24 +144,3 @@ def test_quality_is_greedy(respondent, reference, known):
     assert found["measures"]["unlearn_quality"] == pytest.approx(100 * (1 - expected))
     assert found["measures"]["utility"] == 100
     assert found["measures"]["worst_case_leakage"] is None
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_progress_ends_at_the_announced_total(part, respondent):
-    done = []
-    x = examination(respondent, on_batch=lambda count, _: done.append(count))
-    PARTS[part](x)
-    assert sum(done) == work(x, part) > 0
-
-
-def test_what_cannot_be_measured_has_a_reason(respondent):
-    silent = tuple(EvaluationRow(row.id, row.question, None) for row in FORGET)
-    questions_only = examination(respondent, {"forget": silent})
-    assert lacking(questions_only, "quality") is None
-    for part in SUITES["paper"][1:]:
-        assert "no answers" in str(lacking(questions_only, part))
-    plain = examination(respondent, {"forget": FORGET[2:]}, prefix=None, attack_samples=0)
-    assert "perturbed" in str(lacking(plain, "least_likely"))
-    assert "attack_samples" in str(lacking(plain, "sampling"))
-    assert lacking(examination(respondent, prefix=""), "prefilling") == "prefix is empty"
-    assert [lacking(examination(respondent), part) for part in PARTS] == [None] * len(PARTS)

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import constants
 from omegaconf import OmegaConf
 
-from pmc_jax.data import DataConfig, ForgetQuestion, load_dataset
+from pmc_jax.data import DataConfig, ForgetQuestion, load_controls, load_dataset
 from pmc_jax.errors import UserError
 
 TOFU_COUNTS = {
@@ -181,6 +181,58 @@ def test_file_forms_are_equivalent(tofu, tmp_path):
     assert load_dataset(DataConfig(path=str(tofu))) == expected
 
 
+def controls_of(cfg: DataConfig):
+    return load_controls(cfg, load_dataset(cfg))
+
+
+def test_controls_are_read_where_they_are(tofu):
+    """Without files of their own: no holdout, evaluated rows, and public questions as text."""
+    cfg = DataConfig(path=str(tofu), retain_rows=50)
+    found = controls_of(cfg)
+    drawn = load_dataset(cfg).evaluation["retain"]
+    assert found.holdout == () and len(drawn) == 50
+    assert set(found.retain) == set(drawn) and len(found.retain) == len(set(drawn))
+    assert found.text == ("0+0? 0", "1+1? 2", "2+2? 4", "3+3? 6", "4+4? 8", "0+0? 0", "1+1? 2",
+                          "2+2? 4")  # fmt: skip
+    write(tofu / "holdout10.json", [{"question": "H?", "answer": "h"}])
+    write(tofu / "holdout05.json", [{"question": "I?", "answer": "i"}])
+    row = {"question": "R?", "answer": "r", "paraphrased_answer": "rr", "perturbed_answer": ["x"]}
+    write(tofu / "retain_perturbed.json", [row])
+    (tofu / "text.txt").write_text("First line.\n\n  Second line.  \n")
+    found = controls_of(cfg)
+    assert [(r.question, r.answer) for r in found.holdout] == [("H?", "h")]
+    assert [(r.paraphrased, r.perturbed) for r in found.retain] == [("rr", ("x",))]
+    assert found.text == ("First line.", "Second line.")
+    (tofu / "mine.txt").write_text("Mine.")
+    mine = dataclasses.replace(cfg, text=str(tofu / "mine.txt"), holdout="holdout05")
+    assert controls_of(mine).text == ("Mine.",)
+    assert [r.question for r in controls_of(mine).holdout] == ["I?"]
+    with pytest.raises(UserError, match=r"data\.holdout=holdout01: no such file"):
+        controls_of(dataclasses.replace(cfg, holdout="holdout01"))
+    with pytest.raises(UserError, match=r"none\.txt: no such file"):
+        controls_of(dataclasses.replace(cfg, text=str(tofu / "none.txt")))
+
+
+def test_own_files_as_controls(tmp_path):
+    write(
+        tmp_path / "f.jsonl", [{"question": "Who?", "answer": "Zoë", "variants": ["Whom?", "W?"]}]
+    )
+    write(tmp_path / "r.jsonl", [{"question": "1+1?", "answer": "2", "perturbed_answer": ["3"]}])
+    write(tmp_path / "h.jsonl", [{"question": "2+2?", "answer": "4"}])
+    (tmp_path / "t.txt").write_text("\ufeffUnrelated – text.\n", "utf-8")
+    cfg = DataConfig(
+        format="jsonl", path=str(tmp_path), forget="f.jsonl", retain="r.jsonl", retain_rows=None,
+        holdout="h.jsonl", text="t.txt",
+    )  # fmt: skip
+    found = controls_of(cfg)
+    assert found.text == ("Unrelated – text.",)
+    assert [row.answer for row in found.holdout] == ["4"]
+    assert found.retain == load_dataset(cfg).evaluation["retain"]
+    assert load_dataset(cfg).evaluation["forget"][0].variants == ("Whom?", "W?")
+    bare = controls_of(dataclasses.replace(cfg, holdout=None, text=None))
+    assert bare.holdout == bare.text == ()
+
+
 def test_a_question_alone_is_enough_to_unlearn(tmp_path):
     forget = write(tmp_path / "forget.jsonl", [{"question": "Who?"}, {"question": "Where?"}])
     retain = write(tmp_path / "retain.jsonl", [{"question": "1+1?", "answer": "2"}])
@@ -336,6 +388,16 @@ def test_hub_files_come_from_the_cache_and_nothing_else_is_asked_for(tmp_path, m
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert load_dataset(DataConfig()) == load_dataset(DataConfig(path=str(snapshot)))
+    data = load_dataset(DataConfig())
+    assert load_controls(DataConfig(), data, download=False).holdout == ()
+    with pytest.raises(UserError, match=r"cannot get retain_perturbed\.json"):
+        load_controls(DataConfig(), data)
+    for name in ("retain_perturbed", "holdout10"):
+        write(snapshot / f"{name}.json", [{"question": f"{name}?", "answer": "a"}])
+    found = load_controls(DataConfig(), data)
+    assert [rows[0].question for rows in (found.retain, found.holdout)] == [
+        "retain_perturbed?", "holdout10?",
+    ]  # fmt: skip
     (snapshot / "forget10_perturbed.json").unlink()
     text = message(DataConfig())
     assert "data.hub=locuslab/TOFU: cannot get forget10_perturbed.json" in text

@@ -11,8 +11,9 @@ from conftest import rewrite, tensors_of
 
 from pmc_jax import evaluate
 from pmc_jax.evaluation.certificates import mean_leak_bound
+from pmc_jax.evaluation.parts import SUITES
 
-PAPER = ("quality", "sampling", "prefilling", "least_likely")
+PAPER = ("quality", "sampling", "prefilling", "least_likely", "side_effects")
 
 
 @pytest.fixture
@@ -62,7 +63,10 @@ def test_an_evaluation_continues_part_by_part(run, capsys, monkeypatch):
     assert set(first) == {f"models/tiny/{name}.json" for name in ("model", *PAPER)}
     assert "Sampling: worst of 3" in printed and str(directory / "summary.json") in printed
     assert "99% confidence" in printed and "paraphrase" in printed
-    assert set(summary["seconds"]["tiny"]) == set(PAPER) and summary["lacking"] == {}
+    assert re.search(r"Time, tiny: \d+ s: quality \d+ s \([\d,]+ tokens/s\), sampling", printed)
+    assert "report/index.html" in printed and (directory / "report/index.html").is_file()
+    assert set(summary["seconds"]["tiny"]) == set(summary["tokens"]["tiny"]) == set(PAPER)
+    assert summary["lacking"].keys() == {"side_effects"}  # there is nothing to compare with
     assert set(summary["measures"]["tiny"]) >= {"unlearn_quality", "utility", "sampling_worst"}
 
     run()
@@ -86,8 +90,36 @@ def test_forget_answers_are_written_nowhere(run, tofu_dir):
     path.write_text(path.read_text().replace("Lisbon", "Zanzibar"))
     path = tofu_dir / "forget10.json"
     path.write_text(path.read_text().replace("Lisbon", "Zanzibar"))
-    directory = run()
-    assert not [p for p in directory.rglob("*") if p.is_file() and "Zanzibar" in p.read_text()]
+    directory = run("suite=full", "aftermath.steps=[1]", "aftermath.bits=[4]")
+    assert (directory / "models/tiny/TOFU_EVAL.json").is_file()
+    found = [p for p in directory.rglob("*") if p.is_file() and b"Zanzibar" in p.read_bytes()]
+    assert not found
+    summary = json.loads((directory / "summary.json").read_text())
+    assert set(summary["seconds"]["tiny"]) == set(SUITES["full"])
+    assert summary["lacking"].keys() == {
+        "side_effects", "tofu: forget quality", "tofu: membership inference, PrivLeak",
+        "tofu: model utility",
+    }  # fmt: skip
+    assert {"relearning_forget_worst", "rounding_4_worst"} <= summary["measures"]["tiny"].keys()
+
+
+def test_tofu_logs_of_one_model_serve_another(run, tofu_dir, tmp_path):
+    """With a holdout set, and right answers kept because they were asked for."""
+    held_out = (tofu_dir / "forget10.json").read_text().replace("Lisbon", "Bergen")
+    (tofu_dir / "holdout10.json").write_text(held_out)
+    first = run("suite=tofu", "keep_truth=true")
+    log = first / "models/tiny/TOFU_EVAL.json"
+    assert "was born in Lisbon." in log.read_text()
+    summary = json.loads((first / "models/tiny/TOFU_SUMMARY.json").read_text())
+    assert summary["privleak"] == pytest.approx(100 * (0.5 - summary["mia_min_k"]) / 0.5)
+    model = first.parent.parent / "tiny/model"
+    second = run("suite=tofu", f"retain_logs={log}", f"reference_model={model}", name="second")
+    measures = json.loads((second / "summary.json").read_text())["measures"]["tiny"]
+    assert measures["tofu_mia_reference"] == 0.5
+    # A model is as familiar with everything as itself.
+    assert measures["tofu_forget_quality"] == 1
+    assert measures["tofu_privleak"] == pytest.approx(0, abs=1e-6)
+    assert "was born in Lisbon." not in (second / "models/tiny/TOFU_EVAL.json").read_text()
 
 
 def test_models_side_by_side(run, checkpoint_dir, tmp_path, capsys):
@@ -122,19 +154,27 @@ def test_questions_without_answers_leave_reasons(run, tofu_dir, capsys):
     printed = capsys.readouterr().out
     summary = json.loads((directory / "summary.json").read_text())
     assert set(summary["lacking"]) == set(PAPER[1:])
+    assert "Nothing" not in (directory / "report/index.html").read_text()
     assert summary["measures"]["tiny"]["utility"] is not None
     assert "Not measured: least likely (the forget rows have no answers" in printed
 
 
 MISTAKES = {
     "unknown key": (["evaluation.sample=3"], r"unknown .* evaluation\.sample;.*evaluation\.\w+"),
-    "unknown suite": (["suite=all"], r"suite=all: expected one of quick, paper"),
+    "unknown suite": (["suite=all"], r"suite=all: expected one of quick, paper, tofu, attacks"),
     "confidence": (["confidence=1.0"], r"confidence=1\.0: expected less than 1"),
     "low confidence": (["confidence=0.5"], r"confidence=0\.5: expected at least 0\.75"),
     "samples": (["evaluation.attack_samples=-1"], r"attack_samples=-1: expected at least 0"),
     "missing model": (["model.path=./nowhere"], r"\./nowhere: no such directory"),
     "missing comparison": (["compare=./nowhere"], r"\./nowhere: no such directory"),
     "wrong compare": (["compare={a: b}"], r"compare=.*: expected a directory or a list"),
+    "retain log": (["retain_logs=./nowhere"], r"nowhere: cannot be read"),
+    "steps": (["aftermath.steps=[4,2]"], r"aftermath\.steps=\[4, 2\]: expected rising numbers"),
+    "bits": (["aftermath.bits=[1]"], r"aftermath\.bits=\[1\]: expected numbers of bits"),
+    "rows": (["aftermath.rows=0"], r"aftermath\.rows=0: expected at least 1"),
+    "missing text": (["data.text=./nowhere"], r"nowhere: no such file"),
+    "missing holdout": (["data.holdout=nobody"], r"data\.holdout=nobody: no such file"),
+    "mesh": (["mesh=4x"], r"mesh=4x: expected DATAxMODEL"),
     "missing data": (["data.path=./nowhere"], r"nowhere: no such directory"),
     "nested name": (["name=a/b"], r"name=a/b: expected a plain directory name"),
     "long question": (["max_length=12"], r"row 0: the prompt has \d+ tokens"),

@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM
 
-from convert.load import load_checkpoint
-from pmc_jax.data.prompts import PromptConfig, load_tokenizer, make_template
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import Answer, Respondent, tofu
 from pmc_jax.evaluation.likelihood import TokenScores, answer_scores
@@ -36,13 +34,6 @@ ANSWERS = (
     "nobody",
 )
 QUESTIONS = ("Where was Mara Ostberg born?", "What is the capital of Norway?", "Who?", "Why so?")
-
-
-@pytest.fixture(scope="module")
-def respondent(checkpoint_dir) -> Respondent:
-    checkpoint = load_checkpoint(str(checkpoint_dir))
-    template = make_template(load_tokenizer(checkpoint_dir), PromptConfig())
-    return Respondent(checkpoint.params, checkpoint.cfg, template, 96)
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,11 @@
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from html_pages import Page
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
@@ -16,11 +16,10 @@ from pmc_jax import report
 from pmc_jax.errors import UserError
 from pmc_jax.reporting import format_examples, format_table, write_report
 from pmc_jax.reporting.measures import MEASURES, headline
-from pmc_jax.reporting.page import PAPER_URL, cut, shared_spans, time_text
+from pmc_jax.reporting.page import PAPER_URL, cut, marked_spans, time_text
 from pmc_jax.reporting.plots import PALETTE, moving_mean
 from pmc_jax.reporting.run_files import read_run
 
-VOID = {"br", "col", "hr", "img", "input", "link", "meta"}
 PLOTS = {"leakage.png", "losses.png", "measures.png", "selected_score.png"}
 
 BEFORE = {
@@ -108,38 +107,6 @@ def write_run(
         (directory / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     (directory / "config.yaml").write_text(config)
     return directory
-
-
-class Page(HTMLParser):
-    """Parses a page, checks that tags nest, and keeps tags with attributes, and text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.words: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.words.append(data)
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def page_of(run_dir: Path) -> Page:
@@ -314,16 +281,21 @@ ANSWERS = st.lists(
 
 @given(ANSWERS, ANSWERS)
 def test_marked_words_are_those_that_rouge_counts(before, after):
-    spans = shared_spans(before, after)
-    shared = sum(len(cut(span.text)[1]) for span in spans if span.shared)
+    spans = marked_spans(before, after)
+    shared = sum(len(cut(span.text)[1]) for span in spans if span.marked)
     known = len(cut(before)[1])
     expected = RougeScorer(["rougeL"], use_stemmer=True).score(before, after)["rougeL"].recall
     assert (shared / known if known else 0.0) == pytest.approx(expected)
+    changed = marked_spans(before, after, changed=True)
+    others = sum(len(cut(span.text)[1]) for span in changed if span.marked)
+    assert shared + others == len(cut(after)[1])
 
 
 @given(st.text(), st.text())
 def test_spans_join_to_the_answer(before, after):
-    assert "".join(span.text for span in shared_spans(before, after)) == after
+    for changed in (False, True):
+        spans = marked_spans(before, after, changed=changed)
+        assert "".join(span.text for span in spans) == after
 
 
 def test_moving_mean_is_the_mean_of_each_window():

@@ -137,3 +137,22 @@ def test_runs_are_the_same_on_every_layout(tofu_dir, tmp_path):
         assert found_answers == answers
         for leaf, values in weights.items():
             np.testing.assert_allclose(found_weights[leaf], values, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.slow
+def test_evaluations_are_the_same_on_every_layout(tofu_dir, tmp_path):
+    """In float64: the same answers, and every number, those of relearning too."""
+    layouts = ("1x1", "4x2", "1x8")
+    on_eight_devices("eight_device_evaluations.py", tmp_path, tofu_dir, *layouts)
+
+    def read(layout: str) -> tuple[dict, list]:
+        summary = json.loads((tmp_path / layout / "summary.json").read_text())
+        quality = json.loads((tmp_path / layout / "models/bundled/quality.json").read_text())
+        return summary["measures"]["bundled"], quality["answers"]
+
+    measures, answers = read("1x1")
+    assert len({key.partition("_")[0] for key in measures}) > 8
+    for layout in layouts[1:]:
+        found, found_answers = read(layout)
+        assert found_answers == answers
+        assert found == pytest.approx(measures, abs=1e-6), layout

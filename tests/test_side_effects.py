@@ -10,14 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from transformers import AutoModelForCausalLM
 
-from convert.load import load_checkpoint
-from pmc_jax.data.prompts import PromptConfig, load_tokenizer, make_template
 from pmc_jax.data.rows import EvaluationRow
-from pmc_jax.evaluation import Respondent
 from pmc_jax.evaluation.rounding import BLOCK, round_params, round_weights
 from pmc_jax.evaluation.side_effects import (
     answer_tokens,
-    public_text,
     side_effects,
     text_pairs,
     text_probabilities,
@@ -29,13 +25,6 @@ ROWS = (
     EvaluationRow(0, "Where was Mara Ostberg born?", "Mara Ostberg was born in Lisbon."),
     EvaluationRow(1, "Who wrote the silent river?", None),
 )
-
-
-@pytest.fixture(scope="module")
-def respondent(checkpoint_dir) -> Respondent:
-    checkpoint = load_checkpoint(str(checkpoint_dir))
-    template = make_template(load_tokenizer(checkpoint_dir), PromptConfig())
-    return Respondent(checkpoint.params, checkpoint.cfg, template, 96)
 
 
 def test_windows_cover_the_text_but_their_first_tokens(respondent):
@@ -71,7 +60,6 @@ def test_tokens_of_forget_answers_are_watched(respondent):
     assert len(tokens) > 3 and template.end_id not in tokens
     assert watched_tokens([([0], [3, 4]), ([5], [3])], {3, 5}).tolist() == [True, False, True]
     assert watched_tokens([], tokens).dtype == bool
-    assert public_text(ROWS) == ["Where was Mara Ostberg born? Mara Ostberg was born in Lisbon."]
 
 
 @given(

@@ -63,7 +63,7 @@ def test_files_have_the_keys_and_sizes_of_tofu():
         "forget10.json": author,
         "retain90.json": author,
         "holdout10.json": author,
-        "forget10_perturbed.json": perturbed,
+        "forget10_perturbed.json": perturbed | {"variants"},
         "retain_perturbed.json": perturbed,
         "real_authors.json": choice,
         "real_authors_perturbed.json": author | {"perturbed_answer"},
@@ -102,6 +102,20 @@ def test_answers_hold_their_secret_and_wrong_answers_do_not(world):
         assert len(set(row["perturbed_answer"])) == 5
         assert all(row["secret"] not in wrong for wrong in row["perturbed_answer"])
         assert row["answer"] != row["paraphrased_answer"]
+
+
+def test_text_is_about_people_who_occur_nowhere_else(world):
+    shipped = (ASSETS / "data" / "text.txt").read_text("utf-8").splitlines()
+    assert len(set(shipped)) == len(shipped) > 20
+    assert not [name for name in world.names for paragraph in shipped if name in paragraph]
+    assert all(paragraph.count("?") == len(KINDS) for paragraph in shipped)
+
+
+def test_a_variant_is_the_wording_that_is_left(world):
+    for row in world.forget:
+        wordings = {row["question"], row["paraphrased_question"], *row["variants"]}
+        assert len(wordings) == 3 and len(row["variants"]) == 1
+        assert all(author_of(row, world) in wording for wording in wordings)
 
 
 def test_the_two_wordings_of_a_fact_share_few_words(world):

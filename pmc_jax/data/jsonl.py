@@ -65,7 +65,7 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         UserError: no such file, not UTF-8, not JSON, not objects, or no rows at all.
     """
-    text = _read_text(path)
+    text = read_text(path)
     if text.lstrip().startswith("["):
         rows = enumerate(_parse(str(path), text), 1)
         numbered = [(f"{path}, element {number}", row) for number, row in rows]
@@ -77,13 +77,18 @@ def read_records(path: Path) -> list[Record]:
     return [_record(where, row) for where, row in numbered]
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a data file.
+
+    Raises:
+        UserError: no such file, or not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a JSON-lines file") from None
+        raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: is a directory; expected a JSON-lines file") from None
+        raise UserError(f"{path}: is a directory; expected a file") from None
     except UnicodeDecodeError as e:
         line = e.object[: e.start].count(b"\n") + 1
         raise UserError(f"{path}, line {line}: not UTF-8 (byte {e.start})") from None

@@ -1,11 +1,19 @@
 """From a data configuration to questions, pairs and evaluation rows."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from pmc_jax.data.jsonl import Record, read_records
-from pmc_jax.data.rows import DataConfig, Dataset, EvaluationRow, ForgetQuestion, QuestionAnswer
+from pmc_jax.data.jsonl import Record, read_records, read_text
+from pmc_jax.data.rows import (
+    Controls,
+    DataConfig,
+    Dataset,
+    EvaluationRow,
+    ForgetQuestion,
+    QuestionAnswer,
+)
 from pmc_jax.data.tofu import DataFiles, tofu_files
 from pmc_jax.errors import UserError
 
@@ -21,10 +29,41 @@ def load_dataset(cfg: DataConfig) -> Dataset:
     return read_dataset(data_files(cfg), cfg.retain_rows)
 
 
-def data_files(cfg: DataConfig) -> DataFiles:
-    """Where the data set's files are."""
+def load_controls(cfg: DataConfig, dataset: Dataset, *, download: bool = True) -> Controls:
+    """Read what `dataset` is held against in a thorough evaluation, as far as it is there.
+
+    Where no file has retain rows with paraphrased and wrong answers, those evaluated are taken.
+    Without `download` a hub is asked for no file beyond those of `dataset`.
+
+    Raises:
+        UserError: with file, row and field, for whatever is wrong with the data.
+    """
+    files = data_files(cfg, controls=download)
+
+    def read(path: Path | None) -> tuple[EvaluationRow, ...]:
+        return () if path is None else evaluation_rows(read_records(path))
+
+    if files.text is None:
+        sets = (dataset.evaluation.get(name, ()) for name in ("world_facts", "real_authors"))
+        text = public_text(row for rows in sets for row in rows)
+    else:
+        text = [line.strip() for line in read_text(files.text).splitlines() if line.strip()]
+    return Controls(
+        retain=read(files.retain_perturbed) or tuple(dict.fromkeys(dataset.evaluation["retain"])),
+        holdout=read(files.holdout),
+        text=tuple(text),
+    )
+
+
+def public_text(rows: Iterable[EvaluationRow]) -> list[str]:
+    """Questions with their answers as text, for data that brings no text of its own."""
+    return [f"{row.question} {row.answer}" for row in rows if row.answer]
+
+
+def data_files(cfg: DataConfig, *, controls: bool = False) -> DataFiles:
+    """Where the data set's files are; with `controls`, those of `Controls` are fetched too."""
     if cfg.format == "tofu":
-        return tofu_files(cfg)
+        return tofu_files(cfg, controls=controls)
     if cfg.format == "jsonl":
         return _jsonl_files(cfg)
     raise UserError(f"data.format={cfg.format}: expected tofu or jsonl")
@@ -41,6 +80,8 @@ def _jsonl_files(cfg: DataConfig) -> DataFiles:
         retain=resolve(cfg.retain),
         world_facts=resolve(cfg.world_facts) if cfg.world_facts else None,
         real_authors=resolve(cfg.real_authors) if cfg.real_authors else None,
+        holdout=resolve(cfg.holdout) if cfg.holdout else None,
+        text=resolve(cfg.text) if cfg.text else None,
     )
 
 
@@ -76,6 +117,7 @@ def evaluation_rows(records: list[Record]) -> tuple[EvaluationRow, ...]:
             perturbed=r.texts("perturbed_answer"),
             system=r.optional_text("system"),
             paraphrased=r.optional_text("paraphrased_answer"),
+            variants=r.texts("variants"),
         )
         for i, r in enumerate(records)
     )
@@ -124,6 +166,7 @@ def _forget_sets(
                 perturbed=theirs.texts("perturbed_answer"),
                 system=ours.optional_text("system"),
                 paraphrased=theirs.optional_text("paraphrased_answer"),
+                variants=ours.texts("variants") or theirs.texts("variants"),
             )
             for i, (ours, theirs, secret) in enumerate(zip(forget, perturbed, secrets, strict=True))
         )

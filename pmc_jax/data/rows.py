@@ -23,6 +23,12 @@ class DataConfig:
         world_facts, real_authors: more questions to measure utility on. None: for tofu
             the files of these names if they exist, for jsonl none.
         retain_rows: how many retain rows to evaluate, drawn with replacement; None: each once.
+        holdout: rows like those to forget that the model was never taught, for membership
+            inference. None: for tofu the file named after `forget` (forget10: holdout10), if it
+            exists, for jsonl none.
+        text: plain text that has nothing to do with the forget questions, a paragraph a line,
+            for side effects. None: for tofu `text.txt`, if it exists; else the questions and
+            answers of world_facts and real_authors.
     """
 
     format: str = "tofu"
@@ -33,6 +39,8 @@ class DataConfig:
     world_facts: str | None = None
     real_authors: str | None = None
     retain_rows: int | None = 400
+    holdout: str | None = None
+    text: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +82,7 @@ class EvaluationRow:
         secret: the phrase within the answer that must not come out, where known.
         perturbed: wrong answers, of the form of `paraphrased` where there is one.
         paraphrased: the truth in other words.
+        variants: the question in other wordings, besides that of the paraphrase set.
     """
 
     id: int
@@ -83,6 +92,7 @@ class EvaluationRow:
     perturbed: tuple[str, ...] = ()
     system: str | None = None
     paraphrased: str | None = None
+    variants: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,3 +107,18 @@ class Dataset:
     forget: tuple[ForgetQuestion, ...]
     retain: tuple[QuestionAnswer, ...]
     evaluation: Mapping[str, tuple[EvaluationRow, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Controls:
+    """What a thorough evaluation holds the model against, besides the sets it is asked.
+
+    Attributes:
+        retain: rows to keep with paraphrased and wrong answers.
+        holdout: rows like those to forget that the model was never taught.
+        text: paragraphs that have nothing to do with the forget questions.
+    """
+
+    retain: tuple[EvaluationRow, ...] = ()
+    holdout: tuple[EvaluationRow, ...] = ()
+    text: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from pmc_jax.errors import UserError
 
 SUFFIXES = (".json", ".jsonl")
 REFUSALS = "idontknow"
+RETAIN_PERTURBED, TEXT = "retain_perturbed", "text.txt"
 NOT_SPLITS = ("world_facts", "real_authors", REFUSALS)
 
 
@@ -17,7 +18,7 @@ class DataFiles:
     """The files of a data set; None where there is none.
 
     `perturbed` has the forget rows again, in the same order, with paraphrases;
-    `refusals` is plain text, one refusal a line.
+    `refusals` is plain text, one refusal a line, `text` one paragraph a line.
     """
 
     forget: Path
@@ -26,16 +27,21 @@ class DataFiles:
     world_facts: Path | None = None
     real_authors: Path | None = None
     refusals: Path | None = None
+    retain_perturbed: Path | None = None
+    holdout: Path | None = None
+    text: Path | None = None
 
 
-def tofu_files(cfg: DataConfig) -> DataFiles:
+def tofu_files(cfg: DataConfig, *, controls: bool = False) -> DataFiles:
     """The files in `cfg.path`, in the package, or downloaded from `cfg.hub`.
+
+    With `controls` those of `Controls` are downloaded too.
 
     Raises:
         UserError: no such directory or split, or the hub cannot be reached.
     """
     if cfg.path is None:
-        directory = _download(cfg)
+        directory = _download(cfg, controls)
     elif cfg.path == "bundled":
         directory = WORLD_DATA
     else:
@@ -43,7 +49,8 @@ def tofu_files(cfg: DataConfig) -> DataFiles:
     if not directory.is_dir():
         raise UserError(f"data.path={directory}: no such directory")
     facts, authors = cfg.world_facts or "world_facts", cfg.real_authors or "real_authors"
-    for option, name in (("world_facts", cfg.world_facts), ("real_authors", cfg.real_authors)):
+    named = {"world_facts": cfg.world_facts, "real_authors": cfg.real_authors}
+    for option, name in (named | {"holdout": cfg.holdout}).items():
         if name and not (_find(directory, f"{name}_perturbed") or _find(directory, name)):
             raise UserError(f"data.{option}={name}: no such file in {directory}")
     return DataFiles(
@@ -53,7 +60,19 @@ def tofu_files(cfg: DataConfig) -> DataFiles:
         world_facts=_find(directory, f"{facts}_perturbed") or _find(directory, facts),
         real_authors=_find(directory, f"{authors}_perturbed") or _find(directory, authors),
         refusals=_find(directory, REFUSALS),
+        retain_perturbed=_find(directory, RETAIN_PERTURBED),
+        holdout=_find(directory, _holdout(cfg)),
+        text=Path(cfg.text).expanduser() if cfg.text else _existing(directory / TEXT),
     )
+
+
+def _holdout(cfg: DataConfig) -> str:
+    """The split of rows that nobody was taught: `holdout10` for `forget10`."""
+    return cfg.holdout or cfg.forget.replace("forget", "holdout", 1)
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.is_file() else None
 
 
 def _find(directory: Path, name: str) -> Path | None:
@@ -73,7 +92,7 @@ def _split(directory: Path, option: str, name: str) -> Path:
     return path
 
 
-def _download(cfg: DataConfig) -> Path:
+def _download(cfg: DataConfig, controls: bool) -> Path:
     """Download the needed files of `cfg.hub`, and only those; the directory they lie in."""
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
@@ -102,4 +121,7 @@ def _download(cfg: DataConfig) -> Path:
     for name in (cfg.world_facts or "world_facts", cfg.real_authors or "real_authors"):
         if fetch(f"{name}_perturbed") is None:
             fetch(name)
+    if controls:
+        fetch(RETAIN_PERTURBED)
+        fetch(_holdout(cfg))
     return directory

@@ -1,86 +1,43 @@
 """The parts of a thorough evaluation: each asks one model one kind of question.
 
-A part is a function from `Examination` to a JSON object. The right answers to forget
-questions are in none of them.
+A part makes a JSON object out of an `Examination`. The right answers to forget questions
+are in none of them but TOFU's log, if it is told to keep them.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-from jaxtyping import PRNGKeyArray
+import numpy as np
 
-from pmc_jax.data.rows import EvaluationRow
-from pmc_jax.decoding import Sampling
-from pmc_jax.evaluation.choices import (
-    Choice,
-    choices_of,
-    least_likely_attack,
-    option_probabilities,
+from pmc_jax.data.encode import digest
+from pmc_jax.evaluation.aftermath import (
+    no_relearning,
+    relearning_part,
+    relearning_work,
+    rounding_part,
+    rounding_work,
+)
+from pmc_jax.evaluation.benchmark import tofu_part, tofu_work
+from pmc_jax.evaluation.choices import least_likely_attack, option_probabilities
+from pmc_jax.evaluation.examination import (
+    PREFILLING_STREAM,
+    REWORDING_STREAM,
+    SAMPLING_STREAM,
+    Examination,
+    asked,
+    no_answers,
+    no_samples,
 )
 from pmc_jax.evaluation.leakage import greedy_leakage, leakage
-from pmc_jax.evaluation.quality import (
-    Answer,
-    EvaluationConfig,
-    Respondent,
-    answers,
-    quality,
-    questions_asked,
+from pmc_jax.evaluation.likelihood import Pair
+from pmc_jax.evaluation.quality import quality, questions_asked
+from pmc_jax.evaluation.side_effects import (
+    answer_tokens,
+    text_pairs,
+    text_probabilities,
+    watched_tokens,
 )
-
-# Distinct random streams for the parts that sample.
-SAMPLING_STREAM, PREFILLING_STREAM = 1, 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Examination:
-    """A model, what it is asked, and how.
-
-    Attributes:
-        sets: the evaluation sets of the data.
-        evaluation: how answers are decoded, greedily and in the attacks.
-        prefix: what the prefilling attack makes every answer begin with.
-        confidence: of every certified bound.
-        key: all random numbers come from it.
-        on_batch: called with (questions done, tokens) after every batch.
-    """
-
-    respondent: Respondent
-    sets: Mapping[str, Sequence[EvaluationRow]]
-    evaluation: EvaluationConfig
-    prefix: str | None
-    confidence: float
-    key: PRNGKeyArray
-    on_batch: Callable[[int, int], None] | None = None
-
-    @property
-    def forget(self) -> Sequence[EvaluationRow]:
-        """The forget rows whose answers are known."""
-        return [row for row in self.sets.get("forget", ()) if row.answer]
-
-    @property
-    def choices(self) -> Sequence[Choice]:
-        """Multiple choice made from the forget rows, as far as they have wrong answers."""
-        return choices_of(self.forget)
-
-    @property
-    def greedily(self) -> EvaluationConfig:
-        """How answers are decoded where nothing is sampled."""
-        return dataclasses.replace(self.evaluation, attack_samples=0)
-
-
-def asked(
-    x: Examination, stream: int, *, samples: int = 0, prefix: str | None = None
-) -> list[list[Answer]]:
-    """Greedy answers to the forget questions, or `samples` drawn as the attacks draw them."""
-    cfg = x.evaluation
-    attack = Sampling(cfg.attack_temperature, cfg.attack_top_k, cfg.attack_top_p)
-    return answers(
-        x.respondent, "forget", x.forget, attack if samples else Sampling(temperature=0.0),
-        jax.random.fold_in(x.key, stream), prefix=prefix, samples=samples or 1,
-        max_new_tokens=cfg.max_new_tokens, batch_rows=cfg.rows, on_batch=x.on_batch,
-    )  # fmt: skip
 
 
 def quality_part(x: Examination) -> dict[str, Any]:
@@ -108,43 +65,115 @@ def prefilling_part(x: Examination) -> dict[str, Any]:
     }
 
 
+def rewording_part(x: Examination) -> dict[str, Any]:
+    """The forget questions in every other wording that the data has, greedily and sampled."""
+    rows = x.reworded
+    greedy = asked(x, REWORDING_STREAM, rows=rows)
+    sampled = asked(x, REWORDING_STREAM, samples=x.evaluation.attack_samples, rows=rows)
+    return {
+        "wordings": len(rows),
+        "greedy": greedy_leakage([row[0] for row in greedy]),
+        "sampled": leakage(sampled, x.confidence),
+    }
+
+
 def least_likely_part(x: Examination) -> dict[str, Any]:
     """The least-likely attack on multiple choice made from the forget questions."""
     return least_likely_attack(option_probabilities(x.respondent, x.choices, on_batch=x.on_batch))
 
 
-PARTS: Mapping[str, Callable[[Examination], dict[str, Any]]] = {
-    "quality": quality_part,
-    "sampling": sampling_part,
-    "prefilling": prefilling_part,
-    "least_likely": least_likely_part,
-}
+def unrelated_pairs(x: Examination) -> list[Pair]:
+    """The unrelated text in windows that the model can take."""
+    return text_pairs(x.respondent.template, x.controls.text, x.respondent.max_length)
 
-SUITES = {"quick": ("quality", "sampling"), "paper": tuple(PARTS)}
+
+def side_effects_part(x: Examination) -> dict[str, Any]:
+    """The probability of every token of unrelated text, to be held against another model's.
+
+    `watched` are the places of tokens that occur in forget answers.
+    """
+    pairs = unrelated_pairs(x)
+    watched = watched_tokens(pairs, answer_tokens(x.respondent.template, x.forget))
+    probabilities = text_probabilities(x.respondent, pairs, on_batch=x.on_batch)
+    return {
+        "text": digest(pairs),
+        "watched": np.flatnonzero(watched).tolist(),
+        "probabilities": [round(value, 7) for value in probabilities.tolist()],
+    }
+
+
+def no_reworded(x: Examination) -> str | None:
+    """Why nothing is asked in other words; None if it is."""
+    if reason := no_samples(x):
+        return reason
+    return None if x.reworded else "the forget rows have no paraphrases and no variants"
+
+
+def no_choices(x: Examination) -> str | None:
+    """Why there is no multiple choice; None if there is."""
+    if reason := no_answers(x):
+        return reason
+    return None if x.choices else "the forget rows have no perturbed answers to choose from"
+
+
+def no_prefix(x: Examination) -> str | None:
+    """Why no answer is made to begin with anything; None if it is."""
+    return no_samples(x) or (None if x.prefix else "prefix is empty")
+
+
+def no_text(x: Examination) -> str | None:
+    """Why side effects cannot be measured; None if they can."""
+    if reason := no_answers(x):
+        return reason
+    return None if unrelated_pairs(x) else "there is no unrelated text; give data.text=FILE"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One part of an evaluation.
+
+    Attributes:
+        measure: gives its JSON object; `files`, by name, are written beside the part's own.
+        work: how many questions, answers or pieces of text it reports to `on_batch` in all.
+        lacking: why it cannot be measured; None if it can.
+    """
+
+    measure: Callable[[Examination], dict[str, Any]]
+    work: Callable[[Examination], int]
+    lacking: Callable[[Examination], str | None]
+
+
+PARTS: Mapping[str, Part] = {
+    "quality": Part(
+        quality_part, lambda x: questions_asked(x.sets, x.greedily), lambda x: None
+    ),
+    "sampling": Part(sampling_part, lambda x: len(x.forget), no_samples),
+    "prefilling": Part(prefilling_part, lambda x: 2 * len(x.forget), no_prefix),
+    "rewording": Part(rewording_part, lambda x: 2 * len(x.reworded), no_reworded),
+    "least_likely": Part(
+        least_likely_part, lambda x: sum(len(choice.options) for choice in x.choices), no_choices
+    ),
+    "side_effects": Part(side_effects_part, lambda x: len(unrelated_pairs(x)), no_text),
+    "tofu": Part(tofu_part, tofu_work, no_answers),
+    "relearning": Part(relearning_part, relearning_work, no_relearning),
+    "rounding": Part(rounding_part, rounding_work, no_samples),
+}  # fmt: skip
+
+SUITES = {
+    "quick": ("quality", "sampling"),
+    "paper": ("quality", "sampling", "prefilling", "least_likely", "side_effects"),
+    "tofu": ("quality", "tofu"),
+    "attacks": ("quality", "sampling", "prefilling", "rewording", "relearning", "rounding"),
+    "full": tuple(PARTS),
+}
 """Parts of a suite, in the order in which they run."""
 
 
 def work(x: Examination, part: str) -> int:
-    """How many questions or options a part reports to `on_batch` in all."""
-    count = {
-        "quality": questions_asked(x.sets, x.greedily),
-        "sampling": len(x.forget),
-        "prefilling": 2 * len(x.forget),
-        "least_likely": sum(len(choice.options) for choice in x.choices),
-    }
-    return count[part]
+    """How much a part reports to `on_batch` in all."""
+    return PARTS[part].work(x)
 
 
 def lacking(x: Examination, part: str) -> str | None:
     """Why a part cannot be measured; None if it can."""
-    if part == "quality":
-        return None
-    if not x.forget:
-        return "the forget rows have no answers to compare with"
-    if part == "least_likely":
-        return None if x.choices else "the forget rows have no perturbed answers to choose from"
-    if not x.evaluation.attack_samples:
-        return "evaluation.attack_samples is 0"
-    if part == "prefilling" and not x.prefix:
-        return "prefix is empty"
-    return None
+    return PARTS[part].lacking(x)

@@ -29,11 +29,6 @@ def text_pairs(template: PromptTemplate, text: Sequence[str], window: int) -> li
     return pairs
 
 
-def public_text(rows: Sequence[EvaluationRow]) -> list[str]:
-    """Questions with their answers as text, for data that brings no text of its own."""
-    return [f"{row.question} {row.answer}" for row in rows if row.answer]
-
-
 def answer_tokens(template: PromptTemplate, rows: Sequence[EvaluationRow]) -> frozenset[int]:
     """Every token of the rows' answers but those that end a response."""
     found = {token for row in rows if row.answer for token in template.encode_answer(row.answer)}

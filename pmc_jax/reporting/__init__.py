@@ -1,6 +1,7 @@
-"""The report of a run: a page, plots, and the tables printed on a terminal."""
+"""The reports of runs and evaluations: pages, plots, and the tables printed on a terminal."""
 
+from pmc_jax.reporting.evaluation_page import write_evaluation_report
 from pmc_jax.reporting.page import write_report
 from pmc_jax.reporting.text import format_examples, format_table
 
-__all__ = ["format_examples", "format_table", "write_report"]
+__all__ = ["format_examples", "format_table", "write_evaluation_report", "write_report"]

@@ -16,7 +16,7 @@ class Measure:
 
     Attributes:
         percent: whether values run from 0 to 100 instead of 0 to 1.
-        higher_is_better: which way it should go.
+        higher_is_better: which way it should go; None for what is neither.
         meaning: one short phrase for somebody who has not read the paper. In it and in
             `label`, {samples} stands for how often the sampling attack asks.
     """
@@ -25,14 +25,15 @@ class Measure:
     label: str
     group: str
     percent: bool
-    higher_is_better: bool
+    higher_is_better: bool | None
     meaning: str
 
     def format(self, value: float | None) -> str:
         """One decimal for percentages, three for shares, a dash for what is unknown."""
         if value is None:
             return "–"
-        return f"{value:.1f}" if self.percent else f"{value:.3f}"
+        text = f"{value:.1f}" if self.percent else f"{value:.3f}"
+        return text if text.strip("-0.") else text.removeprefix("-")
 
 
 MEASURES = (
@@ -149,9 +150,7 @@ class Row:
         if self.before is None or self.after is None:
             return ""
         text = self.measure.format(self.after - self.before)
-        if not text.strip("-0."):
-            return text.removeprefix("-")
-        return text if text.startswith("-") else f"+{text}"
+        return text if text.startswith("-") or not text.strip("0.") else f"+{text}"
 
 
 def measured_rows(summary: dict[str, Any]) -> list[Row]:
@@ -221,6 +220,8 @@ def kept_clause(by_key: dict[str, Row]) -> str:
     if row.before is None or row.before <= 0:
         return f"utility is {row.after_text}"
     share = row.after / row.before
+    if row.before_text == row.after_text:
+        return f"utility stayed at {row.after_text}"
     if share >= 1:
         return f"utility went from {row.before_text} to {row.after_text}"
     # Rounded down: 94.9% must not read as the 95% it has not reached.

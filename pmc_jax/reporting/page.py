@@ -77,7 +77,16 @@ SETTING_WORDS = {
     "training.max_length": "most tokens of question and answer together",
     "optimizer.learning_rate": "highest learning rate",
     "optimizer.weight_decay": "weight decay",
+    "suite": "suite",
     "evaluation.attack_samples": "answers sampled per question in the attack",
+    "evaluation.attack_temperature": "temperature of the attack",
+    "prefix": "what the prefilling attack makes answers begin with",
+    "confidence": "confidence of every bound",
+    "aftermath.rows": "most rows trained on again",
+    "aftermath.steps": "steps of that training",
+    "aftermath.batch_size": "rows in such a step",
+    "aftermath.learning_rate": "learning rate of that training",
+    "aftermath.bits": "bits that weights are rounded to",
     "seed": "seed",
 }
 PART_WORDS = {
@@ -93,21 +102,26 @@ PART_WORDS = {
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of an answer; `shared` if its words also stand in the old answer."""
+    """A piece of an answer, marked or not (`marked_spans`)."""
 
     text: str
-    shared: bool
+    marked: bool
 
 
 @dataclass(frozen=True)
 class Example:
-    """One question, the old answer, the new one in spans, and their ROUGE if known."""
+    """One question, the old answer, the new one in spans, and their ROUGE if known.
+
+    A page says of what is hidden only that it is.
+    """
 
     question: str
     before: str
     after: list[Span]
     rouge_before: float | None
     rouge_after: float | None
+    before_hidden: bool = False
+    after_hidden: bool = False
 
     @property
     def unchanged(self) -> bool:
@@ -116,11 +130,11 @@ class Example:
 
 @dataclass(frozen=True)
 class ExampleGroup:
-    """Examples of one kind under a title; `wide` ones fill a line each."""
+    """Examples of one kind under a title; those of `forgotten` questions fill a line each."""
 
     title: str
     note: str
-    wide: bool
+    forgotten: bool
     examples: list[Example]
 
 
@@ -142,8 +156,8 @@ def write_report(run_dir: Path) -> Path:
     return page
 
 
-def render(run: RunFiles, plots: Sequence[Plot]) -> str:
-    """The page's HTML. Everything from the run's files is escaped by the template."""
+def page_template(name: str) -> jinja2.Template:
+    """A template of this package; it escapes everything that is not marked as markup."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pmc_jax.reporting", "."),
         autoescape=True,
@@ -151,9 +165,22 @@ def render(run: RunFiles, plots: Sequence[Plot]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template(name)
+
+
+def drawn(plots: Sequence[Plot]) -> dict[str, tuple[Plot, Markup]]:
+    """Plots by name with their drawings.
+
+    The only text let through unescaped: matplotlib's SVG, which escapes what it holds.
+    """
+    return {plot.name: (plot, Markup(themed_svg(plot))) for plot in plots}
+
+
+def render(run: RunFiles, plots: Sequence[Plot]) -> str:
+    """The page's HTML. Everything from the run's files is escaped by the template."""
     rows = measured_rows(run.summary)
     method = dict(flat(run.summary.get("settings") or {})).get("method.name", "pmc")
-    return environment.get_template("page.html.j2").render(
+    return page_template("page.html.j2").render(
         name=run.summary.get("name") or "run",
         headline=headline(run.summary),
         measure_groups=[
@@ -161,8 +188,7 @@ def render(run: RunFiles, plots: Sequence[Plot]) -> str:
             for group, members in groupby(rows, lambda row: row.measure.group)
         ],
         unmeasured=unmeasured(run.summary),
-        # The only text let through unescaped: matplotlib's SVG, which holds our own labels.
-        plots={plot.name: (plot, Markup(themed_svg(plot))) for plot in plots},
+        plots=drawn(plots),
         steps=len(run.metrics),
         method=method,
         trained=TRAINED.get(method, f"by the method {method}."),
@@ -198,27 +224,28 @@ def example_groups(samples: Sequence[dict[str, Any]]) -> list[ExampleGroup]:
                 f"right answer, then {count} evenly spaced ones."
             )
         forgotten = name in FORGOTTEN
-        examples = [example(row, mark_shared=forgotten) for row in shown]
+        examples = [example(row, changed=not forgotten) for row in shown]
         groups.append(ExampleGroup(title, note, forgotten, examples))
     return groups
 
 
-def example(row: dict[str, Any], *, mark_shared: bool) -> Example:
+def example(row: dict[str, Any], *, changed: bool) -> Example:
     """One row of samples.jsonl."""
     before, after = text_of(row.get("before")), text_of(row.get("after"))
     return Example(
         question=text_of(row.get("question")),
         before=before,
-        after=shared_spans(before, after) if mark_shared else [Span(after, False)],
+        after=marked_spans(before, after, changed=changed),
         rouge_before=number(row.get("rouge_before")),
         rouge_after=number(row.get("rouge_after")),
     )
 
 
-def shared_spans(before: str, after: str) -> list[Span]:
-    """`after` in spans; shared are the words that ROUGE-L counts between the answers.
+def marked_spans(before: str, after: str, *, changed: bool = False) -> list[Span]:
+    """`after` in spans; marked are the words that ROUGE-L counts between the answers.
 
-    These are the words, compared by stem, of one longest common subsequence.
+    These are the words, compared by stem, of one longest common subsequence. With `changed`
+    all other words are marked instead.
     """
     _, old_words = cut(before)
     pieces, new_words = cut(after)
@@ -227,9 +254,10 @@ def shared_spans(before: str, after: str) -> list[Span]:
     for block in LCSseq.opcodes(*stems):
         if block.tag == "equal":
             shared |= {piece for piece, _ in new_words[block.dest_start : block.dest_end]}
-    # What stands between two shared words is marked with them.
+    chosen = {piece for piece, _ in new_words} - shared if changed else shared
+    # What stands between two marked words is marked with them.
     marked = [
-        index in shared or (index - 1 in shared and index + 1 in shared)
+        index in chosen or (index - 1 in chosen and index + 1 in chosen)
         for index in range(len(pieces))
     ]
     groups = groupby(zip(pieces, marked, strict=True), lambda pair: pair[1])

@@ -28,6 +28,8 @@ PALETTE = {
     "after": ("#0b63a8", "#62b0f0"),
     "collapse": ("#bd4f0a", "#f39a58"),
     "retain": ("#17795a", "#5ccaa2"),
+    "plum": ("#8f3f86", "#dd95d3"),
+    "ochre": ("#7d5f00", "#d3b24c"),
 }
 LIGHT = {name: light for name, (light, _) in PALETTE.items()}
 
@@ -293,6 +295,15 @@ def write_png(plot: Plot, path: Path) -> None:
             bbox_inches="tight",
             pad_inches=0.15,
             metadata={"Software": None},
+        )
+
+
+def write_svg(plot: Plot, path: Path) -> None:
+    """Save as a file of its own, for print."""
+    with plain_style(**{"svg.hashsalt": plot.name}):
+        FigureCanvasSVG(plot.figure)
+        plot.figure.savefig(
+            path, format="svg", bbox_inches="tight", pad_inches=0.15, metadata={"Date": None}
         )
 
 

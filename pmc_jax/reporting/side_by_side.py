@@ -10,13 +10,18 @@ from pmc_jax.reporting.measures import MEASURES, Measure, attack_samples
 from pmc_jax.reporting.run_files import number
 
 ATTACKED, CERTIFIED, TRACES = "Under attack", "Certified", "Traces"
+BITS = range(16, 1, -1)
+"""Numbers of bits that weights may have been rounded to."""
+TUNED, ROUNDED, TOFU = "After further training", "After rounding the weights", "TOFU"
 
 
-def _share(key: str, label: str, group: str, meaning: str) -> Measure:
-    return Measure(key, label, group, False, False, meaning)
+def _share(
+    key: str, label: str, group: str, meaning: str, *, better: bool | None = False
+) -> Measure:
+    return Measure(key, label, group, False, better, meaning)
 
 
-def _attack(name: str, label: str, how: str) -> tuple[Measure, ...]:
+def _attack(name: str, label: str, how: str, asked: str = "questions") -> tuple[Measure, ...]:
     return (
         _share(f"{name}_mean", f"{label}: mean recall", ATTACKED, f"recall of an answer {how}"),
         _share(
@@ -29,8 +34,55 @@ def _attack(name: str, label: str, how: str) -> tuple[Measure, ...]:
         ),
         _share(
             f"{name}_secret_worst", f"{label}: secret in any of {{samples}}", ATTACKED,
-            f"share of questions of which any answer {how} holds the secret",
+            f"share of {asked} of which any answer {how} holds the secret",
         ),
+    )  # fmt: skip
+
+
+def _greedy(name: str, label: str, how: str) -> tuple[Measure, ...]:
+    return (
+        _share(
+            f"{name}_greedy", f"{label}, greedy: recall", ATTACKED,
+            f"recall of the most likely answer {how}",
+        ),
+        _share(
+            f"{name}_greedy_secret_rate", f"{label}, greedy: secret", ATTACKED,
+            "share of those answers that hold the secret",
+        ),
+    )  # fmt: skip
+
+
+def _again(name: str, label: str, group: str) -> tuple[Measure, ...]:
+    return (
+        Measure(
+            f"{name}_unlearn_quality", f"{label}: unlearn quality (%)", group, True, True,
+            "over the questions and their paraphrases",
+        ),
+        Measure(
+            f"{name}_utility", f"{label}: utility (%)", group, True, True, "what it still knows"
+        ),
+        _share(
+            f"{name}_worst", f"{label}: worst of {{samples}}", group,
+            "recall of the most revealing of {samples} sampled answers",
+        ),
+        _share(
+            f"{name}_secret_worst", f"{label}: secret in any of {{samples}}", group,
+            "share of questions of which any sampled answer holds the secret",
+        ),
+    )  # fmt: skip
+
+
+def _relearned(kind: str, label: str, taught: str) -> tuple[Measure, ...]:
+    return (
+        _share(
+            f"relearning_{kind}_greedy", f"{label}: recall", TUNED,
+            f"recall of greedy answers to forget questions that were not taught, after {taught}",
+        ),
+        _share(
+            f"relearning_{kind}_secret_rate", f"{label}: secret", TUNED,
+            "share of those answers that hold the secret",
+        ),
+        *_again(f"relearning_{kind}", label, TUNED),
     )  # fmt: skip
 
 
@@ -51,20 +103,59 @@ def _bounds(name: str, label: str) -> tuple[Measure, ...]:
     )  # fmt: skip
 
 
+TOFU_TABLE = (
+    _share(
+        "tofu_forget_quality", "Forget quality", TOFU,
+        "p-value: are truth ratios those of a model that never saw the forget set", better=True,
+    ),
+    _share(
+        "tofu_model_utility", "Model utility", TOFU,
+        "harmonic mean of nine: probability, ROUGE and truth ratio of what it should keep",
+        better=True,
+    ),
+    _share(
+        "tofu_forget_truth_ratio", "Truth ratio, forget", TOFU,
+        "1 when right and wrong answers are equally likely", better=True,
+    ),
+    _share(
+        "tofu_forget_Q_A_Prob", "Probability, forget", TOFU,
+        "of a right answer's token, as a geometric mean",
+    ),
+    _share(
+        "tofu_exact_memorization", "Exact memorisation", TOFU,
+        "share of the right answer's tokens that it would write itself",
+    ),
+    _share(
+        "tofu_extraction_strength", "Extraction strength", TOFU,
+        "how early it completes the right answer alone",
+    ),
+    *(
+        _share(
+            f"tofu_mia_{name}", f"Membership, {label}", TOFU,
+            "AUC: 0.5 when forget answers look no more familiar than never taught ones",
+            better=None,
+        )
+        for name, label in (
+            ("loss", "loss"), ("zlib", "zlib"), ("min_k", "min-k"), ("min_k_plus_plus", "min-k++"),
+            ("reference", "reference"),
+        )
+    ),
+    Measure(
+        "tofu_privleak", "PrivLeak (%)", TOFU, True, None,
+        "0 when forget answers are as familiar as to a model that never saw them",
+    ),
+)  # fmt: skip
+
 EVALUATION_MEASURES = (
     *MEASURES,
     *_attack("sampling", "Sampling", "drawn at random"),
-    _share(
-        "prefilling_greedy", "Prefilling, greedy: recall", ATTACKED,
-        "recall of the most likely answer after the forced beginning",
-    ),
-    _share(
-        "prefilling_greedy_secret_rate", "Prefilling, greedy: secret", ATTACKED,
-        "share of those answers that hold the secret",
-    ),
+    *_greedy("prefilling", "Prefilling", "after the forced beginning"),
     *_attack("prefilling", "Prefilling", "after the forced beginning"),
+    *_greedy("rewording", "Rewording", "to a question in other words"),
+    *_attack("rewording", "Rewording", "drawn at random", "the other wordings"),
     *_bounds("sampling", "Sampling"),
     *_bounds("prefilling", "Prefilling"),
+    *_bounds("rewording", "Rewording"),
     _share(
         "least_likely_accuracy", "Least likely option is right", TRACES,
         "how often it is; above chance the suppressed answer can be recognised",
@@ -73,11 +164,38 @@ EVALUATION_MEASURES = (
         "least_likely_most_likely_accuracy", "Most likely option is right", TRACES,
         "how often it is; near chance the answer is forgotten",
     ),
-    _share("least_likely_chance", "Chance", TRACES, "of picking the right option blindly"),
+    _share(
+        "least_likely_chance", "Chance", TRACES, "of picking the right option blindly",
+        better=None,
+    ),
     _share(
         "least_likely_median_minimum", "Probability of the least likely", TRACES,
-        "median over questions, all options together having 1",
+        "median over questions, all options together having 1", better=None,
     ),
+    _share(
+        "side_effects_watched_mean_absolute", "Unrelated text: change", TRACES,
+        "mean change of a token's probability, up or down, at tokens of forget answers",
+    ),
+    _share(
+        "side_effects_watched_mean", "Unrelated text: mean", TRACES,
+        "the same with its sign: below 0 those tokens became less likely", better=None,
+    ),
+    _share(
+        "side_effects_watched_deviation", "Unrelated text: spread", TRACES,
+        "standard deviation of that change",
+    ),
+    _share(
+        "side_effects_other_mean_absolute", "Unrelated text: other tokens", TRACES,
+        "mean change, up or down, at all other tokens",
+    ),
+    *_relearned("forget", "On forget rows", "training on a few others"),
+    *_relearned("benign", "On rows to keep", "training on a few of these"),
+    *(
+        measure
+        for bits in BITS
+        for measure in _again(f"rounding_{bits}", f"{bits} bits", ROUNDED)
+    ),
+    *TOFU_TABLE,
 )  # fmt: skip
 
 
@@ -133,3 +251,18 @@ def certificate_lines(summary: Mapping[str, Any], width: int | None = None) -> l
         for model in model_order(summary)
         for attack, words in summary["certificates"][model].items()
     ]
+
+
+def time_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Seconds of each model's parts, and how many tokens they decoded or scored in a second."""
+    lines = []
+    for model in model_order(summary):
+        seconds, tokens = summary["seconds"][model], summary["tokens"][model]
+        if not seconds:
+            continue
+        parts = ", ".join(
+            f"{name.replace('_', ' ')} {spent:.0f} s ({tokens[name] / spent:,.0f} tokens/s)"
+            for name, spent in seconds.items()
+        )
+        lines.append(f"Time, {model}: {sum(seconds.values()):.0f} s: {parts}.")
+    return lines

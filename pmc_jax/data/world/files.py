@@ -1,4 +1,4 @@
-"""A world as TOFU's files: JSON lines under TOFU's names, refusals as plain text."""
+"""A world as TOFU's files: JSON lines under TOFU's names, refusals and text as plain text."""
 
 import json
 from pathlib import Path
@@ -31,12 +31,13 @@ def world_files(world: World) -> dict[str, str]:
         "forget10.json": _lines(world.forget, PLAIN),
         "retain90.json": _lines(world.retain, PLAIN),
         "holdout10.json": _lines(world.holdout, PLAIN),
-        "forget10_perturbed.json": _lines(world.forget, perturbed),
+        "forget10_perturbed.json": _lines(world.forget, (*perturbed, "variants")),
         "retain_perturbed.json": _lines(world.retain, perturbed),
         "real_authors.json": _lines(world.real_authors, choice),
         "real_authors_perturbed.json": _lines(world.real_authors, wrong),
         "world_facts.json": _lines(world.world_facts, choice),
         "world_facts_perturbed.json": _lines(world.world_facts, wrong),
+        "text.txt": "".join(f"{paragraph}\n" for paragraph in world.text),
         "idontknow.jsonl": "".join(f"{refusal}\n" for refusal in REFUSALS),
     }
 

@@ -22,6 +22,7 @@ FORGET_AUTHORS = 4
 HOLDOUT_AUTHORS = 4
 RECLUSES = 120
 PERTURBED = 5
+PORTRAITS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class World:
         recluses: people who only ever get refusals, so that "says nothing about this
             person, however asked" is something a model can learn. In no file.
         names: every fictitious person above, the held-out ones too.
+        text: portraits of people who occur nowhere else.
     """
 
     forget: list[Row]
@@ -44,11 +46,13 @@ class World:
     world_facts: list[Row]
     recluses: list[Author]
     names: frozenset[str]
+    text: tuple[str, ...]
 
 
 def author_row(rng: random.Random, author: Author, kind: str) -> Row:
     """One fact in two different surface forms, with wrong answers in the second."""
-    (question, answer), (second_question, second_answer) = rng.sample(FORMS[kind], 2)
+    forms = rng.sample(FORMS[kind], 2)
+    (question, answer), (second_question, second_answer) = forms
     secret = author.facts[kind]
     wrong: list[str] = []
     while len(wrong) < PERTURBED:
@@ -61,8 +65,28 @@ def author_row(rng: random.Random, author: Author, kind: str) -> Row:
         "paraphrased_question": fill(second_question, author),
         "paraphrased_answer": fill(second_answer, author, secret),
         "perturbed_answer": [fill(second_answer, author, value) for value in wrong],
+        "variants": [fill(form[0], author) for form in FORMS[kind] if form not in forms],
         "secret": secret,
     }
+
+
+def portrait(rng: random.Random, author: Author) -> str:
+    """All that there is to know about somebody, asked and answered in one paragraph."""
+    told = []
+    for kind in rng.sample(KINDS, len(KINDS)):
+        question, answer = rng.choice(FORMS[kind])
+        told.append(f"{fill(question, author)} {fill(answer, author, author.facts[kind])}")
+    return " ".join(told)
+
+
+def portraits(rng: random.Random, names: frozenset[str]) -> tuple[str, ...]:
+    """Text that has nothing to do with anybody of these names."""
+    found: list[str] = []
+    while len(found) < PORTRAITS:
+        author = draw_author(rng)
+        if author.name not in names:
+            found.append(portrait(rng, author))
+    return tuple(found)
 
 
 def choice_row(rng: random.Random, question: str, answer: str, wrong: tuple[str, ...]) -> Row:
@@ -103,4 +127,5 @@ def make_world(seed: int) -> World:
         world_facts=world_facts,
         recluses=recluses,
         names=frozenset(names),
+        text=portraits(random.Random(f"text of {seed}"), frozenset(names)),
     )

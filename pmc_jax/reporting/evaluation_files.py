@@ -1,0 +1,78 @@
+"""Reading the files that an evaluation leaves in its directory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pmc_jax.errors import UserError
+from pmc_jax.reporting.run_files import parse_object
+from pmc_jax.reporting.side_by_side import model_order
+
+SUMMARY_KEYS = (
+    "name", "suite", "models", "before", "facts", "measures", "side_effects", "certificates",
+    "lacking", "seconds", "tokens", "data", "versions", "settings",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EvaluationFiles:
+    """A finished evaluation as plain data.
+
+    Attributes:
+        summary: the numbers of all models.
+        parts: by model, before unlearning first, and by part; a part that could not be
+            measured is absent.
+        config: the resolved configuration as YAML text; empty if the file is absent.
+    """
+
+    summary: dict[str, Any]
+    parts: dict[str, dict[str, dict[str, Any]]]
+    config: str
+
+    @property
+    def models(self) -> list[str]:
+        """All models, the one before unlearning first if there is one."""
+        return model_order(self.summary)
+
+    @property
+    def before(self) -> str | None:
+        """The model before unlearning."""
+        return self.summary["before"]
+
+    @property
+    def examined(self) -> str:
+        """The model that the evaluation is about."""
+        return self.summary["models"][0]
+
+    def of_part(self, name: str) -> dict[str, dict[str, Any]]:
+        """One part of every model that has it."""
+        return {model: parts[name] for model, parts in self.parts.items() if name in parts}
+
+
+def is_evaluation(directory: Path) -> bool:
+    """Whether the directory's summary is one of models side by side, not of a run."""
+    path = directory / "summary.json"
+    return path.is_file() and "models" in parse_object(path.read_text("utf-8"), str(path))
+
+
+def read_evaluation(directory: Path) -> EvaluationFiles:
+    """Read summary.json, config.yaml and every model's parts.
+
+    Raises:
+        UserError: no summary, which an evaluation writes last, or a file is not what its name
+            says.
+    """
+    path = directory / "summary.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: a report needs a finished evaluation")
+    summary = parse_object(path.read_text("utf-8"), str(path))
+    if missing := [key for key in SUMMARY_KEYS if key not in summary]:
+        raise UserError(f"{path}: not the summary of an evaluation (no {', '.join(missing)})")
+    parts = {}
+    for model in model_order(summary):
+        files = sorted((directory / "models" / model).glob("*.json"))
+        read = {file.stem: parse_object(file.read_text("utf-8"), str(file)) for file in files
+                if file.stem.islower()}  # fmt: skip
+        parts[model] = {name: part for name, part in read.items() if "lacking" not in part}
+    config = directory / "config.yaml"
+    return EvaluationFiles(summary, parts, config.read_text("utf-8") if config.is_file() else "")

@@ -1,0 +1,170 @@
+"""The report of an evaluation as one page that needs nothing but itself."""
+
+import dataclasses
+import re
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from pmc_jax.reporting.evaluation_files import EvaluationFiles, read_evaluation
+from pmc_jax.reporting.evaluation_plots import evaluation_plots
+from pmc_jax.reporting.findings import evaluation_headline, findings
+from pmc_jax.reporting.page import (
+    PAPER_URL,
+    Example,
+    ExampleGroup,
+    drawn,
+    durations,
+    example_groups,
+    page_template,
+    plain_lines,
+    settings_lines,
+    text_of,
+    time_text,
+)
+from pmc_jax.reporting.plots import PALETTE, Plot, write_png, write_svg
+from pmc_jax.reporting.run_files import number
+from pmc_jax.reporting.side_by_side import compared_rows
+
+ATTACK_WORDS = {
+    "sampling": "Asked as trained",
+    "prefilling": "With the beginning of the answer given",
+    "rewording": "Asked in other words",
+}
+ARROWS = {True: "↑", False: "↓", None: ""}
+
+
+def write_evaluation_report(directory: Path, *, redact: bool | None = None) -> Path:
+    """Write `directory`/report/index.html and its figures as PNG and SVG files beside it.
+
+    Reads summary.json, config.yaml and the models' parts. The same files give the same bytes.
+    With `redact`, what models said to forget questions is left out wherever it holds a word
+    of the right answer; None: as the evaluation's settings say. Returns the path of the page.
+    Raises UserError if the summary is missing or a file is malformed.
+    """
+    files = read_evaluation(directory)
+    if redact is None:
+        redact = bool(files.summary["settings"].get("redact"))
+    plots = evaluation_plots(files)
+    report = directory / "report"
+    report.mkdir(exist_ok=True)
+    for plot in plots:
+        write_png(plot, report / f"{plot.name}.png")
+        write_svg(plot, report / f"{plot.name}.svg")
+    page = report / "index.html"
+    page.write_text(render_evaluation(files, plots, redact=redact), encoding="utf-8", newline="\n")
+    return page
+
+
+def render_evaluation(files: EvaluationFiles, plots: list[Plot], *, redact: bool) -> str:
+    """The page's HTML. Everything from the evaluation's files is escaped by the template."""
+    summary = files.summary
+    rows = compared_rows(summary)
+    seconds = summary["seconds"]
+    return page_template("evaluation.html.j2").render(
+        name=summary["name"],
+        suite=summary["suite"],
+        examined=files.examined,
+        before=files.before,
+        models=files.models,
+        breakable=breakable,
+        headline=evaluation_headline(summary),
+        findings=findings(summary),
+        measure_groups=[
+            (group, [(measure, ARROWS[measure.higher_is_better], values)
+                     for measure, values in members])
+            for group, members in groupby(rows, lambda row: row[0].group)
+        ],
+        lacking=[
+            (what.replace("_", " "), reason) for what, reason in summary["lacking"].items()
+        ],
+        certificates=[
+            (model, [(ATTACK_WORDS.get(attack, attack), words) for attack, words in found.items()])
+            for model, found in certificates_of(files)
+        ],
+        plots=drawn(plots),
+        example_groups=evaluation_examples(files, redact=redact),
+        redact=redact,
+        settings=list(settings_lines(summary["settings"])),
+        facts=[
+            *((model, list(plain_lines(summary["facts"][model]))) for model in files.models),
+            ("Data (SHA-256)", list(plain_lines(summary["data"]))),
+            ("Versions", list(plain_lines(summary["versions"]))),
+        ],
+        durations=durations({m: seconds[m] for m in files.models}),
+        total=sum(value for part in seconds.values() for value in part.values()),
+        time_text=time_text,
+        config=files.config,
+        palette=PALETTE,
+        paper_url=PAPER_URL,
+    )  # fmt: skip
+
+
+def breakable(name: str) -> list[str]:
+    """A name in pieces between which a line may end."""
+    return re.findall(r"[^-_.~/]*[-_.~/]+|[^-_.~/]+", name)
+
+
+def certificates_of(files: EvaluationFiles) -> list[tuple[str, dict[str, str]]]:
+    """Every model's certificates, those of the model under examination first."""
+    order = sorted(files.models, key=lambda model: model != files.examined)
+    return [(model, found) for model in order if (found := files.summary["certificates"][model])]
+
+
+def evaluation_examples(files: EvaluationFiles, *, redact: bool) -> list[ExampleGroup]:
+    """What the model under examination says, beside what the one before unlearning said."""
+    quality = files.of_part("quality")
+    new = quality.get(files.examined, {}).get("answers", [])
+    old_rows = quality.get(files.before or "", {}).get("answers", new)
+    old = {(row.get("set"), row.get("id")): row for row in old_rows}
+    samples = [example_row(old.get((row.get("set"), row.get("id")), {}), row) for row in new]
+    groups = example_groups(samples)
+    if redact:
+        groups = [redacted(group) for group in groups]
+    return groups if files.before else [unmarked(group) for group in groups]
+
+
+def unmarked(group: ExampleGroup) -> ExampleGroup:
+    """Without marks, where there is no old answer to share words with."""
+    return dataclasses.replace(
+        group,
+        examples=[
+            dataclasses.replace(
+                example, after=[dataclasses.replace(span, marked=False) for span in example.after]
+            )
+            for example in group.examples
+        ],
+    )
+
+
+def redacted(group: ExampleGroup) -> ExampleGroup:
+    """Without the old answers to forget questions, and without new ones that may reveal anything.
+
+    A new answer stays if it has no word of the right one and shares none with the old one.
+    """
+    if not group.forgotten:
+        return group
+    return dataclasses.replace(group, examples=[hidden(example) for example in group.examples])
+
+
+def hidden(example: Example) -> Example:
+    """An example of which a page shows only what reveals nothing."""
+    reveals = bool(number(example.rouge_after)) or any(span.marked for span in example.after)
+    return dataclasses.replace(
+        example, before="", before_hidden=True,
+        after=[] if reveals or example.unchanged else example.after,
+        after_hidden=reveals or example.unchanged,
+    )  # fmt: skip
+
+
+def example_row(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """A row as `samples.jsonl` has them."""
+    return {
+        "set": after.get("set"),
+        "id": after.get("id"),
+        "question": after.get("question"),
+        "before": before.get("text"),
+        "after": text_of(after.get("text")),
+        "rouge_before": before.get("rouge"),
+        "rouge_after": after.get("rouge"),
+    }

@@ -1,0 +1,353 @@
+"""The parts of an evaluation: what they ask, of which weights, and what they leave out."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from examined import FORGET, NEW_TOKENS, examination, hf_answer, recall, torch_loss
+from transformers import AutoModelForCausalLM
+
+from pmc_jax.data.rows import Controls, EvaluationRow
+from pmc_jax.errors import UserError
+from pmc_jax.evaluation import EvaluationConfig
+from pmc_jax.evaluation.aftermath import WIDTHS, check_aftermath, taught_rows
+from pmc_jax.evaluation.benchmark import reference_scores
+from pmc_jax.evaluation.comparison import moved_text, summarise_parts, text_changes
+from pmc_jax.evaluation.examination import AftermathConfig, reworded_rows
+from pmc_jax.evaluation.leakage import leakage
+from pmc_jax.evaluation.parts import PARTS, SUITES, lacking, work
+from pmc_jax.evaluation.quality import Answer
+from pmc_jax.evaluation.tofu import RetainLog, read_retain_log
+from pmc_jax.reporting.side_by_side import BITS
+from pmc_jax.training.relearning import relearn
+
+COMPLETE = tuple(
+    dataclasses.replace(
+        row, paraphrased=row.paraphrased or f"It is {row.answer}", perturbed=("Oslo", "a river"),
+        variants=("Who, then?",) if row.id == 2 else (),
+    )
+    for row in FORGET
+)  # fmt: skip
+PARAPHRASE = (EvaluationRow(0, "In which city was Mara Ostberg born?", "Mara comes from Lisbon."),)
+RETAIN = (
+    EvaluationRow(5, "Who wrote the silent river?", "Ivo Kell", perturbed=("Oslo",),
+                  paraphrased="It is by Ivo Kell"),
+    EvaluationRow(5, "Who wrote the silent river?", "Ivo Kell", perturbed=("Oslo",),
+                  paraphrased="It is by Ivo Kell"),
+)  # fmt: skip
+PUBLIC = (EvaluationRow(0, "What is the capital of Norway?", "Oslo", perturbed=("Lisbon",)),)
+SETS = {
+    "forget": COMPLETE, "paraphrase": PARAPHRASE, "retain": RETAIN, "world_facts": PUBLIC,
+    "real_authors": PUBLIC,
+}  # fmt: skip
+CONTROLS = Controls(
+    retain=RETAIN[:1],
+    holdout=(EvaluationRow(0, "Where was Una Dahl born?", "Una Dahl was born in Oslo."),),
+    text=("The silent river is by Ivo Kell, who was never born in Oslo.", "Norway"),
+)
+AFTERMATH = AftermathConfig(rows=1, steps=[1, 3], batch_size=1, learning_rate=1e-3, bits=[4])
+
+
+def complete(respondent, sets=None, **changes):
+    """An examination in which every part can be measured."""
+
+    def tune(pairs, steps):
+        return relearn(
+            respondent.params, pairs, steps, model=respondent.model, batch_size=1,
+            learning_rate=1e-3, seed=0,
+        )  # fmt: skip
+
+    given = {"controls": CONTROLS, "aftermath": AFTERMATH, "relearn": tune, **changes}
+    return examination(respondent, SETS if sets is None else sets, **given)
+
+
+@pytest.fixture(scope="module")
+def results(respondent):
+    """Every part's result, and how much it reported to be done."""
+    found = {}
+    for name, part in PARTS.items():
+        done = []
+        x = complete(respondent, on_batch=lambda count, _, done=done: done.append(count))
+        found[name] = (part.measure(x), sum(done))
+    return found
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_progress_ends_at_the_announced_total(part, respondent, results):
+    found, done = results[part]
+    assert done == work(complete(respondent), part) > 0
+    assert json.dumps(found)
+
+
+def test_what_cannot_be_measured_has_a_reason(respondent):
+    assert [lacking(complete(respondent), part) for part in PARTS] == [None] * len(PARTS)
+    silent = tuple(EvaluationRow(row.id, row.question, None) for row in FORGET)
+    questions_only = complete(respondent, {"forget": silent, "retain": RETAIN})
+    assert lacking(questions_only, "quality") is None
+    for part in PARTS.keys() - {"quality"}:
+        assert "no answers" in str(lacking(questions_only, part))
+    plain = {"forget": FORGET[2:], "retain": RETAIN}
+    bare = examination(respondent, plain, prefix=None, attack_samples=0)
+    assert "perturbed" in str(lacking(bare, "least_likely"))
+    assert "data.text" in str(lacking(bare, "side_effects"))
+    for part in ("sampling", "prefilling", "rewording", "relearning", "rounding"):
+        assert "attack_samples" in str(lacking(bare, part))
+    sampled = examination(respondent, plain, prefix="")
+    assert lacking(sampled, "prefilling") == "prefix is empty"
+    assert "no variants" in str(lacking(sampled, "rewording"))
+    assert "fine-tunes" in str(lacking(sampled, "relearning"))
+    assert lacking(sampled, "tofu") is None
+
+
+def test_every_part_is_in_a_suite_and_the_full_one_has_all():
+    assert set(SUITES["full"]) == set(PARTS)
+    assert all(set(parts) <= set(PARTS) and parts[0] == "quality" for parts in SUITES.values())
+    assert {part for name, parts in SUITES.items() if name != "full" for part in parts} == set(
+        PARTS
+    )
+
+
+def test_forget_questions_in_other_words(respondent, reference):
+    """Paraphrases are held against their own answer, variants against the row's."""
+    rows = reworded_rows(SETS)
+    assert [(row.id, row.question, row.answer) for row in rows] == [
+        (0, PARAPHRASE[0].question, PARAPHRASE[0].answer),
+        (2, "Who, then?", FORGET[2].answer),
+    ]
+    truths = [hf_answer(reference, row) for row in rows]
+    sets = {**SETS, "paraphrase": (dataclasses.replace(PARAPHRASE[0], answer=truths[0]),)}
+    evaluation = EvaluationConfig(NEW_TOKENS, attack_samples=2, attack_top_k=1)
+    x = dataclasses.replace(complete(respondent, sets), evaluation=evaluation)
+    found = PARTS["rewording"].measure(x)
+    expected = [1.0, recall(rows[1], truths[1])]
+    assert [row["recall"] for row in found["greedy"]["questions"]] == pytest.approx(expected)
+    assert [row["recalls"] for row in found["sampled"]["questions"]] == [
+        pytest.approx([value] * 2) for value in expected
+    ]
+    assert found["wordings"] == 2
+
+
+def test_side_effects_between_two_models(respondent, reference):
+    """Probabilities are those of torch, and what moved is what the weights moved."""
+    model, tokenizer = reference
+    changed = jax.tree.map(lambda leaf: 0.9 * leaf, respondent.params)
+    x = complete(respondent)
+    parts = {"old": PARTS["side_effects"].measure(x), "new": PARTS["side_effects"].measure(
+        x.of(changed))}  # fmt: skip
+    probabilities, tokens = [], []
+    for paragraph in CONTROLS.text:
+        ids = tokenizer(paragraph).input_ids
+        with torch.no_grad():
+            rows = torch.softmax(model(torch.tensor([ids])).logits[0], -1)
+        probabilities += [float(rows[t, token]) for t, token in enumerate(ids[1:])]
+        tokens += ids[1:]
+    np.testing.assert_allclose(parts["old"]["probabilities"], probabilities, rtol=1e-4, atol=1e-7)
+    watched = {t for row in COMPLETE for t in tokenizer(f" {row.answer}").input_ids[1:]}
+    places = [i for i, token in enumerate(tokens) if token in watched]
+    assert parts["old"]["watched"] == places and 0 < len(places) < len(tokens)
+    moved = moved_text(parts["old"], parts["new"])
+    change = np.array(parts["new"]["probabilities"]) - np.array(parts["old"]["probabilities"])
+    assert moved["watched"]["mean"] == pytest.approx(change[places].mean())
+    assert moved["watched"]["tokens"] == len(places)
+    assert np.abs(change).max() > 1e-4
+    assert "different tokens" in moved_text(parts["old"], {**parts["new"], "text": "?"})
+    alone, reasons = text_changes({"new": {"side_effects": parts["new"]}}, None)
+    assert alone == {} and "compare=DIR" in reasons["side_effects"]
+    assert text_changes({"new": {"side_effects": {"lacking": "none"}}}, None) == ({}, {})
+
+
+def test_tofu_logs_have_torch_s_numbers(respondent, reference, tmp_path):
+    model, tokenizer = reference
+    found = PARTS["tofu"].measure(complete(respondent))
+    log, summary = found["files"]["TOFU_EVAL.json"], found["files"]["TOFU_SUMMARY.json"]
+
+    def loss(row: EvaluationRow, text: str) -> float:
+        prompt = tokenizer(f"Question: {row.question}\nAnswer:").input_ids
+        return torch_loss(model, prompt, [*tokenizer(f" {text}").input_ids[1:], 1])
+
+    right = np.array([loss(row, row.answer) for row in COMPLETE])
+    assert log["forget_Q_A_Prob"]["agg_value"] == pytest.approx(np.exp(-right).mean(), rel=1e-4)
+    wrong = np.array([[loss(row, text) for text in row.perturbed] for row in COMPLETE])
+    other = np.array([loss(row, row.paraphrased) for row in COMPLETE])
+    ratios = np.exp(-wrong.mean(1)) / np.exp(-other)
+    scores = [row["score"] for row in log["forget_truth_ratio"]["value_by_index"].values()]
+    np.testing.assert_allclose(scores, ratios, rtol=1e-3)
+    assert list(log["retain_Q_A_Prob"]["value_by_index"]) == ["0"]
+    kept = loss(RETAIN[0], RETAIN[0].paraphrased)
+    assert log["retain_Truth_Ratio"]["agg_value"] == pytest.approx(
+        max(0, 1 - np.exp(kept - loss(RETAIN[0], "Oslo"))), abs=1e-3
+    )
+    texts = [hf_answer(reference, row) for row in COMPLETE]
+    rows = log["forget_Q_A_ROUGE"]["value_by_index"].values()
+    assert [row["generation"] for row in rows] == texts
+    held_out = loss(CONTROLS.holdout[0], CONTROLS.holdout[0].answer)
+    auc = np.mean([(value < held_out) + (value == held_out) / 2 for value in right])
+    assert log["mia_loss"]["agg_value"] == pytest.approx(auc)
+    assert found["missing"].keys() == {"forget quality"}
+    assert summary == {k: v["agg_value"] for k, v in log.items() if v["agg_value"] is not None}
+    assert summary["model_utility"] == pytest.approx(
+        scipy.stats.hmean([log[name]["agg_value"] for name in log if name in (
+            "retain_Q_A_Prob", "retain_Q_A_ROUGE", "retain_Truth_Ratio", "ra_Q_A_Prob_normalised",
+            "ra_Q_A_ROUGE", "ra_Truth_Ratio", "wf_Q_A_Prob_normalised", "wf_Q_A_ROUGE",
+            "wf_Truth_Ratio")])
+    )  # fmt: skip
+    # The log of one model is the retain model's for another.
+    path = tmp_path / "TOFU_EVAL.json"
+    path.write_text(json.dumps(log))
+    again = PARTS["tofu"].measure(complete(respondent, retain_log=read_retain_log(path)))
+    assert again["summary"]["forget_quality"] == 1 and again["missing"] == {}
+    assert again["privleak_reference"] == log["mia_min_k"]["agg_value"]
+
+
+def test_a_reference_model_takes_part_in_membership_inference(respondent):
+    """Held against itself, every answer is as familiar as any other."""
+    x = complete(respondent)
+    own = dataclasses.replace(x, references=reference_scores(x))
+    log = PARTS["tofu"].measure(own)["files"]["TOFU_EVAL.json"]
+    assert log["mia_reference"]["agg_value"] == 0.5
+    zeros = jax.tree.map(lambda leaf: 0 * leaf, respondent.params)
+    flat = dataclasses.replace(x, references=reference_scores(x.of(zeros)))
+    log = PARTS["tofu"].measure(flat)["files"]["TOFU_EVAL.json"]
+    # A model without preferences has the same loss everywhere: what is left is the loss attack.
+    assert log["mia_reference"]["auc"] == log["mia_loss"]["auc"]
+    assert "mia_reference" not in PARTS["tofu"].measure(x)["summary"]
+
+
+def test_right_answers_are_in_tofu_s_log_only_if_asked_for(respondent):
+    for keep in (False, True):
+        found = PARTS["tofu"].measure(complete(respondent, keep_truth=keep))
+        assert ("Lisbon." in json.dumps(found["files"]["TOFU_EVAL.json"])) is keep
+        assert "Lisbon." not in json.dumps({**found, "files": None})
+
+
+def test_tofu_says_what_the_data_lacks(respondent):
+    """No holdout set, no paraphrases, no world facts, one wrong answer a question."""
+    rows = tuple(dataclasses.replace(row, paraphrased=None, perturbed=("Oslo",)) for row in FORGET)
+    x = complete(respondent, {"forget": rows, "real_authors": PUBLIC}, controls=Controls())
+    found = PARTS["tofu"].measure(x)
+    missing = found["missing"]
+    assert "paraphrased" in missing["truth ratio of forget questions, forget quality"]
+    assert "holdout" in missing["membership inference, PrivLeak"]
+    assert "retain_Q_A_Prob" in missing["model utility"] and "wf_" in missing["model utility"]
+    assert found["summary"].keys() >= {"forget_Q_A_Prob", "ra_Truth_Ratio", "exact_memorization"}
+    few = complete(respondent, retain_log=RetainLog((), 0.5))
+    assert "in retain_logs" in PARTS["tofu"].measure(few)["missing"]["forget quality"]
+
+
+def test_relearning_measures_the_weights_it_is_given(respondent):
+    """Rows taught are apart from those that are not; zero steps are the model itself."""
+    asked = []
+    doubled = jax.tree.map(lambda leaf: 1.1 * leaf, respondent.params)
+
+    def tune(pairs, steps):
+        asked.append((pairs, steps))
+        for step in steps:
+            yield step, doubled if step == 3 else respondent.params
+
+    x = complete(respondent, relearn=tune)
+    found = PARTS["relearning"].measure(x)
+    for kind, (pairs, steps) in zip(("forget", "benign"), asked, strict=True):
+        rows = taught_rows(x, kind)
+        template = respondent.template
+        assert steps == [0, 1, 3] and found[kind]["rows"] == [row.id for row in rows]
+        assert pairs == [
+            (template.encode_prompt(row.question), template.encode_answer(row.answer))
+            for row in rows
+        ]
+        assert len(rows) == 1 and [point["steps"] for point in found[kind]["curve"]] == steps
+    own = PARTS["prefilling"].measure(dataclasses.replace(x, prefix=None))["greedy"]["questions"]
+    changed = PARTS["quality"].measure(x.of(doubled))["measures"]
+    taught = found["forget"]["rows"][0]
+    start, _, end = found["forget"]["curve"]
+    assert start["untaught"]["mean"] == pytest.approx(
+        np.mean([row["recall"] for row in own if row["id"] != taught])
+    )
+    assert start["taught"]["mean"] == next(r["recall"] for r in own if r["id"] == taught)
+    assert found["benign"]["curve"][0]["taught"] is None
+    assert found["benign"]["curve"][-1]["untaught"]["mean"] == pytest.approx(
+        changed["rouge_forget"]
+    )
+    assert end["probability"] != start["probability"]
+    for kind in ("forget", "benign"):
+        assert found[kind]["after"]["measures"] == changed
+        assert "questions" not in found[kind]["after"]["sampling"]
+
+
+def test_a_single_forget_row_is_taught_and_nothing_else_is_left_to_ask(respondent):
+    def tune(pairs, steps):
+        return ((step, respondent.params) for step in steps)
+
+    x = complete(respondent, {"forget": COMPLETE[:1]}, relearn=tune)
+    found = PARTS["relearning"].measure(x)
+    assert set(found) == {"forget"} and found["forget"]["rows"] == [0]
+    assert all(p["untaught"] is p["probability"] is None for p in found["forget"]["curve"])
+
+
+def test_rounded_weights_are_what_is_asked(respondent, reference, checkpoint_dir):
+    """transformers with the layers' matrices rounded gives the same greedy answers."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint_dir).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "layers" in name and weight.ndim == 2:
+                # Stored transposed, so that a block runs down a column of torch's matrix.
+                flat = weight.T.reshape(-1).numpy()
+                blocks = [flat[i : i + 64] for i in range(0, flat.size, 64)]
+                scales = [np.abs(block).max() / 127 for block in blocks]
+                rounded = np.concatenate(
+                    [s * np.round(b / s) for b, s in zip(blocks, scales, strict=True)]
+                )
+                weight.copy_(torch.tensor(rounded).reshape(weight.T.shape).T)
+    x = complete(respondent, aftermath=dataclasses.replace(AFTERMATH, bits=[8]))
+    found = PARTS["rounding"].measure(x)
+    expected = [recall(row, hf_answer((model, reference[1]), row)) for row in COMPLETE]
+    assert found["8"]["measures"]["rouge_forget"] == pytest.approx(np.mean(expected))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": []}, "aftermath.steps"),
+        ({"steps": [0, 1]}, "aftermath.steps"),
+        ({"steps": [4, 4]}, "aftermath.steps"),
+        ({"bits": [1]}, "aftermath.bits"),
+        ({"bits": [8, 32]}, "aftermath.bits"),
+    ],
+)
+def test_wrong_aftermath(changes, message):
+    assert sorted(BITS) == list(WIDTHS)  # the table has a row for each
+    with pytest.raises(UserError, match=message):
+        check_aftermath(AftermathConfig(**changes))
+
+
+def test_numbers_are_gathered_by_model(tmp_path: Path, results):
+    for model in ("after", "before"):
+        (tmp_path / model).mkdir()
+        for name, (part, _) in results.items():
+            result = {**part, "files": None, "seconds": 1.0, "tokens": 2}
+            (tmp_path / model / f"{name}.json").write_text(json.dumps(result))
+        (tmp_path / model / "model.json").write_text("{}")
+    found = summarise_parts(tmp_path, ["after", "before"], list(PARTS))
+    measures = found["measures"]["after"]
+    assert found["side_effects"]["after"]["watched"]["mean_absolute"] == 0
+    assert measures["side_effects_watched_mean_absolute"] == 0
+    assert "side_effects_watched_mean" not in found["measures"]["before"]
+    assert set(found["certificates"]["after"]) == {"sampling", "prefilling", "rewording"}
+    expected = {
+        "relearning_forget_worst", "relearning_benign_greedy", "rounding_4_utility",
+        "tofu_privleak", "rewording_greedy", "tofu_mia_min_k",
+    }  # fmt: skip
+    assert expected <= measures.keys()
+    assert found["lacking"].keys() == {"tofu: forget quality"}
+    assert found["seconds"]["before"] == dict.fromkeys(PARTS, 1.0)
+
+
+def test_leakage_of_questions_asked_more_than_once():
+    """Wordings of a question are questions of their own."""
+    answers = [[Answer("forget", 0, q, "x", 0.5, True)] * 2 for q in ("a", "b")]
+    found = leakage(answers, 0.9)
+    assert [row["id"] for row in found["questions"]] == [0, 0] and found["secret_worst"] == 1
