@@ -123,6 +123,7 @@ CHOICES = {
     "data.format": ("tofu", "jsonl"),
     "prompt.template": ("auto", "chat", "plain"),
     "method.pairs": ("all", "retain", "forget"),
+    "method.retain_loss": ("nll", "kl"),
     "optimizer.schedule": ("linear", "constant"),
 }
 

@@ -40,7 +40,6 @@ from pmc_jax.reporting.summary import step_seconds, summarise
 from pmc_jax.training.baseline import (
     BaselineRun,
     baseline_steps,
-    method_objective,
     needs_reference,
     reference_nll,
 )
@@ -59,6 +58,7 @@ from pmc_jax.training.loop import (
     updates_per_epoch,
 )
 from pmc_jax.training.metrics import open_metrics
+from pmc_jax.training.objectives import frozen_params, method_objective, needs_target
 from pmc_jax.training.optimizer import make_optimizer, make_schedule
 from pmc_jax.training.run import Record, unlearn
 from pmc_jax.training.run_directory import SUMMARY, begin_run, holds_run, place_of
@@ -218,9 +218,13 @@ def pmc_run(
 
 
 def baseline_run(
-    cfg: Config, inputs: Inputs, data: MethodData, optimizer: optax.GradientTransformation
+    cfg: Config,
+    inputs: Inputs,
+    data: MethodData,
+    optimizer: optax.GradientTransformation,
+    frozen: Params,
 ) -> Steps:
-    """The steps of any other method."""
+    """The steps of any other method; `frozen` are the target model's weights if it needs them."""
     objective = method_objective(cfg.method, inputs.model.cfg, cfg.model.dtype, cfg.model.remat)
 
     def steps(state: RunState, extra: dict[str, Any]) -> Iterator[tuple[RunState, Record]]:
@@ -238,6 +242,7 @@ def baseline_run(
             train_step=make_objective_step(optimizer, objective, inputs.model.cfg),
             answer_reference=reference("answers", len(data.answers)),
             refusal_reference=reference("refusals", len(data.refusals)),
+            frozen=frozen,
         )
         return baseline_steps(run, state)
 
@@ -264,7 +269,9 @@ def train_stage(
     else:
         assert targets is not None
         memory = empty_memory(1, 1)  # a method without samples has nothing to remember
-        steps = baseline_run(cfg, inputs, targets, optimizer)
+        needed = needs_target(cfg.method)
+        frozen = frozen_params(params, model.cfg, cfg.model.dtype) if needed else {}
+        steps = baseline_run(cfg, inputs, targets, optimizer, frozen)
     with open_checkpoints(directory / "checkpoints", cfg.checkpoints) as manager:
         like = RunState(abstract_state(model.cfg, optimizer, dtype, inputs.mesh), memory)
         if manager.latest_step() is not None:

@@ -7,11 +7,15 @@ import re
 from collections import Counter
 
 import hydra
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import yaml
 from omegaconf import OmegaConf
-from test_train import assert_same_run, call, lines
+from test_train import call, lines
 
+from convert.load import load_checkpoint
 from pmc_jax import train
 from pmc_jax.config import config_directory
 from pmc_jax.data.encode import encode
@@ -20,6 +24,8 @@ from pmc_jax.data.prompts import PromptConfig, make_template
 from pmc_jax.data.rows import DataConfig
 from pmc_jax.errors import UserError
 from pmc_jax.reporting.page import TRAINED
+from pmc_jax.training.objectives import frozen_params
+from pmc_jax.training.step import sequence_states
 from pmc_jax.training.targets import DEFAULT_REFUSAL, method_data
 from pmc_jax.unlearning.config import (
     METHODS,
@@ -31,6 +37,8 @@ from pmc_jax.unlearning.config import (
     PMCConfig,
     RetainOnlyConfig,
 )
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture
@@ -53,9 +61,9 @@ def run(checkpoint_dir, tofu_dir, tmp_path, monkeypatch):
 
 
 def test_a_run_with_references_and_refusals(run, tofu_dir, monkeypatch):
-    """DPO, which has every kind of rows: the log, two compiled shapes, and continuation."""
+    """DPO, which has every kind of rows: the log, two compiled shapes, and the files."""
     (tofu_dir / "idontknow.jsonl").write_text("No idea.\nI can't say.\n\n")
-    real_steps, real_make, made = train.baseline_steps, train.make_objective_step, []
+    real_make, made = train.make_objective_step, []
     monkeypatch.setattr(
         train, "make_objective_step", lambda *a: made.append(real_make(*a)) or made[-1]
     )
@@ -69,7 +77,7 @@ def test_a_run_with_references_and_refusals(run, tofu_dir, monkeypatch):
     )
     # The first update's learning rate is 0: the whole first epoch is at θ_ref.
     for row in steps[:2]:
-        assert row["forget_loss"] == pytest.approx(2 / 0.1 * math.log(2), rel=1e-6)
+        assert row["forget_loss"] == pytest.approx(2 / 0.1 * math.log(2), rel=1e-5)
     assert steps[-1]["forget_loss"] < steps[0]["forget_loss"] - 0.1
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["settings"]["method.name"] == "dpo" and summary["tokens_sampled"] == 0
@@ -81,17 +89,53 @@ def test_a_run_with_references_and_refusals(run, tofu_dir, monkeypatch):
         path.name for path in whole.iterdir()
     }
 
+
+STOPPED = {
+    "dpo": ("method=dpo",),
+    "gd with kl": ("method=gd", "method.retain_loss=kl"),
+}
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_a_stopped_run_continues_bit_for_bit(name, checkpoint_dir, tofu_dir, tmp_path, monkeypatch):
+    """The training alone, without what is measured and written around it."""
+    overrides = [
+        *STOPPED[name], f"model.path={checkpoint_dir}", f"data.path={tofu_dir}",
+        "data=tofu_forget10", "prompt.template=plain", "training.epochs=3",
+        "training.batch_size=3", "training.max_length=64", "optimizer.learning_rate=1e-2",
+        "checkpoints.every=1",
+    ]  # fmt: skip
+    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+        cfg = OmegaConf.to_object(hydra.compose("train", overrides=overrides))
+    real_steps, compiled = train.baseline_steps, []
+    real_make = train.make_objective_step
+
+    def make_once(*arguments):
+        if not compiled:
+            compiled.append(real_make(*arguments))
+        return compiled[0]
+
     def stopping(*arguments):
         for state, record in real_steps(*arguments):
-            if record.step == 3:
-                raise RuntimeError("the machine is gone")
+            if record.step == 2:
+                raise KeyboardInterrupt
             yield state, record
 
+    def go(directory):
+        inputs, params = train.load_inputs(cfg)
+        trained, steps, _ = train.train_stage(cfg, inputs, params, tmp_path / directory)
+        return trained, [{**step, "seconds": None} for step in steps]
+
+    monkeypatch.setattr(train, "make_objective_step", make_once)
+    whole, steps = go("whole")
+    assert compiled[0]._cache_size() == 1 and len(steps) == 3
     monkeypatch.setattr(train, "baseline_steps", stopping)
-    with pytest.raises(SystemExit):
-        run("method=dpo", "method.retain_weight=0.5", name="parts")
+    with pytest.raises(KeyboardInterrupt):
+        go("parts")
     monkeypatch.setattr(train, "baseline_steps", real_steps)
-    assert_same_run(whole, run("method=dpo", "method.retain_weight=0.5", name="parts"))
+    again, steps_again = go("parts")
+    assert steps == steps_again
+    jax.tree.map(np.testing.assert_array_equal, whole, again)
 
 
 def test_fine_tuning_visits_every_pair_and_learns(run):
@@ -182,6 +226,8 @@ MISTAKES = {
     "name": (["method=npo", "method.name=dpo"], r"method\.name=dpo: choose a method by method="),
     "beta": (["method=npo", "method.beta=0"], r"method\.beta=0.*: expected more than 0"),
     "pairs": (["method=finetune", "method.pairs=some"], r"expected one of all, retain, forget"),
+    "retain loss": (["method=gd", "method.retain_loss=l2"], r"expected one of nll, kl"),
+    "retain loss of PMC": (["method.retain_loss=kl"], r"retain_loss is a key of method=gd, "),
     "refusals": (["method=idk", "method.refusals=none.txt"], r"none\.txt: cannot be read"),
 }
 
@@ -195,6 +241,26 @@ def test_mistakes_get_one_line_and_write_nothing(name, run, tmp_path, capsys):
     assert stop.value.code == 2 and error.count("\n") == 1
     assert re.match("error: ", error) and re.search(message, error)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_frozen_copy_is_its_own_and_computes_the_same(checkpoint_dir):
+    """Matrices in the dtype that products are computed in: the same bits at half the size."""
+    found = load_checkpoint(checkpoint_dir)
+    states = jax.jit(sequence_states, static_argnames=("cfg", "dtype", "remat"))
+    tokens, mask = jnp.arange(12).reshape(2, 6), jnp.ones((2, 6), bool)
+    for dtype in ("float32", "bfloat16"):
+        frozen = frozen_params(found.params, found.cfg, dtype)
+        outputs = [
+            states(params, tokens, mask, cfg=found.cfg, dtype=dtype, remat="none")
+            for params in (found.params, frozen)
+        ]
+        np.testing.assert_array_equal(*outputs)
+        assert frozen["layers"]["up"].dtype == dtype
+        places = [
+            {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)}
+            for params in (found.params, frozen)
+        ]
+        assert not places[0] & places[1]
 
 
 def test_each_method_has_a_file_with_its_defaults():

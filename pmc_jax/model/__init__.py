@@ -3,7 +3,7 @@
 from pmc_jax.model.cache import PrefixCache, SuffixCache, grow, init_suffix
 from pmc_jax.model.config import ModelConfig, RopeConfig
 from pmc_jax.model.forward import decode_step, forward, logits, prefill
-from pmc_jax.model.nll import token_nll
+from pmc_jax.model.nll import negative_log_likelihood, token_nll, token_values
 from pmc_jax.model.sharding import (
     MESH_AXES,
     auto_layout,
@@ -47,10 +47,12 @@ __all__ = [
     "logits",
     "make_mesh",
     "mesh_layout",
+    "negative_log_likelihood",
     "on_mesh",
     "param_count",
     "param_shardings",
     "param_specs",
     "prefill",
     "token_nll",
+    "token_values",
 ]

@@ -69,6 +69,7 @@ SETTING_WORDS = {
     "method.gamma": "margin of the loss, γ",
     "method.beta1": "exponent of the saturation, β₁",
     "method.beta2": "exponent of the importance, β₂",
+    "method.retain_loss": "retain loss",
     "method.retain_weight": "weight of the retain loss, λ",
     "method.retain_per_forget": "retain pairs in a step for each forget question",
     "training.epochs": "visits of every forget question, epochs",

@@ -13,8 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
-from jaxtyping import Array, Bool, DTypeLike, Float, Int
+from jaxtyping import Array, DTypeLike, Float
 
 from pmc_jax.data.batches import retain_draw, train_sequence
 from pmc_jax.data.prompts import PromptTemplate
@@ -23,33 +22,10 @@ from pmc_jax.model.specs import Params
 from pmc_jax.training.checkpoints import RunState
 from pmc_jax.training.loop import BatchConfig, updates_per_epoch, visited
 from pmc_jax.training.micro_batches import Pair, in_parts, micro_batches, padded_length
-from pmc_jax.training.step import Objective, TrainStep, sequence_nll
+from pmc_jax.training.objectives import AnswerRows, MethodBatch
+from pmc_jax.training.step import TrainStep, sequence_nll
 from pmc_jax.training.targets import MethodData
-from pmc_jax.unlearning.baselines import MethodLoss, Targets, method_loss
 from pmc_jax.unlearning.config import DPOConfig, MethodConfig, NPOConfig, RetainingConfig
-
-
-@struct.dataclass
-class AnswerRows:
-    """Right-padded prompts and answers with N_ref of each; unused rows carry no loss."""
-
-    tokens: Int[Array, "*rows time"]
-    mask: Bool[Array, "*rows time"]
-    loss_mask: Bool[Array, "*rows time"]
-    reference: Float[Array, "*rows"]
-
-
-@struct.dataclass
-class MethodBatch:
-    """An optimizer batch `[accumulation, rows, time]` or a part `[rows, time]` of it.
-
-    Row i of `refusals` answers the question of row i of `answers`. A kind that the method
-    does not have has no rows.
-    """
-
-    answers: AnswerRows
-    refusals: AnswerRows
-    retain: AnswerRows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +35,8 @@ class BaselineRun:
     Attributes:
         answer_reference, refusal_reference: N_ref of every answer and refusal; zeros where
             the method has no need of it.
+        frozen: the target model's weights as `frozen_params` has them; empty where the
+            method has no need of them.
     """
 
     method: MethodConfig
@@ -69,6 +47,7 @@ class BaselineRun:
     train_step: TrainStep
     answer_reference: Float[np.ndarray, " answers"]
     refusal_reference: Float[np.ndarray, " refusals"]
+    frozen: Params = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,50 +76,6 @@ class BaselineRecord:
 def needs_reference(method: MethodConfig) -> bool:
     """Whether the loss compares with log-probabilities of the target model."""
     return isinstance(method, NPOConfig | DPOConfig)
-
-
-def joined(batch: MethodBatch) -> AnswerRows:
-    """All rows of a part, for one forward pass."""
-    kinds = (batch.answers, batch.refusals, batch.retain)
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *kinds)
-
-
-def split_targets(
-    nll: Float[Array, "rows time"], part: MethodBatch, batch: MethodBatch
-) -> tuple[Targets, Targets, Targets]:
-    """The part's answers, refusals and retain answers, counted in the whole batch."""
-    found, start = [], 0
-    for rows, whole in (
-        (part.answers, batch.answers),
-        (part.refusals, batch.refusals),
-        (part.retain, batch.retain),
-    ):
-        end = start + rows.tokens.shape[0]
-        found.append(
-            Targets(
-                nll=nll[start:end],
-                mask=rows.loss_mask,
-                reference=rows.reference,
-                tokens=whole.loss_mask.sum(),
-                answers=whole.loss_mask.any(axis=-1).sum(),
-            )
-        )
-        start = end
-    answers, refusals, retain = found
-    return answers, refusals, retain
-
-
-def method_objective(
-    method: MethodConfig, cfg: ModelConfig, dtype: DTypeLike = jnp.float32, remat: str = "none"
-) -> Objective:
-    """The method's loss of a part of an optimizer batch."""
-
-    def objective(params: Params, part: MethodBatch, batch: MethodBatch) -> MethodLoss:
-        rows = joined(part)
-        nll = sequence_nll(params, rows.tokens, rows.mask, cfg, dtype, remat)
-        return method_loss(method, *split_targets(nll, part, batch))
-
-    return objective
 
 
 def answer_rows(
@@ -232,7 +167,7 @@ def baseline_step(run: BaselineRun, state: RunState, step: int) -> tuple[RunStat
     questions = visited(run.seed, step, run.data.visited, run.batch)
     batch = method_batch(run, step, questions)
     laid_out = time.perf_counter()
-    train, losses = run.train_step(state.train, batch)
+    train, losses = run.train_step(state.train, batch, run.frozen)
     losses = jax.block_until_ready(losses)
     ended = time.perf_counter()
     record = BaselineRecord(

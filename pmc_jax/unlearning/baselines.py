@@ -4,7 +4,8 @@ With y the answer to a forget question q, N(y) = −log p_θ(y | q) summed over 
 |y| loss tokens (end token included), N_ref(y) the same under the frozen target model, f and
 r the token means of the NLL over forget answers and over retain answers, and σ the logistic
 function. A mean over answers weighs every answer the same, a token mean every token. λ r is
-added by `method_loss`.
+added by `method_loss`; with `retain_loss=kl`, r is the token mean of the divergence from the
+target model.
 """
 
 import jax
@@ -36,13 +37,13 @@ class Targets:
     the whole of it, so that losses and gradients of the parts add up to those of the whole.
 
     Attributes:
-        nll: token NLLs as `token_nll` gives them.
+        losses: what each token costs: its NLL, or what the method has in its place.
         mask: True at answer and end tokens; a row without any is filler.
         reference: N_ref of each row.
         tokens, answers: how many the whole optimizer batch has.
     """
 
-    nll: Float[Array, "rows time"]
+    losses: Float[Array, "rows time"]
     mask: Bool[Array, "rows time"]
     reference: Float[Array, " rows"]
     tokens: Int[Array, ""]
@@ -60,14 +61,14 @@ class MethodLoss:
 
 def answer_nll(targets: Targets) -> Float[Array, " rows"]:
     """N(y), the summed NLL of each answer."""
-    return jnp.where(targets.mask, targets.nll, 0).sum(axis=-1)
+    return jnp.where(targets.mask, targets.losses, 0).sum(axis=-1)
 
 
 def token_mean(
     targets: Targets, values: Float[Array, "rows time"] | None = None
 ) -> Float[Array, ""]:
-    """Mean over all loss tokens of `values`, by default of the NLL."""
-    values = targets.nll if values is None else values
+    """Mean over all loss tokens of `values`, by default of what they cost."""
+    values = targets.losses if values is None else values
     return jnp.where(targets.mask, values, 0).sum() / targets.tokens.clip(1)
 
 
@@ -114,8 +115,8 @@ def dpo_loss(forget: Targets, refusal: Targets, beta: float) -> Float[Array, ""]
 
 def wga_loss(forget: Targets, alpha: float) -> Float[Array, ""]:
     """Token mean of p^α log p, p^α without gradient (WGA; Wang et al. 2025, arXiv 2502.19301)."""
-    weight = jax.lax.stop_gradient(jnp.exp(-alpha * forget.nll))
-    return -token_mean(forget, weight * forget.nll)
+    weight = jax.lax.stop_gradient(jnp.exp(-alpha * forget.losses))
+    return -token_mean(forget, weight * forget.losses)
 
 
 def satimp_loss(forget: Targets, beta1: float, beta2: float) -> Float[Array, ""]:
@@ -124,8 +125,8 @@ def satimp_loss(forget: Targets, beta1: float, beta2: float) -> Float[Array, ""]
     SatImp (Yang et al. 2025, arXiv 2505.11953): saturation times importance.
     """
     # A certain token's NLL may be rounded to just below 0, where (1 - p)^β₂ has no value.
-    p = jax.lax.stop_gradient(jnp.exp(-forget.nll).clip(max=1))
-    return -token_mean(forget, p**beta1 * (1 - p) ** beta2 * forget.nll)
+    p = jax.lax.stop_gradient(jnp.exp(-forget.losses).clip(max=1))
+    return -token_mean(forget, p**beta1 * (1 - p) ** beta2 * forget.losses)
 
 
 def forget_term(

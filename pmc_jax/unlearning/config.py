@@ -49,6 +49,18 @@ class PMCConfig(RetainingConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class BaselineConfig(RetainingConfig):
+    """A method other than PMC that has a retain term.
+
+    Attributes:
+        retain_loss: "nll": of the retain answers, as PMC has it; "kl": the divergence from the
+            target model at their tokens.
+    """
+
+    retain_loss: str = "nll"
+
+
+@dataclasses.dataclass(frozen=True)
 class FineTuneConfig(MethodConfig):
     """Ordinary fine-tuning, which makes target models and retrained ones.
 
@@ -68,14 +80,14 @@ class GAConfig(MethodConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class GDConfig(RetainingConfig):
+class GDConfig(BaselineConfig):
     """Gradient difference."""
 
     name: str = "gd"
 
 
 @dataclasses.dataclass(frozen=True)
-class IDKConfig(RetainingConfig):
+class IDKConfig(BaselineConfig):
     """Training on refusals.
 
     Attributes:
@@ -88,7 +100,7 @@ class IDKConfig(RetainingConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class NPOConfig(RetainingConfig):
+class NPOConfig(BaselineConfig):
     """Negative preference optimisation at inverse temperature β."""
 
     name: str = "npo"
@@ -96,7 +108,7 @@ class NPOConfig(RetainingConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class SimNPOConfig(RetainingConfig):
+class SimNPOConfig(BaselineConfig):
     """NPO without a reference model, per token, with margin γ (multiplied by β)."""
 
     name: str = "simnpo"
@@ -105,7 +117,7 @@ class SimNPOConfig(RetainingConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class DPOConfig(RetainingConfig):
+class DPOConfig(BaselineConfig):
     """Direct preference optimisation of refusals over the forget answers.
 
     Attributes:
@@ -118,14 +130,14 @@ class DPOConfig(RetainingConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class RetainOnlyConfig(RetainingConfig):
+class RetainOnlyConfig(BaselineConfig):
     """The retain loss alone: what further training does without any unlearning."""
 
     name: str = "retain_only"
 
 
 @dataclasses.dataclass(frozen=True)
-class WGAConfig(RetainingConfig):
+class WGAConfig(BaselineConfig):
     """Gradient ascent on tokens weighted by their probability to the power of `alpha`."""
 
     name: str = "wga"
@@ -133,7 +145,7 @@ class WGAConfig(RetainingConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class SatImpConfig(RetainingConfig):
+class SatImpConfig(BaselineConfig):
     """Gradient ascent on tokens weighted by saturation (β₁) and importance (β₂)."""
 
     name: str = "satimp"
