@@ -151,6 +151,7 @@ LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
     "method.alpha": (0, True),
     "method.beta1": (0, True),
     "method.beta2": (0, True),
+    "method.skipped_tokens": (0, True),
     "training.epochs": (0, True),
     "training.batch_size": (1, True),
     "training.accumulation": (1, True),

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from pmc_jax.training.objectives import AnswerRows, MethodBatch
 from pmc_jax.unlearning.config import (
+    CEUConfig,
     DPOConfig,
     FineTuneConfig,
     GAConfig,
@@ -34,6 +35,8 @@ CONFIGS = {
     "retain_only": RetainOnlyConfig(retain_weight=LAMBDA),
     "retain_only_kl": RetainOnlyConfig(retain_weight=LAMBDA, retain_loss="kl"),
     "wga": WGAConfig(alpha=0.6, retain_weight=LAMBDA),
+    "ceu": CEUConfig(skipped_tokens=2, retain_weight=LAMBDA),
+    "ceu_alone": CEUConfig(),
     "satimp": SatImpConfig(beta1=0.8, beta2=0.4, retain_weight=LAMBDA),
 }
 
@@ -141,6 +144,15 @@ def published_loss(name: str, model, target, batch: MethodBatch) -> torch.Tensor
             return LAMBDA * divergence(model, target, batch.retain)
         case "retain_only":
             return retain
+        case "ceu" | "ceu_alone":
+            skipped = CONFIGS[name].skipped_tokens
+            found = []
+            for logits, tokens in answer_logits(model, batch.answers):
+                goal = logits.detach().clone()
+                goal[torch.arange(len(tokens)), tokens] = -torch.inf
+                entropies = F.cross_entropy(logits, goal.softmax(-1), reduction="none")
+                found.append(entropies[skipped:])
+            return torch.cat(found).mean() + (retain if name == "ceu" else 0)
         case "wga":
             return (p**0.6 * -torch.cat(answers)).mean() + retain
         case "satimp":

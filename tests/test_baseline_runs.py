@@ -32,6 +32,7 @@ from pmc_jax.unlearning.config import (
     DPOConfig,
     FineTuneConfig,
     GAConfig,
+    GDConfig,
     IDKConfig,
     NPOConfig,
     PMCConfig,
@@ -92,6 +93,7 @@ def test_a_run_with_references_and_refusals(run, tofu_dir, monkeypatch):
 
 STOPPED = {
     "dpo": ("method=dpo",),
+    "ceu": ("method=ceu",),
     "gd with kl": ("method=gd", "method.retain_loss=kl"),
 }
 
@@ -177,6 +179,8 @@ def test_what_each_method_is_trained_on(data_of, tofu_dir):
     assert idk.answers == dpo.refusals and not idk.refusals
     only, _, _ = data_of(RetainOnlyConfig())
     assert (only.answers, only.refusals, only.visited) == ([], [], 3)
+    for alone in (GAConfig(), GDConfig(retain_weight=0.0)):
+        assert data_of(alone)[0].answers == npo.answers and not data_of(alone)[0].retain
     for pairs, count in (("all", 6), ("forget", 3), ("retain", 3)):
         tuned, _, _ = data_of(FineTuneConfig(pairs=pairs))
         assert tuned.visited == len(tuned.answers) == count and not tuned.retain

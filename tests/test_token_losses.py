@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from pmc_jax.unlearning.token_losses import kl_divergence
+from pmc_jax.unlearning.token_losses import complement_cross_entropy, kl_divergence
 
 TOKENS = np.array([2, 0, 3])
 LOGITS = arrays(np.float64, (3, 5), elements=st.floats(-8, 8))
@@ -19,6 +19,29 @@ LOGITS = arrays(np.float64, (3, 5), elements=st.floats(-8, 8))
 @pytest.fixture(autouse=True)
 def double(x64):
     """All of it in float64."""
+
+
+@given(LOGITS)
+def test_ceu_in_closed_form(logits):
+    """−log(1 − p(y)) plus the entropy of the rest; its gradient is p − q, within (−1, 1)."""
+    rows, p = np.arange(3), softmax(logits, axis=-1)
+    q = p.copy()
+    q[rows, TOKENS] = 0
+    rest = q.sum(-1)
+    q /= rest[:, None]
+    value = lambda x: complement_cross_entropy(x, jnp.asarray(TOKENS))  # noqa: E731
+    found = value(jnp.asarray(logits))
+    np.testing.assert_allclose(found, -np.log(rest) + entropy(q, axis=-1), atol=1e-9)
+    gradient = jax.grad(lambda x: value(x).sum())(jnp.asarray(logits))
+    np.testing.assert_allclose(gradient, p - q, atol=1e-12)
+
+
+def test_ceu_of_a_token_that_is_all_but_certain_is_finite():
+    """Where gradient ascent no longer moves: the gradient at y is then its probability, 1."""
+    logits = jnp.asarray([[0.0, 0.0, 800.0]])
+    value = lambda x: complement_cross_entropy(x, jnp.asarray([2])).sum()  # noqa: E731
+    assert np.isfinite(value(logits))
+    np.testing.assert_allclose(jax.grad(value)(logits), [[-0.5, -0.5, 1.0]])
 
 
 @given(LOGITS, LOGITS)

@@ -51,6 +51,8 @@ TRAINED = {
     "and on answers to keep.",
     "satimp": "by gradient ascent weighted by saturation and importance (SatImp, arXiv "
     "2505.11953) on the answers to be forgotten, and on answers to keep.",
+    "ceu": "by cross-entropy unlearning (CE-U, arXiv 2503.01224): towards its own distribution "
+    "without the tokens of the answers to be forgotten.",
 }
 
 # The settings a reader asks for first, in words; the rest stands in the configuration.
@@ -69,6 +71,7 @@ SETTING_WORDS = {
     "method.gamma": "margin of the loss, γ",
     "method.beta1": "exponent of the saturation, β₁",
     "method.beta2": "exponent of the importance, β₂",
+    "method.skipped_tokens": "first tokens of an answer without loss",
     "method.retain_loss": "retain loss",
     "method.retain_weight": "weight of the retain loss, λ",
     "method.retain_per_forget": "retain pairs in a step for each forget question",

@@ -25,7 +25,7 @@ from pmc_jax.training.micro_batches import Pair, in_parts, micro_batches, padded
 from pmc_jax.training.objectives import AnswerRows, MethodBatch
 from pmc_jax.training.step import TrainStep, sequence_nll
 from pmc_jax.training.targets import MethodData
-from pmc_jax.unlearning.config import DPOConfig, MethodConfig, NPOConfig, RetainingConfig
+from pmc_jax.unlearning.config import DPOConfig, MethodConfig, NPOConfig, has_retain_term
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def answer_rows(
 def method_batch(run: BaselineRun, step: int, questions: Sequence[int]) -> MethodBatch:
     """The answers to the step's questions, their refusals, and as many retain pairs as asked."""
     data, batch, end = run.data, run.batch, run.template.end_id
-    per_forget = run.method.retain_per_forget if isinstance(run.method, RetainingConfig) else 0
+    per_forget = run.method.retain_per_forget if has_retain_term(run.method) else 0
     drawn = retain_draw(run.seed, step, per_forget * len(questions), max(len(data.retain), 1))
     kinds = (
         [data.answers[i] for i in questions] if data.answers else [],

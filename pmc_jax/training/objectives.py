@@ -19,8 +19,8 @@ from pmc_jax.model import (
 from pmc_jax.model.specs import Params, Spec
 from pmc_jax.training.step import Objective, sequence_states
 from pmc_jax.unlearning.baselines import MethodLoss, Targets, method_loss
-from pmc_jax.unlearning.config import BaselineConfig, MethodConfig
-from pmc_jax.unlearning.token_losses import kl_divergence
+from pmc_jax.unlearning.config import BaselineConfig, CEUConfig, MethodConfig, has_retain_term
+from pmc_jax.unlearning.token_losses import complement_cross_entropy, kl_divergence
 
 
 @struct.dataclass
@@ -65,9 +65,19 @@ NLL = TokenLoss(negative_log_likelihood)
 
 def token_losses(method: MethodConfig) -> dict[str, TokenLoss]:
     """What the tokens of each kind of rows cost under `method`."""
+    answers = retain = NLL
+    if isinstance(method, CEUConfig):
+        answers = TokenLoss(complement_cross_entropy)
     kl = isinstance(method, BaselineConfig) and method.retain_loss == "kl"
-    retain = TokenLoss(kl_divergence, target=True) if kl else NLL
-    return {"answers": NLL, "refusals": NLL, "retain": retain}
+    if kl and has_retain_term(method):
+        retain = TokenLoss(kl_divergence, target=True)
+    return {"answers": answers, "refusals": NLL, "retain": retain}
+
+
+def without_first(rows: AnswerRows, count: int) -> AnswerRows:
+    """The same rows, but the first `count` tokens of an answer carry no loss."""
+    later = jnp.cumsum(rows.loss_mask, axis=-1) > count
+    return rows.replace(loss_mask=rows.loss_mask & later)
 
 
 def needs_target(method: MethodConfig) -> bool:
@@ -122,6 +132,11 @@ def method_objective(
     def objective(
         params: Params, part: MethodBatch, batch: MethodBatch, frozen: Params
     ) -> MethodLoss:
+        if isinstance(method, CEUConfig):
+            part, batch = (
+                each.replace(answers=without_first(each.answers, method.skipped_tokens))
+                for each in (part, batch)
+            )
         rows = {kind: getattr(part, kind) for kind in KINDS}
         some = {kind: own for kind, own in rows.items() if own.tokens.shape[0]}
         compared = {kind: own for kind, own in some.items() if losses[kind].target}

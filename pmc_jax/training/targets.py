@@ -21,6 +21,7 @@ from pmc_jax.unlearning.config import (
     MethodConfig,
     PMCConfig,
     RetainOnlyConfig,
+    has_retain_term,
 )
 
 DEFAULT_REFUSAL = "I don't know."
@@ -58,7 +59,8 @@ def method_data(
     Raises:
         UserError: naming the row without an answer, or the file of refusals that is none.
     """
-    retain, questions = encoded.retain, encoded.forget
+    questions = encoded.forget
+    retain = encoded.retain if has_retain_term(method) else []
 
     def answers() -> list[Pair]:
         rows = load_forget_pairs(data)
@@ -78,7 +80,7 @@ def method_data(
             raise TypeError("PMC is never trained on forget answers")
         case FineTuneConfig(pairs=pairs):
             chosen = (answers() if pairs != "retain" else []) + (
-                list(retain) if pairs != "forget" else []
+                list(encoded.retain) if pairs != "forget" else []
             )
             return MethodData(len(chosen), chosen, [], [])
         case RetainOnlyConfig():

@@ -14,6 +14,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from pmc_jax.unlearning.config import (
+    CEUConfig,
     DPOConfig,
     FineTuneConfig,
     GAConfig,
@@ -138,7 +139,7 @@ def forget_term(
     for IDK, and whatever pairs for fine-tuning.
     """
     match method:
-        case FineTuneConfig() | IDKConfig():
+        case FineTuneConfig() | IDKConfig() | CEUConfig():
             return token_mean(forget)
         case GAConfig() | GDConfig():
             return ascent_loss(forget)

@@ -1,6 +1,7 @@
 """Settings of the methods: one type each, so that a key of another method is an error."""
 
 import dataclasses
+from typing import TypeGuard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,12 +16,17 @@ class RetainingConfig(MethodConfig):
     """A method that holds the rest in place by a retain loss.
 
     Attributes:
-        retain_weight: λ.
+        retain_weight: λ; a method other than PMC whose λ is 0 has no retain pairs in its steps.
         retain_per_forget: retain pairs in a step for each forget question.
     """
 
     retain_weight: float = 1.0
     retain_per_forget: int = 1
+
+
+def has_retain_term(method: MethodConfig) -> TypeGuard[RetainingConfig]:
+    """Whether the loss has a λ r that is not 0 throughout."""
+    return isinstance(method, RetainingConfig) and method.retain_weight > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +160,19 @@ class SatImpConfig(BaselineConfig):
     retain_weight: float = 10.0
 
 
+@dataclasses.dataclass(frozen=True)
+class CEUConfig(BaselineConfig):
+    """Distillation to the model's own distribution without the true token (CE-U).
+
+    Attributes:
+        skipped_tokens: so many first tokens of each answer carry no loss.
+    """
+
+    name: str = "ceu"
+    skipped_tokens: int = 1
+    retain_weight: float = 0.0
+
+
 METHODS: dict[str, type[MethodConfig]] = {
     kind.name: kind
     for kind in (
@@ -168,5 +187,6 @@ METHODS: dict[str, type[MethodConfig]] = {
         RetainOnlyConfig,
         WGAConfig,
         SatImpConfig,
+        CEUConfig,
     )
 }

@@ -9,6 +9,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
+def complement_cross_entropy(
+    scores: Float[Array, "*places vocab"], tokens: Int[Array, "*places"]
+) -> Float[Array, "*places"]:
+    """−Σ_v q(v) log p(v), q = softmax(z with z(y) = −∞) without gradient.
+
+    CE-U (Yang 2025, arXiv 2503.01224): the token's own distribution without y is its target.
+    Equal to −log(1 − p(y)) plus the entropy of q; the gradient with respect to z is p − q.
+    """
+    is_token = jnp.arange(scores.shape[-1]) == tokens[..., None]
+    target = jax.nn.softmax(jnp.where(is_token, -jnp.inf, jax.lax.stop_gradient(scores)))
+    return -jnp.sum(target * jax.nn.log_softmax(scores), axis=-1)
+
+
 def kl_divergence(
     scores: Float[Array, "*places vocab"],
     target_scores: Float[Array, "*places vocab"],
