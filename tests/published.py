@@ -17,6 +17,7 @@ from pmc_jax.unlearning.config import (
     RetainOnlyConfig,
     SatImpConfig,
     SimNPOConfig,
+    UNDIALConfig,
     WGAConfig,
 )
 
@@ -35,6 +36,8 @@ CONFIGS = {
     "retain_only": RetainOnlyConfig(retain_weight=LAMBDA),
     "retain_only_kl": RetainOnlyConfig(retain_weight=LAMBDA, retain_loss="kl"),
     "wga": WGAConfig(alpha=0.6, retain_weight=LAMBDA),
+    "undial": UNDIALConfig(beta=2.5, retain_weight=LAMBDA),
+    "undial_kl": UNDIALConfig(beta=0.5, retain_weight=LAMBDA, retain_loss="kl"),
     "ceu": CEUConfig(skipped_tokens=2, retain_weight=LAMBDA),
     "ceu_alone": CEUConfig(),
     "satimp": SatImpConfig(beta1=0.8, beta2=0.4, retain_weight=LAMBDA),
@@ -153,6 +156,16 @@ def published_loss(name: str, model, target, batch: MethodBatch) -> torch.Tensor
                 entropies = F.cross_entropy(logits, goal.softmax(-1), reduction="none")
                 found.append(entropies[skipped:])
             return torch.cat(found).mean() + (retain if name == "ceu" else 0)
+        case "undial" | "undial_kl":
+            with torch.no_grad():
+                goals = []
+                for logits, tokens in answer_logits(target, batch.answers):
+                    adjusted = logits - CONFIGS[name].beta * F.one_hot(tokens, VOCAB)
+                    goals.append(adjusted.softmax(-1))
+            ours = torch.cat([logits for logits, _ in answer_logits(model, batch.answers)])
+            if name == "undial_kl":
+                retain = LAMBDA * divergence(model, target, batch.retain)
+            return F.cross_entropy(ours, torch.cat(goals)) + retain
         case "wga":
             return (p**0.6 * -torch.cat(answers)).mean() + retain
         case "satimp":

@@ -94,6 +94,7 @@ def test_a_run_with_references_and_refusals(run, tofu_dir, monkeypatch):
 STOPPED = {
     "dpo": ("method=dpo",),
     "ceu": ("method=ceu",),
+    "undial": ("method=undial",),
     "gd with kl": ("method=gd", "method.retain_loss=kl"),
 }
 

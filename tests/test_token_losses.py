@@ -10,7 +10,11 @@ from hypothesis.extra.numpy import arrays
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from pmc_jax.unlearning.token_losses import complement_cross_entropy, kl_divergence
+from pmc_jax.unlearning.token_losses import (
+    adjusted_cross_entropy,
+    complement_cross_entropy,
+    kl_divergence,
+)
 
 TOKENS = np.array([2, 0, 3])
 LOGITS = arrays(np.float64, (3, 5), elements=st.floats(-8, 8))
@@ -42,6 +46,28 @@ def test_ceu_of_a_token_that_is_all_but_certain_is_finite():
     value = lambda x: complement_cross_entropy(x, jnp.asarray([2])).sum()  # noqa: E731
     assert np.isfinite(value(logits))
     np.testing.assert_allclose(jax.grad(value)(logits), [[-0.5, -0.5, 1.0]])
+
+
+@given(LOGITS, LOGITS, st.floats(0, 8))
+def test_undial_pulls_towards_the_adjusted_target(ours, target, beta):
+    """Its gradient is p − softmax(z_ref − β·1[y])."""
+    adjusted = target.copy()
+    adjusted[np.arange(3), TOKENS] -= beta
+    total = lambda x: adjusted_cross_entropy(  # noqa: E731
+        x, jnp.asarray(target), jnp.asarray(TOKENS), beta
+    ).sum()
+    found = jax.grad(total)(jnp.asarray(ours))
+    np.testing.assert_allclose(found, softmax(ours, -1) - softmax(adjusted, -1), atol=1e-12)
+
+
+@given(LOGITS)
+def test_undial_between_its_limits(logits):
+    """At θ_ref: β = 0 is at rest; β → ∞ is CE-U."""
+    ours, tokens = jnp.asarray(logits), jnp.asarray(TOKENS)
+    still = jax.grad(lambda x: adjusted_cross_entropy(x, ours, tokens, 0.0).sum())(ours)
+    np.testing.assert_allclose(still, 0, atol=1e-12)
+    limit = adjusted_cross_entropy(ours, ours, tokens, 1e3)
+    np.testing.assert_allclose(limit, complement_cross_entropy(ours, tokens), atol=1e-9)
 
 
 @given(LOGITS, LOGITS)

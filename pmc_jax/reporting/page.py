@@ -53,6 +53,8 @@ TRAINED = {
     "2505.11953) on the answers to be forgotten, and on answers to keep.",
     "ceu": "by cross-entropy unlearning (CE-U, arXiv 2503.01224): towards its own distribution "
     "without the tokens of the answers to be forgotten.",
+    "undial": "by self-distillation (UNDIAL, arXiv 2402.10052): towards its original distribution "
+    "with the tokens of the answers to be forgotten made less likely.",
 }
 
 # The settings a reader asks for first, in words; the rest stands in the configuration.
@@ -67,7 +69,7 @@ SETTING_WORDS = {
     "method.pairs": "pairs trained on",
     "method.refusals": "file of refusals",
     "method.alpha": "exponent of a token's probability, α",
-    "method.beta": "inverse temperature of the loss, β",
+    "method.beta": "strength or inverse temperature of the loss, β",
     "method.gamma": "margin of the loss, γ",
     "method.beta1": "exponent of the saturation, β₁",
     "method.beta2": "exponent of the importance, β₂",

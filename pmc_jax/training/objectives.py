@@ -19,8 +19,18 @@ from pmc_jax.model import (
 from pmc_jax.model.specs import Params, Spec
 from pmc_jax.training.step import Objective, sequence_states
 from pmc_jax.unlearning.baselines import MethodLoss, Targets, method_loss
-from pmc_jax.unlearning.config import BaselineConfig, CEUConfig, MethodConfig, has_retain_term
-from pmc_jax.unlearning.token_losses import complement_cross_entropy, kl_divergence
+from pmc_jax.unlearning.config import (
+    BaselineConfig,
+    CEUConfig,
+    MethodConfig,
+    UNDIALConfig,
+    has_retain_term,
+)
+from pmc_jax.unlearning.token_losses import (
+    adjusted_cross_entropy,
+    complement_cross_entropy,
+    kl_divergence,
+)
 
 
 @struct.dataclass
@@ -66,8 +76,12 @@ NLL = TokenLoss(negative_log_likelihood)
 def token_losses(method: MethodConfig) -> dict[str, TokenLoss]:
     """What the tokens of each kind of rows cost under `method`."""
     answers = retain = NLL
-    if isinstance(method, CEUConfig):
-        answers = TokenLoss(complement_cross_entropy)
+    match method:
+        case CEUConfig():
+            answers = TokenLoss(complement_cross_entropy)
+        case UNDIALConfig(beta=beta):
+            values = partial(adjusted_cross_entropy, beta=beta)
+            answers = TokenLoss(values, target=True)
     kl = isinstance(method, BaselineConfig) and method.retain_loss == "kl"
     if kl and has_retain_term(method):
         retain = TokenLoss(kl_divergence, target=True)
@@ -77,7 +91,7 @@ def token_losses(method: MethodConfig) -> dict[str, TokenLoss]:
 def without_first(rows: AnswerRows, count: int) -> AnswerRows:
     """The same rows, but the first `count` tokens of an answer carry no loss."""
     later = jnp.cumsum(rows.loss_mask, axis=-1) > count
-    return rows.replace(loss_mask=rows.loss_mask & later)
+    return dataclasses.replace(rows, loss_mask=rows.loss_mask & later)
 
 
 def needs_target(method: MethodConfig) -> bool:
@@ -134,7 +148,9 @@ def method_objective(
     ) -> MethodLoss:
         if isinstance(method, CEUConfig):
             part, batch = (
-                each.replace(answers=without_first(each.answers, method.skipped_tokens))
+                dataclasses.replace(
+                    each, answers=without_first(each.answers, method.skipped_tokens)
+                )
                 for each in (part, batch)
             )
         rows = {kind: getattr(part, kind) for kind in KINDS}

@@ -26,6 +26,7 @@ from pmc_jax.unlearning.config import (
     RetainOnlyConfig,
     SatImpConfig,
     SimNPOConfig,
+    UNDIALConfig,
     WGAConfig,
 )
 
@@ -139,7 +140,7 @@ def forget_term(
     for IDK, and whatever pairs for fine-tuning.
     """
     match method:
-        case FineTuneConfig() | IDKConfig() | CEUConfig():
+        case FineTuneConfig() | IDKConfig() | CEUConfig() | UNDIALConfig():
             return token_mean(forget)
         case GAConfig() | GDConfig():
             return ascent_loss(forget)

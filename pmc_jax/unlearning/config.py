@@ -173,6 +173,15 @@ class CEUConfig(BaselineConfig):
     retain_weight: float = 0.0
 
 
+@dataclasses.dataclass(frozen=True)
+class UNDIALConfig(BaselineConfig):
+    """Self-distillation from the target model whose logits of true tokens are lowered by β."""
+
+    name: str = "undial"
+    beta: float = 10.0
+    retain_weight: float = 0.0
+
+
 METHODS: dict[str, type[MethodConfig]] = {
     kind.name: kind
     for kind in (
@@ -188,5 +197,6 @@ METHODS: dict[str, type[MethodConfig]] = {
         WGAConfig,
         SatImpConfig,
         CEUConfig,
+        UNDIALConfig,
     )
 }

@@ -22,6 +22,23 @@ def complement_cross_entropy(
     return -jnp.sum(target * jax.nn.log_softmax(scores), axis=-1)
 
 
+def adjusted_cross_entropy(
+    scores: Float[Array, "*places vocab"],
+    target_scores: Float[Array, "*places vocab"],
+    tokens: Int[Array, "*places"],
+    beta: float,
+) -> Float[Array, "*places"]:
+    """−Σ_v q(v) log p(v), q = softmax(z_ref − β·1[v = y]).
+
+    UNDIAL (Dong et al. 2025, arXiv 2402.10052; its strength γ is this β, as OpenUnlearning has
+    it): self-distillation from the target model whose logit of y is lowered. As β → ∞, q is
+    p_ref without y.
+    """
+    is_token = jnp.arange(scores.shape[-1]) == tokens[..., None]
+    target = jax.nn.softmax(jnp.where(is_token, target_scores - beta, target_scores))
+    return -jnp.sum(target * jax.nn.log_softmax(scores), axis=-1)
+
+
 def kl_divergence(
     scores: Float[Array, "*places vocab"],
     target_scores: Float[Array, "*places vocab"],
