@@ -124,6 +124,7 @@ CHOICES = {
     "prompt.template": ("auto", "chat", "plain"),
     "method.pairs": ("all", "retain", "forget"),
     "method.retain_loss": ("nll", "kl"),
+    "method.prompt": ("auto", "instruct", "question"),
     "optimizer.schedule": ("linear", "constant"),
 }
 
@@ -152,6 +153,7 @@ LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
     "method.beta1": (0, True),
     "method.beta2": (0, True),
     "method.skipped_tokens": (0, True),
+    "method.kept": (1, True),
     "training.epochs": (0, True),
     "training.batch_size": (1, True),
     "training.accumulation": (1, True),
@@ -285,7 +287,14 @@ def _compose(overrides: list[str], name: str, schema: type) -> None:
             raise UserError(_one_line(error, schema, method)) from error
 
 
-FREE_TEXT = ("question", "prefix", "prompt.system", "prompt.question", "prompt.answer")
+FREE_TEXT = (
+    "question",
+    "prefix",
+    "prompt.system",
+    "prompt.question",
+    "prompt.answer",
+    "method.instruction",
+)
 
 
 def quoted(argument: str) -> str:

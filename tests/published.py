@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from pmc_jax.training.objectives import AnswerRows, MethodBatch
 from pmc_jax.unlearning.config import (
+    AltPOConfig,
     CEUConfig,
     DPOConfig,
     FineTuneConfig,
@@ -33,6 +34,7 @@ CONFIGS = {
     "npo": NPOConfig(beta=BETA, retain_weight=LAMBDA),
     "simnpo": SimNPOConfig(beta=BETA, gamma=0.7, retain_weight=LAMBDA),
     "dpo": DPOConfig(beta=BETA, retain_weight=LAMBDA),
+    "altpo": AltPOConfig(beta=0.05, retain_weight=LAMBDA),
     "retain_only": RetainOnlyConfig(retain_weight=LAMBDA),
     "retain_only_kl": RetainOnlyConfig(retain_weight=LAMBDA, retain_loss="kl"),
     "wga": WGAConfig(alpha=0.6, retain_weight=LAMBDA),
@@ -62,8 +64,8 @@ def answer_rows(rng, accumulation: int, rows: int, filler: bool = True) -> Answe
 
 
 def method_batch(rng, accumulation: int = 2, **kinds: int) -> MethodBatch:
-    """A batch with rows of every kind, the answers' and the refusals' fillers the same rows."""
-    rows = {"answers": ROWS, "refusals": ROWS, "retain": ROWS + 1} | kinds
+    """A batch with rows of every kind; fillers of answers and preferred are the same rows."""
+    rows = {"answers": ROWS, "preferred": ROWS, "retain": ROWS + 1} | kinds
     return MethodBatch(**{name: answer_rows(rng, accumulation, n) for name, n in rows.items()})
 
 
@@ -112,8 +114,8 @@ def published_loss(name: str, model, target, batch: MethodBatch) -> torch.Tensor
     answers = token_losses(model, batch.answers)
     log_p = [-nll.sum() for nll in answers]
     log_ref = [-reference for _, _, reference in sequences(batch.answers)]
-    refusals = [-nll.sum() for nll in token_losses(model, batch.refusals)]
-    refusals_ref = [-reference for _, _, reference in sequences(batch.refusals)]
+    preferred = [-nll.sum() for nll in token_losses(model, batch.preferred)]
+    preferred_ref = [-reference for _, _, reference in sequences(batch.preferred)]
     retain = LAMBDA * torch.cat(token_losses(model, batch.retain)).mean()
     p = torch.exp(-torch.cat(answers)).detach()
     mean = lambda values: torch.stack(list(values)).mean()  # noqa: E731
@@ -137,10 +139,11 @@ def published_loss(name: str, model, target, batch: MethodBatch) -> torch.Tensor
                 for nll, lp in zip(answers, log_p, strict=True)
             )
             return -2 / BETA * mean(terms) + retain
-        case "dpo":
-            preferred, rejected = ratio(refusals, refusals_ref), ratio(log_p, log_ref)
-            margins = ratio(preferred, rejected)
-            return -2 / BETA * mean(F.logsigmoid(BETA * m) for m in margins) + retain
+        case "dpo" | "altpo":
+            beta = CONFIGS[name].beta
+            gained, lost = ratio(preferred, preferred_ref), ratio(log_p, log_ref)
+            margins = ratio(gained, lost)
+            return -2 / beta * mean(F.logsigmoid(beta * m) for m in margins) + retain
         case "gd_kl":
             return -torch.cat(answers).mean() + LAMBDA * divergence(model, target, batch.retain)
         case "retain_only_kl":

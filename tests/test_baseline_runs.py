@@ -93,6 +93,7 @@ def test_a_run_with_references_and_refusals(run, tofu_dir, monkeypatch):
 
 STOPPED = {
     "dpo": ("method=dpo",),
+    "altpo": ("method=altpo", "method.samples=4", "method.kept=2", "method.max_new_tokens=8"),
     "ceu": ("method=ceu",),
     "undial": ("method=undial",),
     "gd with kl": ("method=gd", "method.retain_loss=kl"),
@@ -139,6 +140,13 @@ def test_a_stopped_run_continues_bit_for_bit(name, checkpoint_dir, tofu_dir, tmp
     again, steps_again = go("parts")
     assert steps == steps_again
     jax.tree.map(np.testing.assert_array_equal, whole, again)
+    if name == "altpo":  # what was sampled, given as a file
+        file = tmp_path / "whole" / "alternatives.jsonl"
+        method = dataclasses.replace(cfg.method, alternatives=str(file))
+        cfg = dataclasses.replace(cfg, method=method)
+        from_file, steps_from_file = go("file")
+        assert steps == steps_from_file
+        jax.tree.map(np.testing.assert_array_equal, whole, from_file)
 
 
 def test_fine_tuning_visits_every_pair_and_learns(run):
@@ -172,14 +180,14 @@ def test_what_each_method_is_trained_on(data_of, tofu_dir):
     (tofu_dir / "idontknow.jsonl").write_text("No idea.\n")
     npo, encoded, text = data_of(NPOConfig())
     assert [prompt for prompt, _ in npo.answers] == list(encoded.forget)
-    assert text(npo.answers)[:2] == LISBON and not npo.refusals
+    assert text(npo.answers)[:2] == LISBON and not npo.preferred
     assert npo.retain == encoded.retain and npo.visited == 3
     dpo, _, _ = data_of(DPOConfig())
-    assert dpo.answers == npo.answers and text(dpo.refusals) == ["No idea."] * 3
+    assert dpo.answers == npo.answers and [text(own) for own in dpo.preferred] == [["No idea."]] * 3
     idk, _, _ = data_of(IDKConfig())
-    assert idk.answers == dpo.refusals and not idk.refusals
+    assert idk.answers == [own[0] for own in dpo.preferred] and not idk.preferred
     only, _, _ = data_of(RetainOnlyConfig())
-    assert (only.answers, only.refusals, only.visited) == ([], [], 3)
+    assert (only.answers, only.preferred, only.visited) == ([], [], 3)
     for alone in (GAConfig(), GDConfig(retain_weight=0.0)):
         assert data_of(alone)[0].answers == npo.answers and not data_of(alone)[0].retain
     for pairs, count in (("all", 6), ("forget", 3), ("retain", 3)):
@@ -225,12 +233,16 @@ MISTAKES = {
     "unknown method": (["method=nop"], r"method/nop.*npo"),
     "another method's key": (
         ["method=npo", "method.samples=3"],
-        r"method\.samples is a key of method=pmc, not of method=npo",
+        r"method\.samples is a key of method=pmc, altpo, not of method=npo",
     ),
     "misspelt key": (["method=npo", "method.betta=3"], r"unknown .*method\.betta;.*method\.beta"),
     "name": (["method=npo", "method.name=dpo"], r"method\.name=dpo: choose a method by method="),
     "beta": (["method=npo", "method.beta=0"], r"method\.beta=0.*: expected more than 0"),
     "pairs": (["method=finetune", "method.pairs=some"], r"expected one of all, retain, forget"),
+    "alternatives": (
+        ["method=altpo", "method.alternatives=none.jsonl"],
+        r"none\.jsonl: no such file",
+    ),
     "retain loss": (["method=gd", "method.retain_loss=l2"], r"expected one of nll, kl"),
     "retain loss of PMC": (["method.retain_loss=kl"], r"retain_loss is a key of method=gd, "),
     "refusals": (["method=idk", "method.refusals=none.txt"], r"none\.txt: cannot be read"),

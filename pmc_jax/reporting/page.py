@@ -45,6 +45,8 @@ TRAINED = {
     "2410.07163) on the answers to be forgotten, and on answers to keep.",
     "dpo": "by direct preference optimisation (DPO, arXiv 2305.18290) to prefer refusals to the "
     "answers to be forgotten, and on answers to keep.",
+    "altpo": "by alternate preference optimisation (AltPO, arXiv 2409.13474) to prefer other "
+    "answers to those to be forgotten, and on answers to keep.",
     "retain_only": "on answers to keep alone: a control without any unlearning. The answers to "
     "be forgotten were never a training target.",
     "wga": "by weighted gradient ascent (WGA, arXiv 2502.19301) on the answers to be forgotten, "
@@ -60,7 +62,7 @@ TRAINED = {
 # The settings a reader asks for first, in words; the rest stands in the configuration.
 SETTING_WORDS = {
     "method.name": "method",
-    "method.samples": "answers sampled per question and visit, n",
+    "method.samples": "answers sampled per question (PMC: and visit), n",
     "method.temperature": "sampling temperature",
     "method.top_k": "tokens to draw from, top-k (0: all)",
     "method.top_p": "probability mass to draw from, top-p",
@@ -68,6 +70,8 @@ SETTING_WORDS = {
     "method.min_len": "words below which an answer is penalised",
     "method.pairs": "pairs trained on",
     "method.refusals": "file of refusals",
+    "method.alternatives": "file of alternative answers",
+    "method.kept": "sampled answers that become alternatives",
     "method.alpha": "exponent of a token's probability, α",
     "method.beta": "strength or inverse temperature of the loss, β",
     "method.gamma": "margin of the loss, γ",
@@ -89,6 +93,7 @@ SETTING_WORDS = {
 PART_WORDS = {
     "evaluate_before": "evaluate before",
     "originals": "original answers",
+    "alternatives": "alternative answers",
     "sample": "unlearn: sample",
     "score": "unlearn: score",
     "batch": "unlearn: batch",

@@ -25,7 +25,13 @@ from pmc_jax.training.micro_batches import Pair, in_parts, micro_batches, padded
 from pmc_jax.training.objectives import AnswerRows, MethodBatch
 from pmc_jax.training.step import TrainStep, sequence_nll
 from pmc_jax.training.targets import MethodData
-from pmc_jax.unlearning.config import DPOConfig, MethodConfig, NPOConfig, has_retain_term
+from pmc_jax.unlearning.config import (
+    AltPOConfig,
+    DPOConfig,
+    MethodConfig,
+    NPOConfig,
+    has_retain_term,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +39,8 @@ class BaselineRun:
     """Everything that stays the same from the first step to the last.
 
     Attributes:
-        answer_reference, refusal_reference: N_ref of every answer and refusal; zeros where
-            the method has no need of it.
+        answer_reference, preferred_reference: N_ref of every answer, and of every one that is
+            preferred to it; zeros where the method has no need of it.
         frozen: the target model's weights as `frozen_params` has them; empty where the
             method has no need of them.
     """
@@ -46,7 +52,7 @@ class BaselineRun:
     seed: int
     train_step: TrainStep
     answer_reference: Float[np.ndarray, " answers"]
-    refusal_reference: Float[np.ndarray, " refusals"]
+    preferred_reference: Sequence[Float[np.ndarray, " turns"]]
     frozen: Params = dataclasses.field(default_factory=dict)
 
 
@@ -75,7 +81,7 @@ class BaselineRecord:
 
 def needs_reference(method: MethodConfig) -> bool:
     """Whether the loss compares with log-probabilities of the target model."""
-    return isinstance(method, NPOConfig | DPOConfig)
+    return isinstance(method, NPOConfig | DPOConfig | AltPOConfig)
 
 
 def answer_rows(
@@ -97,23 +103,25 @@ def answer_rows(
 
 
 def method_batch(run: BaselineRun, step: int, questions: Sequence[int]) -> MethodBatch:
-    """The answers to the step's questions, their refusals, and as many retain pairs as asked."""
+    """The answers to the step's questions, what is preferred to them, and the retain pairs."""
     data, batch, end = run.data, run.batch, run.template.end_id
     per_forget = run.method.retain_per_forget if has_retain_term(run.method) else 0
+    epoch = step // updates_per_epoch(data.visited, batch)
+    turns = [(i, epoch % len(data.preferred[i])) for i in questions] if data.preferred else []
     drawn = retain_draw(run.seed, step, per_forget * len(questions), max(len(data.retain), 1))
     kinds = (
         [data.answers[i] for i in questions] if data.answers else [],
-        [data.refusals[i] for i in questions] if data.refusals else [],
+        [data.preferred[i][turn] for i, turn in turns],
         [data.retain[i] for i in drawn],
     )
-    answers, refusals, retain = (
+    answers, preferred, retain = (
         [
             train_sequence(prompt, answer, end, batch.max_length, run.template.stop_ids)
             for prompt, answer in pairs
         ]
         for pairs in kinds
     )
-    length = padded_length([*answers, *refusals, *retain], batch.max_length)
+    length = padded_length([*answers, *preferred, *retain], batch.max_length)
     rows = partial(answer_rows, run, length=length)
     size, wide = batch.batch_size, run.answer_reference.dtype
     return MethodBatch(
@@ -122,10 +130,10 @@ def method_batch(run: BaselineRun, step: int, questions: Sequence[int]) -> Metho
             run.answer_reference[questions] if answers else np.zeros(0, wide),
             per_part=size if data.answers else 0,
         ),
-        refusals=rows(
-            refusals,
-            run.refusal_reference[questions] if refusals else np.zeros(0, wide),
-            per_part=size if data.refusals else 0,
+        preferred=rows(
+            preferred,
+            np.array([run.preferred_reference[i][turn] for i, turn in turns], wide),
+            per_part=size if data.preferred else 0,
         ),
         retain=rows(retain, np.zeros(len(retain), wide), per_part=size * per_forget),
     )
@@ -178,7 +186,7 @@ def baseline_step(run: BaselineRun, state: RunState, step: int) -> tuple[RunStat
         forget_loss=float(losses.forget_loss) if run.data.answers else None,
         retain_loss=float(losses.retain_loss) if run.data.retain else None,
         tokens_trained=int(
-            sum(rows.mask.sum() for rows in (batch.answers, batch.refusals, batch.retain))
+            sum(rows.mask.sum() for rows in (batch.answers, batch.preferred, batch.retain))
         ),
         seconds={
             "batch": laid_out - started,

@@ -47,16 +47,16 @@ class AnswerRows:
 class MethodBatch:
     """An optimizer batch `[accumulation, rows, time]` or a part `[rows, time]` of it.
 
-    Row i of `refusals` answers the question of row i of `answers`. A kind that the method
+    Row i of `preferred` answers the question of row i of `answers`. A kind that the method
     does not have has no rows.
     """
 
     answers: AnswerRows
-    refusals: AnswerRows
+    preferred: AnswerRows
     retain: AnswerRows
 
 
-KINDS = ("answers", "refusals", "retain")
+KINDS = ("answers", "preferred", "retain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ def token_losses(method: MethodConfig) -> dict[str, TokenLoss]:
     kl = isinstance(method, BaselineConfig) and method.retain_loss == "kl"
     if kl and has_retain_term(method):
         retain = TokenLoss(kl_divergence, target=True)
-    return {"answers": answers, "refusals": NLL, "retain": retain}
+    return {"answers": answers, "preferred": NLL, "retain": retain}
 
 
 def without_first(rows: AnswerRows, count: int) -> AnswerRows:

@@ -14,6 +14,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from pmc_jax.unlearning.config import (
+    AltPOConfig,
     CEUConfig,
     DPOConfig,
     FineTuneConfig,
@@ -102,16 +103,17 @@ def simnpo_loss(forget: Targets, beta: float, gamma: float) -> Float[Array, ""]:
     return -2 / beta * answer_mean(forget, jax.nn.log_sigmoid(beta * (per_token - gamma)))
 
 
-def dpo_loss(forget: Targets, refusal: Targets, beta: float) -> Float[Array, ""]:
-    """−(2/β) mean log σ(β [(log π/π_ref)(refusal) − (log π/π_ref)(y)]).
+def dpo_loss(forget: Targets, preferred: Targets, beta: float) -> Float[Array, ""]:
+    """−(2/β) mean log σ(β [(log π/π_ref)(preferred) − (log π/π_ref)(y)]).
 
-    DPO (Rafailov et al. 2023, arXiv 2305.18290) with the refusal preferred; row i of
-    `refusal` answers the question of row i of `forget`. The DPO paper has the factor 1
-    instead of 2/β, which is that of TOFU and OpenUnlearning.
+    DPO (Rafailov et al. 2023, arXiv 2305.18290) with a refusal preferred, or an alternative
+    answer (AltPO; Mekala et al. 2024, arXiv 2409.13474); row i of `preferred` answers the
+    question of row i of `forget`. The DPO paper has the factor 1 instead of 2/β, which is
+    that of TOFU, AltPO and OpenUnlearning.
     """
-    preferred = refusal.reference - answer_nll(refusal)
-    rejected = forget.reference - answer_nll(forget)
-    values = jax.nn.log_sigmoid(beta * (preferred - rejected))
+    gained = preferred.reference - answer_nll(preferred)
+    lost = forget.reference - answer_nll(forget)
+    values = jax.nn.log_sigmoid(beta * (gained - lost))
     return -2 / beta * answer_mean(forget, values)
 
 
@@ -132,7 +134,7 @@ def satimp_loss(forget: Targets, beta1: float, beta2: float) -> Float[Array, ""]
 
 
 def forget_term(
-    method: MethodConfig, forget: Targets, refusal: Targets, retain: Targets
+    method: MethodConfig, forget: Targets, preferred: Targets, retain: Targets
 ) -> Float[Array, ""]:
     """The method's loss but for λ r.
 
@@ -148,8 +150,8 @@ def forget_term(
             return npo_loss(forget, beta)
         case SimNPOConfig(beta=beta, gamma=gamma):
             return simnpo_loss(forget, beta, gamma)
-        case DPOConfig(beta=beta):
-            return dpo_loss(forget, refusal, beta)
+        case DPOConfig(beta=beta) | AltPOConfig(beta=beta):
+            return dpo_loss(forget, preferred, beta)
         case WGAConfig(alpha=alpha):
             return wga_loss(forget, alpha)
         case SatImpConfig(beta1=beta1, beta2=beta2):
@@ -160,9 +162,9 @@ def forget_term(
 
 
 def method_loss(
-    method: MethodConfig, forget: Targets, refusal: Targets, retain: Targets
+    method: MethodConfig, forget: Targets, preferred: Targets, retain: Targets
 ) -> MethodLoss:
     """The method's own term plus λ r, where it has a retain term."""
-    term, r = forget_term(method, forget, refusal, retain), token_mean(retain)
+    term, r = forget_term(method, forget, preferred, retain), token_mean(retain)
     weight = method.retain_weight if isinstance(method, RetainingConfig) else 0.0
     return MethodLoss(term + weight * r, term, r)

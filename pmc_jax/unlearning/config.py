@@ -136,6 +136,34 @@ class DPOConfig(BaselineConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class AltPOConfig(BaselineConfig):
+    """DPO of alternative answers over the forget answers; alternatives take turns by epoch.
+
+    Attributes:
+        alternatives: a JSON-lines file of alternatives; None: sampled from the target model.
+        samples: responses drawn for each question.
+        kept: how many of them become alternatives: those least like the answer.
+        temperature, max_new_tokens: how they are drawn, as in `PMCConfig`.
+        prompt: "instruct" asks by `instruction`, "question" asks the question itself, "auto"
+            is "instruct" where the prompts are a chat template's.
+    """
+
+    name: str = "altpo"
+    beta: float = 0.1
+    alternatives: str | None = None
+    samples: int = 20
+    kept: int = 5
+    temperature: float = 1.0
+    max_new_tokens: int | None = None
+    prompt: str = "auto"
+    instruction: str = (
+        "Invent another answer to this question. It must sound plausible, fit everything that "
+        "the question says, and replace every fact of the answer above by a different one. "
+        "Give only the new answer."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class RetainOnlyConfig(BaselineConfig):
     """The retain loss alone: what further training does without any unlearning."""
 
@@ -193,6 +221,7 @@ METHODS: dict[str, type[MethodConfig]] = {
         NPOConfig,
         SimNPOConfig,
         DPOConfig,
+        AltPOConfig,
         RetainOnlyConfig,
         WGAConfig,
         SatImpConfig,
