@@ -29,7 +29,7 @@ from pmc_jax.pretrained import ModelSource
 from pmc_jax.training.checkpoints import CheckpointConfig
 from pmc_jax.training.loop import BatchConfig
 from pmc_jax.training.optimizer import OptimizerConfig
-from pmc_jax.unlearning.config import METHODS, MethodConfig
+from pmc_jax.unlearning.config import METHODS, MethodConfig, RMUConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +154,9 @@ LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
     "method.beta2": (0, True),
     "method.skipped_tokens": (0, True),
     "method.kept": (1, True),
+    "method.layer": (0, True),
+    "method.trained_layers": (1, True),
+    "method.steering": (0, True),
     "training.epochs": (0, True),
     "training.batch_size": (1, True),
     "training.accumulation": (1, True),
@@ -215,8 +218,11 @@ def check_values(config: Any) -> None:
     if isinstance(config, Config) and config.method.name != type(config.method).name:
         raise UserError(f"method.name={config.method.name}: choose a method by method=NAME")
     for key, value in flatten(config).items():
-        if key in CHOICES and value not in CHOICES[key]:
-            raise UserError(f"{key}={value}: expected one of {', '.join(CHOICES[key])}")
+        choices = CHOICES.get(key, ())
+        if key == "method.retain_loss" and isinstance(config.method, RMUConfig):
+            choices = ("activations", *choices)
+        if choices and value not in choices:
+            raise UserError(f"{key}={value}: expected one of {', '.join(choices)}")
         if key in LOWER_BOUNDS and value is not None:
             least, allowed = LOWER_BOUNDS[key]
             if not (value >= least if allowed else value > least):

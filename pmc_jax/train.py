@@ -61,7 +61,7 @@ from pmc_jax.training.loop import (
 )
 from pmc_jax.training.metrics import open_metrics
 from pmc_jax.training.micro_batches import Pair
-from pmc_jax.training.objectives import frozen_params, method_objective, needs_target
+from pmc_jax.training.objectives import Frozen, freeze, method_objective
 from pmc_jax.training.optimizer import make_optimizer, make_schedule
 from pmc_jax.training.run import Record, unlearn
 from pmc_jax.training.run_directory import SUMMARY, begin_run, holds_run, place_of
@@ -79,7 +79,8 @@ from pmc_jax.training.targets import (
     with_alternatives,
 )
 from pmc_jax.unlearning import empty_memory
-from pmc_jax.unlearning.config import AltPOConfig, PMCConfig
+from pmc_jax.unlearning.config import AltPOConfig, PMCConfig, RMUConfig
+from pmc_jax.unlearning.rmu import steered_layer, trained_weights
 
 NOT_SETTINGS = ("overwrite", "runs_dir", "mesh", "logging.tensorboard", "logging.wandb")
 """Keys that may differ when a run is continued."""
@@ -104,6 +105,8 @@ def load_inputs(cfg: Config) -> tuple[Inputs, Params]:
     dataset = load_dataset(cfg.data)
     mesh = mesh_of(cfg.model, cfg.mesh)
     model, params = load_pretrained(cfg.model, cfg.prompt, mesh)
+    if isinstance(cfg.method, RMUConfig):
+        steered_layer(cfg.method, model.cfg)  # an error now rather than later
     template, vocab_size = model.template, model.cfg.vocab_size
     encoded = encode(dataset, template, cfg.training.max_length, vocab_size)
     targets = None
@@ -269,9 +272,9 @@ def pmc_run(
 
 
 def baseline_run(
-    cfg: Config, inputs: Inputs, optimizer: optax.GradientTransformation, frozen: Params
+    cfg: Config, inputs: Inputs, optimizer: optax.GradientTransformation, frozen: Frozen
 ) -> Steps:
-    """The steps of any other method; `frozen` are the target model's weights if it needs them."""
+    """The steps of any other method."""
     objective = method_objective(cfg.method, inputs.model.cfg, cfg.model.dtype, cfg.model.remat)
 
     def steps(state: RunState, extra: dict[str, Any]) -> Iterator[tuple[RunState, Record]]:
@@ -304,15 +307,16 @@ def train_stage(
     per_epoch = updates_per_epoch(targets.visited if targets else len(forget), cfg.training)
     total = per_epoch * cfg.training.epochs
     schedule = make_schedule(cfg.optimizer, total, per_epoch)
-    optimizer = make_optimizer(cfg.optimizer, model.cfg, schedule)
+    method = cfg.method
+    trained = trained_weights(method, model.cfg) if isinstance(method, RMUConfig) else None
+    optimizer = make_optimizer(cfg.optimizer, model.cfg, schedule, trained)
     dtype = weights_dtype(cfg.model)
     if isinstance(cfg.method, PMCConfig):
         memory = empty_memory(len(forget), cfg.training.max_length)
         steps = pmc_run(cfg, cfg.method, inputs, optimizer)
     else:
         memory = empty_memory(1, 1)  # a method without samples has nothing to remember
-        needed = needs_target(cfg.method)
-        frozen = frozen_params(params, model.cfg, cfg.model.dtype) if needed else {}
+        frozen = freeze(cfg.method, params, model.cfg, cfg.model.dtype, cfg.seed)
         steps = baseline_run(cfg, inputs, optimizer, frozen)
     with open_checkpoints(directory / "checkpoints", cfg.checkpoints) as manager:
         like = RunState(abstract_state(model.cfg, optimizer, dtype, inputs.mesh), memory)

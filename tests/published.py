@@ -1,5 +1,7 @@
 """The methods' losses as their papers write them, in torch, and batches to compute them on."""
 
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from pmc_jax.unlearning.config import (
     IDKConfig,
     NPOConfig,
     RetainOnlyConfig,
+    RMUConfig,
     SatImpConfig,
     SimNPOConfig,
     UNDIALConfig,
@@ -42,8 +45,15 @@ CONFIGS = {
     "undial_kl": UNDIALConfig(beta=0.5, retain_weight=LAMBDA, retain_loss="kl"),
     "ceu": CEUConfig(skipped_tokens=2, retain_weight=LAMBDA),
     "ceu_alone": CEUConfig(),
+    "rmu": RMUConfig(layer=1, trained_layers=2, retain_weight=LAMBDA),
+    "rmu_last": RMUConfig(layer=2, trained_layers=1, retain_weight=LAMBDA, retain_loss="nll"),
+    "rmu_kl": RMUConfig(layer=0, trained_layers=3, retain_weight=LAMBDA, retain_loss="kl"),
     "satimp": SatImpConfig(beta1=0.8, beta2=0.4, retain_weight=LAMBDA),
 }
+
+
+CONTROL = np.linspace(-1, 2, 32)
+"""What RMU steers activations to."""
 
 
 def answer_rows(rng, accumulation: int, rows: int, filler: bool = True) -> AnswerRows:
@@ -109,6 +119,45 @@ def divergence(model, target, rows: AnswerRows) -> torch.Tensor:
     )
 
 
+def activations(model, rows: AnswerRows, layer: int) -> list[torch.Tensor]:
+    """What a layer puts out at each answer's tokens."""
+    seen = []
+    hook = model.model.layers[layer].register_forward_hook(
+        lambda _, inputs, output: seen.append(output[0] if isinstance(output, tuple) else output)
+    )
+    for tokens, _, _ in sequences(rows):
+        model(tokens[None])
+    hook.remove()
+    masks = [target for _, target, _ in sequences(rows)]
+    return [states.reshape(len(mask), -1)[mask] for states, mask in zip(seen, masks, strict=True)]
+
+
+def misdirection(method: RMUConfig, model, target, batch: MethodBatch) -> torch.Tensor:
+    """RMU's forget loss, and its own retain loss where it has that, in OpenUnlearning's means."""
+
+    def distance(found: list[torch.Tensor], goals: list[torch.Tensor]) -> torch.Tensor:
+        each = [F.mse_loss(a, b.expand_as(a)) for a, b in zip(found, goals, strict=True)]
+        return torch.stack(each).mean()
+
+    forget = activations(model, batch.answers, method.layer)
+    loss = distance(forget, [torch.tensor(CONTROL)] * len(forget))
+    if method.retain_loss == "activations":
+        with torch.no_grad():
+            held = activations(target, batch.retain, method.layer)
+        loss = loss + LAMBDA * distance(activations(model, batch.retain, method.layer), held)
+    return loss
+
+
+def is_updated(name: str, parameter: str) -> bool:
+    """Whether a method updates this parameter of `transformers`."""
+    method = CONFIGS[name]
+    if not isinstance(method, RMUConfig):
+        return True
+    first = max(method.layer - method.trained_layers + 1, 0)
+    layers = "|".join(map(str, range(first, method.layer + 1)))
+    return bool(re.fullmatch(rf"model\.layers\.({layers})\.mlp\.down_proj\.weight", parameter))
+
+
 def published_loss(name: str, model, target, batch: MethodBatch) -> torch.Tensor:
     """The losses as the papers write them, one answer after another; `target` is frozen."""
     answers = token_losses(model, batch.answers)
@@ -169,6 +218,13 @@ def published_loss(name: str, model, target, batch: MethodBatch) -> torch.Tensor
             if name == "undial_kl":
                 retain = LAMBDA * divergence(model, target, batch.retain)
             return F.cross_entropy(ours, torch.cat(goals)) + retain
+        case "rmu":
+            return misdirection(CONFIGS[name], model, target, batch)
+        case "rmu_last":
+            return misdirection(CONFIGS[name], model, target, batch) + retain
+        case "rmu_kl":
+            kl = LAMBDA * divergence(model, target, batch.retain)
+            return misdirection(CONFIGS[name], model, target, batch) + kl
         case "wga":
             return (p**0.6 * -torch.cat(answers)).mean() + retain
         case "satimp":

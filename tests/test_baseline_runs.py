@@ -96,6 +96,14 @@ STOPPED = {
     "altpo": ("method=altpo", "method.samples=4", "method.kept=2", "method.max_new_tokens=8"),
     "ceu": ("method=ceu",),
     "undial": ("method=undial",),
+    "rmu": (
+        "method=rmu",
+        "method.layer=1",
+        "method.trained_layers=1",
+        "method.retain_weight=2",
+        "optimizer.weight_decay=0.5",
+        "optimizer.max_grad_norm=1",
+    ),
     "gd with kl": ("method=gd", "method.retain_loss=kl"),
 }
 
@@ -140,6 +148,17 @@ def test_a_stopped_run_continues_bit_for_bit(name, checkpoint_dir, tofu_dir, tmp
     again, steps_again = go("parts")
     assert steps == steps_again
     jax.tree.map(np.testing.assert_array_equal, whole, again)
+    if name == "gd with kl":  # the first step's learning rate is 0, so its two begin at the target
+        assert abs(steps[0]["retain_loss"]) < 1e-6 < steps[2]["retain_loss"]
+    if name == "rmu":
+        assert steps[0]["retain_loss"] == steps[1]["retain_loss"] == 0 < steps[2]["retain_loss"]
+        _, target = train.load_inputs(cfg)
+        for tree in (whole, target):
+            down = tree["layers"].pop("down")
+            tree["layers"] |= {"trained": down[1], "below": down[0], "above": down[2]}
+        trained = [tree["layers"].pop("trained") for tree in (whole, target)]
+        assert (trained[0] != trained[1]).all()
+        jax.tree.map(np.testing.assert_array_equal, whole, target)
     if name == "altpo":  # what was sampled, given as a file
         file = tmp_path / "whole" / "alternatives.jsonl"
         method = dataclasses.replace(cfg.method, alternatives=str(file))
@@ -243,6 +262,8 @@ MISTAKES = {
         ["method=altpo", "method.alternatives=none.jsonl"],
         r"none\.jsonl: no such file",
     ),
+    "layer": (["method=rmu", "method.layer=3"], r"method\.layer=3: expected less than 3"),
+    "activations": (["method=gd", "method.retain_loss=activations"], r"expected one of nll, kl$"),
     "retain loss": (["method=gd", "method.retain_loss=l2"], r"expected one of nll, kl"),
     "retain loss of PMC": (["method.retain_loss=kl"], r"retain_loss is a key of method=gd, "),
     "refusals": (["method=idk", "method.refusals=none.txt"], r"none\.txt: cannot be read"),

@@ -2,7 +2,7 @@
 
 from pmc_jax.model.cache import PrefixCache, SuffixCache, grow, init_suffix
 from pmc_jax.model.config import ModelConfig, RopeConfig
-from pmc_jax.model.forward import decode_step, forward, logits, prefill
+from pmc_jax.model.forward import decode_step, forward, layer_states, logits, prefill
 from pmc_jax.model.nll import negative_log_likelihood, token_nll, token_values
 from pmc_jax.model.sharding import (
     MESH_AXES,
@@ -44,6 +44,7 @@ __all__ = [
     "grow",
     "init_params",
     "init_suffix",
+    "layer_states",
     "logits",
     "make_mesh",
     "mesh_layout",

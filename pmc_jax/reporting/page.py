@@ -57,6 +57,8 @@ TRAINED = {
     "without the tokens of the answers to be forgotten.",
     "undial": "by self-distillation (UNDIAL, arXiv 2402.10052): towards its original distribution "
     "with the tokens of the answers to be forgotten made less likely.",
+    "rmu": "by representation misdirection (RMU, arXiv 2403.03218): activations at the answers to "
+    "be forgotten were steered to a random vector, those at answers to keep held in place.",
 }
 
 # The settings a reader asks for first, in words; the rest stands in the configuration.
@@ -78,6 +80,9 @@ SETTING_WORDS = {
     "method.beta1": "exponent of the saturation, β₁",
     "method.beta2": "exponent of the importance, β₂",
     "method.skipped_tokens": "first tokens of an answer without loss",
+    "method.layer": "layer whose activations are steered",
+    "method.trained_layers": "layers updated",
+    "method.steering": "length of the vector that activations are steered to, c",
     "method.retain_loss": "retain loss",
     "method.retain_weight": "weight of the retain loss, λ",
     "method.retain_per_forget": "retain pairs in a step for each forget question",

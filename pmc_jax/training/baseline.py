@@ -22,7 +22,7 @@ from pmc_jax.model.specs import Params
 from pmc_jax.training.checkpoints import RunState
 from pmc_jax.training.loop import BatchConfig, updates_per_epoch, visited
 from pmc_jax.training.micro_batches import Pair, in_parts, micro_batches, padded_length
-from pmc_jax.training.objectives import AnswerRows, MethodBatch
+from pmc_jax.training.objectives import AnswerRows, Frozen, MethodBatch
 from pmc_jax.training.step import TrainStep, sequence_nll
 from pmc_jax.training.targets import MethodData
 from pmc_jax.unlearning.config import (
@@ -41,8 +41,6 @@ class BaselineRun:
     Attributes:
         answer_reference, preferred_reference: N_ref of every answer, and of every one that is
             preferred to it; zeros where the method has no need of it.
-        frozen: the target model's weights as `frozen_params` has them; empty where the
-            method has no need of them.
     """
 
     method: MethodConfig
@@ -53,7 +51,7 @@ class BaselineRun:
     train_step: TrainStep
     answer_reference: Float[np.ndarray, " answers"]
     preferred_reference: Sequence[Float[np.ndarray, " turns"]]
-    frozen: Params = dataclasses.field(default_factory=dict)
+    frozen: Frozen
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
@@ -23,8 +24,15 @@ from pmc_jax.unlearning.config import (
     BaselineConfig,
     CEUConfig,
     MethodConfig,
+    RMUConfig,
     UNDIALConfig,
     has_retain_term,
+)
+from pmc_jax.unlearning.rmu import (
+    activation_distance,
+    control_vector,
+    only_trained,
+    steered_layer,
 )
 from pmc_jax.unlearning.token_losses import (
     adjusted_cross_entropy,
@@ -59,33 +67,100 @@ class MethodBatch:
 KINDS = ("answers", "preferred", "retain")
 
 
+@struct.dataclass
+class Frozen:
+    """What is fixed before the first step and read in every one.
+
+    Attributes:
+        params: the target model's weights, as far as the method needs and changes them.
+        control: the vector that RMU steers activations to.
+    """
+
+    params: Params
+    control: Float[Array, " size"]
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenLoss:
-    """What a token costs, as `token_values` wants it.
+    """What a token costs.
 
-    `target`: it takes the target model's logits too.
+    Attributes:
+        values: of logits, as `token_values` wants it; or, with a `layer`, of activations
+            after it and what they are compared with.
+        target: whether it compares with the target model.
     """
 
     values: Callable[..., Array]
     target: bool = False
+    layer: int | None = None
 
 
 NLL = TokenLoss(negative_log_likelihood)
 
 
-def token_losses(method: MethodConfig) -> dict[str, TokenLoss]:
+def token_losses(method: MethodConfig, cfg: ModelConfig) -> dict[str, TokenLoss]:
     """What the tokens of each kind of rows cost under `method`."""
     answers = retain = NLL
     match method:
         case CEUConfig():
             answers = TokenLoss(complement_cross_entropy)
         case UNDIALConfig(beta=beta):
-            values = partial(adjusted_cross_entropy, beta=beta)
-            answers = TokenLoss(values, target=True)
-    kl = isinstance(method, BaselineConfig) and method.retain_loss == "kl"
-    if kl and has_retain_term(method):
-        retain = TokenLoss(kl_divergence, target=True)
+            answers = TokenLoss(partial(adjusted_cross_entropy, beta=beta), target=True)
+        case RMUConfig():
+            answers = TokenLoss(activation_distance, layer=steered_layer(method, cfg))
+    if has_retain_term(method) and isinstance(method, BaselineConfig):
+        match method.retain_loss:
+            case "kl":
+                retain = TokenLoss(kl_divergence, target=True)
+            case "activations":
+                retain = dataclasses.replace(answers, target=True)
     return {"answers": answers, "preferred": NLL, "retain": retain}
+
+
+def freeze(
+    method: MethodConfig, params: Params, cfg: ModelConfig, dtype: DTypeLike, seed: int
+) -> Frozen:
+    """What `method` needs of the target model, whose weights are `params`."""
+    needed: Params = {}
+    if any(loss.target for loss in token_losses(method, cfg).values()):
+        needed = params
+        if isinstance(method, RMUConfig):
+            needed = {"layers": {"down": params["layers"]["down"]}}
+    control = np.zeros(0)
+    if isinstance(method, RMUConfig):
+        control = control_vector(method, seed, cfg.hidden_size)
+    wide = params["embed"].dtype
+    return Frozen(frozen_params(needed, cfg, dtype), jnp.asarray(control, wide))
+
+
+@partial(jax.jit, static_argnames=("cfg", "dtype"))
+def frozen_params(params: Params, cfg: ModelConfig, dtype: DTypeLike) -> Params:
+    """A copy of all or some weights that lasts through training, parted as they are.
+
+    Matrices are in `dtype`, to which every matrix product would bring them anyway.
+    """
+
+    def copy(leaves: Params, specs: Params) -> Params:
+        return {
+            name: copy(leaf, specs[name]) if isinstance(leaf, dict) else one(leaf, specs[name])
+            for name, leaf in leaves.items()
+        }
+
+    def one(leaf: Array, spec: Spec) -> Array:
+        leaf = leaf.astype(dtype) if spec.init == "normal" else leaf
+        return constrain(jnp.copy(leaf), *spec.axes)
+
+    return copy(params, param_specs(cfg))
+
+
+def overlaid(params: Params, some: Params) -> Params:
+    """`params` with the leaves that `some` has in their place."""
+    return {
+        name: overlaid(leaf, some[name])
+        if isinstance(leaf, dict) and name in some
+        else some.get(name, leaf)
+        for name, leaf in params.items()
+    }
 
 
 def without_first(rows: AnswerRows, count: int) -> AnswerRows:
@@ -94,37 +169,19 @@ def without_first(rows: AnswerRows, count: int) -> AnswerRows:
     return dataclasses.replace(rows, loss_mask=rows.loss_mask & later)
 
 
-def needs_target(method: MethodConfig) -> bool:
-    """Whether every step computes with the target model's weights."""
-    return any(loss.target for loss in token_losses(method).values())
-
-
-@partial(jax.jit, static_argnames=("cfg", "dtype"))
-def frozen_params(params: Params, cfg: ModelConfig, dtype: DTypeLike) -> Params:
-    """A copy of the target model's weights that lasts through training, parted as they are.
-
-    Matrices are in `dtype`, to which every matrix product would bring them anyway.
-    """
-
-    def one(leaf: Array, spec: Spec) -> Array:
-        leaf = leaf.astype(dtype) if spec.init == "normal" else leaf
-        return constrain(jnp.copy(leaf), *spec.axes)
-
-    return jax.tree.map(one, params, param_specs(cfg))
-
-
-def final_states(
+def states_of(
     params: Params,
     rows: Mapping[str, AnswerRows],
+    layer: int | None,
     cfg: ModelConfig,
     dtype: DTypeLike,
     remat: str,
 ) -> dict[str, Float[Array, "rows time embed"]]:
-    """The final hidden states of each kind of rows, by one forward pass."""
+    """The states of each kind of rows after `layer`, or the final ones, by one forward pass."""
     if not rows:
         return {}
     joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows.values())
-    states = sequence_states(params, joined.tokens, joined.mask, cfg, dtype, remat)
+    states = sequence_states(params, joined.tokens, joined.mask, cfg, dtype, remat, layer)
     found, start = {}, 0
     for kind, own in rows.items():
         end = start + own.tokens.shape[0]
@@ -136,15 +193,20 @@ def final_states(
 def method_objective(
     method: MethodConfig, cfg: ModelConfig, dtype: DTypeLike = jnp.float32, remat: str = "none"
 ) -> Objective:
-    """The method's loss of a part of an optimizer batch.
+    """The method's loss of a part of an optimizer batch: `(params, part, batch, frozen)`."""
+    losses = token_losses(method, cfg)
 
-    `(params, part, batch, frozen)`: `frozen` are the target model's weights as
-    `frozen_params` has them where the method needs them, else anything.
-    """
-    losses = token_losses(method)
+    def targets(rows: AnswerRows, whole: AnswerRows, values: Float[Array, "rows time"]) -> Targets:
+        return Targets(
+            losses=values,
+            mask=rows.loss_mask,
+            reference=rows.reference,
+            tokens=whole.loss_mask.sum(),
+            answers=whole.loss_mask.any(axis=-1).sum(),
+        )
 
     def objective(
-        params: Params, part: MethodBatch, batch: MethodBatch, frozen: Params
+        params: Params, part: MethodBatch, batch: MethodBatch, frozen: Frozen
     ) -> MethodLoss:
         if isinstance(method, CEUConfig):
             part, batch = (
@@ -153,27 +215,29 @@ def method_objective(
                 )
                 for each in (part, batch)
             )
+        if isinstance(method, RMUConfig):
+            params = only_trained(params, method, cfg)
+        target = overlaid(jax.lax.stop_gradient(params), frozen.params)
         rows = {kind: getattr(part, kind) for kind in KINDS}
-        some = {kind: own for kind, own in rows.items() if own.tokens.shape[0]}
-        compared = {kind: own for kind, own in some.items() if losses[kind].target}
-        states = final_states(params, some, cfg, dtype, remat)
-        target_states = final_states(frozen, compared, cfg, dtype, "none")
-
-        def targets(kind: str) -> Targets:
-            own, whole = rows[kind], getattr(batch, kind)
-            values = jnp.zeros(own.tokens.shape)
-            if kind in states:
-                models = [(params, states[kind])]
-                models += [(frozen, target_states[kind])] if kind in compared else []
-                values = token_values(losses[kind].values, models, own.tokens, cfg)
-            return Targets(
-                losses=values,
-                mask=own.loss_mask,
-                reference=own.reference,
-                tokens=whole.loss_mask.sum(),
-                answers=whole.loss_mask.any(axis=-1).sum(),
-            )
-
-        return method_loss(method, *map(targets, KINDS))
+        values = {kind: jnp.zeros(own.tokens.shape) for kind, own in rows.items()}
+        for layer in dict.fromkeys(loss.layer for loss in losses.values()):
+            here = {
+                kind: own
+                for kind, own in rows.items()
+                if losses[kind].layer == layer and own.tokens.shape[0]
+            }
+            compared = {kind: own for kind, own in here.items() if losses[kind].target}
+            states = states_of(params, here, layer, cfg, dtype, remat)
+            goals = states_of(target, compared, layer, cfg, dtype, "none")
+            for kind, own in here.items():
+                if layer is not None:
+                    goal = goals.get(kind, frozen.control)
+                    values[kind] = losses[kind].values(states[kind], goal)
+                else:
+                    models = [(params, states[kind])]
+                    models += [(target, goals[kind])] if kind in goals else []
+                    values[kind] = token_values(losses[kind].values, models, own.tokens, cfg)
+        found = (targets(rows[kind], getattr(batch, kind), values[kind]) for kind in KINDS)
+        return method_loss(method, *found)
 
     return objective

@@ -22,6 +22,7 @@ from pmc_jax.model import (
     constrain,
     constrain_params,
     forward,
+    layer_states,
     param_shardings,
     param_specs,
     token_nll,
@@ -92,10 +93,16 @@ def sequence_states(
     cfg: ModelConfig,
     dtype: DTypeLike,
     remat: str,
+    layer: int | None = None,
 ) -> Float[Array, "rows time embed"]:
-    """Final hidden states of right-padded rows."""
+    """Hidden states of right-padded rows: after `layer` (from 0), or the final ones."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return forward(params, tokens, positions, mask, cfg, dtype=dtype, remat=remat)
+    if layer is None:
+        return forward(params, tokens, positions, mask, cfg, dtype=dtype, remat=remat)
+    layers = layer + 1
+    return layer_states(
+        params, tokens, positions, mask, cfg, layers=layers, dtype=dtype, remat=remat
+    )
 
 
 def sequence_nll(

@@ -25,6 +25,7 @@ from pmc_jax.unlearning.config import (
     NPOConfig,
     RetainingConfig,
     RetainOnlyConfig,
+    RMUConfig,
     SatImpConfig,
     SimNPOConfig,
     UNDIALConfig,
@@ -62,8 +63,8 @@ class MethodLoss:
     retain_loss: Float[Array, ""]
 
 
-def answer_nll(targets: Targets) -> Float[Array, " rows"]:
-    """N(y), the summed NLL of each answer."""
+def answer_sum(targets: Targets) -> Float[Array, " rows"]:
+    """What all tokens of an answer cost: N(y) where that is their NLL."""
     return jnp.where(targets.mask, targets.losses, 0).sum(axis=-1)
 
 
@@ -80,6 +81,12 @@ def answer_mean(targets: Targets, values: Float[Array, " rows"]) -> Float[Array,
     return jnp.where(targets.mask.any(axis=-1), values, 0).sum() / targets.answers.clip(1)
 
 
+def mean_of_answers(targets: Targets) -> Float[Array, ""]:
+    """Mean over all answers of the mean over an answer's tokens."""
+    lengths = targets.mask.sum(axis=-1).clip(1)
+    return answer_mean(targets, answer_sum(targets) / lengths)
+
+
 def ascent_loss(forget: Targets) -> Float[Array, ""]:
     """−f: gradient ascent (GA; Jang et al. 2023), and gradient difference (GD; Liu et al. 2022)."""
     return -token_mean(forget)
@@ -90,7 +97,7 @@ def npo_loss(forget: Targets, beta: float) -> Float[Array, ""]:
 
     At θ = θ_ref, and for every θ as β → 0, its gradient is that of −mean N(y).
     """
-    margin = answer_nll(forget) - forget.reference
+    margin = answer_sum(forget) - forget.reference
     return -2 / beta * answer_mean(forget, jax.nn.log_sigmoid(beta * margin))
 
 
@@ -99,7 +106,7 @@ def simnpo_loss(forget: Targets, beta: float, gamma: float) -> Float[Array, ""]:
 
     The paper's γ is β times this one, which is the `delta` of OpenUnlearning.
     """
-    per_token = answer_nll(forget) / forget.mask.sum(axis=-1).clip(1)
+    per_token = answer_sum(forget) / forget.mask.sum(axis=-1).clip(1)
     return -2 / beta * answer_mean(forget, jax.nn.log_sigmoid(beta * (per_token - gamma)))
 
 
@@ -111,8 +118,8 @@ def dpo_loss(forget: Targets, preferred: Targets, beta: float) -> Float[Array, "
     question of row i of `forget`. The DPO paper has the factor 1 instead of 2/β, which is
     that of TOFU, AltPO and OpenUnlearning.
     """
-    gained = preferred.reference - answer_nll(preferred)
-    lost = forget.reference - answer_nll(forget)
+    gained = preferred.reference - answer_sum(preferred)
+    lost = forget.reference - answer_sum(forget)
     values = jax.nn.log_sigmoid(beta * (gained - lost))
     return -2 / beta * answer_mean(forget, values)
 
@@ -156,6 +163,8 @@ def forget_term(
             return wga_loss(forget, alpha)
         case SatImpConfig(beta1=beta1, beta2=beta2):
             return satimp_loss(forget, beta1, beta2)
+        case RMUConfig():
+            return mean_of_answers(forget)
         case RetainOnlyConfig():
             return jnp.zeros_like(token_mean(retain))
     raise TypeError(f"no loss for {method}")
@@ -165,6 +174,8 @@ def method_loss(
     method: MethodConfig, forget: Targets, preferred: Targets, retain: Targets
 ) -> MethodLoss:
     """The method's own term plus λ r, where it has a retain term."""
-    term, r = forget_term(method, forget, preferred, retain), token_mean(retain)
+    term = forget_term(method, forget, preferred, retain)
+    by_answer = isinstance(method, RMUConfig) and method.retain_loss == "activations"
+    r = mean_of_answers(retain) if by_answer else token_mean(retain)
     weight = method.retain_weight if isinstance(method, RetainingConfig) else 0.0
     return MethodLoss(term + weight * r, term, r)

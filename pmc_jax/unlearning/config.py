@@ -210,6 +210,25 @@ class UNDIALConfig(BaselineConfig):
     retain_weight: float = 0.0
 
 
+@dataclasses.dataclass(frozen=True)
+class RMUConfig(BaselineConfig):
+    """Representation misdirection: activations at forget answers steered to a random vector.
+
+    Attributes:
+        layer: whose output is steered, from 0; None: 7 of 32 layers, and as deep in others.
+        trained_layers: so many layers up to `layer` are updated, in their down-projections.
+        steering: c, the length of the vector.
+        retain_loss: "activations": their distance from the target model's; or as elsewhere.
+    """
+
+    name: str = "rmu"
+    layer: int | None = None
+    trained_layers: int = 3
+    steering: float = 6.5
+    retain_weight: float = 1200.0
+    retain_loss: str = "activations"
+
+
 METHODS: dict[str, type[MethodConfig]] = {
     kind.name: kind
     for kind in (
@@ -227,5 +246,6 @@ METHODS: dict[str, type[MethodConfig]] = {
         SatImpConfig,
         CEUConfig,
         UNDIALConfig,
+        RMUConfig,
     )
 }
