@@ -74,9 +74,8 @@ def test_the_least_like_the_answer_are_chosen():
     responses = ["in Lisbon", "Rome", "", "...", "Oslo", "in Rome", "Rome"]
     answer = "in Lisbon"
     assert choose_alternatives(answer, responses, 2) == ["Rome", "Oslo"]
-    assert choose_alternatives(answer, responses, 9) == [
-        "Rome", "Oslo", "in Rome", "in Lisbon", "...",
-    ]  # fmt: skip
+    assert choose_alternatives(answer, responses, 9) == ["Rome", "Oslo", "in Rome"]
+    assert choose_alternatives(answer, ["It was in Lisbon", ""], 2) == ["It was in Lisbon"]
 
 
 def test_a_chat_model_is_instructed_and_another_is_asked(tokenizer):

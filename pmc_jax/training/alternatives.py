@@ -70,14 +70,15 @@ def alternative_prompt(row: ForgetPair, method: AltPOConfig, template: PromptTem
 def choose_alternatives(answer: str, responses: Sequence[str], kept: int) -> list[str]:
     """The `kept` responses that hold least of the answer; no response twice, no blank one.
 
-    The measure is that of PMC; of equals the first comes first.
+    The measure is that of PMC; of equals the first comes first. One that holds the whole answer
+    is no alternative, unless there is nothing else.
     """
     distinct = dict.fromkeys(response for response in responses if response.strip())
-
-    def score(response: str) -> float:
-        return response_score(answer, response, reject_wordless=True)
-
-    return sorted(distinct, key=score)[:kept]
+    scores = {
+        response: response_score(answer, response, reject_wordless=True) for response in distinct
+    }
+    others = [response for response in scores if scores[response] < 1]
+    return sorted(others or distinct, key=lambda response: scores[response])[:kept]
 
 
 def sample_alternatives(
