@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import bpe_tokenizer
@@ -24,6 +25,7 @@ from pmc_jax.training.alternatives import (
 )
 from pmc_jax.training.baseline import BaselineRun, method_batch
 from pmc_jax.training.loop import BatchConfig
+from pmc_jax.training.objectives import Frozen
 from pmc_jax.training.targets import with_alternatives
 from pmc_jax.unlearning.config import AltPOConfig
 
@@ -136,6 +138,7 @@ def test_alternatives_take_turns_by_epoch(data_of, tokenizer):  # noqa: F811
     run = BaselineRun(
         method=AltPOConfig(), data=data, template=template,
         batch=BatchConfig(batch_size=3, max_length=64), seed=0, train_step=lambda *_: None,
+        frozen=Frozen({}, jnp.zeros(0)),
         answer_reference=np.zeros(3, np.float32),
         preferred_reference=[np.float32([1, 2]), np.float32([3]), np.float32([4, 5, 6])],
     )  # fmt: skip

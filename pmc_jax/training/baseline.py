@@ -50,7 +50,7 @@ class BaselineRun:
     seed: int
     train_step: TrainStep
     answer_reference: Float[np.ndarray, " answers"]
-    preferred_reference: Sequence[Float[np.ndarray, " turns"]]
+    preferred_reference: Sequence[Float[np.ndarray, " _"]]
     frozen: Frozen
 
 
