@@ -30,7 +30,7 @@ from pmc_jax.pretrained import ModelSource
 from pmc_jax.training.checkpoints import CheckpointConfig
 from pmc_jax.training.loop import BatchConfig
 from pmc_jax.training.optimizer import OptimizerConfig
-from pmc_jax.unlearning.config import METHODS, MethodConfig
+from pmc_jax.unlearning.config import METHODS, MethodConfig, RMUConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +137,8 @@ CHOICES = {
     "data.format": ("tofu", "jsonl"),
     "prompt.template": ("auto", "chat", "plain"),
     "method.pairs": ("all", "retain", "forget"),
+    "method.retain_loss": ("nll", "kl"),
+    "method.prompt": ("auto", "instruct", "question"),
     "optimizer.schedule": ("linear", "constant"),
 }
 
@@ -164,6 +166,11 @@ LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
     "method.alpha": (0, True),
     "method.beta1": (0, True),
     "method.beta2": (0, True),
+    "method.skipped_tokens": (0, True),
+    "method.kept": (1, True),
+    "method.layer": (0, True),
+    "method.trained_layers": (1, True),
+    "method.steering": (0, True),
     "training.epochs": (0, True),
     "training.batch_size": (1, True),
     "training.accumulation": (1, True),
@@ -228,8 +235,11 @@ def check_values(config: Any) -> None:
     if isinstance(config, Config) and config.method.name != type(config.method).name:
         raise UserError(f"method.name={config.method.name}: choose a method by method=NAME")
     for key, value in flatten(config).items():
-        if key in CHOICES and value not in CHOICES[key]:
-            raise UserError(f"{key}={value}: expected one of {', '.join(CHOICES[key])}")
+        choices = CHOICES.get(key, ())
+        if key == "method.retain_loss" and isinstance(config.method, RMUConfig):
+            choices = ("activations", *choices)
+        if choices and value not in choices:
+            raise UserError(f"{key}={value}: expected one of {', '.join(choices)}")
         if key in LOWER_BOUNDS and value is not None:
             least, allowed = LOWER_BOUNDS[key]
             if not (value >= least if allowed else value > least):
@@ -300,7 +310,14 @@ def _compose(overrides: list[str], name: str, schema: type) -> None:
             raise UserError(_one_line(error, schema, method)) from error
 
 
-FREE_TEXT = ("question", "prefix", "prompt.system", "prompt.question", "prompt.answer")
+FREE_TEXT = (
+    "question",
+    "prefix",
+    "prompt.system",
+    "prompt.question",
+    "prompt.answer",
+    "method.instruction",
+)
 
 
 def quoted(argument: str) -> str:

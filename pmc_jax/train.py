@@ -7,8 +7,9 @@ a run that was stopped.
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,10 @@ from pmc_jax.progress import stage, token_stage
 from pmc_jax.reporting import format_examples, format_table, write_report
 from pmc_jax.reporting.run_files import read_run
 from pmc_jax.reporting.summary import step_seconds, summarise
+from pmc_jax.training.alternatives import sample_alternatives
 from pmc_jax.training.baseline import (
     BaselineRun,
     baseline_steps,
-    method_objective,
     needs_reference,
     reference_nll,
 )
@@ -59,6 +60,8 @@ from pmc_jax.training.loop import (
     updates_per_epoch,
 )
 from pmc_jax.training.metrics import open_metrics
+from pmc_jax.training.micro_batches import Pair
+from pmc_jax.training.objectives import Frozen, freeze, method_objective
 from pmc_jax.training.optimizer import make_optimizer, make_schedule
 from pmc_jax.training.run import Record, unlearn
 from pmc_jax.training.run_directory import SUMMARY, begin_run, holds_run, place_of
@@ -68,9 +71,16 @@ from pmc_jax.training.step import (
     make_objective_step,
     make_train_step,
 )
-from pmc_jax.training.targets import MethodData, method_data, target_fingerprints
+from pmc_jax.training.targets import (
+    MethodData,
+    load_forget_pairs,
+    method_data,
+    target_fingerprints,
+    with_alternatives,
+)
 from pmc_jax.unlearning import empty_memory
-from pmc_jax.unlearning.config import PMCConfig
+from pmc_jax.unlearning.config import AltPOConfig, PMCConfig, RMUConfig
+from pmc_jax.unlearning.rmu import steered_layer, trained_weights
 
 NOT_SETTINGS = ("overwrite", "runs_dir", "mesh", "logging.tensorboard", "logging.wandb")
 """Keys that may differ when a run is continued."""
@@ -95,6 +105,8 @@ def load_inputs(cfg: Config) -> tuple[Inputs, Params]:
     dataset = load_dataset(cfg.data)
     mesh = mesh_of(cfg.model, cfg.mesh)
     model, params = load_pretrained(cfg.model, cfg.prompt, mesh)
+    if isinstance(cfg.method, RMUConfig):
+        steered_layer(cfg.method, model.cfg)  # an error now rather than later
     template, vocab_size = model.template, model.cfg.vocab_size
     encoded = encode(dataset, template, cfg.training.max_length, vocab_size)
     targets = None
@@ -161,9 +173,12 @@ def originals_of(cfg: Config, method: PMCConfig, inputs: Inputs, params: Params)
 
 
 def references_of(cfg: Config, inputs: Inputs, data: MethodData, params: Params) -> dict[str, Any]:
-    """N_ref of every answer and refusal, as they are kept beside the checkpoints."""
-    references = {
-        name: reference_nll(
+    """N_ref of every answer and of what is preferred to it, as kept beside the checkpoints."""
+
+    def reference(pairs: Sequence[Pair]) -> list[float]:
+        if not needs_reference(cfg.method):
+            return [0.0] * len(pairs)
+        return reference_nll(
             params,
             pairs,
             model=inputs.model.cfg,
@@ -172,22 +187,61 @@ def references_of(cfg: Config, inputs: Inputs, data: MethodData, params: Params)
             dtype=cfg.model.dtype,
             remat=cfg.model.remat,
         ).tolist()
-        for name, pairs in (("answers", data.answers), ("refusals", data.refusals))
-        if needs_reference(cfg.method)
+
+    preferred = iter(reference([pair for own in data.preferred for pair in own]))
+    return {
+        "references": {
+            "answers": reference(data.answers),
+            "preferred": [list(islice(preferred, len(own))) for own in data.preferred],
+        }
     }
-    return {"references": references}
+
+
+def alternatives_of(
+    cfg: Config, method: AltPOConfig, inputs: Inputs, params: Params
+) -> dict[str, Any]:
+    """The alternatives that AltPO samples before it begins, as they are kept."""
+    alternatives = sample_alternatives(
+        params,
+        load_forget_pairs(cfg.data),
+        inputs.encoded.forget,
+        method=method,
+        model=inputs.model.cfg,
+        template=inputs.model.template,
+        batch=cfg.training,
+        key=jax.random.fold_in(jax.random.key(cfg.seed), 2),
+        dtype=cfg.model.dtype,
+    )
+    return {"alternatives": alternatives}
+
+
+def targets_with(inputs: Inputs, extra: dict[str, Any]) -> MethodData:
+    """What a method other than PMC trains on, alternatives kept in `extra` included."""
+    assert inputs.targets is not None
+    if "alternatives" not in extra:
+        return inputs.targets
+    template, vocab_size = inputs.model.template, inputs.model.cfg.vocab_size
+    return with_alternatives(inputs.targets, extra["alternatives"], template, vocab_size)
+
+
+def alternative_rows(inputs: Inputs, extra: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The sampled alternatives as `method.alternatives` reads them."""
+    for row, own in zip(inputs.dataset.forget, extra["alternatives"], strict=True):
+        yield {"question": row.question, "alternatives": own}
 
 
 def fixed_before(cfg: Config, inputs: Inputs, params: Params) -> dict[str, Any]:
     """What the target model alone decides, with the seconds that finding it took."""
-    seconds = {"checkpoint": 0.0}
+    seconds, found = {"checkpoint": 0.0}, {}
     if isinstance(cfg.method, PMCConfig):
         with timed(seconds, "originals"):
             found = originals_of(cfg, cfg.method, inputs, params)
     else:
-        assert inputs.targets is not None
+        if isinstance(cfg.method, AltPOConfig) and cfg.method.alternatives is None:
+            with timed(seconds, "alternatives"):
+                found = alternatives_of(cfg, cfg.method, inputs, params)
         with timed(seconds, "references"):
-            found = references_of(cfg, inputs, inputs.targets, params)
+            found |= references_of(cfg, inputs, targets_with(inputs, found), params)
     return {**found, "seconds": seconds}
 
 
@@ -218,26 +272,23 @@ def pmc_run(
 
 
 def baseline_run(
-    cfg: Config, inputs: Inputs, data: MethodData, optimizer: optax.GradientTransformation
+    cfg: Config, inputs: Inputs, optimizer: optax.GradientTransformation, frozen: Frozen
 ) -> Steps:
     """The steps of any other method."""
     objective = method_objective(cfg.method, inputs.model.cfg, cfg.model.dtype, cfg.model.remat)
 
     def steps(state: RunState, extra: dict[str, Any]) -> Iterator[tuple[RunState, Record]]:
-        def reference(name: str, count: int) -> np.ndarray:
-            return np.asarray(
-                extra["references"].get(name, [0.0] * count), weights_dtype(cfg.model)
-            )
-
+        wide, references = weights_dtype(cfg.model), extra["references"]
         run = BaselineRun(
             method=cfg.method,
-            data=data,
+            data=targets_with(inputs, extra),
             template=inputs.model.template,
             batch=cfg.training,
             seed=cfg.seed,
             train_step=make_objective_step(optimizer, objective, inputs.model.cfg),
-            answer_reference=reference("answers", len(data.answers)),
-            refusal_reference=reference("refusals", len(data.refusals)),
+            answer_reference=np.asarray(references["answers"], wide),
+            preferred_reference=[np.asarray(own, wide) for own in references["preferred"]],
+            frozen=frozen,
         )
         return baseline_steps(run, state)
 
@@ -256,15 +307,17 @@ def train_stage(
     per_epoch = updates_per_epoch(targets.visited if targets else len(forget), cfg.training)
     total = per_epoch * cfg.training.epochs
     schedule = make_schedule(cfg.optimizer, total, per_epoch)
-    optimizer = make_optimizer(cfg.optimizer, model.cfg, schedule)
+    method = cfg.method
+    trained = trained_weights(method, model.cfg) if isinstance(method, RMUConfig) else None
+    optimizer = make_optimizer(cfg.optimizer, model.cfg, schedule, trained)
     dtype = weights_dtype(cfg.model)
     if isinstance(cfg.method, PMCConfig):
         memory = empty_memory(len(forget), cfg.training.max_length)
         steps = pmc_run(cfg, cfg.method, inputs, optimizer)
     else:
-        assert targets is not None
         memory = empty_memory(1, 1)  # a method without samples has nothing to remember
-        steps = baseline_run(cfg, inputs, targets, optimizer)
+        frozen = freeze(cfg.method, params, model.cfg, cfg.model.dtype, cfg.seed)
+        steps = baseline_run(cfg, inputs, optimizer, frozen)
     with open_checkpoints(directory / "checkpoints", cfg.checkpoints) as manager:
         like = RunState(abstract_state(model.cfg, optimizer, dtype, inputs.mesh), memory)
         if manager.latest_step() is not None:
@@ -276,6 +329,8 @@ def train_stage(
             state = RunState(init_state(params, optimizer), memory)
         else:
             state, extra = restored
+        if "alternatives" in extra:
+            write_json_lines(directory / "alternatives.jsonl", alternative_rows(inputs, extra))
         first = int(state.train.step)
         with (
             open_metrics(
@@ -297,6 +352,8 @@ def train_stage(
 def train(cfg: Config) -> None:
     """One whole run."""
     read = [("model.path", cfg.model.path), ("data.path", cfg.data.path)]
+    if isinstance(cfg.method, AltPOConfig):
+        read.append(("method.alternatives", cfg.method.alternatives))
     directory = place_of(cfg.runs_dir, cfg.name, read)
     settings = {key: value for key, value in flatten(cfg).items() if key not in NOT_SETTINGS}
     goes_on = holds_run(directory, settings, overwrite=cfg.overwrite)

@@ -211,5 +211,13 @@ def x64():
 
 
 @pytest.fixture
+def quick_compilation():
+    """Programs that are compiled in less time and run slower: compiling is most of such a test."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

@@ -9,6 +9,7 @@ import json
 import math
 import re
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +27,11 @@ from pmc_jax.model import (
     param_shardings,
     prefill,
 )
+from pmc_jax.training.objectives import AnswerRows, MethodBatch, freeze, method_objective
 from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer
-from pmc_jax.training.step import init_state, make_train_step
+from pmc_jax.training.step import accumulated_gradients, init_state, make_train_step
 from pmc_jax.unlearning import LossRows
+from pmc_jax.unlearning.config import RMUConfig, UNDIALConfig
 
 LAYOUTS = ((8, 1), (4, 2), (2, 4), (1, 8))
 KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
@@ -93,6 +96,48 @@ def train_state(cfg: ModelConfig, mesh):
     return state, float(losses.loss), collectives(text)
 
 
+METHODS = {
+    "undial": UNDIALConfig(retain_weight=1.5, retain_loss="kl"),
+    "rmu": RMUConfig(layer=1, trained_layers=2),
+}
+
+
+def method_gradients(name: str, cfg: ModelConfig, mesh):
+    """A loss against the frozen target, its gradients, and whether all are where they belong."""
+    method = METHODS[name]
+    params, target = (init_params(jax.random.key(seed), cfg, jnp.float64) for seed in (0, 1))
+    if mesh is not None:
+        params, target = (
+            jax.device_put(leaves, param_shardings(cfg, mesh)) for leaves in (params, target)
+        )
+    frozen = freeze(method, target, cfg, "float64", 0)
+    rng = np.random.default_rng(0)
+
+    def rows(count: int) -> AnswerRows:
+        shape = (1, count, 20)
+        return AnswerRows(
+            tokens=jnp.asarray(rng.integers(0, cfg.vocab_size, shape)),
+            mask=jnp.ones(shape, bool),
+            loss_mask=jnp.asarray(rng.random(shape) < 0.5),
+            reference=jnp.zeros(shape[:2]),
+        )
+
+    batch = MethodBatch(answers=rows(8), preferred=rows(0), retain=rows(8))
+    objective = method_objective(method, cfg, "float64")
+
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def find(params, batch, frozen):
+        return accumulated_gradients(params, batch, objective, cfg, frozen)
+
+    gradients, losses = find(params, batch, frozen)
+    placed = True
+    if mesh is not None:
+        shardings = param_shardings(cfg, mesh)
+        kept = {"layers": {"down": shardings["layers"]["down"]}} if name == "rmu" else shardings
+        placed = places(frozen.params, kept) and places(gradients, shardings)
+    return float(losses.loss), gradients, placed
+
+
 def decode_collectives(cfg: ModelConfig, mesh) -> tuple[list, bool, float]:
     """A decode step's collectives, whether its cache stays in place, and a device's part of it."""
     params = jax.device_put(init_params(jax.random.key(0), cfg), param_shardings(cfg, mesh))
@@ -117,9 +162,17 @@ def check(kv_heads: int, data: int, model_axis: int, expected) -> dict[str, obje
         decode, kept, part = decode_collectives(cfg, mesh)
     shardings = param_shardings(cfg, mesh)
     adam = state.opt_state[0]
-    one, loss_of_one = expected
+    one, loss_of_one, method_results = expected
     pairs = zip(jax.tree.leaves(state.params), jax.tree.leaves(one.params), strict=True)
+    methods = {}
+    for name, (loss_before, gradients) in method_results.items():
+        with on_mesh(mesh):
+            value, found, placed = method_gradients(name, cfg, mesh)
+        both = zip(jax.tree.leaves(found), jax.tree.leaves(gradients), strict=True)
+        errors = [float(abs(np.asarray(a) - np.asarray(b)).max()) for a, b in both]
+        methods[name] = {"loss": abs(value - loss_before), "error": max(errors), "placed": placed}
     return {
+        "methods": methods,
         "placed": [places(tree, shardings) for tree in (state.params, adam.mu, adam.nu)],
         "loss_error": abs(loss - loss_of_one),
         "error": max(float(abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs),
@@ -138,7 +191,9 @@ if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
     result = {}
     for kv_heads in map(int, sys.argv[1:]):
-        expected = train_state(model(kv_heads), None)[:2]
+        cfg = model(kv_heads)
+        methods = {name: method_gradients(name, cfg, None)[:2] for name in METHODS}
+        expected = (*train_state(cfg, None)[:2], methods)
         for data, model_axis in LAYOUTS:
             found = check(kv_heads, data, model_axis, expected)
             result[f"{kv_heads} {data}x{model_axis}"] = found

@@ -78,6 +78,15 @@ def test_train_steps_are_those_of_one_device(steps, layout):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("method", ["undial", "rmu"])
+def test_frozen_weights_are_parted_like_those_that_are_trained(steps, layout, method):
+    found = steps[f"4 {layout}"]["methods"][method]
+    assert found["loss"] < 1e-12 and found["error"] < 1e-12
+    assert found["placed"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_weights_are_gathered_one_layer_at_a_time(steps, layout):
     """Outside the loop over layers only what is no layer's: embeddings, head, final norm."""
     model = int(layout[2])

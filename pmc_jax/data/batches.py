@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int32, Int64
 Tokens = Sequence[int]
 
 # Distinct random streams for numbers drawn from the same seed.
-ORDER_STREAM, RETAIN_STREAM, REFUSAL_STREAM = 0, 1, 2
+ORDER_STREAM, RETAIN_STREAM, REFUSAL_STREAM, CONTROL_STREAM = 0, 1, 2, 3
 
 
 def loss_rows(

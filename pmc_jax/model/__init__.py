@@ -2,8 +2,8 @@
 
 from pmc_jax.model.cache import PrefixCache, SuffixCache, grow, init_suffix
 from pmc_jax.model.config import ModelConfig, RopeConfig
-from pmc_jax.model.forward import decode_step, forward, logits, prefill
-from pmc_jax.model.nll import token_nll
+from pmc_jax.model.forward import decode_step, forward, layer_states, logits, prefill
+from pmc_jax.model.nll import negative_log_likelihood, token_nll, token_values
 from pmc_jax.model.sharding import (
     MESH_AXES,
     auto_layout,
@@ -44,13 +44,16 @@ __all__ = [
     "grow",
     "init_params",
     "init_suffix",
+    "layer_states",
     "logits",
     "make_mesh",
     "mesh_layout",
+    "negative_log_likelihood",
     "on_mesh",
     "param_count",
     "param_shardings",
     "param_specs",
     "prefill",
     "token_nll",
+    "token_values",
 ]

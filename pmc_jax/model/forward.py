@@ -148,17 +148,18 @@ def _causal(mask: Array, window: Array | None, cfg: ModelConfig) -> Attend:
     return attend
 
 
-def forward(
+def layer_states(
     params: Params,
     tokens: Int[Array, "batch time"],
     positions: Int[Array, "batch time"],
     mask: Bool[Array, "batch time"],
     cfg: ModelConfig,
     *,
+    layers: int | None = None,
     dtype: DTypeLike = jnp.float32,
     remat: str = "none",
 ) -> Float[Array, "batch time embed"]:
-    """Final hidden states (after the last norm) of whole sequences.
+    """What the first `layers` layers (None: all) put out, of whole sequences.
 
     `mask` is False at padding; padding may stand on either side. `remat` names what
     the backward pass recomputes: "none", "dots" (keep matrix products) or "full".
@@ -172,7 +173,25 @@ def forward(
     if remat != "none":
         layer_step = jax.checkpoint(layer_step, policy=REMAT_POLICIES[remat])
     x, ropes = _embed(params, tokens, cfg, dtype), _ropes(positions, mask.sum(1), cfg, dtype)
-    x, _ = jax.lax.scan(layer_step, x, _layers(params, cfg))
+    stacked = _layers(params, cfg)
+    if layers is not None:
+        stacked = jax.tree.map(lambda leaf: leaf[:layers], stacked)
+    x, _ = jax.lax.scan(layer_step, x, stacked)
+    return x
+
+
+def forward(
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    positions: Int[Array, "batch time"],
+    mask: Bool[Array, "batch time"],
+    cfg: ModelConfig,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    remat: str = "none",
+) -> Float[Array, "batch time embed"]:
+    """Final hidden states (after the last norm) of whole sequences; see `layer_states`."""
+    x = layer_states(params, tokens, positions, mask, cfg, dtype=dtype, remat=remat)
     return normalise(x, params, "final_norm", cfg)
 
 

@@ -1,4 +1,6 @@
-"""Token negative log-likelihoods without the `[batch, time, vocab]` array."""
+"""Values of tokens that need their logits, without the `[batch, time, vocab]` array."""
+
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,34 +15,55 @@ CHUNK = 1024
 """Tokens whose logits exist at the same time."""
 
 
+def token_values(
+    values: Callable[..., Float[Array, "batch places"]],
+    models: Sequence[tuple[Params, Float[Array, "batch time embed"]]],
+    tokens: Int[Array, "batch time"],
+    cfg: ModelConfig,
+) -> Float[Array, "batch time"]:
+    """`values(*logits, tokens)` of every token; 0 at t = 0.
+
+    `logits` `[batch, places, vocab]` are each model's, from its weights and final hidden
+    states, for the token in that place. They are computed for about `CHUNK` tokens at a time,
+    some places of every row, and again in the backward pass, so that memory does not grow
+    with vocabulary times sequence.
+    """
+    batch, time = tokens.shape
+    pieces = -(-batch * (time - 1) // CHUNK)
+    width = -(-(time - 1) // pieces)
+    padding = pieces * width - (time - 1)
+
+    def cut(array: Array) -> Array:
+        array = jnp.pad(array, ((0, 0), (0, padding)) + ((0, 0),) * (array.ndim - 2))
+        return jnp.moveaxis(array.reshape(batch, pieces, width, *array.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def one_piece(inputs: tuple[list[Array], Array]) -> Array:
+        states, targets = inputs
+        scores = [
+            logits(params, constrain(hidden, "batch", None, None), cfg)
+            for (params, _), hidden in zip(models, states, strict=True)
+        ]
+        return values(*scores, targets)
+
+    parts = ([cut(hidden[:, :-1]) for _, hidden in models], cut(tokens[:, 1:]))
+    found = jnp.moveaxis(jax.lax.map(one_piece, parts), 0, 1).reshape(batch, -1)
+    return jnp.pad(found[:, : time - 1], ((0, 0), (1, 0)))
+
+
+def negative_log_likelihood(
+    scores: Float[Array, "*places vocab"], tokens: Int[Array, "*places"]
+) -> Float[Array, "*places"]:
+    """-log p(token) from logits."""
+    chosen = jnp.take_along_axis(scores, tokens[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(scores, axis=-1) - chosen
+
+
 def token_nll(
     params: Params,
     hidden: Float[Array, "batch time embed"],
     tokens: Int[Array, "batch time"],
     cfg: ModelConfig,
 ) -> Float[Array, "batch time"]:
-    """-log p(tokens[t] | tokens[<t]) from the final hidden states; 0 at t = 0.
-
-    The logits are computed for about `CHUNK` tokens at a time, some places of every row, and
-    again in the backward pass, so that memory does not grow with vocabulary times sequence.
-    """
-    batch, time, embed = hidden.shape
-    pieces = -(-batch * (time - 1) // CHUNK)
-    width = -(-(time - 1) // pieces)
-    padding = pieces * width - (time - 1)
-    states = jnp.pad(hidden[:, :-1], ((0, 0), (0, padding), (0, 0)))
-    targets = jnp.pad(tokens[:, 1:], ((0, 0), (0, padding)))
-
-    @jax.checkpoint
-    def one_piece(inputs: tuple[Array, Array]) -> Array:
-        states, targets = inputs
-        scores = logits(params, constrain(states, "batch", None, None), cfg)
-        chosen = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(scores, axis=-1) - chosen
-
-    parts = (
-        jnp.moveaxis(states.reshape(batch, pieces, width, embed), 1, 0),
-        jnp.moveaxis(targets.reshape(batch, pieces, width), 1, 0),
-    )
-    nll = jnp.moveaxis(jax.lax.map(one_piece, parts), 0, 1).reshape(batch, -1)
-    return jnp.pad(nll[:, : time - 1], ((0, 0), (1, 0)))
+    """-log p(tokens[t] | tokens[<t]) from the final hidden states; 0 at t = 0."""
+    return token_values(negative_log_likelihood, [(params, hidden)], tokens, cfg)

@@ -45,18 +45,26 @@ TRAINED = {
     "2410.07163) on the answers to be forgotten, and on answers to keep.",
     "dpo": "by direct preference optimisation (DPO, arXiv 2305.18290) to prefer refusals to the "
     "answers to be forgotten, and on answers to keep.",
+    "altpo": "by alternate preference optimisation (AltPO, arXiv 2409.13474) to prefer other "
+    "answers to those to be forgotten, and on answers to keep.",
     "retain_only": "on answers to keep alone: a control without any unlearning. The answers to "
     "be forgotten were never a training target.",
     "wga": "by weighted gradient ascent (WGA, arXiv 2502.19301) on the answers to be forgotten, "
     "and on answers to keep.",
     "satimp": "by gradient ascent weighted by saturation and importance (SatImp, arXiv "
     "2505.11953) on the answers to be forgotten, and on answers to keep.",
+    "ceu": "by cross-entropy unlearning (CE-U, arXiv 2503.01224): towards its own distribution "
+    "without the tokens of the answers to be forgotten.",
+    "undial": "by self-distillation (UNDIAL, arXiv 2402.10052): towards its original distribution "
+    "with the tokens of the answers to be forgotten made less likely.",
+    "rmu": "by representation misdirection (RMU, arXiv 2403.03218): activations at the answers to "
+    "be forgotten were steered to a random vector, those at answers to keep held in place.",
 }
 
 # The settings a reader asks for first, in words; the rest stands in the configuration.
 SETTING_WORDS = {
     "method.name": "method",
-    "method.samples": "answers sampled per question and visit, n",
+    "method.samples": "answers sampled per question (PMC: and visit), n",
     "method.temperature": "sampling temperature",
     "method.top_k": "tokens to draw from, top-k (0: all)",
     "method.top_p": "probability mass to draw from, top-p",
@@ -64,11 +72,18 @@ SETTING_WORDS = {
     "method.min_len": "words below which an answer is penalised",
     "method.pairs": "pairs trained on",
     "method.refusals": "file of refusals",
+    "method.alternatives": "file of alternative answers",
+    "method.kept": "sampled answers that become alternatives",
     "method.alpha": "exponent of a token's probability, α",
-    "method.beta": "inverse temperature of the loss, β",
+    "method.beta": "strength or inverse temperature of the loss, β",
     "method.gamma": "margin of the loss, γ",
     "method.beta1": "exponent of the saturation, β₁",
     "method.beta2": "exponent of the importance, β₂",
+    "method.skipped_tokens": "first tokens of an answer without loss",
+    "method.layer": "layer whose activations are steered",
+    "method.trained_layers": "layers updated",
+    "method.steering": "length of the vector that activations are steered to, c",
+    "method.retain_loss": "retain loss",
     "method.retain_weight": "weight of the retain loss, λ",
     "method.retain_per_forget": "retain pairs in a step for each forget question",
     "training.epochs": "visits of every forget question, epochs",
@@ -92,6 +107,7 @@ SETTING_WORDS = {
 PART_WORDS = {
     "evaluate_before": "evaluate before",
     "originals": "original answers",
+    "alternatives": "alternative answers",
     "sample": "unlearn: sample",
     "score": "unlearn: score",
     "batch": "unlearn: batch",

@@ -13,8 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
-from jaxtyping import Array, Bool, DTypeLike, Float, Int
+from jaxtyping import Array, DTypeLike, Float
 
 from pmc_jax.data.batches import retain_draw, train_sequence
 from pmc_jax.data.prompts import PromptTemplate
@@ -23,33 +22,16 @@ from pmc_jax.model.specs import Params
 from pmc_jax.training.checkpoints import RunState
 from pmc_jax.training.loop import BatchConfig, updates_per_epoch, visited
 from pmc_jax.training.micro_batches import Pair, in_parts, micro_batches, padded_length
-from pmc_jax.training.step import Objective, TrainStep, sequence_nll
+from pmc_jax.training.objectives import AnswerRows, Frozen, MethodBatch
+from pmc_jax.training.step import TrainStep, sequence_nll
 from pmc_jax.training.targets import MethodData
-from pmc_jax.unlearning.baselines import MethodLoss, Targets, method_loss
-from pmc_jax.unlearning.config import DPOConfig, MethodConfig, NPOConfig, RetainingConfig
-
-
-@struct.dataclass
-class AnswerRows:
-    """Right-padded prompts and answers with N_ref of each; unused rows carry no loss."""
-
-    tokens: Int[Array, "*rows time"]
-    mask: Bool[Array, "*rows time"]
-    loss_mask: Bool[Array, "*rows time"]
-    reference: Float[Array, "*rows"]
-
-
-@struct.dataclass
-class MethodBatch:
-    """An optimizer batch `[accumulation, rows, time]` or a part `[rows, time]` of it.
-
-    Row i of `refusals` answers the question of row i of `answers`. A kind that the method
-    does not have has no rows.
-    """
-
-    answers: AnswerRows
-    refusals: AnswerRows
-    retain: AnswerRows
+from pmc_jax.unlearning.config import (
+    AltPOConfig,
+    DPOConfig,
+    MethodConfig,
+    NPOConfig,
+    has_retain_term,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +39,8 @@ class BaselineRun:
     """Everything that stays the same from the first step to the last.
 
     Attributes:
-        answer_reference, refusal_reference: N_ref of every answer and refusal; zeros where
-            the method has no need of it.
+        answer_reference, preferred_reference: N_ref of every answer, and of every one that is
+            preferred to it; zeros where the method has no need of it.
     """
 
     method: MethodConfig
@@ -68,7 +50,8 @@ class BaselineRun:
     seed: int
     train_step: TrainStep
     answer_reference: Float[np.ndarray, " answers"]
-    refusal_reference: Float[np.ndarray, " refusals"]
+    preferred_reference: Sequence[Float[np.ndarray, " _"]]
+    frozen: Frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,51 +79,7 @@ class BaselineRecord:
 
 def needs_reference(method: MethodConfig) -> bool:
     """Whether the loss compares with log-probabilities of the target model."""
-    return isinstance(method, NPOConfig | DPOConfig)
-
-
-def joined(batch: MethodBatch) -> AnswerRows:
-    """All rows of a part, for one forward pass."""
-    kinds = (batch.answers, batch.refusals, batch.retain)
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *kinds)
-
-
-def split_targets(
-    nll: Float[Array, "rows time"], part: MethodBatch, batch: MethodBatch
-) -> tuple[Targets, Targets, Targets]:
-    """The part's answers, refusals and retain answers, counted in the whole batch."""
-    found, start = [], 0
-    for rows, whole in (
-        (part.answers, batch.answers),
-        (part.refusals, batch.refusals),
-        (part.retain, batch.retain),
-    ):
-        end = start + rows.tokens.shape[0]
-        found.append(
-            Targets(
-                nll=nll[start:end],
-                mask=rows.loss_mask,
-                reference=rows.reference,
-                tokens=whole.loss_mask.sum(),
-                answers=whole.loss_mask.any(axis=-1).sum(),
-            )
-        )
-        start = end
-    answers, refusals, retain = found
-    return answers, refusals, retain
-
-
-def method_objective(
-    method: MethodConfig, cfg: ModelConfig, dtype: DTypeLike = jnp.float32, remat: str = "none"
-) -> Objective:
-    """The method's loss of a part of an optimizer batch."""
-
-    def objective(params: Params, part: MethodBatch, batch: MethodBatch) -> MethodLoss:
-        rows = joined(part)
-        nll = sequence_nll(params, rows.tokens, rows.mask, cfg, dtype, remat)
-        return method_loss(method, *split_targets(nll, part, batch))
-
-    return objective
+    return isinstance(method, NPOConfig | DPOConfig | AltPOConfig)
 
 
 def answer_rows(
@@ -162,23 +101,25 @@ def answer_rows(
 
 
 def method_batch(run: BaselineRun, step: int, questions: Sequence[int]) -> MethodBatch:
-    """The answers to the step's questions, their refusals, and as many retain pairs as asked."""
+    """The answers to the step's questions, what is preferred to them, and the retain pairs."""
     data, batch, end = run.data, run.batch, run.template.end_id
-    per_forget = run.method.retain_per_forget if isinstance(run.method, RetainingConfig) else 0
+    per_forget = run.method.retain_per_forget if has_retain_term(run.method) else 0
+    epoch = step // updates_per_epoch(data.visited, batch)
+    turns = [(i, epoch % len(data.preferred[i])) for i in questions] if data.preferred else []
     drawn = retain_draw(run.seed, step, per_forget * len(questions), max(len(data.retain), 1))
     kinds = (
         [data.answers[i] for i in questions] if data.answers else [],
-        [data.refusals[i] for i in questions] if data.refusals else [],
+        [data.preferred[i][turn] for i, turn in turns],
         [data.retain[i] for i in drawn],
     )
-    answers, refusals, retain = (
+    answers, preferred, retain = (
         [
             train_sequence(prompt, answer, end, batch.max_length, run.template.stop_ids)
             for prompt, answer in pairs
         ]
         for pairs in kinds
     )
-    length = padded_length([*answers, *refusals, *retain], batch.max_length)
+    length = padded_length([*answers, *preferred, *retain], batch.max_length)
     rows = partial(answer_rows, run, length=length)
     size, wide = batch.batch_size, run.answer_reference.dtype
     return MethodBatch(
@@ -187,10 +128,10 @@ def method_batch(run: BaselineRun, step: int, questions: Sequence[int]) -> Metho
             run.answer_reference[questions] if answers else np.zeros(0, wide),
             per_part=size if data.answers else 0,
         ),
-        refusals=rows(
-            refusals,
-            run.refusal_reference[questions] if refusals else np.zeros(0, wide),
-            per_part=size if data.refusals else 0,
+        preferred=rows(
+            preferred,
+            np.array([run.preferred_reference[i][turn] for i, turn in turns], wide),
+            per_part=size if data.preferred else 0,
         ),
         retain=rows(retain, np.zeros(len(retain), wide), per_part=size * per_forget),
     )
@@ -232,7 +173,7 @@ def baseline_step(run: BaselineRun, state: RunState, step: int) -> tuple[RunStat
     questions = visited(run.seed, step, run.data.visited, run.batch)
     batch = method_batch(run, step, questions)
     laid_out = time.perf_counter()
-    train, losses = run.train_step(state.train, batch)
+    train, losses = run.train_step(state.train, batch, run.frozen)
     losses = jax.block_until_ready(losses)
     ended = time.perf_counter()
     record = BaselineRecord(
@@ -243,7 +184,7 @@ def baseline_step(run: BaselineRun, state: RunState, step: int) -> tuple[RunStat
         forget_loss=float(losses.forget_loss) if run.data.answers else None,
         retain_loss=float(losses.retain_loss) if run.data.retain else None,
         tokens_trained=int(
-            sum(rows.mask.sum() for rows in (batch.answers, batch.refusals, batch.retain))
+            sum(rows.mask.sum() for rows in (batch.answers, batch.preferred, batch.retain))
         ),
         seconds={
             "batch": laid_out - started,

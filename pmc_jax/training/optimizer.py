@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from pmc_jax.model import ModelConfig, decay_mask
+from pmc_jax.model.specs import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +45,26 @@ def make_schedule(cfg: OptimizerConfig, updates: int, updates_per_epoch: int) ->
     )
 
 
+def only_where(trained: Params) -> optax.GradientTransformation:
+    """No update where `trained` is False, not even of the sign of a zero."""
+
+    def held(updates: optax.Updates) -> optax.Updates:
+        return jax.tree.map(lambda u, own: jnp.where(own, u, -0.0), updates, trained)
+
+    return optax.stateless(lambda updates, _: held(updates))
+
+
 def make_optimizer(
-    cfg: OptimizerConfig, model: ModelConfig, schedule: optax.Schedule
+    cfg: OptimizerConfig,
+    model: ModelConfig,
+    schedule: optax.Schedule,
+    trained: Params | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW whose weight decay spares biases and norm weights."""
+    """AdamW whose weight decay spares biases and norm weights.
+
+    `trained` is True where weights are updated, as arrays that broadcast to them; None:
+    everywhere. Gradients are 0 elsewhere.
+    """
     adamw = optax.adamw(
         schedule,
         b1=cfg.beta1,
@@ -54,6 +73,9 @@ def make_optimizer(
         weight_decay=cfg.weight_decay,
         mask=decay_mask(model),
     )
-    if cfg.max_grad_norm is None:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(cfg.max_grad_norm), adamw)
+    parts = [adamw]
+    if cfg.max_grad_norm is not None:
+        parts.insert(0, optax.clip_by_global_norm(cfg.max_grad_norm))
+    if trained is not None:
+        parts.append(only_where(trained))
+    return parts[0] if len(parts) == 1 else optax.chain(*parts)

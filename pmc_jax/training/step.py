@@ -22,6 +22,7 @@ from pmc_jax.model import (
     constrain,
     constrain_params,
     forward,
+    layer_states,
     param_shardings,
     param_specs,
     token_nll,
@@ -85,6 +86,25 @@ def place_state(
     return TrainState(constrain_params(state.params, cfg), opt_state, state.step)
 
 
+def sequence_states(
+    params: Params,
+    tokens: Int[Array, "rows time"],
+    mask: Bool[Array, "rows time"],
+    cfg: ModelConfig,
+    dtype: DTypeLike,
+    remat: str,
+    layer: int | None = None,
+) -> Float[Array, "rows time embed"]:
+    """Hidden states of right-padded rows: after `layer` (from 0), or the final ones."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    if layer is None:
+        return forward(params, tokens, positions, mask, cfg, dtype=dtype, remat=remat)
+    layers = layer + 1
+    return layer_states(
+        params, tokens, positions, mask, cfg, layers=layers, dtype=dtype, remat=remat
+    )
+
+
 def sequence_nll(
     params: Params,
     tokens: Int[Array, "rows time"],
@@ -94,19 +114,19 @@ def sequence_nll(
     remat: str,
 ) -> Float[Array, "rows time"]:
     """Token NLLs of right-padded rows."""
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden = forward(params, tokens, positions, mask, cfg, dtype=dtype, remat=remat)
+    hidden = sequence_states(params, tokens, mask, cfg, dtype, remat)
     return token_nll(params, hidden, tokens, cfg)
 
 
 Losses = Any
 """A struct of scalars, one of them `loss`, that add up over the parts of a batch."""
 
-Objective = Callable[[Params, Any, Any], Losses]
-"""`(params, part, batch) -> losses` of a part of an optimizer batch.
+Objective = Callable[..., Losses]
+"""`(params, part, batch, *fixed) -> losses` of a part of an optimizer batch.
 
 Means are over the whole `batch`, so that losses and gradients of its parts add up to its
-own.
+own. `fixed` is what an objective reads besides and no step changes, such as the weights of
+the target model.
 """
 
 
@@ -123,7 +143,7 @@ def pmc_objective(
 
 
 def accumulated_gradients(
-    params: Params, batch: Any, objective: Objective, cfg: ModelConfig
+    params: Params, batch: Any, objective: Objective, cfg: ModelConfig, *fixed: Any
 ) -> tuple[Params, Losses]:
     """Gradients and losses over micro-batches, which lie along the first axis of `batch`.
 
@@ -131,7 +151,7 @@ def accumulated_gradients(
     """
 
     def loss(params: Params, part: Any) -> tuple[Array, Losses]:
-        losses = objective(params, part, batch)
+        losses = objective(params, part, batch, *fixed)
         return losses.loss, losses
 
     structure: Any = None  # of the losses, whose declared shapes admit no stacked scalars
@@ -147,8 +167,8 @@ def accumulated_gradients(
     return gradients, jax.tree.unflatten(structure, [parts.sum(axis=0) for parts in scalars])
 
 
-TrainStep = Callable[[TrainState, Any], tuple[TrainState, Losses]]
-"""`(state, batch) -> (state, losses)`; donates `state`."""
+TrainStep = Callable[..., tuple[TrainState, Losses]]
+"""`(state, batch, *fixed) -> (state, losses)`; donates `state`."""
 
 
 def make_objective_step(
@@ -156,8 +176,8 @@ def make_objective_step(
 ) -> TrainStep:
     """A compiled optimizer step of any objective."""
 
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Losses]:
-        gradients, losses = accumulated_gradients(state.params, batch, objective, cfg)
+    def train_step(state: TrainState, batch: Any, *fixed: Any) -> tuple[TrainState, Losses]:
+        gradients, losses = accumulated_gradients(state.params, batch, objective, cfg, *fixed)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return place_state(TrainState(params, opt_state, state.step + 1), cfg, optimizer), losses

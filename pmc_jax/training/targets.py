@@ -1,6 +1,6 @@
-"""Forget answers and refusals as training targets, for the methods that are defined on them.
+"""Forget answers, and what is preferred to them, as training targets.
 
-PMC is not: nothing here is called in a PMC run.
+None of it is for PMC: nothing here is called in a PMC run.
 """
 
 import dataclasses
@@ -14,13 +14,16 @@ from pmc_jax.data.load import data_files
 from pmc_jax.data.prompts import PromptTemplate
 from pmc_jax.data.rows import DataConfig, ForgetPair
 from pmc_jax.errors import UserError
+from pmc_jax.training.alternatives import read_alternatives
 from pmc_jax.unlearning.config import (
+    AltPOConfig,
     DPOConfig,
     FineTuneConfig,
     IDKConfig,
     MethodConfig,
     PMCConfig,
     RetainOnlyConfig,
+    has_retain_term,
 )
 
 DEFAULT_REFUSAL = "I don't know."
@@ -35,13 +38,14 @@ class MethodData:
     Attributes:
         visited: how many questions an epoch visits.
         answers: the answer to each of them; empty for a method without.
-        refusals: the refusal preferred to each answer; empty but for DPO.
+        preferred: what is preferred to each answer, one or more that take turns by epoch: a
+            refusal for DPO, alternatives for AltPO; empty for others.
         retain: what the retain loss draws from; empty for a method without.
     """
 
     visited: int
     answers: Sequence[Pair]
-    refusals: Sequence[Pair]
+    preferred: Sequence[Sequence[Pair]]
     retain: Sequence[Pair]
 
 
@@ -55,10 +59,14 @@ def method_data(
 ) -> MethodData:
     """Load and encode what `method` is trained on; forget answers only where it needs them.
 
+    Alternatives that the target model is yet to give are added by `with_alternatives`.
+
     Raises:
-        UserError: naming the row without an answer, or the file of refusals that is none.
+        UserError: naming the row without an answer, or what is wrong with a file of refusals
+            or alternatives.
     """
-    retain, questions = encoded.retain, encoded.forget
+    questions = encoded.forget
+    retain = encoded.retain if has_retain_term(method) else []
 
     def answers() -> list[Pair]:
         rows = load_forget_pairs(data)
@@ -78,7 +86,7 @@ def method_data(
             raise TypeError("PMC is never trained on forget answers")
         case FineTuneConfig(pairs=pairs):
             chosen = (answers() if pairs != "retain" else []) + (
-                list(retain) if pairs != "forget" else []
+                list(encoded.retain) if pairs != "forget" else []
             )
             return MethodData(len(chosen), chosen, [], [])
         case RetainOnlyConfig():
@@ -86,8 +94,25 @@ def method_data(
         case IDKConfig(refusals=path):
             return MethodData(len(questions), refusals(path), [], retain)
         case DPOConfig(refusals=path):
-            return MethodData(len(questions), answers(), refusals(path), retain)
+            preferred = [[refusal] for refusal in refusals(path)]
+            return MethodData(len(questions), answers(), preferred, retain)
+        case AltPOConfig(alternatives=str(path)):
+            texts = read_alternatives(path, load_forget_pairs(data))
+            known = MethodData(len(questions), answers(), [], retain)
+            return with_alternatives(known, texts, template, vocab_size)
     return MethodData(len(questions), answers(), [], retain)
+
+
+def with_alternatives(
+    data: MethodData, texts: Sequence[Sequence[str]], template: PromptTemplate, vocab_size: int
+) -> MethodData:
+    """The same data with alternative answers to each question preferred to its answer."""
+    preferred = [
+        [(prompt, template.encode_answer(text)) for text in own]
+        for (prompt, _), own in zip(data.answers, texts, strict=True)
+    ]
+    check_tokens({t for own in preferred for _, answer in own for t in answer}, vocab_size)
+    return dataclasses.replace(data, preferred=preferred)
 
 
 def load_forget_pairs(cfg: DataConfig) -> tuple[ForgetPair, ...]:
@@ -123,5 +148,5 @@ def target_fingerprints(data: MethodData) -> Mapping[str, str]:
     """SHA-256 of what a method is trained on besides questions and retain pairs."""
     return {
         "answers trained on": digest([answer for _, answer in data.answers]),
-        "refusals": digest([answer for _, answer in data.refusals]),
+        "preferred answers": digest([[answer for _, answer in own] for own in data.preferred]),
     }

@@ -4,7 +4,8 @@ With y the answer to a forget question q, N(y) = −log p_θ(y | q) summed over 
 |y| loss tokens (end token included), N_ref(y) the same under the frozen target model, f and
 r the token means of the NLL over forget answers and over retain answers, and σ the logistic
 function. A mean over answers weighs every answer the same, a token mean every token. λ r is
-added by `method_loss`.
+added by `method_loss`; with `retain_loss=kl`, r is the token mean of the divergence from the
+target model.
 """
 
 import jax
@@ -13,6 +14,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from pmc_jax.unlearning.config import (
+    AltPOConfig,
+    CEUConfig,
     DPOConfig,
     FineTuneConfig,
     GAConfig,
@@ -22,8 +25,10 @@ from pmc_jax.unlearning.config import (
     NPOConfig,
     RetainingConfig,
     RetainOnlyConfig,
+    RMUConfig,
     SatImpConfig,
     SimNPOConfig,
+    UNDIALConfig,
     WGAConfig,
 )
 
@@ -36,13 +41,13 @@ class Targets:
     the whole of it, so that losses and gradients of the parts add up to those of the whole.
 
     Attributes:
-        nll: token NLLs as `token_nll` gives them.
+        losses: what each token costs: its NLL, or what the method has in its place.
         mask: True at answer and end tokens; a row without any is filler.
         reference: N_ref of each row.
         tokens, answers: how many the whole optimizer batch has.
     """
 
-    nll: Float[Array, "rows time"]
+    losses: Float[Array, "rows time"]
     mask: Bool[Array, "rows time"]
     reference: Float[Array, " rows"]
     tokens: Int[Array, ""]
@@ -58,22 +63,28 @@ class MethodLoss:
     retain_loss: Float[Array, ""]
 
 
-def answer_nll(targets: Targets) -> Float[Array, " rows"]:
-    """N(y), the summed NLL of each answer."""
-    return jnp.where(targets.mask, targets.nll, 0).sum(axis=-1)
+def answer_sum(targets: Targets) -> Float[Array, " rows"]:
+    """What all tokens of an answer cost: N(y) where that is their NLL."""
+    return jnp.where(targets.mask, targets.losses, 0).sum(axis=-1)
 
 
 def token_mean(
     targets: Targets, values: Float[Array, "rows time"] | None = None
 ) -> Float[Array, ""]:
-    """Mean over all loss tokens of `values`, by default of the NLL."""
-    values = targets.nll if values is None else values
+    """Mean over all loss tokens of `values`, by default of what they cost."""
+    values = targets.losses if values is None else values
     return jnp.where(targets.mask, values, 0).sum() / targets.tokens.clip(1)
 
 
 def answer_mean(targets: Targets, values: Float[Array, " rows"]) -> Float[Array, ""]:
     """Mean over all answers of one value each."""
     return jnp.where(targets.mask.any(axis=-1), values, 0).sum() / targets.answers.clip(1)
+
+
+def mean_of_answers(targets: Targets) -> Float[Array, ""]:
+    """Mean over all answers of the mean over an answer's tokens."""
+    lengths = targets.mask.sum(axis=-1).clip(1)
+    return answer_mean(targets, answer_sum(targets) / lengths)
 
 
 def ascent_loss(forget: Targets) -> Float[Array, ""]:
@@ -86,7 +97,7 @@ def npo_loss(forget: Targets, beta: float) -> Float[Array, ""]:
 
     At θ = θ_ref, and for every θ as β → 0, its gradient is that of −mean N(y).
     """
-    margin = answer_nll(forget) - forget.reference
+    margin = answer_sum(forget) - forget.reference
     return -2 / beta * answer_mean(forget, jax.nn.log_sigmoid(beta * margin))
 
 
@@ -95,27 +106,28 @@ def simnpo_loss(forget: Targets, beta: float, gamma: float) -> Float[Array, ""]:
 
     The paper's γ is β times this one, which is the `delta` of OpenUnlearning.
     """
-    per_token = answer_nll(forget) / forget.mask.sum(axis=-1).clip(1)
+    per_token = answer_sum(forget) / forget.mask.sum(axis=-1).clip(1)
     return -2 / beta * answer_mean(forget, jax.nn.log_sigmoid(beta * (per_token - gamma)))
 
 
-def dpo_loss(forget: Targets, refusal: Targets, beta: float) -> Float[Array, ""]:
-    """−(2/β) mean log σ(β [(log π/π_ref)(refusal) − (log π/π_ref)(y)]).
+def dpo_loss(forget: Targets, preferred: Targets, beta: float) -> Float[Array, ""]:
+    """−(2/β) mean log σ(β [(log π/π_ref)(preferred) − (log π/π_ref)(y)]).
 
-    DPO (Rafailov et al. 2023, arXiv 2305.18290) with the refusal preferred; row i of
-    `refusal` answers the question of row i of `forget`. The DPO paper has the factor 1
-    instead of 2/β, which is that of TOFU and OpenUnlearning.
+    DPO (Rafailov et al. 2023, arXiv 2305.18290) with a refusal preferred, or an alternative
+    answer (AltPO; Mekala et al. 2024, arXiv 2409.13474); row i of `preferred` answers the
+    question of row i of `forget`. The DPO paper has the factor 1 instead of 2/β, which is
+    that of TOFU, AltPO and OpenUnlearning.
     """
-    preferred = refusal.reference - answer_nll(refusal)
-    rejected = forget.reference - answer_nll(forget)
-    values = jax.nn.log_sigmoid(beta * (preferred - rejected))
+    gained = preferred.reference - answer_sum(preferred)
+    lost = forget.reference - answer_sum(forget)
+    values = jax.nn.log_sigmoid(beta * (gained - lost))
     return -2 / beta * answer_mean(forget, values)
 
 
 def wga_loss(forget: Targets, alpha: float) -> Float[Array, ""]:
     """Token mean of p^α log p, p^α without gradient (WGA; Wang et al. 2025, arXiv 2502.19301)."""
-    weight = jax.lax.stop_gradient(jnp.exp(-alpha * forget.nll))
-    return -token_mean(forget, weight * forget.nll)
+    weight = jax.lax.stop_gradient(jnp.exp(-alpha * forget.losses))
+    return -token_mean(forget, weight * forget.losses)
 
 
 def satimp_loss(forget: Targets, beta1: float, beta2: float) -> Float[Array, ""]:
@@ -124,12 +136,12 @@ def satimp_loss(forget: Targets, beta1: float, beta2: float) -> Float[Array, ""]
     SatImp (Yang et al. 2025, arXiv 2505.11953): saturation times importance.
     """
     # A certain token's NLL may be rounded to just below 0, where (1 - p)^β₂ has no value.
-    p = jax.lax.stop_gradient(jnp.exp(-forget.nll).clip(max=1))
-    return -token_mean(forget, p**beta1 * (1 - p) ** beta2 * forget.nll)
+    p = jax.lax.stop_gradient(jnp.exp(-forget.losses).clip(max=1))
+    return -token_mean(forget, p**beta1 * (1 - p) ** beta2 * forget.losses)
 
 
 def forget_term(
-    method: MethodConfig, forget: Targets, refusal: Targets, retain: Targets
+    method: MethodConfig, forget: Targets, preferred: Targets, retain: Targets
 ) -> Float[Array, ""]:
     """The method's loss but for λ r.
 
@@ -137,7 +149,7 @@ def forget_term(
     for IDK, and whatever pairs for fine-tuning.
     """
     match method:
-        case FineTuneConfig() | IDKConfig():
+        case FineTuneConfig() | IDKConfig() | CEUConfig() | UNDIALConfig():
             return token_mean(forget)
         case GAConfig() | GDConfig():
             return ascent_loss(forget)
@@ -145,21 +157,25 @@ def forget_term(
             return npo_loss(forget, beta)
         case SimNPOConfig(beta=beta, gamma=gamma):
             return simnpo_loss(forget, beta, gamma)
-        case DPOConfig(beta=beta):
-            return dpo_loss(forget, refusal, beta)
+        case DPOConfig(beta=beta) | AltPOConfig(beta=beta):
+            return dpo_loss(forget, preferred, beta)
         case WGAConfig(alpha=alpha):
             return wga_loss(forget, alpha)
         case SatImpConfig(beta1=beta1, beta2=beta2):
             return satimp_loss(forget, beta1, beta2)
+        case RMUConfig():
+            return mean_of_answers(forget)
         case RetainOnlyConfig():
             return jnp.zeros_like(token_mean(retain))
     raise TypeError(f"no loss for {method}")
 
 
 def method_loss(
-    method: MethodConfig, forget: Targets, refusal: Targets, retain: Targets
+    method: MethodConfig, forget: Targets, preferred: Targets, retain: Targets
 ) -> MethodLoss:
     """The method's own term plus λ r, where it has a retain term."""
-    term, r = forget_term(method, forget, refusal, retain), token_mean(retain)
+    term = forget_term(method, forget, preferred, retain)
+    by_answer = isinstance(method, RMUConfig) and method.retain_loss == "activations"
+    r = mean_of_answers(retain) if by_answer else token_mean(retain)
     weight = method.retain_weight if isinstance(method, RetainingConfig) else 0.0
     return MethodLoss(term + weight * r, term, r)

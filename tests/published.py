@@ -1,0 +1,231 @@
+"""The methods' losses as their papers write them, in torch, and batches to compute them on."""
+
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from pmc_jax.training.objectives import AnswerRows, MethodBatch
+from pmc_jax.unlearning.config import (
+    AltPOConfig,
+    CEUConfig,
+    DPOConfig,
+    FineTuneConfig,
+    GAConfig,
+    GDConfig,
+    IDKConfig,
+    NPOConfig,
+    RetainOnlyConfig,
+    RMUConfig,
+    SatImpConfig,
+    SimNPOConfig,
+    UNDIALConfig,
+    WGAConfig,
+)
+
+LAMBDA, BETA = 1.5, 0.3
+ROWS, TIME, VOCAB = 3, 12, 97
+
+CONFIGS = {
+    "finetune": FineTuneConfig(),
+    "ga": GAConfig(),
+    "gd": GDConfig(retain_weight=LAMBDA),
+    "gd_kl": GDConfig(retain_weight=LAMBDA, retain_loss="kl"),
+    "idk": IDKConfig(retain_weight=LAMBDA),
+    "npo": NPOConfig(beta=BETA, retain_weight=LAMBDA),
+    "simnpo": SimNPOConfig(beta=BETA, gamma=0.7, retain_weight=LAMBDA),
+    "dpo": DPOConfig(beta=BETA, retain_weight=LAMBDA),
+    "altpo": AltPOConfig(beta=0.05, retain_weight=LAMBDA),
+    "retain_only": RetainOnlyConfig(retain_weight=LAMBDA),
+    "retain_only_kl": RetainOnlyConfig(retain_weight=LAMBDA, retain_loss="kl"),
+    "wga": WGAConfig(alpha=0.6, retain_weight=LAMBDA),
+    "undial": UNDIALConfig(beta=2.5, retain_weight=LAMBDA),
+    "undial_kl": UNDIALConfig(beta=0.5, retain_weight=LAMBDA, retain_loss="kl"),
+    "ceu": CEUConfig(skipped_tokens=2, retain_weight=LAMBDA),
+    "ceu_alone": CEUConfig(),
+    "rmu": RMUConfig(layer=1, trained_layers=2, retain_weight=LAMBDA),
+    "rmu_last": RMUConfig(layer=2, trained_layers=1, retain_weight=LAMBDA, retain_loss="nll"),
+    "rmu_kl": RMUConfig(layer=0, trained_layers=3, retain_weight=LAMBDA, retain_loss="kl"),
+    "satimp": SatImpConfig(beta1=0.8, beta2=0.4, retain_weight=LAMBDA),
+}
+
+
+CONTROL = np.linspace(-1, 2, 32)
+"""What RMU steers activations to."""
+
+
+def answer_rows(rng, accumulation: int, rows: int, filler: bool = True) -> AnswerRows:
+    """Answers of different lengths with random N_ref; the last row is empty filler."""
+    shape = (accumulation, rows, TIME)
+    length, prompt = rng.integers(6, TIME + 1, shape[:2]), rng.integers(2, 5, shape[:2])
+    place = np.arange(TIME)
+    mask = place < length[..., None]
+    loss_mask = mask & (place >= prompt[..., None])
+    if filler and rows:
+        mask[-1, -1] = loss_mask[-1, -1] = False
+    return AnswerRows(
+        tokens=jnp.asarray(np.where(mask, rng.integers(3, VOCAB, shape), 0), jnp.int32),
+        mask=jnp.asarray(mask),
+        loss_mask=jnp.asarray(loss_mask),
+        reference=jnp.asarray(rng.uniform(10, 40, shape[:2])),
+    )
+
+
+def method_batch(rng, accumulation: int = 2, **kinds: int) -> MethodBatch:
+    """A batch with rows of every kind; fillers of answers and preferred are the same rows."""
+    rows = {"answers": ROWS, "preferred": ROWS, "retain": ROWS + 1} | kinds
+    return MethodBatch(**{name: answer_rows(rng, accumulation, n) for name, n in rows.items()})
+
+
+def sequences(rows: AnswerRows):
+    """(tokens, target mask, N_ref) of each row that is no filler."""
+    for part in range(rows.tokens.shape[0]):
+        for row in range(rows.tokens.shape[1]):
+            mask = np.asarray(rows.mask[part, row])
+            if mask.any():
+                yield (
+                    torch.tensor(np.asarray(rows.tokens[part, row])[mask]).long(),
+                    torch.tensor(np.asarray(rows.loss_mask[part, row])[mask]),
+                    float(rows.reference[part, row]),
+                )
+
+
+def answer_logits(model, rows: AnswerRows) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The answer tokens of each row and the logits that predict them."""
+    found = []
+    for tokens, target, _ in sequences(rows):
+        logits = model(tokens[None]).logits[0]
+        found.append((logits[:-1][target[1:]], tokens[1:][target[1:]]))
+    return found
+
+
+def token_losses(model, rows: AnswerRows) -> list[torch.Tensor]:
+    """The NLLs of each answer's tokens."""
+    return [
+        F.cross_entropy(logits, tokens, reduction="none")
+        for logits, tokens in answer_logits(model, rows)
+    ]
+
+
+def divergence(model, target, rows: AnswerRows) -> torch.Tensor:
+    """The mean over answer tokens of KL(target ‖ model)."""
+    with torch.no_grad():
+        theirs = torch.cat([logits for logits, _ in answer_logits(target, rows)])
+    ours = torch.cat([logits for logits, _ in answer_logits(model, rows)])
+    return F.kl_div(
+        ours.log_softmax(-1), theirs.log_softmax(-1), reduction="batchmean", log_target=True
+    )
+
+
+def activations(model, rows: AnswerRows, layer: int) -> list[torch.Tensor]:
+    """What a layer puts out at each answer's tokens."""
+    seen = []
+    hook = model.model.layers[layer].register_forward_hook(
+        lambda _, inputs, output: seen.append(output[0] if isinstance(output, tuple) else output)
+    )
+    for tokens, _, _ in sequences(rows):
+        model(tokens[None])
+    hook.remove()
+    masks = [target for _, target, _ in sequences(rows)]
+    return [states.reshape(len(mask), -1)[mask] for states, mask in zip(seen, masks, strict=True)]
+
+
+def misdirection(method: RMUConfig, model, target, batch: MethodBatch) -> torch.Tensor:
+    """RMU's forget loss, and its own retain loss where it has that, in OpenUnlearning's means."""
+
+    def distance(found: list[torch.Tensor], goals: list[torch.Tensor]) -> torch.Tensor:
+        each = [F.mse_loss(a, b.expand_as(a)) for a, b in zip(found, goals, strict=True)]
+        return torch.stack(each).mean()
+
+    forget = activations(model, batch.answers, method.layer)
+    loss = distance(forget, [torch.tensor(CONTROL)] * len(forget))
+    if method.retain_loss == "activations":
+        with torch.no_grad():
+            held = activations(target, batch.retain, method.layer)
+        loss = loss + LAMBDA * distance(activations(model, batch.retain, method.layer), held)
+    return loss
+
+
+def is_updated(name: str, parameter: str) -> bool:
+    """Whether a method updates this parameter of `transformers`."""
+    method = CONFIGS[name]
+    if not isinstance(method, RMUConfig):
+        return True
+    first = max(method.layer - method.trained_layers + 1, 0)
+    layers = "|".join(map(str, range(first, method.layer + 1)))
+    return bool(re.fullmatch(rf"model\.layers\.({layers})\.mlp\.down_proj\.weight", parameter))
+
+
+def published_loss(name: str, model, target, batch: MethodBatch) -> torch.Tensor:
+    """The losses as the papers write them, one answer after another; `target` is frozen."""
+    answers = token_losses(model, batch.answers)
+    log_p = [-nll.sum() for nll in answers]
+    log_ref = [-reference for _, _, reference in sequences(batch.answers)]
+    preferred = [-nll.sum() for nll in token_losses(model, batch.preferred)]
+    preferred_ref = [-reference for _, _, reference in sequences(batch.preferred)]
+    retain = LAMBDA * torch.cat(token_losses(model, batch.retain)).mean()
+    p = torch.exp(-torch.cat(answers)).detach()
+    mean = lambda values: torch.stack(list(values)).mean()  # noqa: E731
+    ratio = lambda a, b: [x - y for x, y in zip(a, b, strict=True)]  # noqa: E731
+    match name:
+        case "finetune":
+            return torch.cat(answers).mean()
+        case "ga":
+            return -torch.cat(answers).mean()
+        case "gd":
+            return -torch.cat(answers).mean() + retain
+        case "idk":
+            return torch.cat(answers).mean() + retain
+        case "npo":
+            terms = (F.logsigmoid(-BETA * r) for r in ratio(log_p, log_ref))
+            return -2 / BETA * mean(terms) + retain
+        case "simnpo":
+            gamma = BETA * CONFIGS[name].gamma  # the paper's own γ
+            terms = (
+                F.logsigmoid(-BETA / len(nll) * lp - gamma)
+                for nll, lp in zip(answers, log_p, strict=True)
+            )
+            return -2 / BETA * mean(terms) + retain
+        case "dpo" | "altpo":
+            beta = CONFIGS[name].beta
+            gained, lost = ratio(preferred, preferred_ref), ratio(log_p, log_ref)
+            margins = ratio(gained, lost)
+            return -2 / beta * mean(F.logsigmoid(beta * m) for m in margins) + retain
+        case "gd_kl":
+            return -torch.cat(answers).mean() + LAMBDA * divergence(model, target, batch.retain)
+        case "retain_only_kl":
+            return LAMBDA * divergence(model, target, batch.retain)
+        case "retain_only":
+            return retain
+        case "ceu" | "ceu_alone":
+            skipped = CONFIGS[name].skipped_tokens
+            found = []
+            for logits, tokens in answer_logits(model, batch.answers):
+                goal = logits.detach().clone()
+                goal[torch.arange(len(tokens)), tokens] = -torch.inf
+                entropies = F.cross_entropy(logits, goal.softmax(-1), reduction="none")
+                found.append(entropies[skipped:])
+            return torch.cat(found).mean() + (retain if name == "ceu" else 0)
+        case "undial" | "undial_kl":
+            with torch.no_grad():
+                goals = []
+                for logits, tokens in answer_logits(target, batch.answers):
+                    adjusted = logits - CONFIGS[name].beta * F.one_hot(tokens, VOCAB)
+                    goals.append(adjusted.softmax(-1))
+            ours = torch.cat([logits for logits, _ in answer_logits(model, batch.answers)])
+            if name == "undial_kl":
+                retain = LAMBDA * divergence(model, target, batch.retain)
+            return F.cross_entropy(ours, torch.cat(goals)) + retain
+        case "rmu":
+            return misdirection(CONFIGS[name], model, target, batch)
+        case "rmu_last":
+            return misdirection(CONFIGS[name], model, target, batch) + retain
+        case "rmu_kl":
+            kl = LAMBDA * divergence(model, target, batch.retain)
+            return misdirection(CONFIGS[name], model, target, batch) + kl
+        case "wga":
+            return (p**0.6 * -torch.cat(answers)).mean() + retain
+        case "satimp":
+            return (p**0.8 * (1 - p) ** 0.4 * -torch.cat(answers)).mean() + retain
