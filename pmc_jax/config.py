@@ -124,6 +124,8 @@ CHOICES = {
     "prompt.template": ("auto", "chat", "plain"),
     "method.pairs": ("all", "retain", "forget"),
     "optimizer.schedule": ("linear", "constant"),
+    "optimizer.moment_dtype": ("float32", "bfloat16"),
+    "training.gradient_dtype": ("float32", "bfloat16"),
 }
 
 # key: (least value, whether that value itself is allowed)
@@ -211,7 +213,7 @@ def check_values(config: Any) -> None:
     if isinstance(config, Config) and config.method.name != type(config.method).name:
         raise UserError(f"method.name={config.method.name}: choose a method by method=NAME")
     for key, value in flatten(config).items():
-        if key in CHOICES and value not in CHOICES[key]:
+        if key in CHOICES and value is not None and value not in CHOICES[key]:
             raise UserError(f"{key}={value}: expected one of {', '.join(CHOICES[key])}")
         if key in LOWER_BOUNDS and value is not None:
             least, allowed = LOWER_BOUNDS[key]
