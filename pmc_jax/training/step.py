@@ -38,7 +38,7 @@ class TrainState:
 
     params: Params
     opt_state: optax.OptState
-    step: Array
+    step: Any  # an array, or its description in `abstract_state`
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -54,7 +54,8 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, dtypes and places of a state whose weights are in `dtype`, without their values."""
     shapes = abstract_params(cfg, dtype)
-    state = TrainState(shapes, jax.eval_shape(optimizer.init, shapes), jnp.zeros((), jnp.int32))
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    state = TrainState(shapes, jax.eval_shape(optimizer.init, shapes), count)
     if mesh is None:
         whole: Sharding = SingleDeviceSharding(jax.devices()[0])
         shardings = jax.tree.map(lambda _: whole, param_specs(cfg))
@@ -70,7 +71,7 @@ def abstract_state(
         optax.tree_utils.tree_map_params(
             optimizer, place, state.opt_state, shardings, transform_non_params=place
         ),
-        jax.device_put(state.step, whole),
+        place(state.step),
     )
 
 
