@@ -4,6 +4,7 @@ Compiles the train step and the decoding of a PMC run for devices that need not 
 what they would hold, and whether that fits. Reads no weights, and runs nothing.
 """
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -15,7 +16,14 @@ from pmc_jax.nested import flatten
 from pmc_jax.planning.devices import Topology, find_topology
 from pmc_jax.planning.page import memory_table, outcome_json, uneven, work_table
 from pmc_jax.planning.programs import PHASES, Job
-from pmc_jax.planning.search import Outcome, compiled_outcome, nearest_that_fits
+from pmc_jax.planning.search import (
+    Attempt,
+    Change,
+    Outcome,
+    compile_all,
+    nearest_that_fits,
+    typed,
+)
 from pmc_jax.pretrained import planned_config, weights_dtype
 from pmc_jax.unlearning.config import PMCConfig
 
@@ -71,22 +79,22 @@ def plan(cfg: PlanConfig) -> None:
     def say(text: str) -> None:
         print(f"[{time.perf_counter() - started:.0f} s] {text}", flush=True)
 
-    outcome = compiled_outcome(job, {}, topology, PHASES, say, whole=True)
+    outcome = compile_all(job, topology, PHASES, say)
     show(outcome, topology)
-    better: Outcome | None = None
-    tried: list[Outcome] = []
+    nearest: tuple[Change, Outcome] | None = None
+    attempts: list[Attempt] = []
     if outcome.fits is None:
         print("\nno verdict: give memory=80GB to get one")
     elif outcome.fits:
         print("\nfits")
     else:
         print("\ndoes not fit; trying other settings …", flush=True)
-        better, tried = nearest_that_fits(outcome, topology, cfg.tries, say)
-        if better is None:
-            print(f"none of {len(tried)} alternatives fits")
+        nearest, attempts = nearest_that_fits(outcome, topology, cfg.tries, say)
+        if nearest is None:
+            print(f"nothing that fits was found; {len(attempts)} alternatives compiled")
         else:
-            show(better, topology)
-            print(f"\nfits with {better.line()}")
+            show(nearest[1], topology)
+            print(f"\nfits with {typed(nearest[0])}")
     if cfg.out:
         result = {
             "topology": topology.name,
@@ -95,8 +103,8 @@ def plan(cfg: PlanConfig) -> None:
             "exact_compiler": topology.exact,
             "parameters": param_count(job.cfg),
             **outcome_json(outcome),
-            "nearest": outcome_json(better) if better else None,
-            "tried": [{"change": one.change, "fits": one.fits} for one in tried],
+            "nearest": nearest and {"change": nearest[0], **outcome_json(nearest[1])},
+            "attempts": [dataclasses.asdict(attempt) for attempt in attempts],
             "settings": flatten(cfg),
         }
         write_json(Path(cfg.out), result)

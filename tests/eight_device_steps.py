@@ -7,7 +7,6 @@ result, and how many loops it stands in.
 
 import json
 import math
-import re
 import sys
 
 import jax
@@ -26,12 +25,12 @@ from pmc_jax.model import (
     param_shardings,
     prefill,
 )
+from pmc_jax.planning.compiled import collectives as exchanges
 from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer
 from pmc_jax.training.step import init_state, make_train_step
 from pmc_jax.unlearning import LossRows
 
 LAYOUTS = ((8, 1), (4, 2), (2, 4), (1, 8))
-KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 
 
 def model(kv_heads: int) -> ModelConfig:
@@ -44,25 +43,7 @@ def model(kv_heads: int) -> ModelConfig:
 
 def collectives(text: str) -> list[tuple[str, list[int], int]]:
     """Kind and shape of every collective's results, and the depth of loops it stands in."""
-    bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)^\}", text, re.S | re.M))
-    calls = {
-        name: re.findall(r"(body|condition|to_apply|calls)=%?([\w.\-]+)", body)
-        for name, body in bodies.items()
-    }
-    depth = {name: 0 for name in bodies if f"ENTRY %{name} " in text or f"ENTRY {name} " in text}
-    waiting = list(depth)
-    while waiting:
-        name = waiting.pop()
-        for kind, callee in calls[name]:
-            if callee in bodies and callee not in depth:
-                depth[callee] = depth[name] + (kind == "body")
-                waiting.append(callee)
-    found = []
-    for name, body in bodies.items():
-        for result, kind in re.findall(rf"= (.+?) ({KINDS})(?:-start)?\(", body):
-            for shape in re.findall(r"\w+\[([\d,]*)\]", result):
-                found.append((kind, [int(n) for n in shape.split(",") if n], depth.get(name, -1)))
-    return found
+    return [(found.kind, list(found.shape), found.depth) for found in exchanges(text)]
 
 
 def places(tree, shardings) -> bool:

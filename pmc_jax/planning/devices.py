@@ -4,6 +4,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 
 import jax
 import numpy as np
@@ -73,12 +74,21 @@ def find_topology(name: str, memory: str | None) -> Topology:
     if kind in TPUS and re.fullmatch(r"\d+(x\d+){1,2}", rest):
         return Topology(name, _tpu_devices(name), size or TPUS[kind], exact=True)
     if (kind in GPUS or kind == "cpu") and re.fullmatch(r"[1-9]\d{0,4}", rest):
-        jax.config.update("jax_num_cpu_devices", int(rest))
-        return Topology(name, jax.devices(), size or GPUS.get(kind), exact=kind == "cpu")
+        devices = _virtual_devices(int(rest))
+        return Topology(name, devices, size or GPUS.get(kind), exact=kind == "cpu")
     raise UserError(
         f"topology={name}: expected a TPU topology (v5e:2x4, v6e:2x4, v5p:2x2x2, …), GPUs "
         f"({', '.join(f'{gpu}:8' for gpu in GPUS)}), or cpu:8 with memory=SIZE"
     )
+
+
+def _virtual_devices(count: int) -> Sequence[jax.Device]:
+    """So many devices of one CPU."""
+    with suppress(RuntimeError):  # JAX has begun, and has the devices that it has
+        jax.config.update("jax_num_cpu_devices", count)
+    if len(jax.devices()) < count:
+        raise UserError(f"JAX has begun with {len(jax.devices())} devices; {count} are needed")
+    return jax.devices()[:count]
 
 
 def _tpu_devices(name: str) -> Sequence[jax.Device]:

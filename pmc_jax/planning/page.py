@@ -45,7 +45,6 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
     """A plan and its programs."""
     job = outcome.job
     return {
-        "change": outcome.change,
         "fits": outcome.fits,
         "mesh": f"{job.data}x{job.model_axis}",
         "remat": job.remat,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pmc_jax.planning.devices import Topology
-from pmc_jax.planning.programs import PHASES, Job, Program, compile_phase, least_bytes
+from pmc_jax.planning.programs import Job, Program, compile_phase, least_bytes
 
 Change = dict[str, Any]
 """Settings by their keys on the command line."""
@@ -14,19 +14,25 @@ Change = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One plan: settings that differ from the run's, and what was compiled for it.
+    """What was compiled for a job, and whether it fits; None where the memory is not known."""
 
-    `fits` is None where the memory is not known.
-    """
-
-    change: Change
     job: Job
     programs: tuple[Program, ...]
     fits: bool | None
 
-    def line(self) -> str:
-        """The change as it is typed."""
-        return " ".join(f"{key}={value}" for key, value in self.change.items())
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """A change that was compiled for some phases, and whether they fit with it."""
+
+    change: Change
+    phases: tuple[str, ...]
+    fits: bool
+
+
+def typed(change: Change) -> str:
+    """A change as it is typed."""
+    return " ".join(f"{key}={value}" for key, value in change.items())
 
 
 def changed(job: Job, change: Change) -> Job:
@@ -89,58 +95,6 @@ def narrower(job: Job) -> list[Change]:
     return [gradients, moments, {**gradients, **moments}]
 
 
-def alternatives(job: Job, failing: Sequence[str]) -> Iterator[Change]:
-    """What to try, the nearest first: single changes, then several.
-
-    Whatever leaves the numbers alone comes before what rounds them.
-    """
-    train = other_remat(job) if "train" in failing else []
-    rows = fewer_rows(job) if {"sample", "answer"} & set(failing) else []
-    parts = smaller_parts(job) if "train" in failing else []
-    exact = [*train, *rows, *other_meshes(job), *parts]
-    yield from exact
-    least: Change = {**(train[-1] if train else {}), **(rows[-1] if rows else {})}
-    meshes = [{}, *other_meshes(job)]
-    for mesh in meshes:
-        within = changed(job, mesh)
-        few = fewer_rows(within)[-1:] if rows else []
-        for more in ({}, *(few or []), *parts[:1]):
-            yield {**least, **mesh, **more}
-    for dtypes in narrower(job):
-        yield dtypes
-    for dtypes in narrower(job):
-        for mesh in meshes:
-            few = fewer_rows(changed(job, mesh))[-1:] if rows else [{}]
-            yield {**least, **mesh, **(few[0] if few else {}), **dtypes}
-
-
-def compiled_outcome(
-    job: Job,
-    change: Change,
-    topology: Topology,
-    phases: Sequence[str],
-    say: Callable[[str], None],
-    *,
-    whole: bool,
-) -> Outcome:
-    """Compile phases of a job; unless `whole`, only up to the first that does not fit."""
-    mesh = topology.mesh(job.data, job.model_axis)
-    programs: list[Program] = []
-
-    def on_program(program: Program) -> None:
-        programs.append(program)
-        say(f"{program.name}: {program.seconds:.0f} s to compile")
-
-    fits: bool | None = None if topology.memory is None else True
-    for phase in phases:
-        compile_phase(job, phase, mesh, on_program)
-        if any(too_large(program, topology) for program in programs):
-            fits = False
-            if not whole:
-                break
-    return Outcome(change, job, tuple(programs), fits)
-
-
 def too_large(program: Program, topology: Topology) -> bool:
     """Whether a program does not fit a device."""
     if program.refused:
@@ -148,40 +102,114 @@ def too_large(program: Program, topology: Topology) -> bool:
     return topology.memory is not None and program.peak > topology.memory
 
 
-def failing_phases(outcome: Outcome, topology: Topology) -> list[str]:
-    """The phases with a program that does not fit."""
-    return [
-        phase
-        for phase in PHASES
-        if any(p.name.startswith(phase) and too_large(p, topology) for p in outcome.programs)
-    ]
+Say = Callable[[str], None]
+
+
+def compile_all(job: Job, topology: Topology, phases: Sequence[str], say: Say) -> Outcome:
+    """Compile some phases of a job."""
+    mesh = topology.mesh(job.data, job.model_axis)
+    programs: list[Program] = []
+
+    def on_program(program: Program) -> None:
+        programs.append(program)
+        say(f"{program.name} compiled in {program.seconds:.0f} s")
+
+    for phase in phases:
+        compile_phase(job, phase, mesh, on_program)
+    fits = not any(too_large(program, topology) for program in programs)
+    return Outcome(job, tuple(programs), None if topology.memory is None else fits)
+
+
+PARTS: tuple[tuple[str, ...], ...] = (("train",), ("sample", "answer"))
+"""Phases that the same settings change: what makes one of them fit leaves the other alone."""
+
+
+def options(job: Job, phases: Sequence[str]) -> list[Change]:
+    """Changes that leave the numbers alone, but for rounding, the nearest first."""
+    if "train" not in phases:
+        return [{}, *fewer_rows(job)]
+    remat = other_remat(job)
+    least = remat[-1] if remat else {}
+    return [{}, *remat, *({**least, **parts} for parts in smaller_parts(job))]
+
+
+def bases(job: Job) -> Iterator[Change]:
+    """Changes that concern every phase: none, another mesh, narrower dtypes, both."""
+    meshes: list[Change] = [{}, *other_meshes(job)]
+    for dtypes in ({}, *narrower(job)):
+        for mesh in meshes:
+            yield {**mesh, **dtypes}
+
+
+class Budget(Exception):
+    """As many alternatives as were allowed have been compiled."""
+
+
+@dataclasses.dataclass
+class Search:
+    """Looks for the nearest change with which a job fits.
+
+    Attributes:
+        tries: attempts that may still be compiled.
+        attempts: those made so far.
+        known: whether phases of a job fit.
+    """
+
+    topology: Topology
+    tries: int
+    say: Say
+    attempts: list[Attempt]
+    known: dict[tuple[Job, tuple[str, ...]], Outcome]
+
+    def outcome(self, job: Job, change: Change, phases: tuple[str, ...]) -> Outcome | None:
+        """The phases as compiled, if they fit."""
+        new = changed(job, change)
+        mesh = self.topology.mesh(new.data, new.model_axis)
+        assert self.topology.memory is not None
+        if any(least_bytes(new, phase, mesh) > self.topology.memory for phase in phases):
+            return None  # whatever its temporaries
+        if (new, phases) not in self.known:
+            if self.tries == 0:
+                raise Budget
+            self.tries -= 1
+            found = compile_all(new, self.topology, phases, lambda _: None)
+            self.known[new, phases] = found
+            self.attempts.append(Attempt(change, phases, bool(found.fits)))
+            self.say(f"{typed(change)}: {phases[0]} {'fits' if found.fits else 'does not fit'}")
+        found = self.known[new, phases]
+        return found if found.fits else None
+
+    def nearest(self, job: Job) -> tuple[Change, Outcome] | None:
+        """The first of all changes that fits, with its programs."""
+        for base in bases(job):
+            change: Change = base
+            programs: list[Program] = []
+            for phases in PARTS:
+                choices = ({**base, **one} for one in options(changed(job, base), phases))
+                fitting = ((one, self.outcome(job, one, phases)) for one in choices)
+                one, found = next(((a, b) for a, b in fitting if b), ({}, None))
+                if found is None:
+                    break
+                change, programs = {**change, **one}, [*programs, *found.programs]
+            else:
+                return change, Outcome(changed(job, change), tuple(programs), True)
+        return None
 
 
 def nearest_that_fits(
-    outcome: Outcome, topology: Topology, tries: int, say: Callable[[str], None]
-) -> tuple[Outcome | None, list[Outcome]]:
-    """The first alternative that fits, and all that were compiled, at most `tries`.
+    outcome: Outcome, topology: Topology, tries: int, say: Say
+) -> tuple[tuple[Change, Outcome] | None, list[Attempt]]:
+    """The nearest change with which a job fits that does not, and what was compiled to find it.
 
     What could not fit whatever its temporaries is passed over without compiling.
     """
-    failing = failing_phases(outcome, topology)
-    order = [*failing, *(phase for phase in PHASES if phase not in failing)]
-    tried: list[Outcome] = []
-    seen: list[Change] = [{}]
-    for change in alternatives(outcome.job, failing):
-        if change in seen:
-            continue
-        seen.append(change)
-        job = changed(outcome.job, change)
-        mesh = topology.mesh(job.data, job.model_axis)
-        assert topology.memory is not None
-        if any(least_bytes(job, phase, mesh) > topology.memory for phase in PHASES):
-            continue
-        if len(tried) == tries:
-            break
-        found = compiled_outcome(job, change, topology, order, lambda _: None, whole=False)
-        tried.append(found)
-        say(f"{found.line()}: {'fits' if found.fits else 'does not fit'}")
-        if found.fits:
-            return found, tried
-    return None, tried
+    known: dict[tuple[Job, tuple[str, ...]], Outcome] = {}
+    for phases in PARTS:
+        own = tuple(p for p in outcome.programs if p.name.startswith(phases))
+        fits = not any(too_large(program, topology) for program in own)
+        known[outcome.job, phases] = Outcome(outcome.job, own, fits)
+    search = Search(topology, tries, say, [], known)
+    try:
+        return search.nearest(outcome.job), search.attempts
+    except Budget:
+        return None, search.attempts
