@@ -52,26 +52,65 @@ def places(tree, shardings) -> bool:
     return all(leaf.sharding.is_equivalent_to(sharding, leaf.ndim) for leaf, sharding in pairs)
 
 
-def train_state(cfg: ModelConfig, mesh):
-    """Three steps; the state, the loss, and the compiled step's collectives."""
-    optimizer = make_optimizer(OptimizerConfig(), cfg, optax.constant_schedule(1e-3))
-    params = init_params(jax.random.key(0), cfg, jnp.float64)
-    if mesh is not None:
-        params = jax.device_put(params, param_shardings(cfg, mesh))
+def rows_of(cfg: ModelConfig) -> LossRows:
+    """Two micro-batches of sixteen rows."""
     rng = np.random.default_rng(0)
     shape = (2, 16, 20)
-    rows = LossRows(
+    return LossRows(
         tokens=jnp.asarray(rng.integers(0, cfg.vocab_size, shape)),
         mask=jnp.ones(shape, bool),
         loss_mask=jnp.asarray(rng.random(shape) < 0.5),
         retain=jnp.broadcast_to(jnp.arange(16) >= 8, (2, 16)),
     )
-    state = init_state(params, optimizer)
+
+
+def params_of(cfg: ModelConfig, mesh):
+    """The same random weights on every mesh."""
+    params = init_params(jax.random.key(0), cfg, jnp.float64)
+    return params if mesh is None else jax.device_put(params, param_shardings(cfg, mesh))
+
+
+def train_state(cfg: ModelConfig, mesh):
+    """Three steps; the state, the loss, and the compiled step's collectives."""
+    optimizer = make_optimizer(OptimizerConfig(), cfg, optax.constant_schedule(1e-3))
+    rows = rows_of(cfg)
+    state = init_state(params_of(cfg, mesh), optimizer)
     step = make_train_step(optimizer, cfg, 1.5, dtype="float64", remat="full")
     text = step.lower(state, rows).compile().as_text()
     for _ in range(3):
         state, losses = step(state, rows)
     return state, float(losses.loss), collectives(text)
+
+
+def narrow_moments(cfg: ModelConfig, mesh):
+    """Adam's moments after two steps with gradients and moments in bfloat16."""
+    settings = OptimizerConfig(moment_dtype="bfloat16")
+    optimizer = make_optimizer(settings, cfg, optax.constant_schedule(1e-3))
+    step = make_train_step(
+        optimizer, cfg, 1.5, dtype="float64", remat="full", gradient_dtype="bfloat16"
+    )
+    state = init_state(params_of(cfg, mesh), optimizer)
+    for _ in range(2):
+        state, _ = step(state, rows_of(cfg))
+    return state.opt_state[0].mu, state.opt_state[0].nu
+
+
+def check_narrow(kv_heads: int, data: int, model_axis: int) -> dict[str, object]:
+    """Whether moments in bfloat16 are in their places, and how many are those of one device."""
+    cfg, mesh = model(kv_heads), make_mesh(data, model_axis)
+    expected = jax.tree.leaves(narrow_moments(cfg, None))
+    with on_mesh(mesh):
+        found = narrow_moments(cfg, mesh)
+    same = [
+        np.asarray(a == b).reshape(-1)
+        for a, b in zip(map(np.asarray, jax.tree.leaves(found)), map(np.asarray, expected),
+                        strict=True)
+    ]  # fmt: skip
+    return {
+        "placed": [places(moment, param_shardings(cfg, mesh)) for moment in found],
+        "dtypes": sorted({str(leaf.dtype) for leaf in jax.tree.leaves(found)}),
+        "same": float(np.concatenate(same).mean()),
+    }
 
 
 def decode_collectives(cfg: ModelConfig, mesh) -> tuple[list, bool, float]:
@@ -123,4 +162,5 @@ if __name__ == "__main__":
         for data, model_axis in LAYOUTS:
             found = check(kv_heads, data, model_axis, expected)
             result[f"{kv_heads} {data}x{model_axis}"] = found
+        result[f"{kv_heads} narrow"] = check_narrow(kv_heads, 4, 2)
     print(json.dumps(result))

@@ -222,8 +222,9 @@ def compile_decoding(
 ) -> None:
     """Prefill and decode of `samples` responses to as many prompts as `generate` takes at once.
 
-    The decode chunk is compiled with the cache at its full length. `beside` is what a device
-    holds all the time.
+    The decode chunk is compiled with the cache at its full length; what arranges the rows
+    before it needs less, and is left out unless it is refused. `beside` is what a device holds
+    all the time.
     """
     largest = max(1, job.batch.rows // samples)
     batch = min(largest, 1 << (min(prompts, largest) - 1).bit_length())
@@ -248,18 +249,26 @@ def compile_decoding(
         on_program(program)
         if program.refused:
             return
-        kept = {**beside, "cache": shard_bytes(prefix)}
+        kept = {**beside, "cache": shard_bytes(prefix), "logits": shard_bytes(logits)}
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (batch, samples)))
-        begin = _begin.trace(
-            logits, prefix, keys, shaped((batch,), jnp.int32), shaped((largest,), jnp.int32),
-            shaped((largest, samples), jnp.int32), length=lengths[-1], dtype=job.dtype, **static,
-        ).lower().compile()  # fmt: skip
-        prefix, state = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            begin.out_info,
-            begin.output_shardings,
+        program, (prefix, state) = _compile(
+            f"{name}: begin",
+            _begin,
+            (
+                logits,
+                prefix,
+                keys,
+                shaped((batch,), jnp.int32),
+                shaped((largest,), jnp.int32),
+                shaped((largest, samples), jnp.int32),
+            ),
+            {"length": lengths[-1], "dtype": job.dtype, **static},
+            {**beside, **weights},
+            {kind: kept[kind] for kind in ("cache", "logits")},
         )
-        kept["logits"] = shard_bytes(logits)
+        if program.refused:
+            on_program(program)
+            return
         cache = {"cache": shard_bytes((prefix, state.suffix))}
         program, _ = _compile(
             f"{name}: decode",

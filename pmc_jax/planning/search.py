@@ -70,13 +70,16 @@ def fewer_rows(job: Job) -> list[Change]:
     return found
 
 
-def smaller_parts(job: Job) -> list[Change]:
-    """Smaller micro-batches and more of them: the same optimizer batch."""
+def other_parts(job: Job) -> list[Change]:
+    """The same optimizer batch in more and smaller micro-batches, or in one.
+
+    One alone has no sum of gradients beside its own.
+    """
     size, count = job.batch.batch_size, job.batch.accumulation
+    sizes = [size // part for part in (2, 4, 8) if size % part == 0]
+    sizes += [size * count] if count > 1 else []
     return [
-        {"training.batch_size": size // part, "training.accumulation": count * part}
-        for part in (2, 4, 8)
-        if size % part == 0
+        {"training.batch_size": one, "training.accumulation": size * count // one} for one in sizes
     ]
 
 
@@ -130,7 +133,7 @@ def options(job: Job, phases: Sequence[str]) -> list[Change]:
         return [{}, *fewer_rows(job)]
     remat = other_remat(job)
     least = remat[-1] if remat else {}
-    return [{}, *remat, *({**least, **parts} for parts in smaller_parts(job))]
+    return [{}, *remat, *({**least, **parts} for parts in other_parts(job))]
 
 
 def bases(job: Job) -> Iterator[Change]:
