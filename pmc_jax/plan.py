@@ -8,6 +8,8 @@ import dataclasses
 import time
 from pathlib import Path
 
+import jax
+
 from pmc_jax.config import PlanConfig, entry_point
 from pmc_jax.errors import UserError
 from pmc_jax.files import write_json
@@ -66,6 +68,8 @@ def show(outcome: Outcome, topology: Topology) -> None:
 
 def plan(cfg: PlanConfig) -> None:
     """One whole plan."""
+    # What is compiled here cannot run here, and is read as text.
+    jax.config.update("jax_enable_compilation_cache", False)
     topology = find_topology(cfg.topology, cfg.memory)
     job, started = job_of(cfg, topology), time.perf_counter()
     memory = f"{topology.memory / 1e9:.1f} GB each" if topology.memory else "memory not given"

@@ -194,14 +194,14 @@ def test_a_continued_run_has_the_same_bits(tmp_path, rng):
     step = make_train_step(optimizer, CFG, 1.5, gradient_dtype="bfloat16")
     memory = empty_memory(1, 1)
     state = RunState(init_state(initial(), optimizer), memory)
-    manager = open_checkpoints(tmp_path / "checkpoints", CheckpointConfig())
-    for done in range(1, 6):
-        state = RunState(step(state.train, rows)[0], memory)
-        if done == 3:
-            save(manager, done, state, {})
-            manager.wait_until_finished()
-    again, _ = restore_latest(manager, RunState(abstract_state(CFG, optimizer, "float32"), memory))
-    manager.close()
+    with open_checkpoints(tmp_path / "checkpoints", CheckpointConfig()) as manager:
+        for done in range(1, 6):
+            state = RunState(step(state.train, rows)[0], memory)
+            if done == 3:
+                save(manager, done, state, {})
+                manager.wait_until_finished()
+        like = RunState(abstract_state(CFG, optimizer, "float32"), memory)
+        again, _ = restore_latest(manager, like)
     for _ in range(2):
         again = RunState(step(again.train, rows)[0], memory)
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):

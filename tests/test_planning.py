@@ -1,5 +1,6 @@
 """Plans: counts against closed forms and XLA's own, and the search for what fits."""
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -147,7 +148,7 @@ JOB = Job(
 )  # fmt: skip
 
 
-def searched(monkeypatch, fits, tries=99):
+def searched(monkeypatch, fits, tries=99, job=JOB):
     """The nearest change if `fits(job, phase)` says what does, and what was compiled."""
     compiled = []
 
@@ -160,8 +161,8 @@ def searched(monkeypatch, fits, tries=99):
     monkeypatch.setattr(search, "least_bytes", lambda job, phase, mesh: 0)
     monkeypatch.setattr(Topology, "mesh", lambda self, data, model: None)
     topology = Topology("cpu:8", [], 1, exact=True)
-    first = [compile_all(JOB, topology, phases, None) for phases in search.PARTS]
-    outcome = search.Outcome(JOB, (*first[0].programs, *first[1].programs), False)
+    first = [compile_all(job, topology, phases, None) for phases in search.PARTS]
+    outcome = search.Outcome(job, (*first[0].programs, *first[1].programs), False)
     compiled.clear()
     found, attempts = search.nearest_that_fits(outcome, topology, tries, lambda _: None)
     assert len(attempts) == len(compiled) <= tries
@@ -181,6 +182,11 @@ def test_the_nearest_change_comes_first(monkeypatch):
     change, _ = searched(monkeypatch, any_but(accumulation=4))
     assert change == {
         "model.remat": "full", "training.batch_size": 2, "training.accumulation": 4,
+    }  # fmt: skip
+    one = dataclasses.replace(JOB, batch=BatchConfig(batch_size=1, accumulation=8, rows=64))
+    change, _ = searched(monkeypatch, any_but(accumulation=1), job=one)
+    assert change == {
+        "model.remat": "full", "training.batch_size": 8, "training.accumulation": 1,
     }  # fmt: skip
     change, _ = searched(monkeypatch, any_but(data=8))
     assert change == {"mesh": "8x1"}
@@ -290,6 +296,15 @@ ERRORS = {
 }
 
 
+@pytest.fixture
+def cache_goes_on():
+    """A plan keeps no programs; the tests after it do."""
+    kept = jax.config.jax_enable_compilation_cache
+    yield
+    jax.config.update("jax_enable_compilation_cache", kept)
+
+
+@pytest.mark.usefixtures("cache_goes_on")
 @pytest.mark.parametrize("argument", ERRORS)
 def test_mistakes_are_one_line(argument, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["plan", "experiment=tofu_llama3_2_3b", argument])
