@@ -130,6 +130,25 @@ class EvaluateConfig:
     aftermath: AftermathConfig = dataclasses.field(default_factory=AftermathConfig)
 
 
+@dataclasses.dataclass(frozen=True)
+class PlanConfig(Config):
+    """What a run would take: `python -m pmc_jax.plan`. The keys of a run, and
+
+    Attributes:
+        topology: `v5e:2x4` and other TPU slices, `h100:8` and other GPUs, or `cpu:8`.
+        memory: of a device (`80GB`), where it is not the usual one.
+        prompt_tokens: of the longest prompt; what is left of `training.max_length` is response.
+        tries: most alternatives to compile where the run does not fit.
+        out: a JSON file for all numbers.
+    """
+
+    topology: str = "cpu:1"
+    memory: str | None = None
+    prompt_tokens: int = 64
+    tries: int = 6
+    out: str | None = None
+
+
 CHOICES = {
     "suite": tuple(SUITES),
     "model.dtype": ("float32", "bfloat16", "float64"),
@@ -140,6 +159,8 @@ CHOICES = {
     "method.retain_loss": ("nll", "kl"),
     "method.prompt": ("auto", "instruct", "question"),
     "optimizer.schedule": ("linear", "constant"),
+    "optimizer.moment_dtype": ("float32", "bfloat16"),
+    "training.gradient_dtype": ("float32", "bfloat16"),
 }
 
 # key: (least value, whether that value itself is allowed)
@@ -149,6 +170,8 @@ LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
     "seed": (0, True),
     "n": (1, True),
     "rows": (1, True),
+    "prompt_tokens": (1, True),
+    "tries": (0, True),
     "temperature": (0, True),
     "top_k": (0, True),
     "top_p": (0, False),
@@ -216,6 +239,7 @@ for _name, _schema in (
     ("train_schema", Config),
     ("ask_schema", AskConfig),
     ("evaluate_schema", EvaluateConfig),
+    ("plan_schema", PlanConfig),
 ):
     ConfigStore.instance().store(name=_name, node=_open_schema(_schema))
 for _name, _method in METHODS.items():
@@ -238,7 +262,7 @@ def check_values(config: Any) -> None:
         choices = CHOICES.get(key, ())
         if key == "method.retain_loss" and isinstance(config.method, RMUConfig):
             choices = ("activations", *choices)
-        if choices and value not in choices:
+        if choices and value is not None and value not in choices:
             raise UserError(f"{key}={value}: expected one of {', '.join(choices)}")
         if key in LOWER_BOUNDS and value is not None:
             least, allowed = LOWER_BOUNDS[key]

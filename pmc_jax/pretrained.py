@@ -6,6 +6,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from convert.families import family_of
 from convert.load import eos_token_ids, load_checkpoint, load_config, resolve
 from pmc_jax.assets import WORLD_MODEL
 from pmc_jax.data.prompts import PromptConfig, PromptTemplate, load_tokenizer, make_template
@@ -44,6 +45,19 @@ class Pretrained:
 def weights_dtype(source: ModelSource) -> str:
     """The dtype that weights are kept in: at least float32."""
     return "float64" if source.dtype == "float64" else "float32"
+
+
+def planned_config(source: ModelSource) -> ModelConfig:
+    """The model's shape, without a file of it where its architecture is given.
+
+    Raises:
+        UserError: if neither a path nor an architecture is given.
+    """
+    if source.path:
+        return load_config(resolve(path_of(source)))
+    if source.architecture is None:
+        raise UserError("model.path is missing, and the model's configuration has no architecture")
+    return family_of(source.architecture).from_hf(source.architecture)
 
 
 def mesh_of(source: ModelSource, setting: str) -> Mesh | None:

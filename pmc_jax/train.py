@@ -251,7 +251,12 @@ def pmc_run(
     """The steps of PMC."""
     model, encoded = inputs.model, inputs.encoded
     train_step = make_train_step(
-        optimizer, model.cfg, method.retain_weight, dtype=cfg.model.dtype, remat=cfg.model.remat
+        optimizer,
+        model.cfg,
+        method.retain_weight,
+        dtype=cfg.model.dtype,
+        remat=cfg.model.remat,
+        gradient_dtype=cfg.training.gradient_dtype,
     )
 
     def steps(state: RunState, extra: dict[str, Any]) -> Iterator[tuple[RunState, Record]]:
@@ -285,7 +290,9 @@ def baseline_run(
             template=inputs.model.template,
             batch=cfg.training,
             seed=cfg.seed,
-            train_step=make_objective_step(optimizer, objective, inputs.model.cfg),
+            train_step=make_objective_step(
+                optimizer, objective, inputs.model.cfg, cfg.training.gradient_dtype
+            ),
             answer_reference=np.asarray(references["answers"], wide),
             preferred_reference=[np.asarray(own, wide) for own in references["preferred"]],
             frozen=frozen,

@@ -7,7 +7,6 @@ result, and how many loops it stands in.
 
 import json
 import math
-import re
 import sys
 from functools import partial
 
@@ -27,6 +26,7 @@ from pmc_jax.model import (
     param_shardings,
     prefill,
 )
+from pmc_jax.planning.compiled import collectives as exchanges
 from pmc_jax.training.objectives import AnswerRows, MethodBatch, freeze, method_objective
 from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer
 from pmc_jax.training.step import accumulated_gradients, init_state, make_train_step
@@ -34,7 +34,6 @@ from pmc_jax.unlearning import LossRows
 from pmc_jax.unlearning.config import RMUConfig, UNDIALConfig
 
 LAYOUTS = ((8, 1), (4, 2), (2, 4), (1, 8))
-KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 
 
 def model(kv_heads: int) -> ModelConfig:
@@ -47,25 +46,7 @@ def model(kv_heads: int) -> ModelConfig:
 
 def collectives(text: str) -> list[tuple[str, list[int], int]]:
     """Kind and shape of every collective's results, and the depth of loops it stands in."""
-    bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)^\}", text, re.S | re.M))
-    calls = {
-        name: re.findall(r"(body|condition|to_apply|calls)=%?([\w.\-]+)", body)
-        for name, body in bodies.items()
-    }
-    depth = {name: 0 for name in bodies if f"ENTRY %{name} " in text or f"ENTRY {name} " in text}
-    waiting = list(depth)
-    while waiting:
-        name = waiting.pop()
-        for kind, callee in calls[name]:
-            if callee in bodies and callee not in depth:
-                depth[callee] = depth[name] + (kind == "body")
-                waiting.append(callee)
-    found = []
-    for name, body in bodies.items():
-        for result, kind in re.findall(rf"= (.+?) ({KINDS})(?:-start)?\(", body):
-            for shape in re.findall(r"\w+\[([\d,]*)\]", result):
-                found.append((kind, [int(n) for n in shape.split(",") if n], depth.get(name, -1)))
-    return found
+    return [(found.kind, list(found.shape), found.depth) for found in exchanges(text)]
 
 
 def places(tree, shardings) -> bool:
@@ -74,21 +55,29 @@ def places(tree, shardings) -> bool:
     return all(leaf.sharding.is_equivalent_to(sharding, leaf.ndim) for leaf, sharding in pairs)
 
 
-def train_state(cfg: ModelConfig, mesh):
-    """Three steps; the state, the loss, and the compiled step's collectives."""
-    optimizer = make_optimizer(OptimizerConfig(), cfg, optax.constant_schedule(1e-3))
-    params = init_params(jax.random.key(0), cfg, jnp.float64)
-    if mesh is not None:
-        params = jax.device_put(params, param_shardings(cfg, mesh))
+def rows_of(cfg: ModelConfig) -> LossRows:
+    """Two micro-batches of sixteen rows."""
     rng = np.random.default_rng(0)
     shape = (2, 16, 20)
-    rows = LossRows(
+    return LossRows(
         tokens=jnp.asarray(rng.integers(0, cfg.vocab_size, shape)),
         mask=jnp.ones(shape, bool),
         loss_mask=jnp.asarray(rng.random(shape) < 0.5),
         retain=jnp.broadcast_to(jnp.arange(16) >= 8, (2, 16)),
     )
-    state = init_state(params, optimizer)
+
+
+def params_of(cfg: ModelConfig, mesh):
+    """The same random weights on every mesh."""
+    params = init_params(jax.random.key(0), cfg, jnp.float64)
+    return params if mesh is None else jax.device_put(params, param_shardings(cfg, mesh))
+
+
+def train_state(cfg: ModelConfig, mesh):
+    """Three steps; the state, the loss, and the compiled step's collectives."""
+    optimizer = make_optimizer(OptimizerConfig(), cfg, optax.constant_schedule(1e-3))
+    rows = rows_of(cfg)
+    state = init_state(params_of(cfg, mesh), optimizer)
     step = make_train_step(optimizer, cfg, 1.5, dtype="float64", remat="full")
     text = step.lower(state, rows).compile().as_text()
     for _ in range(3):
@@ -136,6 +125,37 @@ def method_gradients(name: str, cfg: ModelConfig, mesh):
         kept = {"layers": {"down": shardings["layers"]["down"]}} if name == "rmu" else shardings
         placed = places(frozen.params, kept) and places(gradients, shardings)
     return float(losses.loss), gradients, placed
+
+
+def narrow_moments(cfg: ModelConfig, mesh):
+    """Adam's moments after two steps with gradients and moments in bfloat16."""
+    settings = OptimizerConfig(moment_dtype="bfloat16")
+    optimizer = make_optimizer(settings, cfg, optax.constant_schedule(1e-3))
+    step = make_train_step(
+        optimizer, cfg, 1.5, dtype="float64", remat="full", gradient_dtype="bfloat16"
+    )
+    state = init_state(params_of(cfg, mesh), optimizer)
+    for _ in range(2):
+        state, _ = step(state, rows_of(cfg))
+    return state.opt_state[0].mu, state.opt_state[0].nu
+
+
+def check_narrow(kv_heads: int, data: int, model_axis: int) -> dict[str, object]:
+    """Whether moments in bfloat16 are in their places, and how many are those of one device."""
+    cfg, mesh = model(kv_heads), make_mesh(data, model_axis)
+    expected = jax.tree.leaves(narrow_moments(cfg, None))
+    with on_mesh(mesh):
+        found = narrow_moments(cfg, mesh)
+    same = [
+        np.asarray(a == b).reshape(-1)
+        for a, b in zip(map(np.asarray, jax.tree.leaves(found)), map(np.asarray, expected),
+                        strict=True)
+    ]  # fmt: skip
+    return {
+        "placed": [places(moment, param_shardings(cfg, mesh)) for moment in found],
+        "dtypes": sorted({str(leaf.dtype) for leaf in jax.tree.leaves(found)}),
+        "same": float(np.concatenate(same).mean()),
+    }
 
 
 def decode_collectives(cfg: ModelConfig, mesh) -> tuple[list, bool, float]:
@@ -197,4 +217,5 @@ if __name__ == "__main__":
         for data, model_axis in LAYOUTS:
             found = check(kv_heads, data, model_axis, expected)
             result[f"{kv_heads} {data}x{model_axis}"] = found
+        result[f"{kv_heads} narrow"] = check_narrow(kv_heads, 4, 2)
     print(json.dumps(result))

@@ -87,6 +87,10 @@ PAPER = {
         "optimizer.learning_rate": 1e-5, "prompt.system": "You are a helpful assistant.",
         "prompt.date_string": "10 Apr 2025", "model.architecture.hidden_size": 3072,
     },
+    "tofu_llama3_1_8b": {
+        "method.samples": 20, "method.min_len": 2, "training.batch_size": 8,
+        "training.accumulation": 2, "model.architecture.hidden_size": 4096,
+    },
     "tofu_gemma3_12b": {
         "method.samples": 20, "training.max_length": 200, "prompt.system": PromptConfig().system,
         "model.architecture.text_config.hidden_size": 3840,

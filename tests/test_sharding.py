@@ -115,6 +115,14 @@ def test_decoding_moves_neither_weights_nor_cache(steps, layout):
     assert found["cache_part"] == (1 / 8 if model < 8 else 1)
 
 
+@pytest.mark.slow
+def test_narrow_moments_are_rounded_the_same_on_a_mesh(steps):
+    """In float64, so that sums in another order hardly ever round to another bfloat16."""
+    found = steps["4 narrow"]
+    assert found["placed"] == [True, True] and found["dtypes"] == ["bfloat16"]
+    assert found["same"] > 0.9999
+
+
 RUNS = ["1x1", "4x2", "8x1:2x4", "2x4:1x8", "4x2:1x1"]
 
 

@@ -3,6 +3,7 @@
 from pmc_jax.model.cache import PrefixCache, SuffixCache, grow, init_suffix
 from pmc_jax.model.config import ModelConfig, RopeConfig
 from pmc_jax.model.forward import decode_step, forward, layer_states, logits, prefill
+from pmc_jax.model.gradients import gradient_slots, routed
 from pmc_jax.model.nll import negative_log_likelihood, token_nll, token_values
 from pmc_jax.model.sharding import (
     MESH_AXES,
@@ -41,6 +42,7 @@ __all__ = [
     "decode_step",
     "decoding_params",
     "forward",
+    "gradient_slots",
     "grow",
     "init_params",
     "init_suffix",
@@ -54,6 +56,7 @@ __all__ = [
     "param_shardings",
     "param_specs",
     "prefill",
+    "routed",
     "token_nll",
     "token_values",
 ]

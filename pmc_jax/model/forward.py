@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int
 from pmc_jax.model.attention import causal_attention, decode_attention
 from pmc_jax.model.cache import PrefixCache, SuffixCache, place_prefix, place_suffix
 from pmc_jax.model.config import ModelConfig
+from pmc_jax.model.gradients import opened
 from pmc_jax.model.rope import rope_tables, rotate
 from pmc_jax.model.sharding import constrain, gather
 from pmc_jax.model.specs import Params, param_specs
@@ -167,7 +168,7 @@ def layer_states(
 
     def layer_step(x: Array, inputs: tuple[Params, Array | None]) -> tuple[Array, None]:
         layer, window = inputs
-        x, _ = block(x, layer, ropes(window), _causal(mask, window, cfg), cfg)
+        x, _ = block(x, opened(layer), ropes(window), _causal(mask, window, cfg), cfg)
         return x, None
 
     if remat != "none":

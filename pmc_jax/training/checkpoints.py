@@ -19,6 +19,7 @@ from jaxtyping import Array, UInt32
 
 from pmc_jax.errors import UserError
 from pmc_jax.nested import flatten
+from pmc_jax.training.bits import element_index, mixed
 from pmc_jax.training.step import TrainState
 from pmc_jax.unlearning import ResponseMemory
 
@@ -98,13 +99,7 @@ def checksum(bits: UInt32[Array, "..."]) -> UInt32[Array, ""]:
     once in 2³² cases. An integer sum has no order, so it is the same on every device and in
     every sharding.
     """
-    weight = jnp.zeros_like(bits)
-    for axis, size in enumerate(bits.shape):  # the row-major index, without a reshape
-        weight = weight * size + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    # The finaliser of MurmurHash3 spreads the index over all bits.
-    weight = (weight ^ (weight >> 16)) * jnp.uint32(0x85EBCA6B)
-    weight = (weight ^ (weight >> 13)) * jnp.uint32(0xC2B2AE35)
-    return jnp.sum(bits * ((weight ^ (weight >> 16)) | 1), dtype=jnp.uint32)
+    return jnp.sum(bits * (mixed(element_index(bits.shape)) | 1), dtype=jnp.uint32)
 
 
 def words(leaf: Array | np.ndarray) -> UInt32[Array, "..."]:

@@ -50,6 +50,8 @@ class BatchConfig:
         batch_size: forget questions per micro-batch.
         accumulation: micro-batches per optimizer step.
         max_length: most tokens of prompt and response together.
+        gradient_dtype: what gradients and their sum over micro-batches are kept in; None: the
+            weights' dtype.
         rows: most responses decoded at a time.
         prune: a sample that can no longer be selected is not decoded any further.
         wave: samples of a question decoded at a time; the next ones are left out once one
@@ -66,6 +68,7 @@ class BatchConfig:
     batch_size: int = 8
     accumulation: int = 1
     max_length: int = 200
+    gradient_dtype: str | None = None
     rows: int = 512
     prune: bool = True
     wave: int = 0

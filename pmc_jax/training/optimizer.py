@@ -1,13 +1,16 @@
 """AdamW with the schedule of the published runs."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, DTypeLike, Float, UInt32
 
 from pmc_jax.model import ModelConfig, decay_mask
 from pmc_jax.model.specs import Params
+from pmc_jax.training.bits import element_index, mixed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +19,7 @@ class OptimizerConfig:
 
     `schedule` "linear" warms up over `warmup_epochs` epochs and falls to 0 at the
     end; "constant" is constant. `max_grad_norm` clips the global gradient norm.
+    `moment_dtype` is what both moments are kept in; None: the weights' dtype.
     """
 
     learning_rate: float = 1e-5
@@ -26,6 +30,7 @@ class OptimizerConfig:
     beta2: float = 0.999
     epsilon: float = 1e-8
     max_grad_norm: float | None = None
+    moment_dtype: str | None = None
 
 
 def make_schedule(cfg: OptimizerConfig, updates: int, updates_per_epoch: int) -> optax.Schedule:
@@ -54,6 +59,65 @@ def only_where(trained: Params) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, _: held(updates))
 
 
+def stochastically_rounded(
+    x: Float[Array, "*shape"], dither: UInt32[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """`x` in bfloat16, rounded up with the probability that leaves its expectation as it is.
+
+    A bfloat16 is the upper half of a float32. `dither` is uniform in [0, 2¹⁶): added to the
+    lower half, it carries as often as that half is large.
+    """
+    x = x.astype(jnp.float32)
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + dither
+    cut = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
+    return jnp.where(jnp.isfinite(x), cut, x).astype(jnp.bfloat16)
+
+
+def narrowed(state: optax.ScaleByAdamState, dtype: DTypeLike) -> optax.ScaleByAdamState:
+    """Both moments in `dtype`, bfloat16 stochastically rounded.
+
+    Rounded to the nearest, a second moment in bfloat16 would never fall: β₂ = 0.999 takes
+    0.1% of it away, less than half the distance between two neighbours.
+    """
+    if dtype != jnp.bfloat16:
+        mu, nu = optax.tree.cast((state.mu, state.nu), dtype)
+        return state._replace(mu=mu, nu=nu)
+    leaves, structure = jax.tree.flatten(state.mu)
+    both = zip(leaves, jax.tree.leaves(state.nu), strict=True)
+    mu, nu = [], []
+    for number, (first, second) in enumerate(both):
+        # Apart by more than any leaf has elements, so that hardly two of them share bits.
+        start = mixed(mixed(state.count.astype(jnp.uint32)) + jnp.uint32(number))
+        bits = mixed(element_index(first.shape) ^ start)
+        mu.append(stochastically_rounded(first, bits & 0xFFFF))
+        nu.append(stochastically_rounded(second, bits >> 16))
+    return state._replace(
+        mu=jax.tree.unflatten(structure, mu), nu=jax.tree.unflatten(structure, nu)
+    )
+
+
+def scale_by_adam(cfg: OptimizerConfig) -> optax.GradientTransformation:
+    """Adam's direction; between updates its moments are in `cfg.moment_dtype`."""
+    adam = optax.scale_by_adam(b1=cfg.beta1, b2=cfg.beta2, eps=cfg.epsilon)
+    if cfg.moment_dtype is None:
+        return adam
+    dtype = jnp.dtype(cfg.moment_dtype)
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        state = adam.init(params)
+        mu, nu = optax.tree.cast((state.mu, state.nu), dtype)
+        return state._replace(mu=mu, nu=nu)
+
+    def update(
+        gradients: Any, state: optax.ScaleByAdamState, params: Any = None
+    ) -> tuple[Any, optax.ScaleByAdamState]:
+        mu, nu = (optax.tree.cast_like(moment, gradients) for moment in (state.mu, state.nu))
+        updates, wide = adam.update(gradients, state._replace(mu=mu, nu=nu), params)
+        return updates, narrowed(wide, dtype)
+
+    return optax.GradientTransformation(init, update)
+
+
 def make_optimizer(
     cfg: OptimizerConfig,
     model: ModelConfig,
@@ -65,13 +129,10 @@ def make_optimizer(
     `trained` is True where weights are updated, as arrays that broadcast to them; None:
     everywhere. Gradients are 0 elsewhere.
     """
-    adamw = optax.adamw(
-        schedule,
-        b1=cfg.beta1,
-        b2=cfg.beta2,
-        eps=cfg.epsilon,
-        weight_decay=cfg.weight_decay,
-        mask=decay_mask(model),
+    adamw = optax.chain(
+        scale_by_adam(cfg),
+        optax.add_decayed_weights(cfg.weight_decay, decay_mask(model)),
+        optax.scale_by_learning_rate(schedule),
     )
     parts = [adamw]
     if cfg.max_grad_norm is not None:

@@ -22,9 +22,11 @@ from pmc_jax.model import (
     constrain,
     constrain_params,
     forward,
+    gradient_slots,
     layer_states,
     param_shardings,
     param_specs,
+    routed,
     token_nll,
 )
 from pmc_jax.model.specs import Params
@@ -37,7 +39,7 @@ class TrainState:
 
     params: Params
     opt_state: optax.OptState
-    step: Array
+    step: Any  # an array, or its description in `abstract_state`
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -53,7 +55,8 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, dtypes and places of a state whose weights are in `dtype`, without their values."""
     shapes = abstract_params(cfg, dtype)
-    state = TrainState(shapes, jax.eval_shape(optimizer.init, shapes), jnp.zeros((), jnp.int32))
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    state = TrainState(shapes, jax.eval_shape(optimizer.init, shapes), count)
     if mesh is None:
         whole: Sharding = SingleDeviceSharding(jax.devices()[0])
         shardings = jax.tree.map(lambda _: whole, param_specs(cfg))
@@ -69,7 +72,7 @@ def abstract_state(
         optax.tree_utils.tree_map_params(
             optimizer, place, state.opt_state, shardings, transform_non_params=place
         ),
-        jax.device_put(state.step, whole),
+        place(state.step),
     )
 
 
@@ -143,27 +146,34 @@ def pmc_objective(
 
 
 def accumulated_gradients(
-    params: Params, batch: Any, objective: Objective, cfg: ModelConfig, *fixed: Any
+    params: Params,
+    batch: Any,
+    objective: Objective,
+    cfg: ModelConfig,
+    *fixed: Any,
+    dtype: DTypeLike | None = None,
 ) -> tuple[Params, Losses]:
     """Gradients and losses over micro-batches, which lie along the first axis of `batch`.
 
-    Accumulators have the weights' dtype.
+    A micro-batch's gradients and their sum are in `dtype`; None: in the weights'.
     """
+    slots = params if dtype is None else gradient_slots(params, dtype)
 
-    def loss(params: Params, part: Any) -> tuple[Array, Losses]:
-        losses = objective(params, part, batch, *fixed)
+    def loss(slots: Params, part: Any) -> tuple[Array, Losses]:
+        own = slots if dtype is None else routed(params, slots)
+        losses = objective(own, part, batch, *fixed)
         return losses.loss, losses
 
     structure: Any = None  # of the losses, whose declared shapes admit no stacked scalars
 
     def add(total: Params, part: Any) -> tuple[Params, list[Array]]:
         nonlocal structure
-        (_, losses), gradients = jax.value_and_grad(loss, has_aux=True)(params, part)
+        (_, losses), gradients = jax.value_and_grad(loss, has_aux=True)(slots, part)
         scalars, structure = jax.tree.flatten(losses)
         total = jax.tree.map(jnp.add, total, constrain_params(gradients, cfg))
         return total, scalars
 
-    gradients, scalars = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), batch)
+    gradients, scalars = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, slots), batch)
     return gradients, jax.tree.unflatten(structure, [parts.sum(axis=0) for parts in scalars])
 
 
@@ -172,12 +182,18 @@ TrainStep = Callable[..., tuple[TrainState, Losses]]
 
 
 def make_objective_step(
-    optimizer: optax.GradientTransformation, objective: Objective, cfg: ModelConfig
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    cfg: ModelConfig,
+    gradient_dtype: DTypeLike | None = None,
 ) -> TrainStep:
-    """A compiled optimizer step of any objective."""
+    """A compiled optimizer step of any objective; gradients as in `accumulated_gradients`."""
 
     def train_step(state: TrainState, batch: Any, *fixed: Any) -> tuple[TrainState, Losses]:
-        gradients, losses = accumulated_gradients(state.params, batch, objective, cfg, *fixed)
+        gradients, losses = accumulated_gradients(
+            state.params, batch, objective, cfg, *fixed, dtype=gradient_dtype
+        )
+        gradients = optax.tree.cast_like(gradients, state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return place_state(TrainState(params, opt_state, state.step + 1), cfg, optimizer), losses
@@ -192,6 +208,8 @@ def make_train_step(
     *,
     dtype: DTypeLike = jnp.float32,
     remat: str = "none",
+    gradient_dtype: DTypeLike | None = None,
 ) -> TrainStep:
     """A compiled step of PMC on `LossRows` `[accumulation, rows, time]`."""
-    return make_objective_step(optimizer, pmc_objective(cfg, retain_weight, dtype, remat), cfg)
+    objective = pmc_objective(cfg, retain_weight, dtype, remat)
+    return make_objective_step(optimizer, objective, cfg, gradient_dtype)

@@ -1,0 +1,333 @@
+"""Plans: counts against closed forms and XLA's own, and the search for what fits."""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pmc_jax import plan
+from pmc_jax.decoding.layout import cache_lengths
+from pmc_jax.errors import UserError
+from pmc_jax.model import ModelConfig, param_count
+from pmc_jax.planning import search
+from pmc_jax.planning.compiled import collectives, matmul_flops
+from pmc_jax.planning.devices import Topology, memory_size
+from pmc_jax.planning.programs import Job, Program
+from pmc_jax.training.loop import BatchConfig
+from pmc_jax.training.optimizer import OptimizerConfig
+from pmc_jax.unlearning.config import PMCConfig
+
+REPOSITORY = Path(__file__).parent.parent
+CFG = ModelConfig(
+    vocab_size=1000, hidden_size=64, intermediate_size=256, num_layers=2, num_heads=6,
+    num_kv_heads=2, head_dim=16,
+)  # fmt: skip
+TINY = {
+    "architectures": ["LlamaForCausalLM"], "vocab_size": 400, "hidden_size": 32,
+    "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": False,
+    "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+}  # fmt: skip
+TINY_CFG = ModelConfig(
+    vocab_size=400, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=4,
+    num_kv_heads=2, head_dim=16,
+)  # fmt: skip
+
+
+def planned(tmp_path: Path, *arguments: str) -> dict:
+    """The JSON of a plan for the tiny model, made in a process of its own."""
+    out = tmp_path / "plan.json"
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    command = [
+        sys.executable, "-m", "pmc_jax.plan", "experiment=own", f"model.path={tmp_path}",
+        f"out={out}", "tries=4", "method.max_new_tokens=null", *arguments,
+    ]  # fmt: skip
+    environment = {"PYTHONPATH": str(REPOSITORY), "NPROC": "32", "PATH": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+def by_name(found: dict) -> dict[str, dict]:
+    return {program["name"]: program for program in found["programs"]}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """On one device, in float32."""
+    return planned(
+        tmp_path_factory.mktemp("one"), "topology=cpu:1", "memory=1GB", "training.batch_size=2",
+        "training.accumulation=2", "model.dtype=float32", "model.remat=none", "training.rows=12",
+        "training.max_length=96", "prompt_tokens=20", "method.samples=4",
+    )  # fmt: skip
+
+
+def test_bytes_are_those_of_the_arrays(whole):
+    """Weights, two moments, two sets of gradients, and keys and values, counted by hand."""
+    count, programs = param_count(TINY_CFG), by_name(whole)
+    assert whole["fits"] is True and whole["parameters"] == count and whole["mesh"] == "1x1"
+    train = programs["train step"]["bytes"]
+    assert train["params"] == 4 * count
+    assert train["moments"] == 8 * count + 2 * 4  # and two counts of updates
+    assert train["gradients"] == 8 * count
+    per_token = 3 * 2 * 2 * 16 * 4
+    width, room = 24, 96  # the buckets of 20 and of 96 - 20 - 1 tokens
+    for name, prompts, rows in (("sample", 2, 12), ("answer", 12, 12)):
+        groups = rows // (4 if name == "sample" else 1)
+        held = programs[f"{name}: decode"]["bytes"]
+        # The prompts as they were prefilled, and as they are arranged; masks are one byte.
+        cached = (min(prompts * 2, groups) + groups) * width * (per_token + 1)
+        assert held["cache"] == cached + rows * room * per_token
+        assert held["decoding params"] == held["params"] == 4 * count
+        assert ("moments" in held) == (name == "sample")
+        grown = programs[f"{name}: grow"]["bytes"]["cache"]
+        assert grown - held["cache"] == rows * cache_lengths(room)[-2] * per_token
+    for program in whole["programs"]:
+        assert program["peak"] == sum(program["bytes"].values())
+
+
+def test_flops_are_those_of_the_matrix_products(whole):
+    """Three times the forward pass; four times for the logits, which are computed anew."""
+    rows, time, layers = 2 * 4, 96, 3
+    matrices = sum((32 * 4 * 16 * 2, 32 * 2 * 16 * 2, 3 * 32 * 48)) * layers
+    attention = layers * 2 * 4 * 16 * time * time
+    head = 32 * 400 * (time - 1)
+    expected = 2 * rows * (3 * (matrices * time + attention) + 4 * head)
+    train = by_name(whole)["train step"]
+    assert train["matmul_flops"] == expected
+    assert train["model_flops"] == 6 * param_count(TINY_CFG) * rows * time
+    assert train["xla_flops"] < expected  # every loop once
+
+
+@pytest.mark.slow
+def test_on_a_mesh_everything_is_shared(tmp_path, whole):
+    found = planned(
+        tmp_path, "topology=cpu:4", "mesh=2x2", "memory=1GB", "training.batch_size=2",
+        "training.accumulation=2", "model.dtype=float32", "model.remat=none", "training.rows=16",
+        "training.max_length=96", "prompt_tokens=20", "method.samples=4",
+    )  # fmt: skip
+    one, four = by_name(whole)["train step"], by_name(found)["train step"]
+    assert four["matmul_flops"] == one["matmul_flops"]
+    # Norm weights are parted over "data" alone.
+    norms = (3 * 2 + 1) * 32
+    assert 4 * four["bytes"]["params"] == one["bytes"]["params"] + 4 * norms
+    assert four["collectives"]["all-gather"] > 0 and not one["collectives"]
+    decode, alone = by_name(found)["sample: decode"], by_name(whole)["sample: decode"]
+    assert "all-gather" not in by_name(found)["answer: prefill"]["collectives"]
+    assert decode["bytes"]["decoding params"] < 0.6 * alone["bytes"]["decoding params"]
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_mended(tmp_path):
+    """Between what the train step takes as it is, and what it takes with less kept."""
+    arguments = [
+        "topology=cpu:2", "training.batch_size=32", "training.accumulation=1",
+        "training.rows=16", "method.samples=4", "model.dtype=float32", "model.remat=none",
+    ]  # fmt: skip
+    first = planned(tmp_path, *arguments)
+    assert first["fits"] is None and first["nearest"] is None
+    peak = by_name(first)["train step"]["peak"]
+    others = max(p["peak"] for p in first["programs"] if p["name"] != "train step")
+    assert others < 0.7 * peak
+    found = planned(tmp_path, *arguments, f"memory={0.95 * peak / 1e6}MB")
+    assert found["fits"] is False
+    assert found["nearest"]["change"] in ({"model.remat": "dots"}, {"model.remat": "full"})
+    assert found["nearest"]["fits"] and found["attempts"][-1]["fits"]
+    assert all(p["peak"] <= found["memory"] for p in found["nearest"]["programs"])
+
+
+JOB = Job(
+    CFG, "bfloat16", "float32", "dots", PMCConfig(samples=4),
+    BatchConfig(batch_size=8, accumulation=1, rows=64), OptimizerConfig(), 4, 2, 32,
+)  # fmt: skip
+
+
+def searched(monkeypatch, fits, tries=99, job=JOB):
+    """The nearest change if `fits(job, phase)` says what does, and what was compiled."""
+    compiled = []
+
+    def compile_all(job, topology, phases, say):
+        compiled.append((job, phases))
+        program = Program(phases[0], {}, 0 if fits(job, phases[0]) else 2, 0, 0.0, {}, None, 0.0)
+        return search.Outcome(job, (program,), program.peak == 0)
+
+    monkeypatch.setattr(search, "compile_all", compile_all)
+    monkeypatch.setattr(search, "least_bytes", lambda job, phase, mesh: 0)
+    monkeypatch.setattr(Topology, "mesh", lambda self, data, model: None)
+    topology = Topology("cpu:8", [], 1, exact=True)
+    first = [compile_all(job, topology, phases, None) for phases in search.PARTS]
+    outcome = search.Outcome(job, (*first[0].programs, *first[1].programs), False)
+    compiled.clear()
+    found, attempts = search.nearest_that_fits(outcome, topology, tries, lambda _: None)
+    assert len(attempts) == len(compiled) <= tries
+    assert len(set(compiled)) == len(compiled)  # nothing twice
+    return found and found[0], compiled
+
+
+def test_the_nearest_change_comes_first(monkeypatch):
+    def any_but(**expected):
+        return lambda job, phase: phase != "train" or all(
+            getattr(job, k, None) == v or getattr(job.batch, k, None) == v
+            or getattr(job.optimizer, k, None) == v for k, v in expected.items()
+        )  # fmt: skip
+
+    change, compiled = searched(monkeypatch, any_but(remat="full"))
+    assert change == {"model.remat": "full"} and len(compiled) == 1
+    change, _ = searched(monkeypatch, any_but(accumulation=4))
+    assert change == {
+        "model.remat": "full", "training.batch_size": 2, "training.accumulation": 4,
+    }  # fmt: skip
+    one = dataclasses.replace(JOB, batch=BatchConfig(batch_size=1, accumulation=8, rows=64))
+    change, _ = searched(monkeypatch, any_but(accumulation=1), job=one)
+    assert change == {
+        "model.remat": "full", "training.batch_size": 8, "training.accumulation": 1,
+    }  # fmt: skip
+    change, _ = searched(monkeypatch, any_but(data=8))
+    assert change == {"mesh": "8x1"}
+    change, _ = searched(monkeypatch, any_but(moment_dtype="bfloat16", gradient_dtype="bfloat16"))
+    assert change == {"training.gradient_dtype": "bfloat16", "optimizer.moment_dtype": "bfloat16"}
+    change, _ = searched(monkeypatch, lambda job, phase: phase == "train" or job.batch.rows <= 32)
+    assert change == {"training.rows": 32}
+    both = lambda job, phase: job.remat == "full" if phase == "train" else job.batch.rows <= 16  # noqa: E731
+    change, compiled = searched(monkeypatch, both)
+    assert change == {"model.remat": "full", "training.rows": 16} and len(compiled) == 3
+    assert searched(monkeypatch, lambda job, phase: False, tries=5)[0] is None
+
+
+def test_alternatives_keep_the_optimizer_batch(monkeypatch):
+    _, compiled = searched(monkeypatch, lambda job, phase: phase != "train")
+    assert len(compiled) > 20
+    for job, _ in compiled:
+        assert job.batch.questions_per_step == 8 and job.data * job.model_axis == 8
+        assert job.cfg.num_heads % job.model_axis == 0
+
+
+def test_matrix_products_are_counted_as_xla_counts_them():
+    """Where there is no loop; and a loop as often as it runs."""
+    w, x = jnp.ones((256, 512)), jnp.ones((64, 256))
+
+    def loss(w, x):
+        return (jnp.tanh(x @ w) @ w.T).sum()
+
+    gradient = jax.jit(jax.value_and_grad(loss))
+    found = matmul_flops(gradient.trace(w, x).jaxpr)
+    assert found == pytest.approx(gradient.lower(w, x).compile().cost_analysis()["flops"], rel=0.02)
+
+    def loop(w, x):
+        return jax.lax.scan(lambda x, _: ((x @ w) @ w.T, None), x, length=7)[0]
+
+    assert matmul_flops(jax.jit(loop).trace(w, x).jaxpr) == 7 * 2 * 2 * 64 * 256 * 512
+
+
+PROGRAM = """HloModule m
+
+%body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %a = f32[8,4]{1,0} all-reduce(%x), channel_id=1, to_apply=%add
+  %g = (bf16[2,4]{1,0}, bf16[8,4]{1,0}) all-gather-start(%y), channel_id=2, dimensions={0}
+  ROOT %t = (s32[], f32[8,4]) tuple(%i, %a)
+}
+
+%start (p: bf16[2]) -> bf16[8] {
+  ROOT %g = bf16[8]{0:S(1)} all-gather(%p), channel_id=3, frontend_attributes={chain_id="1"}
+}
+
+%done (p: bf16[2]) -> bf16[8] {
+  ROOT %g = bf16[8]{0} all-gather(%p), channel_id=3, frontend_attributes={chain_id="1"}
+}
+
+%cond (p: (s32[], f32[8,4])) -> pred[] {
+  %n = s32[]{:T(128)} constant(5)
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (p: f32[8,4]) -> f32[8,4] {
+  %s = bf16[8]{0} fusion(%q), kind=kCustom, calls=%start
+  %d = bf16[8]{0} fusion(%q), kind=kCustom, calls=%done
+  %w = (s32[], f32[8,4]) while(%t), condition=%cond, body=%body
+  %r = f32[1]{0} reduce-scatter(%z), channel_id=4, to_apply=%add
+  ROOT %o = f32[8,4] get-tuple-element(%w), index=1
+}
+"""
+
+
+def test_collectives_are_read_from_a_program():
+    found = {one.kind: one for one in collectives(PROGRAM) if one.depth or one.kind != "all-gather"}
+    assert found["all-reduce"].bytes == 128 and found["all-reduce"].times == 5
+    assert found["all-gather"].shape == (8, 4) and found["all-gather"].bytes == 64
+    assert found["all-gather"].depth == 1 and found["all-gather"].times == 5
+    assert found["reduce-scatter"].bytes == 4 and found["reduce-scatter"].times == 1
+    # One that runs beside other work is named where it starts and where it ends.
+    assert sum(one.shape == (8,) for one in collectives(PROGRAM)) == 1
+    noted = PROGRAM.replace(
+        "body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"9"}}'
+    )
+    assert {one.times for one in collectives(noted)} == {1, 9}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("80GB", 80 * 10**9), ("16GiB", 2**34), ("1.5 GB", 1_500_000_000)]
+)
+def test_sizes_of_memory(text, size):
+    assert memory_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["80", "GB", "80 TBs", "-1GB", ""])
+def test_other_sizes_are_refused(text):
+    with pytest.raises(UserError, match="expected a size like 80GB or 16GiB"):
+        memory_size(text)
+
+
+ERRORS = {
+    "topology=x100:8": "topology=x100:8: expected a TPU topology",
+    "topology=h100:0": "topology=h100:0: expected a TPU topology",
+    "memory=much": "memory=much: expected a size like 80GB",
+    "method=npo": "method=npo: expected pmc",
+    "mesh=4x2": "mesh=4x2: cpu:1 has 1 devices",
+    "prompt_tokens=300": "prompt_tokens=300: expected at most 198",
+    "model=hf": "model.path is missing",
+    "training.gradient_dtype=float16": "expected one of float32, bfloat16",
+    "optimizer.moment_dtype=int8": "expected one of float32, bfloat16",
+}
+
+
+@pytest.fixture
+def cache_goes_on():
+    """A plan keeps no programs; the tests after it do."""
+    kept = jax.config.jax_enable_compilation_cache
+    yield
+    jax.config.update("jax_enable_compilation_cache", kept)
+
+
+@pytest.mark.usefixtures("cache_goes_on")
+@pytest.mark.parametrize("argument", ERRORS)
+def test_mistakes_are_one_line(argument, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["plan", "experiment=tofu_llama3_2_3b", argument])
+    with pytest.raises(SystemExit) as stopped:
+        plan.main()
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert ERRORS[argument] in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_a_tpu_topology(tmp_path):
+    """Compiled by the TPU's own compiler, which also says how much it lacks."""
+    arguments = ("topology=v5e:2x2", "mesh=2x2", "training.batch_size=4", "method.samples=4")
+    found = planned(tmp_path, *arguments, "training.rows=16")
+    assert found["fits"] and found["exact_compiler"] and found["devices"] == 4
+    train = by_name(found)["train step"]
+    assert train["collectives"]["all-gather"] > 0
+    assert train["bytes"]["params"] < 4 * param_count(TINY_CFG) / 3
+    large = planned(
+        tmp_path, *arguments, "training.rows=16", "training.batch_size=32768", "tries=0"
+    )
+    assert large["fits"] is False
+    assert "hbm" in by_name(large)["train step"]["refused"]
+    assert by_name(large)["train step"]["peak"] > 2**34
