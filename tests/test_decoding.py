@@ -14,6 +14,7 @@ from convert.load import load_checkpoint
 from pmc_jax.decoding import Decoding, Sampling, draw, filter_threshold, generate, sampler
 from pmc_jax.decoding import nucleus as nucleus_module
 from pmc_jax.decoding.layout import FIRST_LENGTH, shapes
+from pmc_jax.decoding.nucleus import greedy
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +192,25 @@ def test_draws_follow_the_filtered_softmax(top_k, top_p, rng):
     pooled = np.append(probabilities[common], probabilities[~common].sum())
     assert chi_square_p(np.append(counts[common], counts[~common].sum()), pooled) > 1e-6
     assert counts[~keep].sum() == 0
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(10, 1.0), (10, 0.99), (10, 0.3), (40, 0.9)])
+def test_draws_keep_ties_with_the_last_of_the_top_together(top_k, top_p):
+    """30 tokens of weight 3 and 30 of weight 1, of which top-k reaches but some."""
+    logits = np.log(np.repeat([1.0, 3.0, 1.0, 1e-6], [10, 30, 20, 20]))
+    logits = logits[np.random.default_rng(0).permutation(80)]
+    keep = sorted_keep(logits, top_k, top_p)
+    assert keep.sum() == (60 if top_k == 40 else 30)
+    keys = jax.random.split(jax.random.key(1), 40_000)
+    batch = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (40_000, 80))
+    counts = np.bincount(np.asarray(draw(keys, batch, top_k, top_p)), minlength=80)
+    weights = np.where(keep, np.exp(logits), 0)
+    assert chi_square_p(counts, weights / weights.sum()) > 1e-6
+
+
+def test_greedy_takes_the_first_of_the_largest(rng):
+    logits = rng.integers(0, 4, (50, 7)).astype(np.float32)
+    np.testing.assert_array_equal(greedy(jnp.asarray(logits)), logits.argmax(-1))
 
 
 def test_sampled_pairs_of_tokens_follow_the_model(tiny):

@@ -47,20 +47,30 @@ def _largest_threshold(
     return jnp.where(bits >= low, logits, jnp.inf).min(-1, keepdims=True)
 
 
-def _top_values_threshold(
+def _top_values(
     logits: Float[Array, "*batch vocab"], top_k: int, top_p: float
-) -> Float[Array, "*batch 1"]:
-    """Both thresholds from the k largest values alone, ties beyond them counted."""
+) -> tuple[
+    Float[Array, "*batch k"],
+    Int[Array, "*batch k"],
+    Int[Array, "*batch 1"],
+    Float[Array, "*batch 1"],
+]:
+    """The k largest logits, their tokens, how many ties with the last one lie beyond them, and
+    the threshold of both filters."""
     # Without the barrier XLA takes part of the result only, and sorts the vocabulary for it.
-    values, _ = jax.lax.optimization_barrier(jax.lax.top_k(logits, top_k))
+    values, tokens = jax.lax.optimization_barrier(jax.lax.top_k(logits, top_k))
     kth = values[..., -1:]
+    beyond = (logits == kth).sum(-1, keepdims=True) - (values == kth).sum(-1, keepdims=True)
     if top_p >= 1:
-        return kth
+        return values, tokens, beyond, kth
     weights = jnp.exp(values - values[..., :1])
-    ties = (logits == kth).sum(-1, keepdims=True) - (values == kth).sum(-1, keepdims=True)
-    total = weights.sum(-1, keepdims=True) + ties * weights[..., -1:]
+    total = weights.sum(-1, keepdims=True) + beyond * weights[..., -1:]
     reached = jnp.cumsum(weights, axis=-1) >= top_p * total
-    return jnp.where(reached, values, kth).max(-1, keepdims=True)
+    return values, tokens, beyond, jnp.where(reached, values, kth).max(-1, keepdims=True)
+
+
+def _is_small(top_k: int, vocab: int) -> bool:
+    return 0 < top_k <= min(SMALL_TOP_K, vocab)
 
 
 def filter_threshold(
@@ -73,8 +83,8 @@ def filter_threshold(
     top-k, is at least `top_p`. Tokens that tie with the threshold are kept.
     """
     vocab = logits.shape[-1]
-    if 0 < top_k <= min(SMALL_TOP_K, vocab):
-        return _top_values_threshold(logits, top_k, top_p)
+    if _is_small(top_k, vocab):
+        return _top_values(logits, top_k, top_p)[-1]
     threshold = logits.min(-1, keepdims=True)
     if 0 < top_k < vocab:
         threshold = _largest_threshold(logits, lambda kept: kept.sum(-1, keepdims=True) >= top_k)
@@ -103,6 +113,47 @@ def _first_above(
     return index, before
 
 
+def _draw_from_top(
+    uniform: Float[Array, "*batch 1"],
+    logits: Float[Array, "*batch vocab"],
+    top_k: int,
+    top_p: float,
+) -> Int[Array, "*batch"]:
+    """`draw` by the k largest logits: the vocabulary is read for these and for ties beyond them.
+
+    The ties come last, as if they were one token; which of them it is is only looked up where
+    a row has drawn it.
+    """
+    values, tokens, beyond, threshold = _top_values(logits, top_k, top_p)
+    weights = jnp.where(values >= threshold, jnp.exp(values - values[..., :1]), 0)
+    kth, last = values[..., -1:], weights[..., -1:]
+    weights = jnp.concatenate([weights, beyond * last], axis=-1)
+    target = uniform * weights.sum(-1, keepdims=True)
+    place, before = _first_above(weights, target)
+    found = jnp.take_along_axis(tokens, jnp.minimum(place, top_k - 1), axis=-1)
+    is_tie = place == top_k
+
+    def look_up() -> Int[Array, "*batch 1"]:
+        number = jnp.floor((target - before) / last).astype(jnp.int32)
+        number = jnp.clip(number, 0, beyond - 1) + (values == kth).sum(-1, keepdims=True)
+        order = jnp.cumsum(logits == kth, axis=-1)
+        tie = jnp.argmax(order == number + 1, axis=-1, keepdims=True)
+        return jnp.where(is_tie, tie.astype(found.dtype), found)
+
+    return jax.lax.cond(is_tie.any(), look_up, lambda: found)[..., 0].astype(jnp.int32)
+
+
+def greedy(logits: Float[Array, "*batch vocab"]) -> Int[Array, "*batch"]:
+    """The most probable token, the first of those that tie.
+
+    Two passes that XLA spreads over all cores of a CPU, where its `argmax` takes one.
+    """
+    vocab = logits.shape[-1]
+    largest = logits == logits.max(-1, keepdims=True)
+    first = jnp.where(largest, jnp.arange(vocab, dtype=jnp.int32), vocab - 1)
+    return first.min(-1)
+
+
 def draw(
     keys: Key[Array, "*batch"],
     logits: Float[Array, "*batch vocab"],
@@ -114,16 +165,18 @@ def draw(
     One uniform number a row replaces the vocabulary's worth of Gumbel noise that
     `jax.random.categorical` needs. `keys` has the rows' shape.
     """
+    *batch, vocab = logits.shape
+    each = jax.vmap(lambda key: jax.random.uniform(key, (1,), logits.dtype))
+    uniform = each(keys.reshape(-1)).reshape(*batch, 1)
+    if _is_small(top_k, vocab):
+        return _draw_from_top(uniform, logits, top_k, top_p)
     weights = jnp.exp(logits - logits.max(-1, keepdims=True))
     if top_k > 0 or top_p < 1:
         weights = jnp.where(logits >= filter_threshold(logits, top_k, top_p), weights, 0)
-    *batch, vocab = weights.shape
     padding = [(0, 0)] * len(batch) + [(0, -vocab % BLOCK)]
     blocks = jnp.pad(weights, padding).reshape(*batch, -1, BLOCK)
     sums = blocks.sum(-1)
-    flat = keys.reshape(-1)
-    uniform = jax.vmap(lambda key: jax.random.uniform(key, (1,), logits.dtype))(flat)
-    target = uniform.reshape(*batch, 1) * sums.sum(-1, keepdims=True)
+    target = uniform * sums.sum(-1, keepdims=True)
     block, before = _first_above(sums, target)
     inside = jnp.take_along_axis(blocks, block[..., None], axis=-2)[..., 0, :]
     offset, _ = _first_above(inside, target - before)

@@ -16,7 +16,7 @@ from flax import struct
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
 
 from pmc_jax.decoding.layout import arrange, cache_lengths, smallest_shape
-from pmc_jax.decoding.nucleus import draw
+from pmc_jax.decoding.nucleus import draw, greedy
 from pmc_jax.model import (
     ModelConfig,
     PrefixCache,
@@ -120,7 +120,7 @@ def choose(
         held = logits.at[..., jnp.asarray(sampling.stop_ids)].set(-jnp.inf)
         logits = jnp.where(index < sampling.min_new_tokens, held, logits)
     if sampling.temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return greedy(logits)
     keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys.reshape(-1))
     return draw(
         keys.reshape(logits.shape[:-1]),
