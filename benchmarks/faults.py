@@ -68,7 +68,7 @@ def outcome(directory: Path) -> dict[str, Any]:
     lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return {
         "weights": hashlib.sha256((directory / "model/model.safetensors").read_bytes()).hexdigest(),
-        "metrics": [{**json.loads(line), "seconds": None} for line in lines],
+        "metrics": [{**json.loads(line), "seconds": None, "per_second": None} for line in lines],
         "samples": (directory / "samples.jsonl").read_text(encoding="utf-8"),
     }
 

@@ -37,7 +37,7 @@ from pmc_jax.unlearning.config import METHODS, MethodConfig, RMUConfig
 class LoggingConfig:
     """Where metrics go besides `metrics.jsonl`."""
 
-    tensorboard: bool = False
+    tensorboard: bool = True
     wandb: bool = False
 
 

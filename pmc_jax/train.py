@@ -30,7 +30,7 @@ from pmc_jax.evaluation import (
     sample_rows,
 )
 from pmc_jax.files import read_json, write_json, write_json_lines
-from pmc_jax.model import decoding_params, on_mesh
+from pmc_jax.model import decoding_params, on_mesh, param_count
 from pmc_jax.model.specs import Params
 from pmc_jax.nested import flatten
 from pmc_jax.pretrained import Pretrained, load_pretrained, mesh_of, weights_dtype
@@ -351,7 +351,8 @@ def train_stage(
         ):
             state, extra = unlearn(
                 steps(state, extra), state, extra, total=total, every=cfg.checkpoints.every,
-                schedule=schedule, manager=manager, metrics=metrics, progress=progress,
+                schedule=schedule, parameters=param_count(model.cfg), manager=manager,
+                metrics=metrics, progress=progress,
             )  # fmt: skip
     return state.train.params, metrics.rows, extra["seconds"]
 

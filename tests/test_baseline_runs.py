@@ -136,7 +136,7 @@ def test_a_stopped_run_continues_bit_for_bit(name, checkpoint_dir, tofu_dir, tmp
     def go(directory):
         inputs, params = train.load_inputs(cfg)
         trained, steps, _ = train.train_stage(cfg, inputs, params, tmp_path / directory)
-        return trained, [{**step, "seconds": None} for step in steps]
+        return trained, [{**step, "seconds": None, "per_second": None} for step in steps]
 
     monkeypatch.setattr(train, "make_objective_step", make_once)
     whole, steps = go("whole")

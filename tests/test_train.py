@@ -64,7 +64,9 @@ def lines(path: Path) -> list[dict]:
 
 def metrics(directory: Path) -> list[dict]:
     """The logged steps without their times."""
-    return [{**row, "seconds": None} for row in lines(directory / "metrics.jsonl")]
+    return [
+        {**row, "seconds": None, "per_second": None} for row in lines(directory / "metrics.jsonl")
+    ]
 
 
 def weights(directory: Path) -> dict[str, np.ndarray]:
@@ -95,6 +97,9 @@ def test_a_run_leaves_every_file(run, checkpoint_dir, capsys):
             row["collapse_loss"] + 1.25 * row["retain_loss"], rel=1e-5
         )
         assert {"sample", "score", "train", "total"} <= row["seconds"].keys()
+        assert row["gradient_norm"] > 0 and (row["update_norm"] > 0) == (row["step"] > 0)
+        assert row["per_second"]["train_tokens"] > 0 and "mfu" not in row["per_second"]
+    assert list((directory / "tensorboard").glob("events*"))
     samples = lines(directory / "samples.jsonl")
     sets = {row["set"] for row in samples}
     assert sets == {"forget", "paraphrase", "retain", "world_facts", "real_authors"}

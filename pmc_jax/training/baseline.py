@@ -56,7 +56,7 @@ class BaselineRun:
 
 @dataclasses.dataclass(frozen=True)
 class BaselineRecord:
-    """What one step did; a loss that the method does not have is None."""
+    """What one step did, norms as in `StepResult`; a loss that the method does not have is None."""
 
     step: int
     epoch: int
@@ -64,6 +64,8 @@ class BaselineRecord:
     loss: float
     forget_loss: float | None
     retain_loss: float | None
+    gradient_norm: float
+    update_norm: float
     tokens_trained: int
     seconds: dict[str, float]
 
@@ -173,8 +175,8 @@ def baseline_step(run: BaselineRun, state: RunState, step: int) -> tuple[RunStat
     questions = visited(run.seed, step, run.data.visited, run.batch)
     batch = method_batch(run, step, questions)
     laid_out = time.perf_counter()
-    train, losses = run.train_step(state.train, batch, run.frozen)
-    losses = jax.block_until_ready(losses)
+    train, result = run.train_step(state.train, batch, run.frozen)
+    losses = jax.block_until_ready(result).losses
     ended = time.perf_counter()
     record = BaselineRecord(
         step=step,
@@ -183,6 +185,8 @@ def baseline_step(run: BaselineRun, state: RunState, step: int) -> tuple[RunStat
         loss=float(losses.loss),
         forget_loss=float(losses.forget_loss) if run.data.answers else None,
         retain_loss=float(losses.retain_loss) if run.data.retain else None,
+        gradient_norm=float(result.gradient_norm),
+        update_norm=float(result.update_norm),
         tokens_trained=int(
             sum(rows.mask.sum() for rows in (batch.answers, batch.preferred, batch.retain))
         ),

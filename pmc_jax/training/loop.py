@@ -119,7 +119,7 @@ class PMCRun:
 
 @dataclasses.dataclass(frozen=True)
 class StepRecord:
-    """What one step did; one line of `metrics.jsonl`.
+    """What one step did; one line of `metrics.jsonl`. Norms as in `StepResult`.
 
     `tokens_sampled` were decoded. `tokens_saved` estimates how many more it would have taken to
     finish the samples that were dropped: each taken to be as long as the step's finished ones
@@ -132,6 +132,8 @@ class StepRecord:
     loss: float
     collapse_loss: float
     retain_loss: float
+    gradient_norm: float
+    update_norm: float
     mean_selected_score: float
     questions_sampled: int
     tokens_sampled: int
@@ -394,8 +396,8 @@ def pmc_step(run: PMCRun, state: RunState, step: int) -> tuple[RunState, StepRec
     memory = remember_best(run, state.memory, step, sampled, responses, whole)
     rows = build_rows(run, memory, step, questions)
     clock.append(time.perf_counter())
-    train, losses = run.train_step(state.train, rows)
-    losses = jax.block_until_ready(losses)
+    train, result = run.train_step(state.train, rows)
+    losses = jax.block_until_ready(result).losses
     clock.append(time.perf_counter())
     record = StepRecord(
         step=step,
@@ -404,6 +406,8 @@ def pmc_step(run: PMCRun, state: RunState, step: int) -> tuple[RunState, StepRec
         loss=float(losses.loss),
         collapse_loss=float(losses.collapse_loss),
         retain_loss=float(losses.retain_loss),
+        gradient_norm=float(result.gradient_norm),
+        update_norm=float(result.update_norm),
         mean_selected_score=float(np.mean(memory.score[questions])),
         questions_sampled=len(sampled),
         tokens_sampled=sum(len(tokens) for row in responses for tokens in row),

@@ -8,6 +8,7 @@ from typing import Any
 
 from pmc_jax.errors import UserError
 from pmc_jax.files import write_json_lines
+from pmc_jax.nested import flatten
 
 
 class Metrics:
@@ -24,7 +25,8 @@ class Metrics:
         self.rows.append(row)
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
+        flat = {key.replace(".", "/"): value for key, value in flatten(row).items()}
+        numbers = {key: value for key, value in flat.items() if isinstance(value, int | float)}
         for listener in self.listeners:
             listener(row["step"], numbers)
 

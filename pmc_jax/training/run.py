@@ -19,6 +19,7 @@ from pmc_jax.model.specs import Params
 from pmc_jax.progress import Stage
 from pmc_jax.training.checkpoints import RunState, finish, save
 from pmc_jax.training.metrics import Metrics
+from pmc_jax.training.throughput import speeds
 
 
 @jax.jit
@@ -84,6 +85,7 @@ def unlearn(
     total: int,
     every: int,
     schedule: optax.Schedule,
+    parameters: int,
     manager: ocp.CheckpointManager,
     metrics: Metrics,
     progress: Stage,
@@ -92,7 +94,7 @@ def unlearn(
 
     A checkpoint is saved after every `every` steps, after the last, and after the one in which
     SIGTERM comes. `extra` is the JSON that goes along with it; its `seconds` count the time
-    that checkpoints took.
+    that checkpoints took. `parameters` of the model are for the log's FLOP/s.
 
     Raises:
         UserError: when the loss or, at a checkpoint, the weights are no longer finite, or a
@@ -113,7 +115,8 @@ def unlearn(
             if not math.isfinite(record.loss) or (due and not all_finite(state.train.params)):
                 finish(manager)
                 raise not_finite(record, Path(manager.directory), manager.latest_step())
-            metrics.append({"learning_rate": float(schedule(record.step)), **record.as_json()})
+            row = {"learning_rate": float(schedule(record.step)), **record.as_json()}
+            metrics.append({**row, "per_second": speeds(row, parameters)})
             if due:
                 started = time.perf_counter()
                 save(manager, done, state, extra)

@@ -177,8 +177,23 @@ def accumulated_gradients(
     return gradients, jax.tree.unflatten(structure, [parts.sum(axis=0) for parts in scalars])
 
 
-TrainStep = Callable[..., tuple[TrainState, Losses]]
-"""`(state, batch, *fixed) -> (state, losses)`; donates `state`."""
+@struct.dataclass
+class StepResult:
+    """What an optimizer step tells.
+
+    Attributes:
+        losses: before the update.
+        gradient_norm: of all gradients together (L2), before any clipping.
+        update_norm: of the change of all weights together (L2).
+    """
+
+    losses: Losses
+    gradient_norm: Float[Array, ""]
+    update_norm: Float[Array, ""]
+
+
+TrainStep = Callable[..., tuple[TrainState, StepResult]]
+"""`(state, batch, *fixed) -> (state, result)`; donates `state`."""
 
 
 def make_objective_step(
@@ -189,14 +204,15 @@ def make_objective_step(
 ) -> TrainStep:
     """A compiled optimizer step of any objective; gradients as in `accumulated_gradients`."""
 
-    def train_step(state: TrainState, batch: Any, *fixed: Any) -> tuple[TrainState, Losses]:
+    def train_step(state: TrainState, batch: Any, *fixed: Any) -> tuple[TrainState, StepResult]:
         gradients, losses = accumulated_gradients(
             state.params, batch, objective, cfg, *fixed, dtype=gradient_dtype
         )
         gradients = optax.tree.cast_like(gradients, state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return place_state(TrainState(params, opt_state, state.step + 1), cfg, optimizer), losses
+        result = StepResult(losses, optax.tree.norm(gradients), optax.tree.norm(updates))
+        return place_state(TrainState(params, opt_state, state.step + 1), cfg, optimizer), result
 
     return jax.jit(train_step, donate_argnums=0)
 
