@@ -28,6 +28,7 @@ def go(directory: Path, data: str, name: str, mesh: str) -> None:
         "experiment=demo", "data=tofu_forget10", f"name={name}", f"mesh={mesh}",
         f"data.path={data}", f"runs_dir={directory / 'runs'}", "model.dtype=float64",
         "model.remat=full", "method.samples=3", "method.max_new_tokens=8", "method.min_len=0",
+        "method.top_k=40", "method.top_p=0.95",
         "training.epochs=4", "training.batch_size=2", "training.max_length=64",
         "evaluation.max_new_tokens=8", "evaluation.attack_samples=2", "data.retain_rows=4",
         "checkpoints.every=1",

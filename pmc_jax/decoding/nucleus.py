@@ -57,8 +57,10 @@ def _top_values(
 ]:
     """The k largest logits, their tokens, how many ties with the last one lie beyond them, and
     the threshold of both filters."""
-    # Without the barrier XLA takes part of the result only, and sorts the vocabulary for it.
-    values, tokens = jax.lax.optimization_barrier(jax.lax.top_k(logits, top_k))
+    values, tokens = jax.lax.top_k(logits, top_k)
+    # Without the barrier XLA takes part of the result only, and sorts the vocabulary for it. One
+    # around both results would crash its compilation for a mesh.
+    values = jax.lax.optimization_barrier(values)
     kth = values[..., -1:]
     beyond = (logits == kth).sum(-1, keepdims=True) - (values == kth).sum(-1, keepdims=True)
     if top_p >= 1:
