@@ -25,8 +25,9 @@ def tokens_of(job: Job, program: Program) -> int:
         per_step = batch.questions_per_step * (1 + job.pmc.retain_per_forget)
         return per_step * batch.max_length
     if program.name.endswith(": decode"):
-        samples = job.pmc.samples if program.name.startswith("sample") else 1
-        return max(1, batch.rows // samples) * samples
+        samples = job.pmc.samples
+        sampling = program.name.startswith("sample")
+        return batch.sampled_at_once(samples) * samples if sampling else batch.rows
     return 0
 
 
@@ -109,7 +110,7 @@ def uneven(job: Job) -> list[str]:
             f"a micro-batch of {rows} rows is not parted by {job.data}: every device computes "
             "all of it"
         )
-    prompts = max(1, job.batch.rows // job.pmc.samples)
+    prompts = job.batch.sampled_at_once(job.pmc.samples)
     if prompts % job.data:
         better = job.pmc.samples * (prompts // job.data * job.data or job.data)
         found.append(

@@ -220,14 +220,14 @@ def compile_decoding(
     beside: Mapping[str, int],
     on_program: Compiled,
 ) -> None:
-    """Prefill and decode of `samples` responses to as many prompts as `generate` takes at once.
+    """Prefill and decode of `samples` responses to `prompts` prompts, or as many as fit at once.
 
     The decode chunk is compiled with the cache at its full length; what arranges the rows
     before it needs less, and is left out unless it is refused. `beside` is what a device holds
     all the time.
     """
-    largest = max(1, job.batch.rows // samples)
-    batch = min(largest, 1 << (min(prompts, largest) - 1).bit_length())
+    largest = max(1, min(prompts, job.batch.rows // samples))
+    batch = min(largest, 1 << (largest - 1).bit_length())
     width, time_ = bucket_length(job.prompt_tokens), response_room(job)
     params = weights_to_decode(job, mesh)
     weights = {"decoding params": shard_bytes(params)}

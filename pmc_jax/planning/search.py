@@ -61,7 +61,7 @@ def other_remat(job: Job) -> list[Change]:
 def fewer_rows(job: Job) -> list[Change]:
     """Half as many decoded responses, and again half; prompts that the mesh divides evenly."""
     samples, found = job.pmc.samples, []
-    prompts = max(1, job.batch.rows // samples)
+    prompts = job.batch.sampled_at_once(samples)
     for part in (1, 2, 4, 8):
         even = prompts // part // job.data * job.data
         rows = samples * even

@@ -86,6 +86,13 @@ class BatchConfig:
         """Forget questions per optimizer step."""
         return self.batch_size * self.accumulation
 
+    def sampled_at_once(self, samples: int) -> int:
+        """Questions whose `samples` responses are decoded at a time: a step's, as `rows` allow.
+
+        The same in all steps, so that all have the same few shapes.
+        """
+        return max(1, min(self.rows // samples, self.questions_per_step))
+
 
 @dataclasses.dataclass(frozen=True)
 class UnlearningTask:
@@ -275,7 +282,7 @@ def sample_responses(
         samples=pmc.samples,
         step=step,
         question_ids=questions,
-        rows=run.batch.rows,
+        rows=run.batch.sampled_at_once(pmc.samples) * pmc.samples,
         dtype=run.dtype,
         decoding=run.batch.decoding,
         wave=run.batch.wave,
