@@ -74,7 +74,11 @@ def write_run(directory, method, utility, quality, seed, **changes):
     (directory / "config.yaml").write_text(f"method:\n  name: {method}\n")
     summary = {
         "before": {"utility": 95.0},
-        "after": {"utility": utility, "unlearn_quality": quality},
+        "after": {
+            "utility": utility,
+            "unlearn_quality": quality,
+            "worst_case_leakage": quality / 200,
+        },
         "seconds": {"load": 500.0, "train": 60.0, "sample": 30.0, "total": 590.0},
         "steps": 40,
         "settings": {"method.name": method, "seed": seed, **changes},
@@ -101,6 +105,8 @@ def test_the_command_writes_tables_pictures_and_a_page(tmp_path, capsys):
     assert rows[0]["method"] == "npo" and float(table[0]["minutes"]) == rows[0]["minutes"] == 1.5
     assert (out / "pareto.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (out / "pareto.svg").read_text()
+    assert all(row["worst_case_leakage"] == row["unlearn_quality"] / 200 for row in rows)
+    assert {row["degenerate_rate"] for row in table} == {""}
     page = (out / "index.html").read_text()
     assert "http" not in page.replace("http://www.w3.org", "") and "<b>&" not in page
     assert "&lt;b&gt;&amp;" in page and "utility of the target model" in page

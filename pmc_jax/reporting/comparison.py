@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,18 @@ NOT_CONFIGURATION = ("seed", "name", "runs_dir", "overwrite")
 """Settings in which the runs of one configuration may differ."""
 WORK = ("originals", "references", "sample", "score", "batch", "train")
 """The parts of a run that are the method's own; loading and evaluation are not."""
+FURTHER = ("worst_case_leakage", "secret_leak_rate_sampled", "degenerate_rate")
+"""Measures that the table has besides: they tell apart what greedy answers do not."""
 RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One finished run. Quality and utility in percent, `before` is the target's utility."""
+    """One finished run.
+
+    Quality and utility in percent, `before` is the target's utility, `further` those of the
+    measures `FURTHER` that the run has.
+    """
 
     path: str
     method: str
@@ -33,6 +39,7 @@ class Outcome:
     before: float | None
     minutes: float
     steps: int
+    further: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,7 @@ def read_outcome(directory: Path) -> Outcome:
         before=number((summary.get("before") or {}).get("utility")),
         minutes=sum(number(seconds.get(part)) or 0.0 for part in WORK) / 60,
         steps=int(summary.get("steps", 0)),
+        further={key: value for key in FURTHER if (value := number(after.get(key))) is not None},
     )
 
 
@@ -223,6 +231,7 @@ def run_table(outcomes: Sequence[Outcome], points: Sequence[Point]) -> list[dict
             "utility": outcome.utility,
             "minutes": outcome.minutes,
             "steps": outcome.steps,
+            **{key: outcome.further.get(key) for key in FURTHER},
             **{key: outcome.settings.get(key) for key in columns},
         }
         for outcome in sorted(outcomes, key=lambda o: (o.method, o.path))
