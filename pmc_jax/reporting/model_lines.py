@@ -56,8 +56,12 @@ def model_looks(files: EvaluationFiles) -> dict[str, Look]:
 
 
 def plain_name(model: str) -> str:
-    """A model's name as matplotlib draws it: no formula, not too long."""
-    short = model if len(model) <= LONGEST_NAME else f"{model[: LONGEST_NAME - 1]}…"
+    """A model's name as matplotlib draws it: no formula, not too long.
+
+    Runs of a sweep differ in the middle or at the end, so that what is left out is in the middle.
+    """
+    half = (LONGEST_NAME - 1) // 2
+    short = model if len(model) <= LONGEST_NAME else f"{model[:half]}…{model[-half:]}"
     return short.replace("$", r"\$")
 
 

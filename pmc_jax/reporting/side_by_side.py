@@ -142,7 +142,8 @@ TOFU_TABLE = (
     ),
     Measure(
         "tofu_privleak", "PrivLeak (%)", TOFU, True, None,
-        "0 when forget answers are as familiar as to a model that never saw them",
+        "0 when forget answers are as familiar as to a model that never saw them, whose AUC is "
+        "taken to be 0.5 where retain_logs does not give it",
     ),
 )  # fmt: skip
 
