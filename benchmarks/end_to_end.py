@@ -22,6 +22,9 @@ from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
 ROOT = Path(__file__).parent.parent
+PROMPT = {
+    "template": "plain", "question": "Question: {question}\nAnswer:", "answer": " {answer}"
+}  # fmt: skip
 SEED, EPOCHS, BATCH, RETAIN, SAMPLES = 0, 14, 16, 2, 8
 LEARNING_RATE, MIN_LEN, NEW_TOKENS, MAX_LENGTH = 3e-4, 4, 40, 96
 """The demo's settings (`configs/experiment/demo.yaml`, `configs/settings/demo/pmc.yaml`)."""
@@ -34,7 +37,7 @@ def theirs(directory: Path) -> dict[str, Any]:
     from pmc_jax.data.prompts import PromptConfig
     from pmc_jax.pretrained import ModelSource, describe, path_of
 
-    prompt = PromptConfig("plain", "Question: {question}\nAnswer:", " {answer}")
+    prompt = PromptConfig(**PROMPT)
     template = describe(ModelSource(), prompt).template
     data = load_dataset(DataConfig(path="bundled", forget="forget10", retain="retain90"))
     prompts = [template.encode_prompt(row.question) for row in data.forget]
@@ -151,7 +154,7 @@ def measured(directory: str) -> dict[str, float]:
     from pmc_jax.evaluation import EvaluationConfig, Respondent, quality
     from pmc_jax.pretrained import ModelSource, load_pretrained
 
-    prompt = PromptConfig("plain", "Question: {question}\nAnswer:", " {answer}")
+    prompt = PromptConfig(**PROMPT)
     model, params = load_pretrained(ModelSource(path=directory), prompt)
     data = load_dataset(
         DataConfig(path="bundled", forget="forget10", retain="retain90", retain_rows=None)
@@ -195,7 +198,9 @@ def main() -> None:
             f"{name:<28}{median:>10.1f}{medians[names[2]] / median:>7.1f}x"
             f"{found['unlearn_quality']:>8.1f}{found['utility']:>8.1f}"
         )
-    result = {"rows": rows, "results": results, "load_average": load}
+    seconds = {name: [{k: v for k, v in r.items() if k != "model"} for r in found]
+               for name, found in rows.items()}  # fmt: skip
+    result = {"rows": seconds, "results": results, "load_average": load}
     (Path(__file__).parent / "end_to_end.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
