@@ -139,8 +139,8 @@ class StepRecord:
     loss: float
     collapse_loss: float
     retain_loss: float
-    gradient_norm: float
-    update_norm: float
+    gradient_norm: float | None
+    update_norm: float | None
     mean_selected_score: float
     questions_sampled: int
     tokens_sampled: int
@@ -413,8 +413,8 @@ def pmc_step(run: PMCRun, state: RunState, step: int) -> tuple[RunState, StepRec
         loss=float(losses.loss),
         collapse_loss=float(losses.collapse_loss),
         retain_loss=float(losses.retain_loss),
-        gradient_norm=float(result.gradient_norm),
-        update_norm=float(result.update_norm),
+        gradient_norm=None if result.gradient_norm is None else float(result.gradient_norm),
+        update_norm=None if result.update_norm is None else float(result.update_norm),
         mean_selected_score=float(np.mean(memory.score[questions])),
         questions_sampled=len(sampled),
         tokens_sampled=sum(len(tokens) for row in responses for tokens in row),

@@ -179,7 +179,7 @@ def accumulated_gradients(
 
 @struct.dataclass
 class StepResult:
-    """What an optimizer step tells.
+    """What an optimizer step tells; without norms where gradients are narrow to save memory.
 
     Attributes:
         losses: before the update.
@@ -188,8 +188,8 @@ class StepResult:
     """
 
     losses: Losses
-    gradient_norm: Float[Array, ""]
-    update_norm: Float[Array, ""]
+    gradient_norm: Float[Array, ""] | None
+    update_norm: Float[Array, ""] | None
 
 
 TrainStep = Callable[..., tuple[TrainState, StepResult]]
@@ -211,7 +211,10 @@ def make_objective_step(
         gradients = optax.tree.cast_like(gradients, state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        result = StepResult(losses, optax.tree.norm(gradients), optax.tree.norm(updates))
+        norms = (None, None)
+        if gradient_dtype is None:
+            norms = optax.tree.norm(gradients), optax.tree.norm(updates)
+        result = StepResult(losses, *norms)
         return place_state(TrainState(params, opt_state, state.step + 1), cfg, optimizer), result
 
     return jax.jit(train_step, donate_argnums=0)
