@@ -97,7 +97,6 @@ def test_a_run_leaves_every_file(run, checkpoint_dir, capsys):
             row["collapse_loss"] + 1.25 * row["retain_loss"], rel=1e-5
         )
         assert {"sample", "score", "train", "total"} <= row["seconds"].keys()
-        assert row["gradient_norm"] > 0 and (row["update_norm"] > 0) == (row["step"] > 0)
         assert row["per_second"]["train_tokens"] > 0 and "mfu" not in row["per_second"]
     assert list((directory / "tensorboard").glob("events*"))
     samples = lines(directory / "samples.jsonl")

@@ -56,7 +56,7 @@ class BaselineRun:
 
 @dataclasses.dataclass(frozen=True)
 class BaselineRecord:
-    """What one step did, norms as in `StepResult`; a loss that the method does not have is None."""
+    """What one step did; a loss that the method does not have is None."""
 
     step: int
     epoch: int
@@ -64,8 +64,6 @@ class BaselineRecord:
     loss: float
     forget_loss: float | None
     retain_loss: float | None
-    gradient_norm: float | None
-    update_norm: float | None
     tokens_trained: int
     seconds: dict[str, float]
 
@@ -185,8 +183,6 @@ def baseline_step(run: BaselineRun, state: RunState, step: int) -> tuple[RunStat
         loss=float(losses.loss),
         forget_loss=float(losses.forget_loss) if run.data.answers else None,
         retain_loss=float(losses.retain_loss) if run.data.retain else None,
-        gradient_norm=None if result.gradient_norm is None else float(result.gradient_norm),
-        update_norm=None if result.update_norm is None else float(result.update_norm),
         tokens_trained=int(
             sum(rows.mask.sum() for rows in (batch.answers, batch.preferred, batch.retain))
         ),

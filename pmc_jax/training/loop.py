@@ -126,7 +126,7 @@ class PMCRun:
 
 @dataclasses.dataclass(frozen=True)
 class StepRecord:
-    """What one step did; one line of `metrics.jsonl`. Norms as in `StepResult`.
+    """What one step did; one line of `metrics.jsonl`.
 
     `tokens_sampled` were decoded. `tokens_saved` estimates how many more it would have taken to
     finish the samples that were dropped: each taken to be as long as the step's finished ones
@@ -139,8 +139,6 @@ class StepRecord:
     loss: float
     collapse_loss: float
     retain_loss: float
-    gradient_norm: float | None
-    update_norm: float | None
     mean_selected_score: float
     questions_sampled: int
     tokens_sampled: int
@@ -413,8 +411,6 @@ def pmc_step(run: PMCRun, state: RunState, step: int) -> tuple[RunState, StepRec
         loss=float(losses.loss),
         collapse_loss=float(losses.collapse_loss),
         retain_loss=float(losses.retain_loss),
-        gradient_norm=None if result.gradient_norm is None else float(result.gradient_norm),
-        update_norm=None if result.update_norm is None else float(result.update_norm),
         mean_selected_score=float(np.mean(memory.score[questions])),
         questions_sampled=len(sampled),
         tokens_sampled=sum(len(tokens) for row in responses for tokens in row),

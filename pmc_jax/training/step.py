@@ -179,17 +179,9 @@ def accumulated_gradients(
 
 @struct.dataclass
 class StepResult:
-    """What an optimizer step tells; without norms where gradients are narrow to save memory.
-
-    Attributes:
-        losses: before the update.
-        gradient_norm: of all gradients together (L2), before any clipping.
-        update_norm: of the change of all weights together (L2).
-    """
+    """What an optimizer step tells: the losses before the update."""
 
     losses: Losses
-    gradient_norm: Float[Array, ""] | None
-    update_norm: Float[Array, ""] | None
 
 
 TrainStep = Callable[..., tuple[TrainState, StepResult]]
@@ -211,10 +203,7 @@ def make_objective_step(
         gradients = optax.tree.cast_like(gradients, state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        norms = (None, None)
-        if gradient_dtype is None:
-            norms = optax.tree.norm(gradients), optax.tree.norm(updates)
-        result = StepResult(losses, *norms)
+        result = StepResult(losses)
         return place_state(TrainState(params, opt_state, state.step + 1), cfg, optimizer), result
 
     return jax.jit(train_step, donate_argnums=0)
