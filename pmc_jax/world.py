@@ -141,8 +141,8 @@ def run_phase(
     start, recent = time.perf_counter(), []
     for step in range(1, phase.steps + 1):
         batch = training_rows(template, itertools.islice(pairs, BATCH_SIZE))
-        state, result = train_step(state, batch)
-        recent.append(result.losses.loss)
+        state, losses = train_step(state, batch)
+        recent.append(losses.loss)
         if step % 100 == 0 or step == phase.steps:
             loss, seconds = float(jnp.mean(jnp.stack(recent))), time.perf_counter() - start
             print(f"{phase.name} {step}/{phase.steps} loss {loss:.3f} {seconds:.0f} s", flush=True)

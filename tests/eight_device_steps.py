@@ -81,8 +81,8 @@ def train_state(cfg: ModelConfig, mesh):
     step = make_train_step(optimizer, cfg, 1.5, dtype="float64", remat="full")
     text = step.lower(state, rows).compile().as_text()
     for _ in range(3):
-        state, result = step(state, rows)
-    return state, float(result.losses.loss), collectives(text)
+        state, losses = step(state, rows)
+    return state, float(losses.loss), collectives(text)
 
 
 METHODS = {

@@ -173,8 +173,8 @@ def baseline_step(run: BaselineRun, state: RunState, step: int) -> tuple[RunStat
     questions = visited(run.seed, step, run.data.visited, run.batch)
     batch = method_batch(run, step, questions)
     laid_out = time.perf_counter()
-    train, result = run.train_step(state.train, batch, run.frozen)
-    losses = jax.block_until_ready(result).losses
+    train, losses = run.train_step(state.train, batch, run.frozen)
+    losses = jax.block_until_ready(losses)
     ended = time.perf_counter()
     record = BaselineRecord(
         step=step,

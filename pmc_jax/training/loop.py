@@ -401,8 +401,8 @@ def pmc_step(run: PMCRun, state: RunState, step: int) -> tuple[RunState, StepRec
     memory = remember_best(run, state.memory, step, sampled, responses, whole)
     rows = build_rows(run, memory, step, questions)
     clock.append(time.perf_counter())
-    train, result = run.train_step(state.train, rows)
-    losses = jax.block_until_ready(result).losses
+    train, losses = run.train_step(state.train, rows)
+    losses = jax.block_until_ready(losses)
     clock.append(time.perf_counter())
     record = StepRecord(
         step=step,

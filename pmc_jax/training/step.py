@@ -177,15 +177,8 @@ def accumulated_gradients(
     return gradients, jax.tree.unflatten(structure, [parts.sum(axis=0) for parts in scalars])
 
 
-@struct.dataclass
-class StepResult:
-    """What an optimizer step tells: the losses before the update."""
-
-    losses: Losses
-
-
-TrainStep = Callable[..., tuple[TrainState, StepResult]]
-"""`(state, batch, *fixed) -> (state, result)`; donates `state`."""
+TrainStep = Callable[..., tuple[TrainState, Losses]]
+"""`(state, batch, *fixed) -> (state, losses)`; donates `state`."""
 
 
 def make_objective_step(
@@ -196,15 +189,14 @@ def make_objective_step(
 ) -> TrainStep:
     """A compiled optimizer step of any objective; gradients as in `accumulated_gradients`."""
 
-    def train_step(state: TrainState, batch: Any, *fixed: Any) -> tuple[TrainState, StepResult]:
+    def train_step(state: TrainState, batch: Any, *fixed: Any) -> tuple[TrainState, Losses]:
         gradients, losses = accumulated_gradients(
             state.params, batch, objective, cfg, *fixed, dtype=gradient_dtype
         )
         gradients = optax.tree.cast_like(gradients, state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        result = StepResult(losses)
-        return place_state(TrainState(params, opt_state, state.step + 1), cfg, optimizer), result
+        return place_state(TrainState(params, opt_state, state.step + 1), cfg, optimizer), losses
 
     return jax.jit(train_step, donate_argnums=0)
 
