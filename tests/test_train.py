@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -151,6 +152,28 @@ def test_a_stopped_run_continues_bit_for_bit(run, stop_at, monkeypatch):
         run(name="parts")
     monkeypatch.setattr(train, "pmc_steps", real)
     assert_same_run(whole, run(name="parts"))
+
+
+def test_sigterm_saves_the_step_and_stops(run, monkeypatch, capsys):
+    whole = run(name="whole")
+    real = train.pmc_steps
+
+    def terminated(*arguments):
+        for state, record in real(*arguments):
+            if record.step == 2:  # after which no checkpoint is due
+                signal.raise_signal(signal.SIGTERM)
+            yield state, record
+
+    monkeypatch.setattr(train, "pmc_steps", terminated)
+    with pytest.raises(SystemExit) as ended:
+        run(name="parts")
+    assert ended.value.code == 143
+    assert "stopped after step 3 of 6" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    monkeypatch.setattr(train, "pmc_steps", real)
+    directory = run(name="parts")
+    assert "continuing after step 3 of 6" in capsys.readouterr().out
+    assert_same_run(whole, directory)
 
 
 def test_forget_answers_cannot_matter(run, tofu_dir, tmp_path):

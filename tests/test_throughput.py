@@ -1,0 +1,52 @@
+"""Speeds in the log against closed forms, and where compiled programs are kept."""
+
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from pmc_jax.compilation import MIN_SECONDS, cache_directory, keep_compiled
+from pmc_jax.training.throughput import peak_flops, speeds
+
+ROW = {"tokens_trained": 300, "tokens_sampled": 80, "seconds": {"train": 2.0, "sample": 0.5}}
+
+
+def test_speeds_are_counts_over_seconds():
+    found = speeds(ROW, 1000)
+    assert found == {"train_tokens": 150, "sample_tokens": 160, "train_model_flops": 6 * 1000 * 150}
+    assert "sample_tokens" not in speeds({**ROW, "tokens_sampled": 0}, 1000)
+
+
+def test_utilisation_is_of_all_devices(monkeypatch):
+    device = SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(jax, "devices", lambda: [device] * 4)
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    assert speeds(ROW, 10**9)["mfu"] == pytest.approx(6e9 * 150 / (4 * 989e12))
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("NVIDIA L40S", 362e12), ("NVIDIA L4", 121e12),
+     ("cpu", None)],
+)  # fmt: skip
+def test_peaks_by_name(kind, peak):
+    assert peak_flops(kind) == peak
+
+
+def test_programs_are_kept_unless_settings_say_otherwise(tmp_path, monkeypatch):
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    former = {name: getattr(jax.config, name) for name in names}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
+    try:
+        jax.config.update(names[0], "elsewhere")
+        keep_compiled()
+        assert getattr(jax.config, names[0]) == "elsewhere"
+        jax.config.update(names[0], None)
+        keep_compiled()
+        assert getattr(jax.config, names[0]) == str(cache_directory())
+        assert cache_directory().parent == tmp_path / "pmc_jax"
+        assert getattr(jax.config, names[1]) == MIN_SECONDS
+    finally:
+        for name, value in former.items():
+            jax.config.update(name, value)
