@@ -60,9 +60,9 @@ from pmc_jax.training.loop import (
     updates_per_epoch,
 )
 from pmc_jax.training.metrics import open_metrics
-from pmc_jax.training.micro_batches import Pair
 from pmc_jax.training.objectives import Frozen, freeze, method_objective
 from pmc_jax.training.optimizer import make_optimizer, make_schedule
+from pmc_jax.training.packing import Pair
 from pmc_jax.training.run import Record, unlearn
 from pmc_jax.training.run_directory import SUMMARY, begin_run, holds_run, place_of
 from pmc_jax.training.step import (

@@ -118,7 +118,7 @@ def training_rows(template: PromptTemplate, pairs: Iterable[Pair]) -> LossRows:
     length = -(-longest // LENGTH_STEP) * LENGTH_STEP
     arrays = loss_rows(prompts, answers, length)
     tokens, mask, loss_mask = (jnp.asarray(array)[None] for array in arrays)
-    return LossRows(tokens, mask, loss_mask, retain=jnp.ones((1, len(prompts)), bool))
+    return LossRows(tokens, mask.astype(jnp.int32), loss_mask, retain=loss_mask)
 
 
 def run_phase(

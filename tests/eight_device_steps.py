@@ -56,14 +56,14 @@ def places(tree, shardings) -> bool:
 
 
 def rows_of(cfg: ModelConfig) -> LossRows:
-    """Two micro-batches of sixteen rows."""
+    """Two micro-batches of sixteen rows of two sequences each."""
     rng = np.random.default_rng(0)
     shape = (2, 16, 20)
     return LossRows(
         tokens=jnp.asarray(rng.integers(0, cfg.vocab_size, shape)),
-        mask=jnp.ones(shape, bool),
+        segments=jnp.broadcast_to(1 + jnp.arange(20) // 10, shape),
         loss_mask=jnp.asarray(rng.random(shape) < 0.5),
-        retain=jnp.broadcast_to(jnp.arange(16) >= 8, (2, 16)),
+        retain=jnp.broadcast_to(jnp.arange(16)[:, None] >= 8, shape),
     )
 
 
@@ -106,9 +106,9 @@ def method_gradients(name: str, cfg: ModelConfig, mesh):
         shape = (1, count, 20)
         return AnswerRows(
             tokens=jnp.asarray(rng.integers(0, cfg.vocab_size, shape)),
-            mask=jnp.ones(shape, bool),
+            segments=jnp.broadcast_to(1 + jnp.arange(20 * count).reshape(count, 20) // 10, shape),
             loss_mask=jnp.asarray(rng.random(shape) < 0.5),
-            reference=jnp.zeros(shape[:2]),
+            reference=jnp.zeros((1, 2 * count)),
         )
 
     batch = MethodBatch(answers=rows(8), preferred=rows(0), retain=rows(8))

@@ -57,7 +57,7 @@ CONTROL = np.linspace(-1, 2, 32)
 
 
 def answer_rows(rng, accumulation: int, rows: int, filler: bool = True) -> AnswerRows:
-    """Answers of different lengths with random N_ref; the last row is empty filler."""
+    """Answers of different lengths, one to a row, with random N_ref; the last is empty filler."""
     shape = (accumulation, rows, TIME)
     length, prompt = rng.integers(6, TIME + 1, shape[:2]), rng.integers(2, 5, shape[:2])
     place = np.arange(TIME)
@@ -67,7 +67,7 @@ def answer_rows(rng, accumulation: int, rows: int, filler: bool = True) -> Answe
         mask[-1, -1] = loss_mask[-1, -1] = False
     return AnswerRows(
         tokens=jnp.asarray(np.where(mask, rng.integers(3, VOCAB, shape), 0), jnp.int32),
-        mask=jnp.asarray(mask),
+        segments=jnp.asarray(np.where(mask, np.arange(1, rows + 1)[:, None], 0), jnp.int32),
         loss_mask=jnp.asarray(loss_mask),
         reference=jnp.asarray(rng.uniform(10, 40, shape[:2])),
     )
@@ -80,15 +80,15 @@ def method_batch(rng, accumulation: int = 2, **kinds: int) -> MethodBatch:
 
 
 def sequences(rows: AnswerRows):
-    """(tokens, target mask, N_ref) of each row that is no filler."""
+    """(tokens, target mask, N_ref) of each answer that is no filler."""
     for part in range(rows.tokens.shape[0]):
-        for row in range(rows.tokens.shape[1]):
-            mask = np.asarray(rows.mask[part, row])
+        for answer in range(rows.reference.shape[1]):
+            mask = np.asarray(rows.segments[part]) == answer + 1
             if mask.any():
                 yield (
-                    torch.tensor(np.asarray(rows.tokens[part, row])[mask]).long(),
-                    torch.tensor(np.asarray(rows.loss_mask[part, row])[mask]),
-                    float(rows.reference[part, row]),
+                    torch.tensor(np.asarray(rows.tokens[part])[mask]).long(),
+                    torch.tensor(np.asarray(rows.loss_mask[part])[mask]),
+                    float(rows.reference[part, answer]),
                 )
 
 

@@ -285,11 +285,11 @@ def test_a_frozen_copy_is_its_own_and_computes_the_same(checkpoint_dir):
     """Matrices in the dtype that products are computed in: the same bits at half the size."""
     found = load_checkpoint(checkpoint_dir)
     states = jax.jit(sequence_states, static_argnames=("cfg", "dtype", "remat"))
-    tokens, mask = jnp.arange(12).reshape(2, 6), jnp.ones((2, 6), bool)
+    tokens, segments = jnp.arange(12).reshape(2, 6), jnp.ones((2, 6), jnp.int32)
     for dtype in ("float32", "bfloat16"):
         frozen = frozen_params(found.params, found.cfg, dtype)
         outputs = [
-            states(params, tokens, mask, cfg=found.cfg, dtype=dtype, remat="none")
+            states(params, tokens, segments, cfg=found.cfg, dtype=dtype, remat="none")
             for params in (found.params, frozen)
         ]
         np.testing.assert_array_equal(*outputs)

@@ -16,7 +16,7 @@ from test_training import double_llama  # noqa: F401
 from convert.export import stored_tensors
 from convert.families import LLAMA
 from convert.load import load_checkpoint
-from pmc_jax.training.objectives import Frozen, method_objective
+from pmc_jax.training.objectives import AnswerRows, Frozen, method_objective
 from pmc_jax.training.step import accumulated_gradients
 from pmc_jax.unlearning.baselines import Targets, dpo_loss, npo_loss, satimp_loss, simnpo_loss
 from pmc_jax.unlearning.config import METHODS
@@ -79,8 +79,13 @@ def test_the_split_into_micro_batches_does_not_matter(name, tiny, rng, x64):
     batch = method_batch(rng, accumulation=2, retain=ROWS)
     objective = method_objective(CONFIGS[name], checkpoint.cfg, jnp.float64)
 
+    def numbered(rows):
+        numbers = jnp.arange(1, rows.tokens.shape[1] + 1)[:, None]
+        return dataclasses.replace(rows, segments=jnp.where(rows.segments > 0, numbers, 0))
+
     def gradients(parts: int):
         split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[2:]), batch)
+        split = jax.tree.map(numbered, split, is_leaf=lambda x: isinstance(x, AnswerRows))
         return compiled_gradients(objective, checkpoint, split, frozen)
 
     (whole, whole_losses), (single, single_losses) = gradients(1), gradients(2 * ROWS)
@@ -100,9 +105,11 @@ def targets(draw, rows: int = 4, time: int = 5) -> tuple[np.ndarray, np.ndarray]
 
 def make_targets(nll, mask, reference=None, parts=slice(None)) -> Targets:
     reference = np.zeros(len(nll)) if reference is None else reference
+    numbers = np.arange(1, len(mask[parts]) + 1)[:, None]
     return Targets(
         losses=jnp.asarray(nll)[parts],
         mask=jnp.asarray(mask)[parts],
+        segments=jnp.asarray(np.where(mask[parts], numbers, 0)),
         reference=jnp.asarray(reference)[parts],
         tokens=jnp.asarray(mask).sum(),
         answers=jnp.asarray(mask).any(axis=-1).sum(),

@@ -216,8 +216,8 @@ def temporaries(
     optimizer = optimizer_of(None, cfg)
     shape = (accumulation, rows, time)
     batch = LossRows(
-        tokens=jnp.zeros(shape, jnp.int32), mask=jnp.ones(shape, bool),
-        loss_mask=jnp.ones(shape, bool), retain=jnp.zeros(shape[:2], bool),
+        tokens=jnp.zeros(shape, jnp.int32), segments=jnp.ones(shape, jnp.int32),
+        loss_mask=jnp.ones(shape, bool), retain=jnp.zeros(shape, bool),
     )  # fmt: skip
     step = make_train_step(optimizer, cfg, 1.0, remat=remat, gradient_dtype=gradient_dtype)
     # As separate arrays: the declared types admit none of the stand-ins that `lower` makes.

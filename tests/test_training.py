@@ -53,9 +53,9 @@ def unequal_rows(rng, accumulation=2, rows=4, time=14) -> LossRows:
     mask[-1, -1] = loss_mask[-1, -1] = False
     return LossRows(
         tokens=jnp.asarray(np.where(mask, rng.integers(3, 97, shape), 0), jnp.int32),
-        mask=jnp.asarray(mask),
+        segments=jnp.asarray(mask, jnp.int32),
         loss_mask=jnp.asarray(loss_mask),
-        retain=jnp.broadcast_to(jnp.arange(rows) >= rows // 2, shape[:2]),
+        retain=jnp.broadcast_to(jnp.arange(rows)[:, None] >= rows // 2, shape),
     )
 
 
@@ -65,14 +65,14 @@ def torch_loss(model, rows: LossRows):
     counts = {False: 0, True: 0}
     for part in range(rows.tokens.shape[0]):
         for row in range(rows.tokens.shape[1]):
-            mask = np.asarray(rows.mask[part, row])
+            mask = np.asarray(rows.segments[part, row]) > 0
             if not mask.any():
                 continue
             tokens = torch.tensor(np.asarray(rows.tokens[part, row])[mask]).long()
             target = torch.tensor(np.asarray(rows.loss_mask[part, row])[mask])
             logits = model(tokens[None]).logits[0]
             nll = torch.nn.functional.cross_entropy(logits[:-1], tokens[1:], reduction="none")
-            kind = bool(rows.retain[part, row])
+            kind = bool(rows.retain[part, row, 0])
             sums[kind] = sums[kind] + nll[target[1:]].sum()
             counts[kind] += int(target.sum())
     collapse, retain = sums[False] / counts[False], sums[True] / counts[True]

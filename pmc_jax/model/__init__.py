@@ -1,5 +1,6 @@
 """The decoder: configuration, weight table, forward pass, KV cache."""
 
+from pmc_jax.model.attention import Segments
 from pmc_jax.model.cache import PrefixCache, SuffixCache, grow, init_suffix
 from pmc_jax.model.config import ModelConfig, RopeConfig
 from pmc_jax.model.forward import decode_step, forward, layer_states, logits, prefill
@@ -8,6 +9,7 @@ from pmc_jax.model.nll import negative_log_likelihood, token_nll, token_values
 from pmc_jax.model.sharding import (
     MESH_AXES,
     auto_layout,
+    batch_shards,
     choose_mesh,
     constrain,
     constrain_params,
@@ -31,10 +33,12 @@ __all__ = [
     "ModelConfig",
     "PrefixCache",
     "RopeConfig",
+    "Segments",
     "Spec",
     "SuffixCache",
     "abstract_params",
     "auto_layout",
+    "batch_shards",
     "choose_mesh",
     "constrain",
     "constrain_params",

@@ -8,6 +8,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+Segments = Bool[Array, "batch time"] | Int[Array, "batch time"]
+"""Which sequence of its row a token belongs to; 0 at padding.
+
+A mask of real tokens will do for rows of one sequence each.
+"""
+
+
+def same_segment(segments: Segments) -> Bool[Array, "batch time time"]:
+    """Whether two places of a row belong to the same sequence."""
+    return segments[:, :, None] == segments[:, None, :]
+
+
+def segment_lengths(segments: Segments) -> Int[Array, "batch time"]:
+    """Tokens of the sequence that each place belongs to."""
+    return same_segment(segments).sum(axis=-1)
+
 
 def _scores(equation: str, q: Array, k: Array, scale: float, softcap: float | None) -> Array:
     """Scaled and capped query-key products, accumulated in at least fp32."""
@@ -27,18 +43,18 @@ def causal_attention(
     q: Float[Array, "batch time heads head_dim"],
     k: Float[Array, "batch time kv_heads head_dim"],
     v: Float[Array, "batch time kv_heads head_dim"],
-    mask: Bool[Array, "batch time"],
+    segments: Segments,
     window: Int[Array, ""] | None = None,
     *,
     scale: float,
     softcap: float | None = None,
 ) -> Float[Array, "batch time heads head_dim"]:
-    """Each position attends to the unmasked positions up to itself."""
+    """Each position attends to the positions of its own segment up to itself."""
     batch, time, heads, head_dim = q.shape
     q = q.reshape(batch, time, k.shape[2], -1, head_dim)
     scores = _scores("bthgd,bshd->bhgts", q, k, scale, softcap)
     place = jnp.arange(time)
-    allowed = _within(place[:, None] - place, window) & mask[:, None, :]
+    allowed = _within(place[:, None] - place, window) & same_segment(segments)
     scores = jnp.where(allowed[:, None, None], scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bhgts,bshd->bthgd", weights, v).reshape(batch, time, heads, head_dim)

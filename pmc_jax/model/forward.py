@@ -11,7 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from pmc_jax.model.attention import causal_attention, decode_attention
+from pmc_jax.model.attention import (
+    Segments,
+    causal_attention,
+    decode_attention,
+    segment_lengths,
+)
 from pmc_jax.model.cache import PrefixCache, SuffixCache, place_prefix, place_suffix
 from pmc_jax.model.config import ModelConfig
 from pmc_jax.model.gradients import opened
@@ -53,8 +58,13 @@ def normalise(
 
 
 def linear(x: Array, layer: Params, name: str, equation: str) -> Array:
-    """x·W (+ b where the layer has one), computed in x's dtype."""
-    y = jnp.einsum(equation, x, layer[name].astype(x.dtype))
+    """x·W (+ b where the layer has one), computed in x's dtype.
+
+    `equation` is that of tokens n, which x has along two axes. As one axis they are contracted
+    for W's gradient without being transposed.
+    """
+    y = jnp.einsum(equation, x.reshape(-1, *x.shape[2:]), layer[name].astype(x.dtype))
+    y = y.reshape(*x.shape[:2], *y.shape[1:])
     bias = layer.get(f"{name}_bias")
     return y if bias is None else y + bias.astype(x.dtype)
 
@@ -70,13 +80,13 @@ def block(
     layer = gather(layer, param_specs(cfg)["layers"])
     x = constrain(x, "batch", None, None)
     h = normalise(x, layer, "attn_norm", cfg)
-    q, k, v = (linear(h, layer, name, "brd,dhk->brhk") for name in ("q", "k", "v"))
+    q, k, v = (linear(h, layer, name, "nd,dhk->nhk") for name in ("q", "k", "v"))
     q = constrain(q, "batch", None, "heads", None)
     k, v = (constrain(y, "batch", None, "kv_heads", None) for y in (k, v))
     if cfg.qk_norm:
         q, k = normalise(q, layer, "q_norm", cfg), normalise(k, layer, "k_norm", cfg)
     mixed, kv = attend(rotate(q, *rope), rotate(k, *rope), v)
-    attended = linear(mixed, layer, "o", "brhk,hkd->brd")
+    attended = linear(mixed, layer, "o", "nhk,hkd->nd")
     if cfg.parallel_block:
         return x + attended + mlp(h, layer, cfg), kv
     if cfg.post_norms:
@@ -93,9 +103,9 @@ def mlp(
 ) -> Float[Array, "batch rows embed"]:
     """down(act(gate(h)) · up(h)), or down(act(up(h)))."""
     act = ACTIVATIONS[cfg.activation]
-    up = linear(h, layer, "up", "brd,df->brf")
-    wide = act(linear(h, layer, "gate", "brd,df->brf")) * up if cfg.gated_mlp else act(up)
-    return linear(wide, layer, "down", "brf,fd->brd")
+    up = linear(h, layer, "up", "nd,df->nf")
+    wide = act(linear(h, layer, "gate", "nd,df->nf")) * up if cfg.gated_mlp else act(up)
+    return linear(wide, layer, "down", "nf,fd->nd")
 
 
 def attention_scale(cfg: ModelConfig) -> float:
@@ -112,7 +122,7 @@ def _embed(
 
 def _ropes(
     positions: Int[Array, "batch rows"],
-    lengths: Int[Array, " batch"],
+    lengths: Int[Array, "batch #rows"],
     cfg: ModelConfig,
     dtype: DTypeLike,
 ) -> Callable[[Array | None], Rope]:
@@ -136,12 +146,12 @@ def _layers(params: Params, cfg: ModelConfig) -> tuple[Params, Array | None]:
     return params["layers"], jnp.asarray(cfg.windows, jnp.int32) if cfg.windows else None
 
 
-def _causal(mask: Array, window: Array | None, cfg: ModelConfig) -> Attend:
+def _causal(segments: Segments, window: Array | None, cfg: ModelConfig) -> Attend:
     """Attention within whole sequences."""
 
     def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
         mixed = causal_attention(
-            q, k, v, mask, window,
+            q, k, v, segments, window,
             scale=attention_scale(cfg), softcap=cfg.attention_softcap,
         )  # fmt: skip
         return mixed, (k, v)
@@ -153,7 +163,7 @@ def layer_states(
     params: Params,
     tokens: Int[Array, "batch time"],
     positions: Int[Array, "batch time"],
-    mask: Bool[Array, "batch time"],
+    segments: Segments,
     cfg: ModelConfig,
     *,
     layers: int | None = None,
@@ -162,18 +172,20 @@ def layer_states(
 ) -> Float[Array, "batch time embed"]:
     """What the first `layers` layers (None: all) put out, of whole sequences.
 
-    `mask` is False at padding; padding may stand on either side. `remat` names what
-    the backward pass recomputes: "none", "dots" (keep matrix products) or "full".
+    A row may hold several sequences one after another, each in a segment of its own with
+    `positions` from 0; padding may stand on either side. `remat` names what the backward
+    pass recomputes: "none", "dots" (keep matrix products) or "full".
     """
 
     def layer_step(x: Array, inputs: tuple[Params, Array | None]) -> tuple[Array, None]:
         layer, window = inputs
-        x, _ = block(x, opened(layer), ropes(window), _causal(mask, window, cfg), cfg)
+        x, _ = block(x, opened(layer), ropes(window), _causal(segments, window, cfg), cfg)
         return x, None
 
     if remat != "none":
         layer_step = jax.checkpoint(layer_step, policy=REMAT_POLICIES[remat])
-    x, ropes = _embed(params, tokens, cfg, dtype), _ropes(positions, mask.sum(1), cfg, dtype)
+    x = _embed(params, tokens, cfg, dtype)
+    ropes = _ropes(positions, segment_lengths(segments), cfg, dtype)
     stacked = _layers(params, cfg)
     if layers is not None:
         stacked = jax.tree.map(lambda leaf: leaf[:layers], stacked)
@@ -185,14 +197,14 @@ def forward(
     params: Params,
     tokens: Int[Array, "batch time"],
     positions: Int[Array, "batch time"],
-    mask: Bool[Array, "batch time"],
+    segments: Segments,
     cfg: ModelConfig,
     *,
     dtype: DTypeLike = jnp.float32,
     remat: str = "none",
 ) -> Float[Array, "batch time embed"]:
     """Final hidden states (after the last norm) of whole sequences; see `layer_states`."""
-    x = layer_states(params, tokens, positions, mask, cfg, dtype=dtype, remat=remat)
+    x = layer_states(params, tokens, positions, segments, cfg, dtype=dtype, remat=remat)
     return normalise(x, params, "final_norm", cfg)
 
 
@@ -229,7 +241,8 @@ def prefill(
         return block(x, layer, ropes(window), _causal(mask, window, cfg), cfg)
 
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    x, ropes = _embed(params, tokens, cfg, dtype), _ropes(positions, mask.sum(1), cfg, dtype)
+    x = _embed(params, tokens, cfg, dtype)
+    ropes = _ropes(positions, mask.sum(1, keepdims=True), cfg, dtype)
     x, (k, v) = jax.lax.scan(layer_step, x, _layers(params, cfg))
     last = normalise(x[:, -1], params, "final_norm", cfg)
     return logits(params, last, cfg), place_prefix(PrefixCache(k=k, v=v, mask=mask))
@@ -250,7 +263,8 @@ def decode_step(
     place = prefix.mask.sum(axis=1) + step
     positions = jnp.broadcast_to(place[:, None], tokens.shape)
     dtype = suffix.k.dtype
-    x, ropes = _embed(params, tokens, cfg, dtype), _ropes(positions, place + 1, cfg, dtype)
+    x = _embed(params, tokens, cfg, dtype)
+    ropes = _ropes(positions, (place + 1)[:, None], cfg, dtype)
 
     def layer_step(
         carry: tuple[Array, SuffixCache],

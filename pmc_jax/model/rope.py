@@ -32,17 +32,20 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int, long: bool = False) -> 
 
 def rope_tables(
     positions: Int[Array, "*batch time"],
-    lengths: Int[Array, "*batch"],
+    lengths: Int[Array, "*batch #time"],
     rope: RopeConfig,
     head_dim: int,
     dtype: jnp.dtype,
 ) -> tuple[Float[Array, "*batch time half"], Float[Array, "*batch time half"]]:
-    """Cosines and sines of the rotation angles at `positions` of sequences of `lengths`."""
+    """Cosines and sines of the rotation angles at `positions` of sequences of `lengths`.
+
+    A row has one length, or one for every place where it holds several sequences.
+    """
     frequencies = jnp.asarray(inverse_frequencies(rope, head_dim), dtype)
     if rope.kind == "longrope":
         long = lengths > rope.original_max_position_embeddings
         stretched = jnp.asarray(inverse_frequencies(rope, head_dim, long=True), dtype)
-        frequencies = jnp.where(long[..., None, None], stretched, frequencies)
+        frequencies = jnp.where(long[..., None], stretched, frequencies)
     angles = positions[..., None].astype(dtype) * frequencies
     return jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
 

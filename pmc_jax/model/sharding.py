@@ -118,6 +118,12 @@ def partition_spec(
     return PartitionSpec(*(place(n, a) for n, a in zip(shape, axes, strict=True)))
 
 
+def batch_shards() -> int:
+    """Into how many parts the current mesh parts a batch; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape[RULES["batch"]]
+
+
 def constrain(x: Array, *axes: str | None) -> Array:
     """`x` parted along its logical axes; None is an axis that is whole on every device."""
     mesh = jax.sharding.get_abstract_mesh()

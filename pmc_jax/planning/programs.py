@@ -144,12 +144,12 @@ def _compile(
 def loss_rows(job: Job) -> LossRows:
     """The rows of an optimizer step, as long as they may be."""
     per_question = 1 + job.pmc.retain_per_forget
-    rows = (job.batch.accumulation, job.batch.batch_size * per_question)
-    shape = (*rows, job.batch.max_length)
+    rows = job.batch.batch_size * per_question
+    shape = (job.batch.accumulation, rows, job.batch.max_length)
 
     def make() -> LossRows:
-        mask = jnp.zeros(shape, bool)
-        return LossRows(jnp.zeros(shape, jnp.int32), mask, mask, retain=jnp.zeros(rows, bool))
+        tokens, mask = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
+        return LossRows(tokens, tokens, mask, retain=mask)
 
     return jax.eval_shape(make)
 

@@ -17,14 +17,15 @@ from jaxtyping import Array, DTypeLike, Float
 
 from pmc_jax.data.batches import retain_draw, train_sequence
 from pmc_jax.data.prompts import PromptTemplate
-from pmc_jax.model import ModelConfig
+from pmc_jax.model import ModelConfig, batch_shards
 from pmc_jax.model.specs import Params
 from pmc_jax.training.checkpoints import RunState
 from pmc_jax.training.loop import BatchConfig, updates_per_epoch, visited
-from pmc_jax.training.micro_batches import Pair, in_parts, micro_batches, padded_length
 from pmc_jax.training.objectives import AnswerRows, Frozen, MethodBatch
+from pmc_jax.training.packing import Pair, divided, packed, row_width
 from pmc_jax.training.step import TrainStep, sequence_nll
 from pmc_jax.training.targets import MethodData
+from pmc_jax.unlearning.baselines import segment_sums
 from pmc_jax.unlearning.config import (
     AltPOConfig,
     DPOConfig,
@@ -85,18 +86,20 @@ def needs_reference(method: MethodConfig) -> bool:
 def answer_rows(
     run: BaselineRun,
     pairs: Sequence[Pair],
-    reference: Float[np.ndarray, " rows"],
-    length: int,
+    reference: Float[np.ndarray, " pairs"],
+    width: int,
     per_part: int,
 ) -> AnswerRows:
-    """Rows of one kind in micro-batches."""
+    """Sequences of one kind in micro-batches `[accumulation, rows, width]`."""
     parts = run.batch.accumulation
-    tokens, mask, loss_mask = micro_batches(pairs, length, parts, per_part)
+    rows = packed(divided(pairs, parts, per_part), width, batch_shards())
+    filled = np.zeros(parts * per_part, reference.dtype)
+    filled[: len(reference)] = reference
     return AnswerRows(
-        tokens=jnp.asarray(tokens),
-        mask=jnp.asarray(mask),
-        loss_mask=jnp.asarray(loss_mask),
-        reference=jnp.asarray(in_parts(reference, parts, per_part)),
+        tokens=jnp.asarray(rows.tokens),
+        segments=jnp.asarray(rows.segments),
+        loss_mask=jnp.asarray(rows.loss_mask),
+        reference=jnp.asarray(filled.reshape(parts, per_part)),
     )
 
 
@@ -119,8 +122,8 @@ def method_batch(run: BaselineRun, step: int, questions: Sequence[int]) -> Metho
         ]
         for pairs in kinds
     )
-    length = padded_length([*answers, *preferred, *retain], batch.max_length)
-    rows = partial(answer_rows, run, length=length)
+    lengths = [len(p) + len(a) for p, a in (*answers, *preferred, *retain)]
+    rows = partial(answer_rows, run, width=row_width(lengths, batch.max_length))
     size, wide = batch.batch_size, run.answer_reference.dtype
     return MethodBatch(
         answers=rows(
@@ -149,20 +152,21 @@ def reference_nll(
 ) -> Float[np.ndarray, " pairs"]:
     """N_ref: the summed NLL of every answer under `params`, cut as training cuts it."""
 
-    @jax.jit
-    def summed(params: Params, tokens: Array, mask: Array, loss_mask: Array) -> Array:
-        nll = sequence_nll(params, tokens, mask, model, dtype, remat)
-        return jnp.where(loss_mask, nll, 0).sum(axis=-1)
-
     size = batch.batch_size
+
+    @jax.jit
+    def summed(params: Params, tokens: Array, segments: Array, loss_mask: Array) -> Array:
+        nll = sequence_nll(params, tokens, segments, model, dtype, remat)
+        return segment_sums(jnp.where(loss_mask, nll, 0), segments, size)
+
     found = []
     for first in range(0, len(pairs), size):
         sequences = [
             train_sequence(prompt, answer, template.end_id, batch.max_length, template.stop_ids)
             for prompt, answer in pairs[first : first + size]
         ]
-        length = padded_length(sequences, batch.max_length)
-        arrays = (jnp.asarray(array[0]) for array in micro_batches(sequences, length, 1, size))
+        width = row_width([len(p) + len(a) for p, a in sequences], batch.max_length)
+        arrays = (jnp.asarray(array[0]) for array in packed([sequences], width, batch_shards()))
         found.append(np.asarray(summed(params, *arrays))[: len(sequences)])
     return np.concatenate(found) if found else np.zeros(0, jnp.promote_types(dtype, jnp.float32))
 
@@ -184,7 +188,9 @@ def baseline_step(run: BaselineRun, state: RunState, step: int) -> tuple[RunStat
         forget_loss=float(losses.forget_loss) if run.data.answers else None,
         retain_loss=float(losses.retain_loss) if run.data.retain else None,
         tokens_trained=int(
-            sum(rows.mask.sum() for rows in (batch.answers, batch.preferred, batch.retain))
+            sum(
+                (rows.segments > 0).sum() for rows in (batch.answers, batch.preferred, batch.retain)
+            )
         ),
         seconds={
             "batch": laid_out - started,

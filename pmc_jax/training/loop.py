@@ -22,10 +22,10 @@ from pmc_jax.decoding import (
     generate,
     is_whole,
 )
-from pmc_jax.model import ModelConfig, decoding_params
+from pmc_jax.model import ModelConfig, batch_shards, decoding_params
 from pmc_jax.model.specs import Params
 from pmc_jax.training.checkpoints import RunState
-from pmc_jax.training.micro_batches import micro_batches, padded_length
+from pmc_jax.training.packing import divided, packed, row_width
 from pmc_jax.training.step import TrainStep
 from pmc_jax.unlearning import (
     LossRows,
@@ -352,10 +352,9 @@ def remember_best(
 def build_rows(
     run: PMCRun, memory: ResponseMemory, step: int, questions: Sequence[int]
 ) -> LossRows:
-    """The step's micro-batches `[accumulation, rows, time]`: remembered responses and retain pairs.
+    """The step's micro-batches `[accumulation, rows, width]`: remembered responses, retain pairs.
 
-    Each micro-batch holds its collapse rows, then its retain rows; a short last step is
-    filled with rows that carry no loss.
+    A row holds several sequences; a short last step has rows without any.
     """
     batch, template = run.batch, run.template
     drawn = retain_draw(
@@ -368,25 +367,24 @@ def build_rows(
         train_sequence(prompt, answer, template.end_id, batch.max_length, template.stop_ids)
         for prompt, answer in pairs
     ]
-    length = padded_length(sequences, batch.max_length)
-    collapse = micro_batches(
-        sequences[: len(questions)], length, batch.accumulation, batch.batch_size
-    )
-    retain = micro_batches(
+    width = row_width([len(p) + len(a) for p, a in sequences], batch.max_length)
+    collapse = divided(sequences[: len(questions)], batch.accumulation, batch.batch_size)
+    retain = divided(
         sequences[len(questions) :],
-        length,
         batch.accumulation,
         batch.batch_size * run.pmc.retain_per_forget,
     )
-    tokens, mask, loss_mask = (
-        jnp.asarray(np.concatenate(both, axis=1)) for both in zip(collapse, retain, strict=True)
+    rows = packed(
+        [[*own, *pairs] for own, pairs in zip(collapse, retain, strict=True)],
+        width,
+        batch_shards(),
     )
-    is_retain = jnp.arange(tokens.shape[1]) >= batch.batch_size
+    collapsing = np.array([len(own) for own in collapse])
     return LossRows(
-        tokens=tokens,
-        mask=mask,
-        loss_mask=loss_mask,
-        retain=jnp.broadcast_to(is_retain, tokens.shape[:2]),
+        tokens=jnp.asarray(rows.tokens),
+        segments=jnp.asarray(rows.segments),
+        loss_mask=jnp.asarray(rows.loss_mask),
+        retain=jnp.asarray(rows.segments > collapsing[:, None, None]),
     )
 
 
@@ -415,7 +413,7 @@ def pmc_step(run: PMCRun, state: RunState, step: int) -> tuple[RunState, StepRec
         questions_sampled=len(sampled),
         tokens_sampled=sum(len(tokens) for row in responses for tokens in row),
         tokens_saved=tokens_saved(responses, whole),
-        tokens_trained=int(rows.mask.sum()),
+        tokens_trained=int((rows.segments > 0).sum()),
         seconds={
             "sample": clock[1] - clock[0],
             "score": clock[2] - clock[1],

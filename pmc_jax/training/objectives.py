@@ -18,8 +18,8 @@ from pmc_jax.model import (
     token_values,
 )
 from pmc_jax.model.specs import Params, Spec
-from pmc_jax.training.step import Objective, sequence_states
-from pmc_jax.unlearning.baselines import MethodLoss, Targets, method_loss
+from pmc_jax.training.step import Objective, restarted, sequence_states
+from pmc_jax.unlearning.baselines import MethodLoss, Targets, method_loss, segment_sums
 from pmc_jax.unlearning.config import (
     BaselineConfig,
     CEUConfig,
@@ -43,19 +43,26 @@ from pmc_jax.unlearning.token_losses import (
 
 @struct.dataclass
 class AnswerRows:
-    """Right-padded prompts and answers with N_ref of each; unused rows carry no loss."""
+    """Prompts with answers of one kind, one or several to a row.
 
-    tokens: Int[Array, "*rows time"]
-    mask: Bool[Array, "*rows time"]
-    loss_mask: Bool[Array, "*rows time"]
-    reference: Float[Array, "*rows"]
+    Attributes:
+        tokens: prompt, answer and end token, the next sequence behind them.
+        segments: 0 at padding, else the number of the answer within its micro-batch, from 1.
+        loss_mask: True at answer and end tokens.
+        reference: N_ref of each of a micro-batch's answers; filler where it has fewer.
+    """
+
+    tokens: Int[Array, "*parts rows time"]
+    segments: Int[Array, "*parts rows time"]
+    loss_mask: Bool[Array, "*parts rows time"]
+    reference: Float[Array, "*parts answers"]
 
 
 @struct.dataclass
 class MethodBatch:
     """An optimizer batch `[accumulation, rows, time]` or a part `[rows, time]` of it.
 
-    Row i of `preferred` answers the question of row i of `answers`. A kind that the method
+    Answer i of `preferred` is to the question of answer i of `answers`. A kind that the method
     does not have has no rows.
     """
 
@@ -165,8 +172,19 @@ def overlaid(params: Params, some: Params) -> Params:
 
 def without_first(rows: AnswerRows, count: int) -> AnswerRows:
     """The same rows, but the first `count` tokens of an answer carry no loss."""
-    later = jnp.cumsum(rows.loss_mask, axis=-1) > count
+    seen = jnp.cumsum(rows.loss_mask, axis=-1)
+    before = restarted(seen - rows.loss_mask, rows.segments)
+    later = before >= count
     return dataclasses.replace(rows, loss_mask=rows.loss_mask & later)
+
+
+def answer_count(batch: AnswerRows) -> Int[Array, ""]:
+    """How many answers of an optimizer batch `[accumulation, rows, time]` carry loss."""
+    size = batch.reference.shape[-1]
+    lengths = jax.vmap(lambda mask, segments: segment_sums(mask, segments, size))(
+        batch.loss_mask, batch.segments
+    )
+    return (lengths > 0).sum()
 
 
 def states_of(
@@ -180,8 +198,9 @@ def states_of(
     """The states of each kind of rows after `layer`, or the final ones, by one forward pass."""
     if not rows:
         return {}
-    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows.values())
-    states = sequence_states(params, joined.tokens, joined.mask, cfg, dtype, remat, layer)
+    tokens = jnp.concatenate([own.tokens for own in rows.values()])
+    segments = jnp.concatenate([own.segments for own in rows.values()])
+    states = sequence_states(params, tokens, segments, cfg, dtype, remat, layer)
     found, start = {}, 0
     for kind, own in rows.items():
         end = start + own.tokens.shape[0]
@@ -200,9 +219,10 @@ def method_objective(
         return Targets(
             losses=values,
             mask=rows.loss_mask,
+            segments=rows.segments,
             reference=rows.reference,
             tokens=whole.loss_mask.sum(),
-            answers=whole.loss_mask.any(axis=-1).sum(),
+            answers=answer_count(whole),
         )
 
     def objective(

@@ -24,7 +24,7 @@ def batch_rows(pairs: Sequence[Pair], order: np.ndarray, length: int) -> LossRow
     chosen = [pairs[i] for i in order]
     prompts, answers = zip(*chosen, strict=True)
     tokens, mask, targets = (jnp.asarray(x)[None] for x in loss_rows(prompts, answers, length))
-    return LossRows(tokens, mask, targets, retain=jnp.ones((1, len(chosen)), bool))
+    return LossRows(tokens, mask.astype(jnp.int32), targets, retain=targets)
 
 
 def relearn(

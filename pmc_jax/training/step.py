@@ -14,7 +14,7 @@ from jax.sharding import (
     Sharding,
     SingleDeviceSharding,
 )
-from jaxtyping import Array, Bool, DTypeLike, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int
 
 from pmc_jax.model import (
     ModelConfig,
@@ -89,35 +89,45 @@ def place_state(
     return TrainState(constrain_params(state.params, cfg), opt_state, state.step)
 
 
+def restarted(
+    counts: Int[Array, "*rows time"], segments: Int[Array, "*rows time"]
+) -> Int[Array, "*rows time"]:
+    """How far `counts`, which never fall along a row, have come since their segment began."""
+    before = jnp.roll(segments, 1, axis=-1).at[..., 0].set(-1)
+    first = jnp.where(segments != before, counts, 0)
+    return counts - jax.lax.cummax(first, axis=first.ndim - 1)
+
+
 def sequence_states(
     params: Params,
     tokens: Int[Array, "rows time"],
-    mask: Bool[Array, "rows time"],
+    segments: Int[Array, "rows time"],
     cfg: ModelConfig,
     dtype: DTypeLike,
     remat: str,
     layer: int | None = None,
 ) -> Float[Array, "rows time embed"]:
-    """Hidden states of right-padded rows: after `layer` (from 0), or the final ones."""
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    """Hidden states of rows of sequences: after `layer` (from 0), or the final ones."""
+    places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    positions = restarted(places, segments)
     if layer is None:
-        return forward(params, tokens, positions, mask, cfg, dtype=dtype, remat=remat)
+        return forward(params, tokens, positions, segments, cfg, dtype=dtype, remat=remat)
     layers = layer + 1
     return layer_states(
-        params, tokens, positions, mask, cfg, layers=layers, dtype=dtype, remat=remat
+        params, tokens, positions, segments, cfg, layers=layers, dtype=dtype, remat=remat
     )
 
 
 def sequence_nll(
     params: Params,
     tokens: Int[Array, "rows time"],
-    mask: Bool[Array, "rows time"],
+    segments: Int[Array, "rows time"],
     cfg: ModelConfig,
     dtype: DTypeLike,
     remat: str,
 ) -> Float[Array, "rows time"]:
-    """Token NLLs of right-padded rows."""
-    hidden = sequence_states(params, tokens, mask, cfg, dtype, remat)
+    """Token NLLs of rows of sequences; those of first tokens mean nothing."""
+    hidden = sequence_states(params, tokens, segments, cfg, dtype, remat)
     return token_nll(params, hidden, tokens, cfg)
 
 
@@ -139,7 +149,7 @@ def pmc_objective(
     """The PMC loss of rows of token sequences."""
 
     def objective(params: Params, part: LossRows, batch: LossRows) -> PMCLoss:
-        nll = sequence_nll(params, part.tokens, part.mask, cfg, dtype, remat)
+        nll = sequence_nll(params, part.tokens, part.segments, cfg, dtype, remat)
         return pmc_loss(nll, part, loss_tokens(batch), retain_weight)
 
     return objective

@@ -11,7 +11,7 @@ target model.
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from pmc_jax.unlearning.config import (
     AltPOConfig,
@@ -42,14 +42,16 @@ class Targets:
 
     Attributes:
         losses: what each token costs: its NLL, or what the method has in its place.
-        mask: True at answer and end tokens; a row without any is filler.
-        reference: N_ref of each row.
+        mask: True at answer and end tokens.
+        segments: the number of a token's answer, from 1.
+        reference: N_ref of each answer; one without tokens is filler.
         tokens, answers: how many the whole optimizer batch has.
     """
 
     losses: Float[Array, "rows time"]
     mask: Bool[Array, "rows time"]
-    reference: Float[Array, " rows"]
+    segments: Int[Array, "rows time"]
+    reference: Float[Array, " answers"]
     tokens: Int[Array, ""]
     answers: Int[Array, ""]
 
@@ -63,9 +65,24 @@ class MethodLoss:
     retain_loss: Float[Array, ""]
 
 
-def answer_sum(targets: Targets) -> Float[Array, " rows"]:
+def segment_sums(
+    values: Shaped[Array, "rows time"], segments: Int[Array, "rows time"], count: int
+) -> Shaped[Array, " count"]:
+    """Sums over the tokens of segments 1, …, `count`; a mask is counted."""
+    values = values.astype(jnp.int32) if values.dtype == bool else values
+    sums = jax.ops.segment_sum(values.reshape(-1), segments.reshape(-1), count + 1)
+    return sums[1:]
+
+
+def answer_sum(targets: Targets) -> Float[Array, " answers"]:
     """What all tokens of an answer cost: N(y) where that is their NLL."""
-    return jnp.where(targets.mask, targets.losses, 0).sum(axis=-1)
+    costs = jnp.where(targets.mask, targets.losses, 0)
+    return segment_sums(costs, targets.segments, targets.reference.shape[0])
+
+
+def answer_lengths(targets: Targets) -> Int[Array, " answers"]:
+    """|y|: the loss tokens of each answer, 0 for filler."""
+    return segment_sums(targets.mask, targets.segments, targets.reference.shape[0])
 
 
 def token_mean(
@@ -76,15 +93,14 @@ def token_mean(
     return jnp.where(targets.mask, values, 0).sum() / targets.tokens.clip(1)
 
 
-def answer_mean(targets: Targets, values: Float[Array, " rows"]) -> Float[Array, ""]:
+def answer_mean(targets: Targets, values: Float[Array, " answers"]) -> Float[Array, ""]:
     """Mean over all answers of one value each."""
-    return jnp.where(targets.mask.any(axis=-1), values, 0).sum() / targets.answers.clip(1)
+    return jnp.where(answer_lengths(targets) > 0, values, 0).sum() / targets.answers.clip(1)
 
 
 def mean_of_answers(targets: Targets) -> Float[Array, ""]:
     """Mean over all answers of the mean over an answer's tokens."""
-    lengths = targets.mask.sum(axis=-1).clip(1)
-    return answer_mean(targets, answer_sum(targets) / lengths)
+    return answer_mean(targets, answer_sum(targets) / answer_lengths(targets).clip(1))
 
 
 def ascent_loss(forget: Targets) -> Float[Array, ""]:
@@ -106,7 +122,7 @@ def simnpo_loss(forget: Targets, beta: float, gamma: float) -> Float[Array, ""]:
 
     The paper's γ is β times this one, which is the `delta` of OpenUnlearning.
     """
-    per_token = answer_sum(forget) / forget.mask.sum(axis=-1).clip(1)
+    per_token = answer_sum(forget) / answer_lengths(forget).clip(1)
     return -2 / beta * answer_mean(forget, jax.nn.log_sigmoid(beta * (per_token - gamma)))
 
 
@@ -114,8 +130,8 @@ def dpo_loss(forget: Targets, preferred: Targets, beta: float) -> Float[Array, "
     """−(2/β) mean log σ(β [(log π/π_ref)(preferred) − (log π/π_ref)(y)]).
 
     DPO (Rafailov et al. 2023, arXiv 2305.18290) with a refusal preferred, or an alternative
-    answer (AltPO; Mekala et al. 2024, arXiv 2409.13474); row i of `preferred` answers the
-    question of row i of `forget`. The DPO paper has the factor 1 instead of 2/β, which is
+    answer (AltPO; Mekala et al. 2024, arXiv 2409.13474); answer i of `preferred` is to the
+    question of answer i of `forget`. The DPO paper has the factor 1 instead of 2/β, which is
     that of TOFU, AltPO and OpenUnlearning.
     """
     gained = preferred.reference - answer_sum(preferred)

@@ -6,19 +6,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 @struct.dataclass
 class LossRows:
-    """Prompt and response sequences, right-padded.
+    """Prompt and response sequences, one or several to a row.
 
     Attributes:
-        tokens: prompt, response and end token.
-        mask: False at padding.
+        tokens: prompt, response and end token, the next sequence behind them.
+        segments: 0 at padding, else a number of the sequence, its own within the row.
         loss_mask: True at the response and end tokens, which carry loss.
-        retain: True for retain rows, False for collapse rows.
+        retain: of the tokens with loss, which belong to retain pairs; the others to collapse.
     """
 
     tokens: Int[Array, "*rows time"]
-    mask: Bool[Array, "*rows time"]
+    segments: Int[Array, "*rows time"]
     loss_mask: Bool[Array, "*rows time"]
-    retain: Bool[Array, "*rows"]
+    retain: Bool[Array, "*rows time"]
 
 
 @struct.dataclass
@@ -31,10 +31,8 @@ class PMCLoss:
 
 
 def loss_tokens(rows: LossRows) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """How many tokens of collapse rows and of retain rows carry loss."""
-    retain = rows.loss_mask & rows.retain[..., None]
-    collapse = rows.loss_mask & ~rows.retain[..., None]
-    return collapse.sum(), retain.sum()
+    """How many tokens of collapse and of retain sequences carry loss."""
+    return (rows.loss_mask & ~rows.retain).sum(), (rows.loss_mask & rows.retain).sum()
 
 
 def pmc_loss(
@@ -49,6 +47,6 @@ def pmc_loss(
     whole optimizer batch, of which `rows` may be a part: the parts' losses and
     gradients then add up to those of the whole, whatever their token counts.
     """
-    collapse = (nll * (rows.loss_mask & ~rows.retain[:, None])).sum() / totals[0].clip(1)
-    retain = (nll * (rows.loss_mask & rows.retain[:, None])).sum() / totals[1].clip(1)
+    collapse = (nll * (rows.loss_mask & ~rows.retain)).sum() / totals[0].clip(1)
+    retain = (nll * (rows.loss_mask & rows.retain)).sum() / totals[1].clip(1)
     return PMCLoss(collapse + retain_weight * retain, collapse, retain)

@@ -1,0 +1,91 @@
+"""Sequences of one optimizer step laid out in micro-batches: several to a row, in few shapes."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from pmc_jax.buckets import bucket_length, bucket_rows
+
+Pair = tuple[Sequence[int], Sequence[int]]
+"""Prompt and answer as token ids."""
+
+PER_ROW = 4
+"""Sequences of mean length that a row has room for, unless `max_length` is less."""
+
+Item = TypeVar("Item")
+
+
+class PackedRows(NamedTuple):
+    """Sequences one after another, right-padded.
+
+    Attributes:
+        tokens: prompt and answer; zeros are padding.
+        segments: which of its micro-batch's sequences a token belongs to, from 1; 0 at padding.
+        loss_mask: True at answer tokens.
+    """
+
+    tokens: Int32[np.ndarray, "parts rows width"]
+    segments: Int32[np.ndarray, "parts rows width"]
+    loss_mask: Bool[np.ndarray, "parts rows width"]
+
+
+def row_width(lengths: Sequence[int], max_length: int) -> int:
+    """Tokens of a row for sequences of these lengths, of which none is over `max_length`."""
+    longest = max(lengths, default=1)
+    typical = sum(lengths) // max(len(lengths), 1)
+    return min(bucket_length(max(longest, PER_ROW * typical)), max_length)
+
+
+def first_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Rows of at most `width` tokens: each sequence, longest first, where there is room first."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        row = next((row for row, left in enumerate(room) if lengths[i] <= left), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(width)
+        rows[row].append(i)
+        room[row] -= lengths[i]
+    return rows
+
+
+def divided(items: Sequence[Item], parts: int, per_part: int) -> list[list[Item]]:
+    """`items` in order, `per_part` to each of `parts`; the last may have fewer or none."""
+    return [list(items[part * per_part : (part + 1) * per_part]) for part in range(parts)]
+
+
+def packed(parts: Sequence[Sequence[Pair]], width: int, multiple: int = 1) -> PackedRows:
+    """The sequences of each micro-batch in rows of `width`; all have the same number of rows.
+
+    That number is one of few, and a multiple of `multiple`; rows that are left over are padding.
+
+    Raises:
+        ValueError: if a sequence has no prompt, no answer, or more than `width` tokens.
+    """
+    lengths = [[len(prompt) + len(answer) for prompt, answer in part] for part in parts]
+    for part, own in zip(parts, lengths, strict=True):
+        for (prompt, answer), length in zip(part, own, strict=True):
+            if not prompt or not answer or length > width:
+                raise ValueError(
+                    f"a sequence has {len(prompt)} prompt and {len(answer)} answer tokens; "
+                    f"expected at least one of each and at most {width} in all"
+                )
+    placed = [first_fit(own, width) for own in lengths]
+    most = max(map(len, placed), default=0)
+    rows = -(-bucket_rows(most) // multiple) * multiple
+    tokens = np.zeros((len(parts), rows, width), np.int32)
+    segments, loss_mask = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
+    for index, (part, own_rows) in enumerate(zip(parts, placed, strict=True)):
+        for row, members in enumerate(own_rows):
+            start = 0
+            for i in members:
+                prompt, answer = part[i]
+                middle, end = start + len(prompt), start + len(prompt) + len(answer)
+                tokens[index, row, start:end] = [*prompt, *answer]
+                segments[index, row, start:end] = i + 1
+                loss_mask[index, row, middle:end] = True
+                start = end
+    return PackedRows(tokens, segments, loss_mask)
