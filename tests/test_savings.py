@@ -233,8 +233,8 @@ def words_model(tmp_path_factory):
     return checkpoint, optimizer, step
 
 
-def finished_run(words_model, pmc, batch, seed):
-    """Memory, weights and records of a short run on a model that `seed` changes."""
+def new_run(words_model, pmc, batch, seed) -> tuple[PMCRun, RunState]:
+    """A short run on a model that `seed` changes, before its first step."""
     checkpoint, optimizer, train_step = words_model
     template = TEMPLATES["words", " {answer}"]
     rng = np.random.default_rng(seed)
@@ -251,7 +251,12 @@ def finished_run(words_model, pmc, batch, seed):
         model=checkpoint.cfg, template=template, pmc=pmc, batch=batch, key=jax.random.key(seed),
         seed=seed, train_step=train_step, dtype=jnp.float64,
     )  # fmt: skip
-    state = RunState(init_state(params, optimizer), empty_memory(len(QUESTIONS), 48))
+    return run, RunState(init_state(params, optimizer), empty_memory(len(QUESTIONS), 48))
+
+
+def finished_run(words_model, pmc, batch, seed):
+    """Memory, weights and records of the whole run."""
+    run, state = new_run(words_model, pmc, batch, seed)
     records = []
     for state, record in pmc_steps(run, state):  # noqa: B007, B020
         records.append(record)

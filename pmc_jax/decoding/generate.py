@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Int, Key, PRNGKeyArray
 
 from pmc_jax.buckets import bucket_length
-from pmc_jax.decoding.layout import shapes
+from pmc_jax.decoding.layout import prompt_rows, shapes
 from pmc_jax.decoding.sampler import DECODING, Decoding, Responses, Sampling, sample
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig, RopeConfig
@@ -89,7 +89,7 @@ def generate(
     responses: list[list[list[int]]] = [[] for _ in prompts]
     for first in range(0, len(order), largest):
         chosen = order[first : first + largest]
-        batch = min(largest, 1 << (len(chosen) - 1).bit_length())
+        batch = prompt_rows(len(chosen), largest)
         tokens, mask = left_padded([prompts[i] for i in chosen], batch)
         limit, row_ids = np.zeros(batch, np.int32), np.zeros(batch, np.uint32)
         limit[: len(chosen)] = [limits[i] for i in chosen]

@@ -13,7 +13,7 @@ MIN_ROWS = 8
 """A step for fewer rows than this costs about as much."""
 
 FIRST_LENGTH = 32
-"""Decode steps that the suffix cache has room for at first; it doubles when it is full."""
+"""Decode steps that a long suffix cache has room for at first; it doubles when it is full."""
 
 
 def shapes(prompts: int, samples: int) -> list[tuple[int, int]]:
@@ -32,9 +32,23 @@ def shapes(prompts: int, samples: int) -> list[tuple[int, int]]:
     return found
 
 
+def prompt_rows(prompts: int, most: int) -> int:
+    """Rows to prefill `prompts` in: `most`, a quarter of it, a sixteenth, …, as few as will do.
+
+    Prefill is a small part of sampling, but every number of rows is a compilation.
+    """
+    rows = most
+    while rows > 1 and -(-rows // 4) >= prompts:
+        rows = -(-rows // 4)
+    return rows
+
+
 def cache_lengths(time: int) -> list[int]:
-    """The lengths that the suffix cache takes for responses of up to `time` tokens."""
-    found = [min(FIRST_LENGTH, time)]
+    """The lengths that the suffix cache takes for responses of up to `time` tokens.
+
+    One that would hardly double has its full length at once, which spares a compilation.
+    """
+    found = [FIRST_LENGTH if time >= 2 * FIRST_LENGTH else time]
     while found[-1] < time:
         found.append(min(2 * found[-1], time))
     return found

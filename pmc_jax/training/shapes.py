@@ -1,0 +1,96 @@
+"""The few shapes that a run's programs are compiled for, known before its first step."""
+
+import dataclasses
+from collections.abc import Iterable
+
+from pmc_jax.buckets import bucket_length, bucket_rows
+from pmc_jax.decoding.layout import cache_lengths, prompt_rows, shapes
+from pmc_jax.training.loop import PMCRun, sample_limit
+from pmc_jax.training.packing import PER_ROW
+
+
+@dataclasses.dataclass(frozen=True)
+class RunShapes:
+    """What the programs of a PMC run may be compiled for, each at most once.
+
+    Attributes:
+        prompts: (rows, tokens) of prefill.
+        rows: (groups, slots) of decoding.
+        caches: decode steps that the suffix cache has room for.
+        training: (rows, tokens) of a micro-batch.
+    """
+
+    prompts: list[tuple[int, int]]
+    rows: list[tuple[int, int]]
+    caches: list[int]
+    training: list[tuple[int, int]]
+
+    def lines(self) -> list[str]:
+        """What a person reads at the start, by program."""
+
+        def products(pairs: Iterable[tuple[int, int]]) -> str:
+            return ", ".join(f"{a}x{b}" for a, b in pairs)
+
+        return [
+            f"prefill, prompts x tokens: {products(self.prompts)}",
+            f"decoding, groups x samples: {products(self.rows)}; "
+            f"room for tokens: {', '.join(map(str, self.caches))}",
+            f"training, rows x tokens: {products(self.training)}",
+        ]
+
+
+def buckets_between(least: int, most: int) -> list[int]:
+    """The distinct values of `bucket_length` for lengths from `least` to `most`."""
+    return sorted({bucket_length(length) for length in range(least, most + 1)})
+
+
+def training_shapes(run: PMCRun, multiple: int) -> list[tuple[int, int]]:
+    """(rows, tokens) of a micro-batch, whatever responses are remembered.
+
+    From those of the shortest sequences that there can be, to one row for each sequence.
+    """
+    batch, per_question = run.batch, 1 + run.pmc.retain_per_forget
+    prompts = [len(prompt) for prompt in run.task.prompts]
+    retain = [len(prompt) + len(answer) for prompt, answer in run.task.retain]
+    shortest = min(min(prompts) + 1, *retain)
+    longest = max(
+        *(
+            min(batch.max_length, length + sample_limit(run, i) + 1)
+            for i, length in enumerate(prompts)
+        ),
+        *(min(batch.max_length, length) for length in retain),
+    )
+    widths = {
+        min(width, batch.max_length)
+        for width in buckets_between(PER_ROW * shortest, PER_ROW * longest)
+    }
+    visited = len(prompts) % batch.questions_per_step or batch.questions_per_step
+    fewest = min(visited, batch.batch_size) * per_question
+    most = min(len(prompts), batch.batch_size) * per_question
+    found = set()
+    for width in widths:
+        least = -(-fewest * shortest // width)
+        for rows in range(least, most + 1):
+            found.add((-(-bucket_rows(rows) // multiple) * multiple, width))
+    return sorted(found)
+
+
+def run_shapes(run: PMCRun, multiple: int = 1) -> RunShapes:
+    """The shapes of a run whose batches are parted over `multiple` devices."""
+    samples = run.pmc.samples
+    most = run.batch.sampled_at_once(samples)
+    questions = range(len(run.task.prompts))
+    limits = {bucket_length(sample_limit(run, i)) for i in questions}
+    lengths = {bucket_length(len(prompt)) for prompt in run.task.prompts}
+    caches = {
+        length
+        for limit in limits
+        for length in (cache_lengths(limit) if run.batch.grow_cache else [limit])
+    }
+    rows = {prompt_rows(count, most) for count in range(1, most + 1)}
+    return RunShapes(
+        prompts=sorted((count, length) for count in rows for length in lengths),
+        rows=shapes(most, samples),
+        caches=sorted(caches),
+        training=training_shapes(run, multiple),
+    )

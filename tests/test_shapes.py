@@ -1,0 +1,56 @@
+"""A run's shapes are those it names before the first step."""
+
+import dataclasses
+
+import pytest
+from test_savings import PLAIN, new_run, words_model  # noqa: F401
+
+from pmc_jax.decoding import sampler
+from pmc_jax.training.loop import pmc_steps
+from pmc_jax.training.shapes import run_shapes
+from pmc_jax.unlearning.config import PMCConfig
+
+BATCHES = {
+    "savings": {"prune": True, "wave": 2, "compact": True, "grow_cache": True, "chunk": 2},
+    "few rows, unequal steps": {"rows": 8, "batch_size": 2, "accumulation": 1, "compact": True},
+    "micro-batches": {"batch_size": 1, "accumulation": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [("savings", None), ("few rows, unequal steps", 14), ("micro-batches", None)],
+)
+def test_a_run_has_no_shape_that_it_does_not_name(name, limit, words_model, monkeypatch, x64):  # noqa: F811
+    batch = dataclasses.replace(PLAIN, **BATCHES[name])
+    pmc = PMCConfig(samples=4, max_new_tokens=limit, retain_per_forget=2)
+    run, state = new_run(words_model, pmc, batch, seed=3)
+    seen = {"prompts": set(), "rows": set(), "caches": set(), "training": set()}
+
+    def noting(function, note):
+        def call(*arguments, **options):
+            note(*arguments)
+            return function(*arguments, **options)
+
+        return call
+
+    def note_chunk(params, prefix, state, until):
+        seen["rows"].add(state.tokens.shape[:2])
+        seen["caches"].add(state.suffix.length)
+
+    note_prefill = lambda params, tokens, *_: seen["prompts"].add(tokens.shape)  # noqa: E731
+    note_rows = lambda _, rows: seen["training"].add(rows.tokens.shape[1:])  # noqa: E731
+    monkeypatch.setattr(sampler, "_prefill", noting(sampler._prefill, note_prefill))
+    monkeypatch.setattr(sampler, "_decode_chunk", noting(sampler._decode_chunk, note_chunk))
+    run = dataclasses.replace(run, train_step=noting(run.train_step, note_rows))
+    for _ in pmc_steps(run, state):
+        pass
+    named = run_shapes(run)
+    for field, found in seen.items():
+        assert found and found <= set(getattr(named, field)), field
+    assert len(named.lines()) == 3
+
+
+def test_rows_are_whole_on_every_device_of_a_mesh(words_model, x64):  # noqa: F811
+    run, _ = new_run(words_model, PMCConfig(samples=4), PLAIN, seed=3)
+    assert all(rows % 4 == 0 for rows, _ in run_shapes(run, multiple=4).training)
