@@ -3,12 +3,48 @@
 import hashlib
 import os
 import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 
 MIN_SECONDS = 0.1
 """Programs that compile faster are not kept."""
+
+
+COMPILING = "/jax/core/compile/"
+"""What JAX's monitoring calls its tracing, lowering and compiling begins with this."""
+
+
+def covered(spans: Sequence[tuple[float, float]]) -> float:
+    """The length of the union of intervals (start, end)."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+@contextmanager
+def compile_seconds() -> Iterator[Callable[[], float]]:
+    """Gives how many seconds JAX has so far traced and compiled, or read what it had compiled.
+
+    Traces lie within each other, so that durations alone would count some time twice.
+    """
+    spans: list[tuple[float, float]] = []
+
+    def on_event(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event.startswith(COMPILING):
+            now = time.perf_counter()
+            spans.append((now - duration_secs, now))
+
+    jax.monitoring.register_event_duration_secs_listener(on_event)
+    try:
+        yield lambda: covered(spans)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(on_event)
 
 
 def instruction_sets() -> str:

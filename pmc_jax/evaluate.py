@@ -7,13 +7,14 @@ a file of its own; the same command goes on where it was stopped.
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from pmc_jax.compilation import compile_seconds
 from pmc_jax.config import EvaluateConfig, entry_point
 from pmc_jax.data import Controls, Dataset, load_controls, load_dataset
 from pmc_jax.data.encode import check_tokens, digest, encode
@@ -22,17 +23,17 @@ from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import Respondent
 from pmc_jax.evaluation.aftermath import check_aftermath
-from pmc_jax.evaluation.benchmark import reference_scores
+from pmc_jax.evaluation.benchmark import EVAL_FILE, forget_truths, reference_scores
 from pmc_jax.evaluation.comparison import summarise_parts
 from pmc_jax.evaluation.examination import Examination, Relearn, reworded_rows
 from pmc_jax.evaluation.likelihood import Pair, TokenScores
 from pmc_jax.evaluation.parts import PARTS, SUITES, lacking, work
-from pmc_jax.evaluation.tofu import RetainLog, read_retain_log
+from pmc_jax.evaluation.tofu import RetainLog, holds_truths, read_retain_log, with_truths
 from pmc_jax.files import read_json, write_json
 from pmc_jax.model import decoding_params, on_mesh, param_count
 from pmc_jax.model.specs import Params
 from pmc_jax.nested import flatten
-from pmc_jax.pretrained import ModelSource, describe, load_pretrained, mesh_of
+from pmc_jax.pretrained import ModelSource, describe, load_pretrained, mesh_of, path_of
 from pmc_jax.progress import token_stage
 from pmc_jax.reporting import write_evaluation_report
 from pmc_jax.reporting.side_by_side import certificate_lines, comparison_table, time_lines
@@ -43,7 +44,7 @@ from pmc_jax.training.run_directory import SUMMARY, begin_run, holds_run, place_
 
 References = tuple[Sequence[TokenScores], Sequence[TokenScores]]
 
-NOT_SETTINGS = ("overwrite", "evaluations_dir", "mesh", "redact")
+NOT_SETTINGS = ("overwrite", "evaluations_dir", "mesh", "redact", "keep_truth")
 """Keys that may differ when an evaluation is continued."""
 
 
@@ -82,12 +83,22 @@ def model_paths(cfg: EvaluateConfig) -> dict[str, str]:
     """Path of every model by a short name, the one under examination first.
 
     The name is that of the directory, or of the run whose `model` directory it is.
+
+    Raises:
+        UserError: for a model to be compared with itself.
     """
     more = cfg.compare if isinstance(cfg.compare, list) else [cfg.compare]
     if not all(item is None or isinstance(item, str) for item in more):
         raise UserError(f"compare={cfg.compare}: expected a directory or a list of them")
+    others = [item for item in more if item is not None]
+    for path in others:
+        if real_place(cfg, path) == real_place(cfg, cfg.model.path):
+            raise UserError(
+                f"compare={path} is the examined model itself (model.path={cfg.model.path}); "
+                "give the model before unlearning, or other models"
+            )
     paths: dict[str, str] = {}
-    for path in [cfg.model.path, *(item for item in more if item is not None)]:
+    for path in [cfg.model.path, *others]:
         place = Path(path).expanduser().absolute() if Path(path).is_dir() else Path(path)
         name = place.parent.name if place.name == "model" and place.parent.name else place.name
         number = sum(other.partition("~")[0] == name for other in paths)
@@ -98,6 +109,11 @@ def model_paths(cfg: EvaluateConfig) -> dict[str, str]:
 def source_of(cfg: EvaluateConfig, path: str) -> ModelSource:
     """The model at `path`, computed with as `cfg` says."""
     return dataclasses.replace(cfg.model, path=path)
+
+
+def real_place(cfg: EvaluateConfig, path: str) -> Path:
+    """Where a model's files are, however its path is written; of a hub id only the same id."""
+    return Path(path_of(source_of(cfg, path))).expanduser().resolve()
 
 
 def load_subject(
@@ -163,12 +179,16 @@ def check_prefix(cfg: EvaluateConfig, template: PromptTemplate, dataset: Dataset
 
 
 def measure(name: str, x: Examination, part: str, path: Path) -> None:
-    """Measure one part and leave its file, or the reason why there is nothing to measure."""
+    """Measure one part and leave its file, or the reason why there is nothing to measure.
+
+    Of its `seconds`, JAX was `compiling` for some.
+    """
     if (reason := lacking(x, part)) is not None:
         write_json(path, {"lacking": reason})
         return
     started, tokens = time.perf_counter(), 0
-    with token_stage(f"{name}: {part.replace('_', ' ')}", work(x, part)) as on_batch:
+    title = f"{name}: {part.replace('_', ' ')}"
+    with token_stage(title, work(x, part)) as on_batch, compile_seconds() as compiling:
 
         def counted(done: int, count: int) -> None:
             nonlocal tokens
@@ -178,7 +198,8 @@ def measure(name: str, x: Examination, part: str, path: Path) -> None:
         result = PARTS[part].measure(dataclasses.replace(x, on_batch=counted))
     for file, content in result.pop("files", {}).items():
         write_json(path.parent / file, content)
-    write_json(path, {**result, "seconds": time.perf_counter() - started, "tokens": tokens})
+    spent = {"seconds": time.perf_counter() - started, "compiling": compiling()}
+    write_json(path, {**result, **spent, "tokens": tokens})
 
 
 def examination(cfg: EvaluateConfig, inputs: Inputs, respondent: Respondent) -> Examination:
@@ -186,7 +207,7 @@ def examination(cfg: EvaluateConfig, inputs: Inputs, respondent: Respondent) -> 
     return Examination(
         respondent, inputs.dataset.evaluation, cfg.evaluation, cfg.prefix, cfg.confidence,
         jax.random.key(cfg.seed), controls=inputs.controls, retain_log=inputs.retain_log,
-        keep_truth=cfg.keep_truth, aftermath=cfg.aftermath,
+        aftermath=cfg.aftermath,
     )  # fmt: skip
 
 
@@ -233,6 +254,18 @@ def examine(
             measure(name, x, part, directory / f"{part}.json")
 
 
+def set_truths(directory: Path, *, keep: bool, inputs: Callable[[], Inputs]) -> None:
+    """Put the right answers to forget questions into TOFU's logs, or take them out.
+
+    Nothing is measured for it; the `inputs` are read only where answers are missing.
+    """
+    logs = {path: read_json(path) for path in sorted(directory.glob(f"models/*/{EVAL_FILE}"))}
+    logs = {path: log for path, log in logs.items() if holds_truths(log) != keep}
+    truths = forget_truths(inputs().dataset.evaluation) if logs and keep else None
+    for path, log in logs.items():
+        write_json(path, with_truths(log, truths))
+
+
 def evaluate(cfg: EvaluateConfig) -> None:
     """One whole evaluation."""
     check_aftermath(cfg.aftermath)
@@ -244,8 +277,16 @@ def evaluate(cfg: EvaluateConfig) -> None:
     directory = place_of(cfg.evaluations_dir, cfg.name, read)
     settings = {key: value for key, value in flatten(cfg).items() if key not in NOT_SETTINGS}
     goes_on = holds_run(directory, settings, overwrite=cfg.overwrite)
+
+    def inputs_of_run() -> Inputs:
+        """The inputs, if they are still those that the evaluation began with."""
+        inputs = load_inputs(cfg)
+        begin_run(directory, settings, inputs.hashes, overwrite=cfg.overwrite)
+        return inputs
+
     if goes_on and (directory / SUMMARY).is_file():
         print(f"{directory} is a finished evaluation; overwrite=true measures it again")
+        set_truths(directory, keep=cfg.keep_truth, inputs=inputs_of_run)
         show(directory, redact=cfg.redact)
         return
     if cfg.model.dtype == "float64":
@@ -260,6 +301,7 @@ def evaluate(cfg: EvaluateConfig) -> None:
         references = references_of(cfg, cfg.reference_model, inputs)
     for name, path in paths.items():
         examine(cfg, name, path, inputs, places[name], references)
+    set_truths(directory, keep=cfg.keep_truth, inputs=lambda: inputs)
     summary = {
         "name": cfg.name,
         "suite": cfg.suite,

@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     run_dir = chosen.run_dir
     try:
+        check_directory(run_dir)
         if is_evaluation(run_dir):
             page = write_evaluation_report(run_dir, redact=chosen.redact or None)
             print(f"{comparison_table(read_evaluation(run_dir).summary)}\n\nReport: {page}")
@@ -52,6 +53,20 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n{format_examples(run.samples)}")
     print(f"\nReport: {page}")
     return 0
+
+
+def check_directory(directory: Path) -> None:
+    """Refuse a directory that holds finished runs or evaluations instead of being one.
+
+    Raises:
+        UserError: naming those to choose from.
+    """
+    found = sorted(path.parent.name for path in directory.glob("*/summary.json"))
+    if found and not (directory / "summary.json").is_file():
+        raise UserError(
+            f"{directory} is no run or evaluation but holds {len(found)}; give one of them: "
+            f"{', '.join(str(directory / name) for name in found)}"
+        )
 
 
 def pareto(arguments: list[str]) -> int:

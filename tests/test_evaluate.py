@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from conftest import rewrite, tensors_of
 
@@ -53,6 +54,7 @@ def contents(directory: Path) -> dict[str, dict]:
              sorted(directory.glob("models/*/*.json"))}  # fmt: skip
     for part in found.values():
         part.pop("seconds", None)
+        part.pop("compiling", None)
     return found
 
 
@@ -65,8 +67,10 @@ def test_an_evaluation_continues_part_by_part(run, capsys, monkeypatch):
     assert "99% confidence" in printed and "paraphrase" in printed
     assert re.search(r"Time, tiny: \d+ s: quality \d+ s \([\d,]+ tokens/s\), sampling", printed)
     assert "report/index.html" in printed and (directory / "report/index.html").is_file()
-    assert set(summary["seconds"]["tiny"]) == set(summary["tokens"]["tiny"]) == set(PAPER)
-    assert summary["lacking"].keys() == {"side_effects"}  # there is nothing to compare with
+    assert set(summary["tokens"]["tiny"]) == set(PAPER)
+    assert set(summary["seconds"]["tiny"]) == {*PAPER, "compiling"}
+    # There is nothing to compare with.
+    assert summary["lacking"].keys() == {"side_effects", "quality: secret leak rate"}
     assert set(summary["measures"]["tiny"]) >= {"unlearn_quality", "utility", "sampling_worst"}
 
     run()
@@ -95,10 +99,10 @@ def test_forget_answers_are_written_nowhere(run, tofu_dir):
     found = [p for p in directory.rglob("*") if p.is_file() and b"Zanzibar" in p.read_bytes()]
     assert not found
     summary = json.loads((directory / "summary.json").read_text())
-    assert set(summary["seconds"]["tiny"]) == set(SUITES["full"])
+    assert set(summary["seconds"]["tiny"]) == {*SUITES["full"], "compiling"}
     assert summary["lacking"].keys() == {
-        "side_effects", "tofu: forget quality", "tofu: membership inference, PrivLeak",
-        "tofu: model utility",
+        "quality: secret leak rate", "side_effects", "tofu: forget quality",
+        "tofu: membership inference, PrivLeak", "tofu: model utility",
     }  # fmt: skip
     assert {"relearning_forget_worst", "rounding_4_worst"} <= summary["measures"]["tiny"].keys()
 
@@ -153,13 +157,68 @@ def test_questions_without_answers_leave_reasons(run, tofu_dir, capsys):
     )  # fmt: skip
     printed = capsys.readouterr().out
     summary = json.loads((directory / "summary.json").read_text())
-    assert set(summary["lacking"]) == set(PAPER[1:])
-    assert "Nothing" not in (directory / "report/index.html").read_text()
+    assert {key for key in summary["lacking"] if ": " not in key} == set(PAPER[1:])
+    unknown = {"unlearn quality", "ROUGE, forget", "ROUGE, paraphrase", "secret leak rate"}
+    assert {f"quality: {what}" for what in unknown} <= summary["lacking"].keys()
+    assert "quality: utility" not in summary["lacking"]
+    page = (directory / "report/index.html").read_text()
+    assert "Nothing" not in page and "most left of the right answer" not in page
+    assert "three measures" not in page and "paraphrases" not in page
     assert summary["measures"]["tiny"]["utility"] is not None
     assert "Not measured: least likely (the forget rows have no answers" in printed
 
 
+def test_right_answers_are_put_in_and_taken_out_without_measuring(
+    run, tofu_dir, capsys, monkeypatch
+):
+    """The log with them is, byte for byte, that of an evaluation which began with them."""
+    asked = run("suite=tofu", "keep_truth=true", name="asked") / "models/tiny/TOFU_EVAL.json"
+    directory = run("suite=tofu")
+    log = directory / "models/tiny/TOFU_EVAL.json"
+    without = log.read_bytes()
+    assert b"was born in Lisbon." in asked.read_bytes() and b"in Lisbon." not in without
+    monkeypatch.setattr(evaluate, "measure", lambda *_: pytest.fail("measured again"))
+    run("suite=tofu", "keep_truth=true")
+    assert log.read_bytes() == asked.read_bytes()
+    run("suite=tofu")
+    assert log.read_bytes() == without
+    # Other data may have other answers.
+    path = tofu_dir / "world_facts.json"
+    path.write_text(path.read_text().replace("Oslo", "Bergen"))
+    error = refused(run, capsys, "suite=tofu", "keep_truth=true")
+    assert "other evaluation rows" in error and log.read_bytes() == without
+
+
+def test_a_model_is_not_compared_with_itself(run, tmp_path, capsys):
+    model = tmp_path / "tiny" / "model"
+    link = tmp_path / "link"
+    link.symlink_to(model, target_is_directory=True)
+    for other in (f"{model}/", model.parent / "." / "model", link):
+        for given in (f"compare={other}", f"compare=[bundled,{other}]"):
+            error = refused(run, capsys, given)
+            assert f"compare={other} is the examined model itself" in error
+    assert "itself" in refused(run, capsys, "model.path=bundled", "compare=bundled")
+    assert not (tmp_path / "evaluations").exists()
+
+
+def test_compiling_is_told_apart_from_measuring(run):
+    """What was compiled for one evaluation serves the next, whose times are like the first's."""
+    jax.clear_caches()
+    parts = [json.loads((run("suite=quick", name=name) / "models/tiny/quality.json").read_text())
+             for name in ("first", "second")]  # fmt: skip
+    first, second = ((part["seconds"], part["compiling"]) for part in parts)
+    assert 0 < first[1] <= first[0] and second[1] < first[1] / 2
+    directory = run("suite=quick", name="first")
+    summary = json.loads((directory / "summary.json").read_text())["seconds"]["tiny"]
+    assert summary["quality"] == pytest.approx(first[0] - first[1])
+    assert "Compiling is counted apart" in (directory / "report/index.html").read_text()
+
+
 MISTAKES = {
+    "foreign key": (["foo=1"], r"key foo; there are name, evaluations_dir, .*, aftermath\.…$"),
+    "foreign key of a group": (["evaluation.xyz=1"], r"evaluation has max_new_tokens, rows, "),
+    "key without its group": (["samples=3"], r"nearest valid key is evaluation\.attack_samples"),
+    "mistyped group": (["evalution.rows=3"], r"the nearest valid key is evaluation\.…"),
     "unknown key": (["evaluation.sample=3"], r"unknown .* evaluation\.sample;.*evaluation\.\w+"),
     "unknown suite": (["suite=all"], r"suite=all: expected one of quick, paper, tofu, attacks"),
     "confidence": (["confidence=1.0"], r"confidence=1\.0: expected less than 1"),
@@ -168,6 +227,7 @@ MISTAKES = {
     "missing model": (["model.path=./nowhere"], r"\./nowhere: no such directory"),
     "missing comparison": (["compare=./nowhere"], r"\./nowhere: no such directory"),
     "wrong compare": (["compare={a: b}"], r"compare=.*: expected a directory or a list"),
+    "no retain log": (["retain_logs=pyproject.toml"], r"expected OpenUnlearning's TOFU_EVAL\.json"),
     "retain log": (["retain_logs=./nowhere"], r"nowhere: cannot be read"),
     "steps": (["aftermath.steps=[4,2]"], r"aftermath\.steps=\[4, 2\]: expected rising numbers"),
     "bits": (["aftermath.bits=[1]"], r"aftermath\.bits=\[1\]: expected numbers of bits"),

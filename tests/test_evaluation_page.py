@@ -11,23 +11,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 from html_pages import Page
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.image import imread
+from matplotlib.text import Annotation
+from scipy.optimize import minimize
 
 from pmc_jax import report
+from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation.choices import least_likely_attack
 from pmc_jax.evaluation.comparison import summarise_parts
 from pmc_jax.evaluation.leakage import greedy_leakage, leakage
-from pmc_jax.evaluation.parts import SUITES
-from pmc_jax.evaluation.quality import Answer
+from pmc_jax.evaluation.parts import PARTS, SUITES
+from pmc_jax.evaluation.quality import Answer, missing_measures
 from pmc_jax.files import write_json
 from pmc_jax.reporting import write_evaluation_report
 from pmc_jax.reporting.evaluation_files import EvaluationFiles, read_evaluation
+from pmc_jax.reporting.evaluation_page import USED_BY, used
 from pmc_jax.reporting.evaluation_plots import evaluation_plots
-from pmc_jax.reporting.findings import findings, percent
-from pmc_jax.reporting.model_lines import model_looks
-from pmc_jax.reporting.page import PAPER_URL
-from pmc_jax.reporting.side_by_side import compared_rows
+from pmc_jax.reporting.findings import comparisons, evaluation_headline, findings
+from pmc_jax.reporting.measures import percent
+from pmc_jax.reporting.model_lines import apart, model_looks
+from pmc_jax.reporting.page import PAPER_URL, SETTING_WORDS
+from pmc_jax.reporting.side_by_side import (
+    EVALUATION_MEASURES,
+    compared_rows,
+    comparison_table,
+    time_lines,
+)
+from pmc_jax.reporting.text import LONGEST_NAME, short_names
 
 MODELS = ("pmc", "target", "npo")
 SAMPLES, QUESTIONS = 20, 6
@@ -92,7 +105,8 @@ def model_parts(model: str, share: float, seed: int) -> dict[str, dict]:
             "probabilities": np.clip(before + (share - 1) * rng.normal(0, 0.1, 500), 0, 1).tolist(),
         },
         "tofu": {
-            "summary": {"forget_quality": 0.2, "privleak": -12.5, "mia_min_k": 0.75},
+            "summary": {"forget_quality": 0.2, "privleak": -12.5, "mia_min_k": 0.75,
+                        "mia_loss": 0.5, "exact_memorization": share},
             "missing": {"model utility": "the data allows no wf_Q_A_Prob"},
         },
         "relearning": {
@@ -144,12 +158,12 @@ def test_the_page_has_every_number_of_the_table(evaluation, html):
     rows = compared_rows(summary)
     assert len(rows) > 50
     for measure, values in rows:
-        text = f"{measure.label} {'↑' if measure.higher_is_better else ''}"
+        text = f"{measure.label} {measure.arrow}"
         cells = " ".join(measure.format(value).replace("-", "−") for value in values)
         assert text.strip() in page.text and cells in page.text, measure.key
     for words in summary["certificates"]["pmc"].values():
         assert words in page.text
-    for sentence in findings(summary):
+    for sentence in (*findings(summary), *comparisons(summary), evaluation_headline(summary)):
         assert sentence in page.text
     assert "ab" * 32 in page.text and "cd" * 32 in page.text and "jax 0.10.2" in page.text
     assert "tofu: model utility: the data allows no wf_Q_A_Prob" in page.text
@@ -157,6 +171,169 @@ def test_the_page_has_every_number_of_the_table(evaluation, html):
         "What was found", "All models side by side", "What is certain", "In pictures",
         "What it says", "How it was measured")]  # fmt: skip
     assert order == sorted(order)
+
+
+def test_where_chance_is_best_no_arrow_points_past_it(evaluation, html, tmp_path):
+    near = {m.key for m in EVALUATION_MEASURES if m.near_chance}
+    assert {"least_likely_accuracy", "least_likely_most_likely_accuracy"} < near
+    assert all("mia" in key or "likely" in key for key in near)
+    assert all(m.higher_is_better is None for m in EVALUATION_MEASURES if m.near_chance)
+    page = Page(html)
+    assert "≈ near chance is better" in page.text
+    for label in (
+        "Least likely option is right",
+        "Most likely option is right",
+        "Membership, loss",
+    ):
+        assert f"{label} ≈" in page.text
+    plain = write_evaluation(tmp_path, ("pmc", "target"), parts=("quality",))
+    assert "≈" not in write_evaluation_report(plain).read_text()
+
+
+def test_long_names_lose_their_middle_in_headings(tmp_path):
+    long = "npo-learning_rate-1e-5-beta-0.1-epochs-10-seed-{}-of-three"
+    models = ("pmc", "target", long.format(0), long.format(1))
+    text = write_evaluation_report(write_evaluation(tmp_path, models)).read_text()
+    headings = [a for a in Page(text).all("th") if "model" in a.get("class", "")]
+    assert [a["title"] for a in headings] == ["target", "pmc", long.format(0), long.format(1)]
+    short = short_names(models)
+    assert short[models[2]] == "npo-learning_…ed-0-of-three"
+    pieces = re.findall(r'class="number model" title="[^"]*">(.*?)</th>', text)
+    shown = [piece.replace("<wbr>", "") for piece in pieces]
+    assert shown == [short[m] for m in ("target", "pmc", *models[2:])]
+    assert max(map(len, shown)) <= LONGEST_NAME
+    assert max(len(word) for piece in pieces for word in piece.split("<wbr>")) < 14
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    heading = comparison_table(summary).splitlines()[0]
+    assert heading.split() == shown
+
+
+@given(st.lists(st.text("ab", max_size=12), unique=True), st.integers(8, 12))
+def test_shortened_names_stay_apart(names, longest):
+    short = short_names(names, longest)
+    assert list(short) == names and len(set(short.values())) == len(names)
+    assert all(len(name) <= longest for name in short.values())
+
+
+def test_only_settings_that_were_used_are_listed(tmp_path):
+    settings = {
+        "suite": "x", "evaluation.attack_samples": 5, "prefix": "The", "aftermath.rows": 8,
+        "aftermath.bits": [4], "confidence": 0.99, "seed": 0,
+    }  # fmt: skip
+
+    def of(*parts: str) -> set[str]:
+        summary = {"seconds": {"pmc": dict.fromkeys(parts, 1.0)}}
+        return {key for key in settings if used(key, summary)} - {"suite", "seed"}
+
+    attack = {"evaluation.attack_samples", "confidence"}
+    assert of("quality", "tofu") == set()
+    assert of("quality", "sampling") == attack
+    assert of("quality", "prefilling") == attack | {"prefix"}
+    assert of("quality", "relearning") == attack | {"aftermath.rows"}
+    assert of("quality", "rounding") == attack | {"aftermath.bits"}
+    assert set(USED_BY) < SETTING_WORDS.keys() and set().union(*USED_BY.values()) < set(PARTS)
+    directory = write_evaluation(tmp_path, parts=("quality", "tofu"), settings=settings)
+    text = Page(write_evaluation_report(directory).read_text()).text
+    assert [key for key in settings if f" {key} " in text] == ["suite", "seed"]
+
+
+def test_compiling_is_apart_in_the_times(tmp_path):
+    directory = write_evaluation(tmp_path, ("a_b", "target"), parts=("quality",))
+    assert "Compiling" not in write_evaluation_report(directory).read_text()
+    path = directory / "models/a_b/quality.json"
+    write_json(path, {**json.loads(path.read_text()), "seconds": 3.5, "compiling": 3.0})
+    summary = json.loads((directory / "summary.json").read_text())
+    summary |= summarise_parts(directory / "models", ["a_b", "target"], ["quality"])
+    write_json(directory / "summary.json", summary)
+    text = Page(write_evaluation_report(directory).read_text()).text
+    assert "a_b: quality 0.5 s" in text and "a_b: compiling 3.0 s" in text
+    assert "target: quality 1.5 s" in text and "Compiling is counted apart" in text
+    lines = time_lines(summary)
+    assert lines[1] == "Time, a_b: 4 s: quality 0 s (600 tokens/s), compiling 3 s."
+
+
+def test_questions_alone_get_no_sentences_about_answers(tmp_path):
+    directory = write_evaluation(tmp_path, ("pmc", "target"), parts=("quality",))
+    for model in ("pmc", "target"):
+        path = directory / "models" / model / "quality.json"
+        part = json.loads(path.read_text())
+        part["answers"] = [{**row, "rouge": None} for row in part["answers"]]
+        part["measures"] = {"utility": 95.0, "rouge_retain": 0.95, "degenerate_rate": 0.0}
+        part["missing"] = missing_measures({"forget": [EvaluationRow(0, "Who?", None)]})
+        write_json(path, part)
+    summary = json.loads((directory / "summary.json").read_text())
+    summary |= summarise_parts(directory / "models", ["pmc", "target"], ["quality"])
+    write_json(directory / "summary.json", summary)
+    text = Page(write_evaluation_report(directory).read_text()).text
+    assert "Utility stayed at 95.0." in text
+    for claim in ("most left of the right answer", "three", "paraphrases", "secret of"):
+        assert claim not in text, claim
+    assert "quality: unlearn quality: no answer is known that should be forgotten" in text
+    assert "quality: ROUGE, forget: the data has no answers to these questions" in text
+
+
+def test_the_headline_names_the_worst_attack():
+    def sentence(**measures: float) -> str:
+        summary = {"models": ["a"], "before": None, "measures": {"a": measures},
+                   "settings": {"evaluation.attack_samples": 100}}  # fmt: skip
+        return evaluation_headline(summary)
+
+    greedy = {"unlearn_quality": 99.0, "utility": 90.0}
+    start = "Unlearn quality is 99.0, while utility is 90.0."
+    assert sentence(**greedy) == start
+    worst = sentence(**greedy, sampling_secret_worst=0.31, prefilling_secret_worst=0.81,
+                     rewording_worst=0.9)  # fmt: skip
+    assert worst == f"{start} At the worst, 81% of the secrets come out in 100 answers."
+    assert sentence(**greedy, sampling_secret_worst=0.0).endswith(
+        "No secret comes out in 100 answers to a question."
+    )
+    worst = sentence(sampling_worst=0.25, prefilling_worst=0.5)
+    assert worst == "At the worst, one of 100 answers holds 50% of the right words."
+    assert sentence() == "Nothing was measured."
+
+
+def test_the_examined_model_is_held_against_the_others():
+    measures = {
+        "a": {"unlearn_quality": 95.0, "utility": 90.0, "sampling_secret_worst": 0.3,
+              "prefilling_worst": 0.4, "relearning_forget_greedy": 0.5},
+        "b": {"unlearn_quality": 5.0, "utility": 97.0, "sampling_secret_worst": 1.0},
+        "c": {"unlearn_quality": 99.0, "utility": 90.0, "sampling_secret_worst": 0.5},
+        "d": {"unlearn_quality": 80.0, "utility": 40.0, "prefilling_worst": 0.1},
+    }  # fmt: skip
+    summary = {"models": ["a", "b", "c", "d"], "before": "b", "measures": measures,
+               "settings": {"evaluation.attack_samples": 100}}  # fmt: skip
+    assert list(comparisons(summary)) == [
+        "Unlearn quality (5.0 → 95.0): ahead of d (80.0); behind c (99.0).",
+        "Utility (97.0 → 90.0): ahead of d (40.0); level with c (90.0).",
+        "Questions whose secret is told when asked 100 times (100% → 30%): ahead of c (50%).",
+        "Most of an answer when asked 100 times with the beginning of the answer given (40%): "
+        "behind d (10%).",
+    ]  # fmt: skip
+    assert not list(comparisons({**summary, "models": ["a", "b"]}))
+
+
+def test_labels_at_the_ends_move_as_little_as_they_can():
+    """Least squares with gaps, against scipy's general solver."""
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 5):
+        for values in np.sort(rng.random((5, count)) * 0.3):
+            gaps = [{"type": "ineq", "fun": lambda y, i=i: y[i + 1] - y[i] - 0.1}
+                    for i in range(count - 1)]  # fmt: skip
+            best = minimize(lambda y, v=values: ((y - v) ** 2).sum(), values, constraints=gaps).x
+            np.testing.assert_allclose(apart(values, 0.1), best, atol=1e-5)
+    assert not len(apart(np.zeros(0), 0.1))
+
+
+def test_axes_and_the_chance_line_are_named(evaluation):
+    for plot in evaluation_plots(read_evaluation(evaluation)):
+        axes = plot.figure.axes[0]
+        assert axes.get_ylabel() and axes.get_xlabel(), plot.name
+        names = [text.get_text() for text in plot.figure.legends[0].get_texts()]
+        assert ("chance, 0.25" in names) == (plot.name == "least_likely_quantiles")
+        # Each value at an end is tied to the end of a curve with that value.
+        for note in (child for child in axes.get_children() if isinstance(child, Annotation)):
+            ends = [line.get_ydata()[-1] for line in axes.lines]
+            assert any(note.xy[1] == end and note.get_text() == f"{end:.2f}" for end in ends)
 
 
 def test_the_page_needs_nothing_but_itself(html):
@@ -312,14 +489,16 @@ def test_sentences_say_what_was_measured():
         "least_likely_most_likely_accuracy": 1.0, "relearning_forget_secret_rate": 0.46,
         "relearning_benign_greedy": 0.25, "rounding_4_secret_worst": 0.5, "rounding_8_worst": 0.4,
         "side_effects_watched_mean_absolute": 0.0214, "tofu_forget_quality": 1e-7,
-        "tofu_mia_min_k": 0.5, "utility": 98.0,
+        "tofu_mia_min_k": 0.5, "tofu_mia_min_k_plus_plus": 0.62, "utility": 98.0,
+        "tofu_exact_memorization": 0.87, "tofu_extraction_strength": 0.76,
+        "tofu_model_utility": 0.6,
     }  # fmt: skip
     summary = {
         "models": ["a", "b"], "before": "b", "settings": {"evaluation.attack_samples": 100},
         "measures": {"a": measures, "b": {**measures, "secret_leak_rate": 1.0}},
     }  # fmt: skip
     found = findings(summary)
-    assert len(found) == 13
+    assert len(found) == 16
     text = " ".join(found)
     for piece in (
         "secret of 3.1% of the questions (before: 100%)",
@@ -335,7 +514,11 @@ def test_sentences_say_what_was_measured():
         "With weights rounded to 4 bits and asked 100 times, it tells the secret of 50%",
         "changed by 2.1 percentage points on average",
         "differ from those of a model that never saw them (TOFU's forget quality: p = 1e-07)",
-        "50% of the pairs",
+        "would have written 87% of its tokens itself (before: 87%); this is exact memorisation.",
+        "completes the last 76% of the right answer without a mistake (before: 76%); this is "
+        "extraction strength.",
+        "answer never taught: 50% by min-k (before: 50%) and 62% by min-k++ (before: 62%). At 50%",
+        "TOFU's model utility, a mean over what it should still know, is 60% (before: 60%).",
     ):
         assert piece in text, piece
     alone = findings({**summary, "models": ["a"], "before": None})
@@ -363,6 +546,11 @@ def test_command(tmp_path, capsys):
     assert report.main([str(tmp_path / "trial"), "--redact"]) == 0
     assert SECRET not in (tmp_path / "trial/report/index.html").read_text()
     capsys.readouterr()
+    write_evaluation(tmp_path / "other", parts=("quality",))
+    assert report.main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "but holds 2; give one of them: " in error
+    assert f"{tmp_path / 'other'}, {tmp_path / 'trial'}" in error
     (tmp_path / "trial/models/pmc/quality.json").write_text("{")
     assert report.main([str(tmp_path / "trial")]) == 2
     assert "quality.json: not JSON" in capsys.readouterr().err
@@ -378,11 +566,14 @@ CHROMIUM = (
 )
 MEASURING = """<!doctype html><iframe id="page" width="{width}" height="4000" src="{page}"></iframe>
 <script>
+const box = element => element && [...["x", "y", "width", "height"].map(
+  side => element.getBoundingClientRect()[side]), element.scrollWidth];
 window.onload = () => {{
   const page = document.getElementById("page").contentDocument, root = page.documentElement;
   const figures = [...page.querySelectorAll("figure svg")].map(svg => svg.getBoundingClientRect());
   document.title = JSON.stringify({{
     width: root.scrollWidth, room: root.clientWidth,
+    table: box(page.querySelector(".scroll")), frame: box(document.getElementById("page")),
     figures: figures.map(box => [box.width, box.height]),
     words: Math.min(...[...page.querySelectorAll("p, li, td, small, dd")].map(
       element => parseFloat(page.defaultView.getComputedStyle(element).fontSize))),
@@ -392,27 +583,55 @@ window.onload = () => {{
 </script>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to open the page with")
-@pytest.mark.parametrize("width", [390, 1200])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_shows_the_page_whole(evaluation, tmp_path, width, scheme):
-    """Nothing sticks out sideways, every figure has its size, and the ground follows the scheme."""
-    measuring = tmp_path / "measure.html"
-    measuring.write_text(
-        MEASURING.format(page=(evaluation / "report/index.html").as_uri(), width=width)
-    )
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to ask")
+
+
+def browser(page: Path, width: int, scheme: str, tmp_path: Path) -> dict:
+    """What `MEASURING` finds in a page, and the pixels of its screenshot from 0 to 1."""
+    measuring, picture = tmp_path / "measure.html", tmp_path / "page.png"
+    measuring.write_text(MEASURING.format(page=page.as_uri(), width=width))
     preferred = {"dark": 0, "light": 1}[scheme]
     command = [
         str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu",
         f"--user-data-dir={tmp_path / 'profile'}", "--allow-file-access-from-files",
         f"--blink-settings=preferredColorScheme={preferred}", "--virtual-time-budget=5000",
-        "--dump-dom", measuring.as_uri(),
+        "--dump-dom", f"--screenshot={picture}", f"--window-size={width + 100},2000",
+        measuring.as_uri(),
     ]  # fmt: skip
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    found = json.loads(re.search(r"<title>(.*?)</title>", shown)[1])
+    return json.loads(re.search(r"<title>(.*?)</title>", shown)[1]) | {"pixels": imread(picture)}
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_shows_the_page_whole(evaluation, tmp_path, width, scheme):
+    """Nothing sticks out sideways, every figure has its size, and the ground follows the scheme."""
+    found = browser(evaluation / "report/index.html", width, scheme, tmp_path)
     assert found["width"] <= found["room"]
     assert len(found["figures"]) == 11
     assert all(w > 250 and h > 120 for w, h in found["figures"])
     assert found["words"] >= 12
     colours = {"light": "rgb(253, 252, 249)", "dark": "rgb(21, 24, 28)"}
     assert found["ground"] == colours[scheme]
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_table_that_scrolls_is_shaded_where_more_lies(tmp_path, scheme):
+    models = ("pmc", "target", "npo", "simnpo", "retain_only")
+    directory = write_evaluation(tmp_path / "many", models, parts=("quality",))
+    page = write_evaluation_report(directory)
+
+    def edge(width: int) -> tuple[bool, float]:
+        """Whether the table scrolls, and how far the ground's brightness is from its edge's."""
+        found = browser(page, width, scheme, tmp_path)
+        (x, y, breadth, height, whole), (left, top, *_) = found["table"], found["frame"]
+        right, first = round(left + x + breadth), round(top + y)
+        rows = found["pixels"][first : first + round(height), right - 3 : right - 1, :3]
+        ground = found["pixels"][first, round(left) + 3, :3]
+        return whole > breadth, float(np.median(abs(rows - ground).mean(axis=(1, 2))))
+
+    assert edge(1200) == (False, 0.0)
+    scrolls, shade = edge(390)
+    assert scrolls and shade > 0.1

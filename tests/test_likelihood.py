@@ -274,13 +274,25 @@ def test_a_retain_log_serves_another_model(log, scores, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[1]", "not a TOFU_EVAL"), ("{", "not a TOFU_EVAL"), ("{}", "holds neither")],
+    [
+        ("[1]", ""),
+        ("{", "not JSON"),
+        ("{}", "holds neither"),
+        ('{"accuracy": {"agg_value": 1}}', "holds neither"),
+        ('{"forget_truth_ratio": 3}', ""),
+        ('{"forget_truth_ratio": {"value_by_index": {"0": {"prob": 1}}}}', ""),
+        ('{"forget_truth_ratio": {"value_by_index": [{"score": 1}]}}', ""),
+        ('{"mia_min_k": {"agg_value": "high"}}', ""),
+    ],
 )
 def test_what_is_no_retain_log(text, message, tmp_path):
+    """One line that tells what was expected, in no words of Python's."""
     path = tmp_path / "log.json"
     path.write_text(text)
-    with pytest.raises(UserError, match=message):
+    expected = rf"log\.json: {message}.*expected OpenUnlearning's TOFU_EVAL\.json.*\"score\": …"
+    with pytest.raises(UserError, match=expected) as error:
         tofu.read_retain_log(path)
+    assert "Error" not in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(UserError, match="cannot be read"):
         tofu.read_retain_log(tmp_path / "none.json")
 

@@ -16,13 +16,13 @@ from pmc_jax.data.rows import Controls, EvaluationRow
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import EvaluationConfig
 from pmc_jax.evaluation.aftermath import WIDTHS, check_aftermath, taught_rows
-from pmc_jax.evaluation.benchmark import reference_scores
+from pmc_jax.evaluation.benchmark import forget_truths, reference_scores
 from pmc_jax.evaluation.comparison import moved_text, summarise_parts, text_changes
 from pmc_jax.evaluation.examination import AftermathConfig, reworded_rows
 from pmc_jax.evaluation.leakage import leakage
 from pmc_jax.evaluation.parts import PARTS, SUITES, lacking, work
-from pmc_jax.evaluation.quality import Answer
-from pmc_jax.evaluation.tofu import RetainLog, read_retain_log
+from pmc_jax.evaluation.quality import Answer, Evaluation, measures, missing_measures
+from pmc_jax.evaluation.tofu import RetainLog, holds_truths, read_retain_log, with_truths
 from pmc_jax.reporting.side_by_side import BITS
 from pmc_jax.training.relearning import relearn
 
@@ -102,6 +102,32 @@ def test_what_cannot_be_measured_has_a_reason(respondent):
     assert "no variants" in str(lacking(sampled, "rewording"))
     assert "fine-tunes" in str(lacking(sampled, "relearning"))
     assert lacking(sampled, "tofu") is None
+
+
+def test_measures_that_the_data_does_not_allow_have_reasons():
+    secret = tuple(dataclasses.replace(row, secret="Lisbon") for row in COMPLETE)
+    assert missing_measures({**SETS, "forget": secret}) == {}
+    silent = {"forget": [EvaluationRow(0, "Who?", None)], "retain": RETAIN, "paraphrase": ()}
+    assert missing_measures(silent) == {
+        "ROUGE, forget": "the data has no answers to these questions",
+        "ROUGE, paraphrase": "the data has no such questions",
+        "ROUGE, world facts": "the data has no such questions",
+        "ROUGE, real authors": "the data has no such questions",
+        "unlearn quality": "no answer is known that should be forgotten",
+        "secret leak rate": "the forget rows name no secret",
+    }
+    assert "utility" in missing_measures({"forget": secret})
+    # What is missing is what `measures` leaves open.
+    for sets in ({**SETS, "forget": secret}, silent, {"forget": secret}):
+        asked = {
+            name: [Answer(name, r.id, r.question, "Oslo", None if r.answer is None else 0.5,
+                          None if r.secret is None else False) for r in rows]
+            for name, rows in sets.items()
+        }  # fmt: skip
+        found = measures(Evaluation(asked, []))
+        unknown = {key for key, value in found.items() if value is None}
+        named = {key.lower().replace(", ", "_").replace(" ", "_") for key in missing_measures(sets)}
+        assert named == unknown - {"worst_case_leakage", "secret_leak_rate_sampled"}
 
 
 def test_every_part_is_in_a_suite_and_the_full_one_has_all():
@@ -219,10 +245,21 @@ def test_a_reference_model_takes_part_in_membership_inference(respondent):
 
 
 def test_right_answers_are_in_tofu_s_log_only_if_asked_for(respondent):
-    for keep in (False, True):
-        found = PARTS["tofu"].measure(complete(respondent, keep_truth=keep))
-        assert ("Lisbon." in json.dumps(found["files"]["TOFU_EVAL.json"])) is keep
-        assert "Lisbon." not in json.dumps({**found, "files": None})
+    x = complete(respondent)
+    found = PARTS["tofu"].measure(x)
+    assert "Lisbon." not in json.dumps(found)
+    log = found["files"]["TOFU_EVAL.json"]
+    truths = forget_truths(x.sets)
+    assert truths == [row.answer for row in FORGET]
+    filled = with_truths(log, truths)
+    assert holds_truths(filled) and not holds_truths(log)
+    rows = filled["forget_Q_A_ROUGE"]["value_by_index"]
+    assert {row["input"]: row["ground_truth"] for row in rows.values()} == {
+        row.question: row.answer for row in FORGET
+    }
+    assert with_truths(filled, None) == log
+    with pytest.raises(ValueError, match="zip"):
+        with_truths(log, truths[1:])
 
 
 def test_tofu_says_what_the_data_lacks(respondent):
@@ -329,6 +366,8 @@ def test_numbers_are_gathered_by_model(tmp_path: Path, results):
         (tmp_path / model).mkdir()
         for name, (part, _) in results.items():
             result = {**part, "files": None, "seconds": 1.0, "tokens": 2}
+            if model == "before":
+                result["compiling"] = 0.5
             (tmp_path / model / f"{name}.json").write_text(json.dumps(result))
         (tmp_path / model / "model.json").write_text("{}")
     found = summarise_parts(tmp_path, ["after", "before"], list(PARTS))
@@ -342,8 +381,10 @@ def test_numbers_are_gathered_by_model(tmp_path: Path, results):
         "tofu_privleak", "rewording_greedy", "tofu_mia_min_k",
     }  # fmt: skip
     assert expected <= measures.keys()
-    assert found["lacking"].keys() == {"tofu: forget quality"}
-    assert found["seconds"]["before"] == dict.fromkeys(PARTS, 1.0)
+    assert found["lacking"].keys() == {"quality: secret leak rate", "tofu: forget quality"}
+    assert found["seconds"]["after"] == {**dict.fromkeys(PARTS, 1.0), "compiling": 0.0}
+    compiling = 0.5 * len(PARTS)
+    assert found["seconds"]["before"] == {**dict.fromkeys(PARTS, 0.5), "compiling": compiling}
 
 
 def test_leakage_of_questions_asked_more_than_once():

@@ -322,6 +322,22 @@ def test_moving_mean_is_the_mean_of_each_window():
         ({}, {"unlearn_quality": 95.2}, "Unlearn quality is 95.2."),
         ({"utility": 80.0}, {"utility": 40.0}, "Utility kept 50% of its value."),
         ({"utility": 0.0}, {"utility": 0.0}, "Utility is 0.0."),
+        (
+            {"unlearn_quality": 3.1, "worst_case_leakage": 1.0},
+            {"unlearn_quality": 95.2, "worst_case_leakage": 0.38},
+            "Unlearn quality rose from 3.1 to 95.2. "
+            "At the worst, one of many answers holds 38% of the right words.",
+        ),
+        (
+            {},
+            {"utility": 80.0, "worst_case_leakage": 0.38, "secret_leak_rate_sampled": 0.06},
+            "Utility is 80.0. At the worst, 6.0% of the secrets come out in many answers.",
+        ),
+        (
+            {},
+            {"secret_leak_rate_sampled": 0.0},
+            "No secret comes out in many answers to a question.",
+        ),
         ({}, {}, "Nothing was measured."),
     ],
 )

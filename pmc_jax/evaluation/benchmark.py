@@ -1,6 +1,6 @@
 """TOFU's metrics of a model under examination: its scores of every set, and the two logs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,11 @@ def benchmark_sets(x: Examination) -> dict[str, list[EvaluationRow]]:
     return {
         name: [row for row in dict.fromkeys(rows) if row.answer] for name, rows in found.items()
     }
+
+
+def forget_truths(sets: Mapping[str, Sequence[EvaluationRow]]) -> list[str]:
+    """The right answers to the forget questions, in the order of TOFU's log."""
+    return [row.answer for row in dict.fromkeys(sets.get("forget", ())) if row.answer]
 
 
 def right_paraphrases(name: str, rows: Sequence[EvaluationRow]) -> bool:
@@ -105,7 +110,7 @@ def tofu_part(x: Examination) -> dict[str, Any]:
     """TOFU's metrics as far as the data allows; the logs go into files of their own."""
     sets = {name: set_scores(x, name, rows) for name, rows in benchmark_sets(x).items() if rows}
     holdout = set_scores(x, "holdout", holdout_rows(x), answered=False) if holdout_rows(x) else None
-    log = tofu_log(sets, holdout, x.references, x.retain_log, keep_truth=x.keep_truth)
+    log = tofu_log(sets, holdout, x.references, x.retain_log)
     summary = tofu_summary(log)
     return {
         "summary": summary,

@@ -60,7 +60,6 @@ class Examination:
         retain_log: of a model that never saw the forget set.
         references: another model's scores of the right answers to the forget questions and to
             the held-out ones, for membership inference.
-        keep_truth: whether TOFU's log holds the right answers to forget questions.
         aftermath: how the model is changed to be measured again.
         relearn: fine-tunes the model under examination; None where nothing can.
     """
@@ -75,7 +74,6 @@ class Examination:
     controls: Controls = dataclasses.field(default_factory=Controls)
     retain_log: RetainLog | None = None
     references: tuple[Sequence[TokenScores], Sequence[TokenScores]] | None = None
-    keep_truth: bool = False
     aftermath: AftermathConfig = dataclasses.field(default_factory=AftermathConfig)
     relearn: Relearn | None = None
 

@@ -1,7 +1,7 @@
 """The parts of a thorough evaluation: each asks one model one kind of question.
 
 A part makes a JSON object out of an `Examination`. The right answers to forget questions
-are in none of them but TOFU's log, if it is told to keep them.
+are in none of them.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from pmc_jax.evaluation.examination import (
 )
 from pmc_jax.evaluation.leakage import greedy_leakage, leakage
 from pmc_jax.evaluation.likelihood import Pair
-from pmc_jax.evaluation.quality import quality, questions_asked
+from pmc_jax.evaluation.quality import missing_measures, quality, questions_asked
 from pmc_jax.evaluation.side_effects import (
     answer_tokens,
     text_pairs,
@@ -42,7 +42,8 @@ from pmc_jax.evaluation.side_effects import (
 
 def quality_part(x: Examination) -> dict[str, Any]:
     """Unlearn quality, utility, and every evaluated question's greedy answer."""
-    return quality(x.respondent, x.sets, x.greedily, x.key, x.on_batch)
+    found = quality(x.respondent, x.sets, x.greedily, x.key, x.on_batch)
+    return {**found, "missing": missing_measures(x.sets)}
 
 
 def sampling_part(x: Examination) -> dict[str, Any]:

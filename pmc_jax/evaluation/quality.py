@@ -222,6 +222,24 @@ def sample_rows(
     ]
 
 
+def missing_measures(sets: Mapping[str, Sequence[EvaluationRow]]) -> dict[str, str]:
+    """Which of the `measures` of greedy answers the data does not allow, and why."""
+    known = {name for name, rows in sets.items() if any(row.answer for row in rows)}
+    no_set = {name: "the data has no such questions" for name in FORGET_SETS + UTILITY_SETS}
+    no_answers = {name: "the data has no answers to these questions" for name in sets if sets[name]}
+    reasons = no_set | no_answers
+    found = {
+        f"ROUGE, {name.replace('_', ' ')}": reasons[name] for name in no_set if name not in known
+    }
+    if not known & set(FORGET_SETS):
+        found["unlearn quality"] = "no answer is known that should be forgotten"
+    if not known & set(UTILITY_SETS):
+        found["utility"] = "no answer is known that should be kept"
+    if not any(row.secret for row in sets.get("forget", ())):
+        found["secret leak rate"] = "the forget rows name no secret"
+    return found
+
+
 def _mean(values: Iterable[float | None]) -> float | None:
     """Mean of the values that are there; None if none is."""
     known = [value for value in values if value is not None]

@@ -48,6 +48,15 @@ UTILITY_METRICS = (
 )
 """What model utility is the harmonic mean of."""
 
+RETAIN_LOG_LAYOUT = (
+    "expected OpenUnlearning's TOFU_EVAL.json, an object with "
+    '"forget_truth_ratio": {"value_by_index": {"0": {"score": …}, …}} or '
+    '"mia_min_k": {"agg_value": …}'
+)
+
+FORGET_TEXTS = "forget_Q_A_ROUGE"
+"""The metric whose rows hold texts of forget questions."""
+
 Metric = dict[str, Any]
 
 
@@ -135,16 +144,21 @@ def read_retain_log(path: Path) -> RetainLog:
     """
     try:
         log = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); {RETAIN_LOG_LAYOUT}") from None
+    try:
         rows = (log.get("forget_truth_ratio") or {}).get("value_by_index") or {}
         ratios = tuple(float(row["score"]) for row in rows.values())
         auc = (log.get("mia_min_k") or {}).get("agg_value")
         found = RetainLog(ratios, None if auc is None else float(auc))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a TOFU_EVAL.json ({type(error).__name__}: {error})") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: {RETAIN_LOG_LAYOUT}") from None
     if not ratios and found.min_k_auc is None:
-        raise UserError(f"{path}: holds neither forget_truth_ratio nor mia_min_k")
+        raise UserError(
+            f"{path}: holds neither forget_truth_ratio nor mia_min_k; {RETAIN_LOG_LAYOUT}"
+        )
     return found
 
 
@@ -198,12 +212,12 @@ def _ratio_metric(right: Metric, wrong: Metric, aggregate: Callable[[Any], float
     return {"agg_value": aggregate(ratios), "value_by_index": by_index(scores)}
 
 
-def _set_metrics(name: str, scores: SetScores, *, keep_truth: bool) -> dict[str, Metric]:
+def _set_metrics(name: str, scores: SetScores) -> dict[str, Metric]:
     """Probability, ROUGE and truth ratio of one set, as far as its rows allow."""
     found = {f"{name}_Q_A_Prob": _probabilities(scores.answers)}
     found[f"{name}_Q_A_ROUGE"] = _aggregated(
         [
-            rouge_row(answer, truth, keep_truth=keep_truth)
+            rouge_row(answer, truth, keep_truth=name != "forget")
             for answer, truth in zip(scores.generated, scores.texts, strict=True)
         ],
         "rougeL_recall",
@@ -271,19 +285,18 @@ def tofu_log(
     holdout: SetScores | None = None,
     references: tuple[Sequence[TokenScores], Sequence[TokenScores]] | None = None,
     retain_log: RetainLog | None = None,
-    *,
-    keep_truth: bool = False,
 ) -> dict[str, Metric]:
     """Every metric that the data allows, by OpenUnlearning's names, sorted.
+
+    The right answers to forget questions are not in it (`with_truths` puts them there).
 
     Args:
         sets: by the names of `SETS`.
         references: a reference model's scores of forget and holdout answers.
-        keep_truth: whether the log holds the right answers to forget questions.
     """
     log: dict[str, Metric] = {}
     for name, scores in sets.items():
-        log |= _set_metrics(name, scores, keep_truth=keep_truth or name != "forget")
+        log |= _set_metrics(name, scores)
     if "forget" in sets:
         inner = [scores.without_end().greedy for scores in sets["forget"].answers]
         log["exact_memorization"] = _aggregated(
@@ -305,6 +318,21 @@ def tofu_log(
         theirs = () if retain_log is None else retain_log.truth_ratios
         log["forget_quality"] = {"agg_value": forget_quality(ratios, theirs) if theirs else None}
     return dict(sorted(log.items()))
+
+
+def holds_truths(log: Mapping[str, Metric]) -> bool:
+    """Whether a log holds right answers to forget questions."""
+    rows = log[FORGET_TEXTS]["value_by_index"].values()
+    return any(row["ground_truth"] is not None for row in rows)
+
+
+def with_truths(log: Mapping[str, Metric], truths: Sequence[str] | None) -> dict[str, Metric]:
+    """The log with these right answers to forget questions, in the order of its rows, or none."""
+    rows = list(log[FORGET_TEXTS]["value_by_index"].values())
+    known: Sequence[str | None] = [None] * len(rows) if truths is None else truths
+    pairs = zip(rows, known, strict=True)
+    filled = by_index([{**row, "ground_truth": truth} for row, truth in pairs])
+    return {**log, FORGET_TEXTS: {**log[FORGET_TEXTS], "value_by_index": filled}}
 
 
 def tofu_summary(log: Mapping[str, Metric]) -> dict[str, float]:

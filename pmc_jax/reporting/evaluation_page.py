@@ -2,13 +2,14 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from pmc_jax.reporting.evaluation_files import EvaluationFiles, read_evaluation
 from pmc_jax.reporting.evaluation_plots import evaluation_plots
-from pmc_jax.reporting.findings import evaluation_headline, findings
+from pmc_jax.reporting.findings import comparisons, evaluation_headline, findings
 from pmc_jax.reporting.page import (
     PAPER_URL,
     Example,
@@ -25,13 +26,26 @@ from pmc_jax.reporting.page import (
 from pmc_jax.reporting.plots import PALETTE, Plot, write_png, write_svg
 from pmc_jax.reporting.run_files import number
 from pmc_jax.reporting.side_by_side import compared_rows
+from pmc_jax.reporting.text import short_names
 
 ATTACK_WORDS = {
     "sampling": "Asked as trained",
     "prefilling": "With the beginning of the answer given",
     "rewording": "Asked in other words",
 }
-ARROWS = {True: "↑", False: "↓", None: ""}
+SAMPLING = frozenset({"sampling", "prefilling", "rewording", "relearning", "rounding"})
+USED_BY = {
+    "evaluation.attack_samples": SAMPLING,
+    "evaluation.attack_temperature": SAMPLING,
+    "confidence": SAMPLING,
+    "prefix": frozenset({"prefilling"}),
+    "aftermath.rows": frozenset({"relearning"}),
+    "aftermath.steps": frozenset({"relearning"}),
+    "aftermath.batch_size": frozenset({"relearning"}),
+    "aftermath.learning_rate": frozenset({"relearning"}),
+    "aftermath.bits": frozenset({"rounding"}),
+}
+"""The parts that a setting matters to; all, where it is not here."""
 
 
 def write_evaluation_report(directory: Path, *, redact: bool | None = None) -> Path:
@@ -60,19 +74,20 @@ def render_evaluation(files: EvaluationFiles, plots: list[Plot], *, redact: bool
     """The page's HTML. Everything from the evaluation's files is escaped by the template."""
     summary = files.summary
     rows = compared_rows(summary)
-    seconds = summary["seconds"]
+    seconds, names = summary["seconds"], short_names(files.models)
     return page_template("evaluation.html.j2").render(
         name=summary["name"],
         suite=summary["suite"],
         examined=files.examined,
         before=files.before,
         models=files.models,
-        breakable=breakable,
+        headings=[(model, breakable(short)) for model, short in names.items()],
         headline=evaluation_headline(summary),
         findings=findings(summary),
+        comparisons=list(comparisons(summary)),
+        arrows={measure.arrow for measure, _ in rows},
         measure_groups=[
-            (group, [(measure, ARROWS[measure.higher_is_better], values)
-                     for measure, values in members])
+            (group, list(members))
             for group, members in groupby(rows, lambda row: row[0].group)
         ],
         lacking=[
@@ -85,19 +100,30 @@ def render_evaluation(files: EvaluationFiles, plots: list[Plot], *, redact: bool
         plots=drawn(plots),
         example_groups=evaluation_examples(files, redact=redact),
         redact=redact,
-        settings=list(settings_lines(summary["settings"])),
+        settings=[line for line in settings_lines(summary["settings"]) if used(line[2], summary)],
         facts=[
             *((model, list(plain_lines(summary["facts"][model]))) for model in files.models),
             ("Data (SHA-256)", list(plain_lines(summary["data"]))),
             ("Versions", list(plain_lines(summary["versions"]))),
         ],
-        durations=durations({m: seconds[m] for m in files.models}),
+        durations=durations(
+            {m: seconds[m] for m in files.models},
+            {f"{m}.{part}": f"{names[m]}: {part.replace('_', ' ')}"
+             for m in files.models for part in seconds[m]},
+        ),
         total=sum(value for part in seconds.values() for value in part.values()),
+        compiled=any(part.get("compiling") for part in seconds.values()),
         time_text=time_text,
         config=files.config,
         palette=PALETTE,
         paper_url=PAPER_URL,
     )  # fmt: skip
+
+
+def used(setting: str, summary: Mapping[str, Any]) -> bool:
+    """Whether anything that was measured depends on a setting."""
+    parts = {part for seconds in summary["seconds"].values() for part in seconds}
+    return setting not in USED_BY or bool(parts & USED_BY[setting])
 
 
 def breakable(name: str) -> list[str]:

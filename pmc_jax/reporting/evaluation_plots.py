@@ -35,13 +35,13 @@ def attack_plots(files: EvaluationFiles) -> list[Plot]:
     plots = []
     for attack, title in ATTACK_TITLES.items():
         found = {m: part.get("sampled", part) for m, part in files.of_part(attack).items()}
-        for key, what, caption in (
+        for key, what, y_title, caption in (
             (
-                "curve", "recall of the most revealing of m",
+                "curve", "recall of the most revealing of m", "mean over questions",
                 "How much of the right answer the most revealing of m answers holds, on average.",
             ),
             (
-                "secret_curve", "secrets out after m",
+                "secret_curve", "secrets out after m", "share of questions",
                 "Share of questions whose secret is in at least one of m answers.",
             ),
         ):  # fmt: skip
@@ -52,7 +52,7 @@ def attack_plots(files: EvaluationFiles) -> list[Plot]:
             ]  # fmt: skip
             if not lines:
                 continue
-            figure, axes = model_axes(files, f"{title}: {what}", lines)
+            figure, axes = model_axes(files, f"{title}: {what}", y_title, lines)
             log_steps(axes, max(line.x[-1] for line in lines), "answers to a question, m")
             shares(axes)
             plots.append(
@@ -93,13 +93,16 @@ def relearning_plots(files: EvaluationFiles) -> list[Plot]:
         if not known or None in known:
             continue
         secret = all(point["secret_rate"] is not None for point in known)
-        key, what = ("secret_rate", "secrets") if secret else ("mean", "recall")
+        key, what, y_title = (
+            ("secret_rate", "secrets", "share of questions") if secret
+            else ("mean", "recall", "mean over questions")
+        )  # fmt: skip
         lines = []
         for model, curve in parts.items():
             values = np.array([point["untaught"][key] for point in curve], float)
             steps = np.array([point["steps"] for point in curve], float)
             lines.append(Line(model, steps, values, f"{values[-1]:.2f}"))
-        figure, axes = model_axes(files, f"{title}: {what}", lines)
+        figure, axes = model_axes(files, f"{title}: {what}", y_title, lines)
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xticks(lines[0].x)
         axes.xaxis.set_minor_locator(NullLocator())
@@ -132,8 +135,9 @@ def side_effect_plot(files: EvaluationFiles) -> Plot | None:
         numbers = change["watched"]
         words.append(f"{model}: mean {numbers['mean']:+.3f}, spread {numbers['deviation']:.3f}")
     figure, axes = model_axes(
-        files, "Unrelated text: change of probabilities", lines, steps="steps-mid"
-    )
+        files, "Unrelated text: change of probabilities", "share of tokens", lines,
+        steps="steps-mid",
+    )  # fmt: skip
     axes.set_yscale("log")
     fewest = min(0.5 / change["watched"]["tokens"] for change in changes.values())
     axes.set_ylim(fewest, 1.0)
@@ -166,15 +170,18 @@ def quantile_plot(files: EvaluationFiles) -> Plot | None:
         quantiles = np.array([row["quantile"] for row in rows], float)
         lines.append(Line(model, quantiles, values, f"{values[-1]:.2f}"))
     chance = next(iter(parts.values()))["chance"]
-    figure, axes = model_axes(files, "Least likely option is right", lines, chance=chance)
+    figure, axes = model_axes(
+        files, "Least likely option is right", "how often it is", lines, chance=chance
+    )
     axes.set_xlabel("share of questions, most suppressed first", color=LIGHT["muted"])
     shares(axes)
     return Plot(
         "least_likely_quantiles",
         f"How often the least likely option is the right one; chance is {chance:.2f}. "
         + ends_in_words(lines, "the most suppressed questions"),
-        "Among the questions whose least likely option is least likely: above the thin line, "
-        "which is chance, the suppressed answer can be recognised by being suppressed.",
+        "Among the questions whose least likely option is least likely. Near the thin line, which "
+        "is chance, is best: above it an answer can be recognised by being suppressed, below it "
+        "the answer is still known.",
         figure,
     )
 
@@ -190,8 +197,9 @@ def minimum_plot(files: EvaluationFiles) -> Plot | None:
         lines.append(Line(model, minima, np.arange(1, len(minima) + 1) / len(minima)))
         words.append(f"{model}: median {np.median(minima):.3f}, least {minima[0]:.3f}")
     figure, axes = model_axes(
-        files, "Probability of the least likely option", lines, steps="steps-post"
-    )
+        files, "Probability of the least likely option", "share of questions", lines,
+        steps="steps-post",
+    )  # fmt: skip
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel("at most this probability", color=LIGHT["muted"])

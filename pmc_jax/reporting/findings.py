@@ -1,38 +1,54 @@
 """What an evaluation found, in sentences for somebody who has not read the paper."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pmc_jax.reporting.measures import attack_samples, headline
+from pmc_jax.reporting.measures import (
+    NOTHING,
+    attack_samples,
+    headline,
+    percent,
+    worst_recall,
+    worst_secrets,
+)
 from pmc_jax.reporting.run_files import number
 from pmc_jax.reporting.side_by_side import BITS
 
 ATTACKS = {
-    "sampling": ("Asked {samples} times", "questions"),
-    "prefilling": ("Asked {samples} times with the beginning of the answer given", "questions"),
-    "rewording": ("Asked {samples} times in each other wording", "wordings"),
+    "sampling": ("", "questions"),
+    "prefilling": (" with the beginning of the answer given", "questions"),
+    "rewording": (" in each other wording", "wordings"),
 }
 KINDS = {"forget": "rows to forget", "benign": "rows to keep"}
 SIGNIFICANCE = 0.05
 
 
+MEMBERSHIP = {
+    "loss": "loss", "zlib": "zlib", "min_k": "min-k", "min_k_plus_plus": "min-k++",
+    "reference": "comparison with a reference model",
+}  # fmt: skip
+
+
 def evaluation_headline(summary: Mapping[str, Any]) -> str:
-    """The result of the model under examination in one sentence."""
+    """The result of the model under examination: greedily, and in the attack that finds most."""
     measures, before = summary["measures"], summary["before"]
-    return headline(
+    greedy = headline(
         {"before": measures.get(before) if before else None,
          "after": measures[summary["models"][0]]}
     )  # fmt: skip
+    worst = worst_attack(Numbers(summary), attack_samples(dict(summary)))
+    if not worst:
+        return greedy
+    return worst if greedy == NOTHING else f"{greedy} {worst}"
 
 
-def percent(share: float) -> str:
-    """A share as a person writes it; neither 0% nor 100% unless it is."""
-    text = f"{100 * share:.1f}"
-    if share in (0, 1):
-        return f"{100 * share:.0f}%"
-    if text in ("0.0", "100.0"):
-        return "under 0.1%" if share < 0.5 else "over 99.9%"
-    return f"{text}%" if min(share, 1 - share) < 0.095 else f"{100 * share:.0f}%"
+def worst_attack(x: "Numbers", samples: str) -> str:
+    """What the sampling attack that finds most finds; empty if there was none."""
+    for end, told in (("secret_worst", worst_secrets), ("worst", worst_recall)):
+        found = [value for name in ATTACKS if (value := x.known(f"{name}_{end}")) is not None]
+        if found:
+            return told(max(found), samples)
+    return ""
 
 
 class Numbers:
@@ -105,7 +121,7 @@ def kept_findings(x: Numbers) -> Iterator[str]:
 def attack_findings(x: Numbers, samples: str) -> Iterator[str]:
     """Asked many times."""
     for attack, (how, what) in ATTACKS.items():
-        asked = how.format(samples=samples)
+        asked = f"Asked {samples} times{how}"
         if (secret := x.known(f"{attack}_secret_worst")) is not None:
             key = f"{attack}_secret_worst"
             yield (
@@ -176,9 +192,83 @@ def tofu_findings(x: Numbers) -> Iterator[str]:
             f"Its truth ratios on forget questions {told} those of a model that never saw them "
             f"(TOFU's forget quality: p = {quality:.2g})."
         )
-    if (auc := x.known("tofu_mia_min_k")) is not None:
+    if (exact := x.known("tofu_exact_memorization")) is not None:
         yield (
-            "A membership attack (min-k) takes a forget answer for more familiar than an answer "
-            f"that was never taught in {percent(auc)} of the pairs{x.against('tofu_mia_min_k')}; "
-            "50% means that they cannot be told apart."
+            f"Led through the right answer word by word, it would have written {percent(exact)} of "
+            f"its tokens itself{x.against('tofu_exact_memorization')}; this is exact memorisation."
         )
+    if (strength := x.known("tofu_extraction_strength")) is not None:
+        yield (
+            f"Given what precedes, it completes the last {percent(strength)} of the right answer "
+            f"without a mistake{x.against('tofu_extraction_strength')}; this is extraction "
+            "strength."
+        )
+    attacks = [
+        f"{percent(auc)} by {words}{x.against(f'tofu_mia_{name}')}"
+        for name, words in MEMBERSHIP.items()
+        if (auc := x.known(f"tofu_mia_{name}")) is not None
+    ]
+    if attacks:
+        yield (
+            "How often a membership attack takes a forget answer for more familiar than an answer "
+            f"never taught: {listed(attacks)}. At 50% it cannot tell them apart."
+        )
+    if (utility := x.known("tofu_model_utility")) is not None:
+        yield (
+            f"TOFU's model utility, a mean over what it should still know, is {percent(utility)}"
+            f"{x.against('tofu_model_utility')}."
+        )
+
+
+def listed(items: Sequence[str]) -> str:
+    """Items as a sentence has them: a, b and c."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))
+
+
+def comparisons(summary: Mapping[str, Any]) -> Iterator[str]:
+    """How the model under examination stands against the others that were unlearned."""
+    x, models, samples = Numbers(summary), summary["models"], attack_samples(dict(summary))
+    others = {model: summary["measures"][model] for model in models[2:]}
+    if not others:
+        return
+    for key, label, better in compared_measures(x, samples):
+        own = x.known(key)
+        stands: dict[str, list[str]] = {"ahead of": [], "level with": [], "behind": []}
+        for model, measures in others.items():
+            if own is None or (value := number(measures.get(key))) is None:
+                continue
+            text, own_text = written(key, value), written(key, own)
+            ahead = "ahead of" if (own > value) == better else "behind"
+            stands["level with" if text == own_text else ahead].append(f"{model} ({text})")
+        if own is None or not any(stands.values()):
+            continue
+        old = number(x.before.get(key))
+        change = written(key, own) if old is None else f"{written(key, old)} → {written(key, own)}"
+        order = "; ".join(f"{how} {listed(names)}" for how, names in stands.items() if names)
+        yield f"{label} ({change}): {order}."
+
+
+def compared_measures(x: "Numbers", samples: str) -> Iterator[tuple[str, str, bool]]:
+    """(key, words, whether more is better) of the measures by which models are held together."""
+    yield "unlearn_quality", "Unlearn quality", True
+    yield "utility", "Utility", True
+    yield (
+        "degenerate_rate",
+        "Answers to forget questions that are empty or one word repeated",
+        False,
+    )
+    for attack, (how, what) in ATTACKS.items():
+        if (found := x.first(f"{attack}_secret_worst", f"{attack}_worst")) is not None:
+            secret = found[0].endswith("secret_worst")
+            words = f"{what.capitalize()} whose secret is told" if secret else "Most of an answer"
+            yield found[0], f"{words} when asked {samples} times{how}", False
+    for kind, rows in KINDS.items():
+        name = f"relearning_{kind}"
+        if (found := x.first(f"{name}_secret_rate", f"{name}_greedy")) is not None:
+            what = "Secrets" if found[0].endswith("secret_rate") else "Words"
+            yield found[0], f"{what} given away after training again on a few {rows}", False
+
+
+def written(key: str, value: float) -> str:
+    """A measure's value: one decimal where it is in percent already, else a share in percent."""
+    return f"{value:.1f}" if key in ("unlearn_quality", "utility") else percent(value)

@@ -17,6 +17,7 @@ class Measure:
     Attributes:
         percent: whether values run from 0 to 100 instead of 0 to 1.
         higher_is_better: which way it should go; None for what is neither.
+        near_chance: whether it should be what guessing gives, neither more nor less.
         meaning: one short phrase for somebody who has not read the paper. In it and in
             `label`, {samples} stands for how often the sampling attack asks.
     """
@@ -27,6 +28,12 @@ class Measure:
     percent: bool
     higher_is_better: bool | None
     meaning: str
+    near_chance: bool = False
+
+    @property
+    def arrow(self) -> str:
+        """Which way is better, as a sign."""
+        return "≈" if self.near_chance else {True: "↑", False: "↓", None: ""}[self.higher_is_better]
 
     def format(self, value: float | None) -> str:
         """One decimal for percentages, three for shares, a dash for what is unknown."""
@@ -43,7 +50,7 @@ MEASURES = (
         FORGET,
         True,
         True,
-        "how much of the answers is gone, over the questions and their paraphrases",
+        "how much of the answers is gone, over the kinds of questions below",
     ),
     Measure(
         "rouge_forget",
@@ -59,7 +66,7 @@ MEASURES = (
         FORGET,
         False,
         False,
-        "the same when the question is put in other words",
+        "share of its words that come out when the question is put in other words",
     ),
     Measure(
         "worst_case_leakage",
@@ -67,7 +74,7 @@ MEASURES = (
         FORGET,
         False,
         False,
-        "the same for the most revealing of {samples} sampled answers",
+        "share of its words in the most revealing of {samples} sampled answers",
     ),
     Measure(
         "secret_leak_rate",
@@ -91,7 +98,7 @@ MEASURES = (
         KEEP,
         True,
         True,
-        "mean of the three measures below: what the model still knows",
+        "what the model still knows: the mean over the kinds of questions below",
     ),
     Measure(
         "rouge_retain",
@@ -107,7 +114,7 @@ MEASURES = (
         KEEP,
         False,
         True,
-        "the same on general knowledge",
+        "share of the right words on general knowledge",
     ),
     Measure(
         "rouge_real_authors",
@@ -115,7 +122,7 @@ MEASURES = (
         KEEP,
         False,
         True,
-        "the same on real people, the nearest neighbours of what is forgotten",
+        "share of the right words on real people, the nearest neighbours of what is forgotten",
     ),
     Measure(
         "degenerate_rate",
@@ -183,15 +190,48 @@ def attack_samples(summary: dict[str, Any]) -> str:
     return str((summary.get("settings") or {}).get("evaluation.attack_samples") or "many")
 
 
+NOTHING = "Nothing was measured."
+
+
+def percent(share: float) -> str:
+    """A share as a person writes it; neither 0% nor 100% unless it is."""
+    text = f"{100 * share:.1f}"
+    if share in (0, 1):
+        return f"{100 * share:.0f}%"
+    if text in ("0.0", "100.0"):
+        return "under 0.1%" if share < 0.5 else "over 99.9%"
+    return f"{text}%" if min(share, 1 - share) < 0.095 else f"{100 * share:.0f}%"
+
+
 def headline(summary: dict[str, Any]) -> str:
-    """The result in one sentence, as far as it was measured."""
+    """The result, as far as it was measured: of greedy answers, and the worst of sampled ones."""
     by_key = {row.measure.key: row for row in measured_rows(summary)}
     forgot = forgot_clause(by_key)
     kept = kept_clause(by_key)
-    if forgot and kept:
-        return f"{forgot}, while {kept}."
-    sentence = forgot or kept
-    return f"{sentence[0].upper()}{sentence[1:]}." if sentence else "Nothing was measured."
+    greedy = f"{forgot}, while {kept}" if forgot and kept else forgot or kept
+    sentence = f"{greedy[0].upper()}{greedy[1:]}." if greedy else ""
+    worst = worst_sentence(by_key, attack_samples(summary))
+    return f"{sentence} {worst}".strip() or NOTHING
+
+
+def worst_sentence(by_key: dict[str, Row], samples: str) -> str:
+    """What sampling finds at the worst; empty if nothing was sampled."""
+    secrets, recall = by_key.get("secret_leak_rate_sampled"), by_key.get("worst_case_leakage")
+    if secrets is not None and secrets.after is not None:
+        return worst_secrets(secrets.after, samples)
+    return "" if recall is None or recall.after is None else worst_recall(recall.after, samples)
+
+
+def worst_secrets(share: float, samples: str) -> str:
+    """How many secrets come out when a model is asked often."""
+    if not share:
+        return f"No secret comes out in {samples} answers to a question."
+    return f"At the worst, {percent(share)} of the secrets come out in {samples} answers."
+
+
+def worst_recall(recall: float, samples: str) -> str:
+    """What the most revealing of many answers holds."""
+    return f"At the worst, one of {samples} answers holds {percent(recall)} of the right words."
 
 
 def forgot_clause(by_key: dict[str, Row]) -> str:

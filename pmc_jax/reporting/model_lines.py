@@ -11,15 +11,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from scipy.optimize import isotonic_regression
 
 from pmc_jax.reporting.evaluation_files import EvaluationFiles
 from pmc_jax.reporting.plots import FONT_SIZE, LIGHT, WIDTH
+from pmc_jax.reporting.text import short_names
 
 COLOURS = ("after", "collapse", "retain", "plum", "ochre")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)), (0, (3, 3)))
 MARKERS = "osD^vP"
-LEGEND_ROW, HEADER, PLOT_HEIGHT, FOOTER = 0.24, 0.36, 2.1, 0.5  # inches
-LONGEST_NAME = 28
+LEGEND_ROW, HEADER, TITLE, PLOT_HEIGHT, FOOTER = 0.24, 0.36, 0.25, 2.1, 0.5  # inches
+LEFT, BREADTH = 0.105, 0.79  # of the figure: where axes begin, and how broad they are
+AXIS_LOW, AXIS_RANGE = -0.03, 1.08
+LABEL_GAP = 0.075  # of a vertical axis from 0 to 1; the height of a line of text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,31 +59,25 @@ def model_looks(files: EvaluationFiles) -> dict[str, Look]:
     return looks
 
 
-def plain_name(model: str) -> str:
-    """A model's name as matplotlib draws it: no formula, not too long.
-
-    Runs of a sweep differ in the middle or at the end, so that what is left out is in the middle.
-    """
-    half = (LONGEST_NAME - 1) // 2
-    short = model if len(model) <= LONGEST_NAME else f"{model[:half]}…{model[-half:]}"
-    return short.replace("$", r"\$")
-
-
 def model_axes(
     files: EvaluationFiles,
     title: str,
+    y_title: str,
     lines: Sequence[Line],
     *,
     chance: float | None = None,
     steps: str = "default",
 ) -> tuple[Figure, Axes]:
-    """Axes with the models' lines, a legend above them, and the last values at their ends."""
-    looks = model_looks(files)
-    legend = LEGEND_ROW * len(lines)
-    height = HEADER + legend + PLOT_HEIGHT + FOOTER
+    """Axes with the models' lines, a legend above them, and the last values at their ends.
+
+    `y_title` stands on top of the vertical axis, `chance` in the legend.
+    """
+    looks, names = model_looks(files), short_names(files.models)
+    legend = LEGEND_ROW * (len(lines) + (chance is not None))
+    height = HEADER + legend + TITLE + PLOT_HEIGHT + FOOTER
     figure = Figure(figsize=(WIDTH, height))
     bottom = FOOTER / height
-    axes = figure.add_axes((0.105, bottom, 0.79, PLOT_HEIGHT / height))
+    axes = figure.add_axes((LEFT, bottom, BREADTH, PLOT_HEIGHT / height))
     figure.text(
         0.0, 1 - 0.2 / height, title, color=LIGHT["ink"], weight="bold", size=FONT_SIZE + 0.5
     )
@@ -89,8 +87,11 @@ def model_axes(
     axes.grid(axis="y", color=LIGHT["rule"], linewidth=0.7)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, colors=LIGHT["muted"])
+    axes.set_ylabel(y_title, color=LIGHT["muted"], rotation=0, ha="left", va="bottom")
+    axes.yaxis.set_label_coords(-LEFT / BREADTH, 1.05)
+    thin: dict[str, Any] = {"color": LIGHT["ink"], "linewidth": 0.9}
     if chance is not None:
-        axes.axhline(chance, color=LIGHT["ink"], linewidth=0.9)
+        axes.axhline(chance, **thin)
     handles = []
     for line in lines:
         look = looks[line.model]
@@ -99,7 +100,10 @@ def model_axes(
             "markersize": 5, "linewidth": 1.8,
         }  # fmt: skip
         axes.plot(line.x, line.y, drawstyle=steps, markevery=marked_points(line), **style)
-        handles.append(Line2D([], [], label=plain_name(line.model), **style))
+        label = names[line.model].replace("$", r"\$")  # no formula
+        handles.append(Line2D([], [], label=label, **style))
+    if chance is not None:
+        handles.append(Line2D([], [], label=f"chance, {chance:.2f}", **thin))
     figure.legend(
         handles=handles, loc="upper left", bbox_to_anchor=(0, 1 - HEADER / height),
         frameon=False, borderaxespad=0, borderpad=0, labelspacing=0.35, handlelength=3.4,
@@ -121,27 +125,35 @@ def marked_points(line: Line) -> list[int]:
 
 
 def end_values(axes: Axes, lines: Sequence[Line], looks: Mapping[str, Look]) -> None:
-    """The last values at the right, moved apart where they would touch.
+    """The last values at the right, moved apart where they would touch, each tied to its line.
 
     What several lines end with is written once, in the colour of none.
     """
     ends = sorted((line for line in lines if line.end), key=lambda line: line.y[-1])
-    placed: list[float] = []
-    for text, same in groupby(ends, key=lambda line: line.end):
-        shared = list(same)
-        y = max(float(shared[0].y[-1]), *(other + 0.085 for other in placed), 0.0)
-        placed.append(y)
-        colour = looks[shared[0].model].colour if len(shared) == 1 else "ink"
+    groups = [list(same) for _, same in groupby(ends, key=lambda line: line.end)]
+    heights = np.array([float(group[0].y[-1]) for group in groups])
+    for group, y, moved in zip(groups, heights, apart(heights, LABEL_GAP) - heights, strict=True):
+        colour = LIGHT[looks[group[0].model].colour if len(group) == 1 else "ink"]
+        tie = {"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 4}
         axes.annotate(
-            text, (float(shared[0].x[-1]), y), xytext=(8, 0), textcoords="offset points",
-            va="center", color=LIGHT[colour], weight="bold", size=FONT_SIZE - 0.5,
-            annotation_clip=False,
+            group[0].end, (float(group[0].x[-1]), y),
+            xytext=(14, moved / AXIS_RANGE * PLOT_HEIGHT * 72), textcoords="offset points",
+            va="center", color=colour, weight="bold", size=FONT_SIZE - 0.5,
+            arrowprops=tie if abs(moved) > 0.01 else None, annotation_clip=False,
         )  # fmt: skip
+
+
+def apart(values: Float[np.ndarray, " n"], gap: float) -> Float[np.ndarray, " n"]:
+    """Rising values moved as little as possible (least squares) to be at least `gap` apart."""
+    if not len(values):
+        return values
+    steps = gap * np.arange(len(values))
+    return np.asarray(isotonic_regression(values - steps).x) + steps
 
 
 def shares(axes: Axes) -> None:
     """A vertical axis from 0 to 1."""
-    axes.set_ylim(-0.03, 1.05)
+    axes.set_ylim(AXIS_LOW, AXIS_LOW + AXIS_RANGE)
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2.5, 5, 10]))
 
 

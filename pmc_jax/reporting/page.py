@@ -1,7 +1,7 @@
 """The report of a run as one page that needs nothing but itself."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -231,7 +231,8 @@ def example_groups(samples: Sequence[dict[str, Any]]) -> list[ExampleGroup]:
         if not rows:
             continue
         shown = spread(rows, count)
-        if name == "forget" and len(rows) > count:
+        known = any(number(row.get("rouge_after")) is not None for row in rows)
+        if name == "forget" and len(rows) > count and known:
             leaking = sorted(rows, key=lambda row: -(number(row.get("rouge_after")) or 0.0))
             leaking = leaking[:MOST_LEAKING]
             shown = leaking + spread([row for row in rows if row not in leaking], count)
@@ -327,8 +328,11 @@ def value_text(value: Any) -> str:
             return str(value)
 
 
-def durations(seconds: Any) -> list[tuple[str, str, float]]:
-    """(part, time in words, percent of the longest part) of every part, without their total."""
+def durations(seconds: Any, words: Mapping[str, str] = PART_WORDS) -> list[tuple[str, str, float]]:
+    """(part, time in words, percent of the longest part) of every part, without their total.
+
+    `words` are of the parts, by their dotted keys.
+    """
     known = [
         (key, value)
         for key, value in flat(seconds or {})
@@ -336,7 +340,7 @@ def durations(seconds: Any) -> list[tuple[str, str, float]]:
     ]
     longest = max((value for _, value in known), default=0) or 1
     return [
-        (PART_WORDS.get(key, key.replace("_", " ")), time_text(value), 100 * value / longest)
+        (words.get(key, key.replace("_", " ")), time_text(value), 100 * value / longest)
         for key, value in known
     ]
 

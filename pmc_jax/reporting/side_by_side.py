@@ -8,6 +8,7 @@ from typing import Any
 
 from pmc_jax.reporting.measures import MEASURES, Measure, attack_samples
 from pmc_jax.reporting.run_files import number
+from pmc_jax.reporting.text import short_names
 
 ATTACKED, CERTIFIED, TRACES = "Under attack", "Certified", "Traces"
 BITS = range(16, 1, -1)
@@ -19,6 +20,10 @@ def _share(
     key: str, label: str, group: str, meaning: str, *, better: bool | None = False
 ) -> Measure:
     return Measure(key, label, group, False, better, meaning)
+
+
+def _chance(key: str, label: str, group: str, meaning: str) -> Measure:
+    return Measure(key, label, group, False, None, meaning, near_chance=True)
 
 
 def _attack(name: str, label: str, how: str, asked: str = "questions") -> tuple[Measure, ...]:
@@ -56,7 +61,7 @@ def _again(name: str, label: str, group: str) -> tuple[Measure, ...]:
     return (
         Measure(
             f"{name}_unlearn_quality", f"{label}: unlearn quality (%)", group, True, True,
-            "over the questions and their paraphrases",
+            "how much of the answers is gone",
         ),
         Measure(
             f"{name}_utility", f"{label}: utility (%)", group, True, True, "what it still knows"
@@ -130,10 +135,10 @@ TOFU_TABLE = (
         "how early it completes the right answer alone",
     ),
     *(
-        _share(
+        _chance(
             f"tofu_mia_{name}", f"Membership, {label}", TOFU,
-            "AUC: 0.5 when forget answers look no more familiar than never taught ones",
-            better=None,
+            "AUC: 0.5, which is chance, when forget answers look no more familiar than never "
+            "taught ones",
         )
         for name, label in (
             ("loss", "loss"), ("zlib", "zlib"), ("min_k", "min-k"), ("min_k_plus_plus", "min-k++"),
@@ -157,13 +162,13 @@ EVALUATION_MEASURES = (
     *_bounds("sampling", "Sampling"),
     *_bounds("prefilling", "Prefilling"),
     *_bounds("rewording", "Rewording"),
-    _share(
+    _chance(
         "least_likely_accuracy", "Least likely option is right", TRACES,
-        "how often it is; above chance the suppressed answer can be recognised",
+        "above chance the answer can be recognised by being suppressed; below it is still known",
     ),
-    _share(
+    _chance(
         "least_likely_most_likely_accuracy", "Most likely option is right", TRACES,
-        "how often it is; near chance the answer is forgotten",
+        "above chance the answer is still known; below it is suppressed",
     ),
     _share(
         "least_likely_chance", "Chance", TRACES, "of picking the right option blindly",
@@ -223,7 +228,7 @@ def compared_rows(summary: dict[str, Any]) -> list[tuple[Measure, list[float | N
 def comparison_table(summary: dict[str, Any]) -> str:
     """All measures of all models as aligned plain text, with a line between groups."""
     rows = compared_rows(summary)
-    lines = [("", *model_order(summary))]
+    lines = [("", *short_names(model_order(summary)).values())]
     lines += [(measure.label, *map(measure.format, values)) for measure, values in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = [
@@ -255,14 +260,18 @@ def certificate_lines(summary: Mapping[str, Any], width: int | None = None) -> l
 
 
 def time_lines(summary: Mapping[str, Any]) -> list[str]:
-    """Seconds of each model's parts, and how many tokens they decoded or scored in a second."""
+    """Seconds of each model's parts, and how many tokens they decoded or scored in a second.
+
+    Compiling is apart: what was compiled for the model examined first serves the others.
+    """
     lines = []
     for model in model_order(summary):
         seconds, tokens = summary["seconds"][model], summary["tokens"][model]
         if not seconds:
             continue
         parts = ", ".join(
-            f"{name.replace('_', ' ')} {spent:.0f} s ({tokens[name] / spent:,.0f} tokens/s)"
+            f"{name.replace('_', ' ')} {spent:.0f} s"
+            + (f" ({tokens[name] / spent:,.0f} tokens/s)" if name in tokens and spent else "")
             for name, spent in seconds.items()
         )
         lines.append(f"Time, {model}: {sum(seconds.values()):.0f} s: {parts}.")

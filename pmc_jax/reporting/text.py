@@ -11,6 +11,7 @@ from pmc_jax.reporting.measures import Row, measured_rows, unmeasured
 T = TypeVar("T")
 
 LONGEST_ANSWER = 400  # characters; a runaway answer must not fill the screen
+LONGEST_NAME = 28  # characters; a longer name would not fit into a legend or a heading
 
 
 def format_table(summary: dict[str, Any]) -> str:
@@ -88,6 +89,29 @@ def printable(value: Any) -> str:
     spaced = "".join(" " if character.isspace() else character for character in text)
     kept = (character for character in spaced if unicodedata.category(character)[0] != "C")
     return " ".join("".join(kept).split())
+
+
+def short_names(names: Sequence[str], longest: int = LONGEST_NAME) -> dict[str, str]:
+    """Every name as a heading has it: at most `longest` characters, and no two alike.
+
+    Runs of a sweep differ in the middle or at the end, so that what is left out is in the
+    middle; where names become the same by that, they are numbered.
+    """
+    short: dict[str, str] = {}
+    for name in names:
+        chosen, number = cut_middle(name, longest), 1
+        while chosen in short.values():
+            number += 1
+            end = f" ({number})"
+            chosen = cut_middle(name, longest - len(end)) + end
+        short[name] = chosen
+    return short
+
+
+def cut_middle(text: str, longest: int) -> str:
+    """`text` with an ellipsis in place of its middle, if it is longer than `longest`."""
+    half = (longest - 1) // 2
+    return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
