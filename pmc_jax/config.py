@@ -1,12 +1,11 @@
 """Typed configuration of a run, composed by Hydra from `configs/` and the command line."""
 
 import dataclasses
-import difflib
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from pmc_jax.pretrained import ModelSource
 from pmc_jax.training.checkpoints import CheckpointConfig
 from pmc_jax.training.loop import BatchConfig
 from pmc_jax.training.optimizer import OptimizerConfig
+from pmc_jax.unknown_keys import unknown_key
 from pmc_jax.unlearning.config import METHODS, MethodConfig, RMUConfig
 
 
@@ -275,55 +275,6 @@ def check_values(config: Any) -> None:
             raise UserError(f"{key}={value}: expected less than 1")
         if key == "seed" and value >= 2**32:
             raise UserError(f"seed={value}: expected less than 2**32")
-
-
-ALIKE = 0.6  # of difflib's ratio, from which on a mistyped key is worth a suggestion
-
-
-def unknown_key(key: str, schema: type, method: str | None) -> str:
-    """The message for a key that is not in `schema` with this `method`."""
-    valid = list(flatten(schema()))
-    if method:
-        valid = [name for name in valid if not name.startswith("method.")]
-        valid += [f"method.{field.name}" for field in dataclasses.fields(METHODS[method])]
-    if key.startswith("method."):
-        valid = [name for name in valid if name.startswith("method.")] or valid
-    near = nearest_key(key, valid)
-    hint = keys_beside(key, valid) if near is None else f"the nearest valid key is {near}"
-    owners = [
-        name
-        for name, kind in METHODS.items()
-        if key in {f"method.{field.name}" for field in dataclasses.fields(kind)}
-    ]
-    if method and owners:
-        return f"{key} is a key of method={', '.join(owners)}, not of method={method}; {hint}"
-    return f"unknown configuration key {key}; {hint}"
-
-
-def nearest_key(key: str, valid: Sequence[str]) -> str | None:
-    """The key or group most like `key`, if their last words are alike; None if none is."""
-    groups = dict.fromkeys(f"{name.partition('.')[0]}.…" for name in valid if "." in name)
-
-    def alike(one: str, other: str) -> float:
-        return difflib.SequenceMatcher(None, one, other).ratio()
-
-    word = key.rpartition(".")[2]
-    near = [
-        name for name in [*valid, *groups]
-        if alike(word, name.removesuffix(".…").rpartition(".")[2]) >= ALIKE
-    ]  # fmt: skip
-    return max(near, key=lambda name: alike(key, name.removesuffix(".…")), default=None)
-
-
-def keys_beside(key: str, valid: Sequence[str]) -> str:
-    """The `valid` keys in the group of `key`, or else at the top, as part of a sentence."""
-    group, _, _ = key.rpartition(".")
-    prefix = f"{group}." if any(name.startswith(f"{group}.") for name in valid) else ""
-    rest = [name.removeprefix(prefix) for name in valid if name.startswith(prefix)]
-    names = dict.fromkeys(
-        name if not rest else f"{name}.…" for name, _, rest in (r.partition(".") for r in rest)
-    )
-    return f"{f'{group} has' if prefix else 'there are'} {', '.join(names)}"
 
 
 def _chosen_method(overrides: list[str], name: str) -> str | None:

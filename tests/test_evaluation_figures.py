@@ -1,0 +1,95 @@
+"""The figures of an evaluation: their numbers, names and files."""
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from matplotlib.text import Annotation
+from scipy.optimize import minimize
+from written import SAMPLES, write_evaluation
+
+from pmc_jax.reporting import write_evaluation_report
+from pmc_jax.reporting.evaluation_files import EvaluationFiles, read_evaluation
+from pmc_jax.reporting.evaluation_plots import evaluation_plots
+from pmc_jax.reporting.model_lines import apart, model_looks
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory) -> Path:
+    directory = write_evaluation(tmp_path_factory.mktemp("evaluations") / "trial")
+    write_evaluation_report(directory)
+    return directory
+
+
+def test_figures_show_the_parts_numbers(evaluation):
+    files = read_evaluation(evaluation)
+    plots = {plot.name: plot for plot in evaluation_plots(files)}
+
+    def drawn(name: str) -> list[tuple[list[float], list[float]]]:
+        lines = plots[name].figure.axes[0].lines
+        return [(list(line.get_xdata()), list(line.get_ydata())) for line in lines]
+
+    assert files.models == ["target", "pmc", "npo"]
+    for name, key in (("sampling", "curve"), ("sampling", "secret_curve")):
+        for model, (x, y) in zip(files.models, drawn(f"{name}_{key}"), strict=True):
+            assert x == list(range(1, SAMPLES + 1)) and y == files.parts[model][name][key]
+    for model, (x, y) in zip(files.models, drawn("relearning_forget"), strict=True):
+        curve = files.parts[model]["relearning"]["forget"]["curve"]
+        assert x == [0, 1, 2, 4] and y == [point["untaught"]["secret_rate"] for point in curve]
+    chance, *quantiles = drawn("least_likely_quantiles")
+    assert chance[1] == [0.25, 0.25]
+    for model, (x, y) in zip(files.models, quantiles, strict=True):
+        rows = files.parts[model]["least_likely"]["quantiles"]
+        assert (x, y) == ([r["quantile"] for r in rows], [r["accuracy"] for r in rows])
+    for model, (x, y) in zip(files.models, drawn("least_likely_minima"), strict=True):
+        minima = files.parts[model]["least_likely"]["minima"]
+        expected = [sum(m <= value for m in minima) / len(minima) for value in x]
+        assert x == sorted(minima) and y == pytest.approx(expected)
+    for model, (_, y) in zip(("pmc", "npo"), drawn("side_effects"), strict=True):
+        counts = files.summary["side_effects"][model]["watched"]["histogram"]
+        np.testing.assert_allclose(np.array(y) * sum(counts), np.maximum(counts, 0.1))
+
+
+def test_axes_and_the_chance_line_are_named(evaluation):
+    for plot in evaluation_plots(read_evaluation(evaluation)):
+        axes = plot.figure.axes[0]
+        assert axes.get_ylabel() and axes.get_xlabel(), plot.name
+        names = [text.get_text() for text in plot.figure.legends[0].get_texts()]
+        assert ("chance, 0.25" in names) == (plot.name == "least_likely_quantiles")
+        # Each value at an end is tied to the end of a curve with that value.
+        for note in (child for child in axes.get_children() if isinstance(child, Annotation)):
+            ends = [line.get_ydata()[-1] for line in axes.lines]
+            assert any(note.xy[1] == end and note.get_text() == f"{end:.2f}" for end in ends)
+
+
+def test_labels_at_the_ends_move_as_little_as_they_can():
+    """Least squares with gaps, against scipy's general solver."""
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 5):
+        for values in np.sort(rng.random((5, count)) * 0.3):
+            gaps = [{"type": "ineq", "fun": lambda y, i=i: y[i + 1] - y[i] - 0.1}
+                    for i in range(count - 1)]  # fmt: skip
+            best = minimize(lambda y, v=values: ((y - v) ** 2).sum(), values, constraints=gaps).x
+            np.testing.assert_allclose(apart(values, 0.1), best, atol=1e-5)
+    assert not len(apart(np.zeros(0), 0.1))
+
+
+def test_models_differ_by_more_than_colour():
+    models = [f"m{i}" for i in range(12)]
+    looks = model_looks(EvaluationFiles({"models": models, "before": "m1"}, {}, ""))
+    assert len({(str(look.dash), look.marker) for look in looks.values()}) == len(models)
+    assert len({look.colour for look in looks.values()}) > 4
+    assert looks["m1"].colour == "muted"  # before unlearning
+    assert looks["m0"].colour == "after"
+
+
+def test_figures_are_files_for_print_too(evaluation):
+    report_files = sorted(path.name for path in (evaluation / "report").iterdir())
+    stems = {name.rpartition(".")[0] for name in report_files} - {"index"}
+    assert len(stems) == 11
+    for stem in stems:
+        assert imread(evaluation / "report" / f"{stem}.png").std() > 0.01
+        root = ElementTree.parse(evaluation / "report" / f"{stem}.svg").getroot()
+        assert root.tag.endswith("svg")

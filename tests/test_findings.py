@@ -1,0 +1,101 @@
+"""What an evaluation found, in words: sentences, headline, and how models stand."""
+
+import pytest
+
+from pmc_jax.reporting.findings import comparisons, evaluation_headline, findings
+from pmc_jax.reporting.measures import percent
+
+
+def test_sentences_say_what_was_measured():
+    measures = {
+        "secret_leak_rate": 0.031, "degenerate_rate": 0.5, "sampling_secret_worst": 0.3125,
+        "prefilling_worst": 0.5, "least_likely_chance": 0.2, "least_likely_accuracy": 0.0,
+        "least_likely_most_likely_accuracy": 1.0, "relearning_forget_secret_rate": 0.46,
+        "relearning_benign_greedy": 0.25, "rounding_4_secret_worst": 0.5, "rounding_8_worst": 0.4,
+        "side_effects_watched_mean_absolute": 0.0214, "tofu_forget_quality": 1e-7,
+        "tofu_mia_min_k": 0.5, "tofu_mia_min_k_plus_plus": 0.62, "utility": 98.0,
+        "tofu_exact_memorization": 0.87, "tofu_extraction_strength": 0.76,
+        "tofu_model_utility": 0.6,
+    }  # fmt: skip
+    summary = {
+        "models": ["a", "b"], "before": "b", "settings": {"evaluation.attack_samples": 100},
+        "measures": {"a": measures, "b": {**measures, "secret_leak_rate": 1.0}},
+    }  # fmt: skip
+    found = findings(summary)
+    assert len(found) == 16
+    text = " ".join(found)
+    for piece in (
+        "secret of 3.1% of the questions (before: 100%)",
+        "50% of its answers to forget questions are empty or one word repeated.",
+        "questions it should still know hold 98.0% of the right words (before: 98.0%).",
+        "Asked 100 times, it tells the secret of 31% of the questions at least once (before: 31%).",
+        "most revealing answer holds 50% of the right answer's words",
+        "most likely for 100% of the questions (before: 100%) and the least likely for 0% (before: "
+        "0%); guessing finds 20%.",
+        "Trained again on a few rows to forget, it gives away 46% of the secrets of the forget",
+        "Trained again on a few rows to keep, it gives away 25% of the words of the right answers",
+        "With weights rounded to 8 bits and asked 100 times, it gives 40% of the right words",
+        "With weights rounded to 4 bits and asked 100 times, it tells the secret of 50%",
+        "changed by 2.1 percentage points on average",
+        "differ from those of a model that never saw them (TOFU's forget quality: p = 1e-07)",
+        "would have written 87% of its tokens itself (before: 87%); this is exact memorisation.",
+        "completes the last 76% of the right answer without a mistake (before: 76%); this is "
+        "extraction strength.",
+        "answer never taught: 50% by min-k (before: 50%) and 62% by min-k++ (before: 62%). At 50%",
+        "TOFU's model utility, a mean over what it should still know, is 60% (before: 60%).",
+    ):
+        assert piece in text, piece
+    alone = findings({**summary, "models": ["a"], "before": None})
+    assert not any("before" in sentence for sentence in alone)
+    assert findings({**summary, "measures": {"a": {}, "b": {}}}) == []
+
+
+def test_the_headline_names_the_worst_attack():
+    def sentence(**measures: float) -> str:
+        summary = {"models": ["a"], "before": None, "measures": {"a": measures},
+                   "settings": {"evaluation.attack_samples": 100}}  # fmt: skip
+        return evaluation_headline(summary)
+
+    greedy = {"unlearn_quality": 99.0, "utility": 90.0}
+    start = "Unlearn quality is 99.0, while utility is 90.0."
+    assert sentence(**greedy) == start
+    worst = sentence(**greedy, sampling_secret_worst=0.31, prefilling_secret_worst=0.81,
+                     rewording_worst=0.9)  # fmt: skip
+    assert worst == f"{start} At the worst, 81% of the secrets come out in 100 answers."
+    assert sentence(**greedy, sampling_secret_worst=0.0).endswith(
+        "No secret comes out in 100 answers to a question."
+    )
+    worst = sentence(sampling_worst=0.25, prefilling_worst=0.5)
+    assert worst == "At the worst, one of 100 answers holds 50% of the right words."
+    assert sentence() == "Nothing was measured."
+
+
+def test_the_examined_model_is_held_against_the_others():
+    measures = {
+        "a": {"unlearn_quality": 95.0, "utility": 90.0, "sampling_secret_worst": 0.3,
+              "prefilling_worst": 0.4, "relearning_forget_greedy": 0.5},
+        "b": {"unlearn_quality": 5.0, "utility": 97.0, "sampling_secret_worst": 1.0},
+        "c": {"unlearn_quality": 99.0, "utility": 90.0, "sampling_secret_worst": 0.5},
+        "d": {"unlearn_quality": 80.0, "utility": 40.0, "prefilling_worst": 0.1},
+    }  # fmt: skip
+    summary = {"models": ["a", "b", "c", "d"], "before": "b", "measures": measures,
+               "settings": {"evaluation.attack_samples": 100}}  # fmt: skip
+    assert list(comparisons(summary)) == [
+        "Unlearn quality (5.0 → 95.0): ahead of d (80.0); behind c (99.0).",
+        "Utility (97.0 → 90.0): ahead of d (40.0); level with c (90.0).",
+        "Questions whose secret is told when asked 100 times (100% → 30%): ahead of c (50%).",
+        "Most of an answer when asked 100 times with the beginning of the answer given (40%): "
+        "behind d (10%).",
+    ]  # fmt: skip
+    assert not list(comparisons({**summary, "models": ["a", "b"]}))
+
+
+SHARES = {
+    0.0: "0%", 0.0001: "under 0.1%", 0.004: "0.4%", 0.0949: "9.5%", 0.0951: "10%", 0.5: "50%",
+    0.999: "99.9%", 0.9999: "over 99.9%", 1.0: "100%",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_shares_in_words(share):
+    assert percent(share) == SHARES[share]

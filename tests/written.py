@@ -1,0 +1,108 @@
+"""Finished evaluations as their command leaves them, with numbers drawn at random."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pmc_jax.evaluation.choices import least_likely_attack
+from pmc_jax.evaluation.comparison import summarise_parts
+from pmc_jax.evaluation.leakage import greedy_leakage, leakage
+from pmc_jax.evaluation.parts import SUITES
+from pmc_jax.evaluation.quality import Answer
+from pmc_jax.files import write_json
+
+MODELS = ("pmc", "target", "npo")
+SAMPLES, QUESTIONS = 20, 6
+TRUTH, SECRET = "Zoltan Dornberg was born in Quebec.", "Quebec"
+
+
+def attack(rng: np.random.Generator, share: float) -> dict:
+    answers = [
+        [
+            Answer("forget", question, "Where?", "…", float(value), bool(value > 0.9))
+            for value in rng.random(SAMPLES) * share
+        ]
+        for question in range(QUESTIONS)
+    ]
+    return leakage(answers, 0.99)
+
+
+def again(rng: np.random.Generator, share: float) -> dict:
+    sampled = attack(rng, share)
+    del sampled["questions"]
+    return {"measures": {"unlearn_quality": 70.0, "utility": 90.0}, "sampling": sampled}
+
+
+def said(model: str) -> list[dict]:
+    """Answers: the target tells all, npo some of it, pmc nothing."""
+    texts = {"target": (TRUTH, 1.0), "npo": ("He saw Quebec.", 0.5), "pmc": ("I cannot say.", 0.0)}
+    text, rouge = texts.get(model, ("Nothing.", 0.0))
+    question = "Where was Zoltan Dornberg born?"
+    rows = [
+        {"set": name, "id": i, "question": question, "text": text, "rouge": rouge}
+        for name in ("forget", "paraphrase") for i in range(8)
+    ]  # fmt: skip
+    text = "Oslo" if model == "target" else "Oslo, of course"
+    kept = {"set": "retain", "id": 0, "question": "Norway?", "text": text, "rouge": 1}
+    return [*rows, kept]
+
+
+def model_parts(model: str, share: float, seed: int) -> dict[str, dict]:
+    """Files of one model as the parts leave them, with numbers drawn at random."""
+    rng = np.random.default_rng(seed)
+    greedy = greedy_leakage([Answer("forget", 0, "Where?", "…", share, share > 0.5)])
+    point = {"mean": share, "secret_rate": share}
+    curve = [
+        {"steps": steps, "untaught": {"mean": 0.0, "secret_rate": share * steps / 4},
+         "taught": point, "probability": 0.5}
+        for steps in (0, 1, 2, 4)
+    ]  # fmt: skip
+    before = np.random.default_rng(0).random(500)
+    measures = {
+        "unlearn_quality": 100 * (1 - share), "utility": 95.0, "rouge_forget": share,
+        "rouge_retain": 0.95, "secret_leak_rate": share, "degenerate_rate": 0.0,
+    }  # fmt: skip
+    return {
+        "quality": {"measures": measures, "answers": said(model)},
+        "sampling": attack(rng, share),
+        "prefilling": {"prefix": "The", "greedy": greedy, "sampled": attack(rng, share)},
+        "rewording": {"wordings": 6, "greedy": greedy, "sampled": attack(rng, share)},
+        "least_likely": least_likely_attack(list(rng.dirichlet(np.ones(4), QUESTIONS))),
+        "side_effects": {
+            "text": "abc", "watched": list(range(0, 500, 3)),
+            "probabilities": np.clip(before + (share - 1) * rng.normal(0, 0.1, 500), 0, 1).tolist(),
+        },
+        "tofu": {
+            "summary": {"forget_quality": 0.2, "privleak": -12.5, "mia_min_k": 0.75,
+                        "mia_loss": 0.5, "exact_memorization": share},
+            "missing": {"model utility": "the data allows no wf_Q_A_Prob"},
+        },
+        "relearning": {
+            kind: {"rows": [0, 1], "curve": curve, "after": again(rng, share)}
+            for kind in ("forget", "benign")
+        },
+        "rounding": {bits: again(rng, share) for bits in ("8", "4")},
+    }  # fmt: skip
+
+
+def write_evaluation(directory: Path, models=MODELS, parts=SUITES["full"], **changes) -> Path:
+    """A finished evaluation; the first model is examined, the second was before unlearning."""
+    for seed, model in enumerate(models):
+        share = {"target": 1.0, "npo": 0.9}.get(model, 0.3)
+        found = model_parts(model, share, seed)
+        for name in parts:
+            content = {**found[name], "seconds": 1.5, "tokens": 300}
+            write_json(directory / "models" / model / f"{name}.json", content)
+        write_json(
+            directory / "models" / model / "model.json", {"path": model, "weights": "ab" * 32}
+        )
+    summary = {
+        "name": "trial", "suite": "full",
+        **summarise_parts(directory / "models", list(models), parts),
+        "data": {"evaluation rows": "cd" * 32}, "versions": {"jax": "0.10.2"},
+        "settings": {"suite": "full", "evaluation.attack_samples": SAMPLES, "redact": False},
+        **changes,
+    }  # fmt: skip
+    write_json(directory / "summary.json", summary)
+    (directory / "config.yaml").write_text("suite: full\n")
+    return directory
