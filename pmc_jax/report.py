@@ -20,6 +20,8 @@ from pmc_jax.reporting.pareto import write_comparison
 from pmc_jax.reporting.run_files import read_run
 from pmc_jax.reporting.side_by_side import comparison_table
 
+MOST_NAMED = 10
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the table and examples, write the page, and print where that is."""
@@ -61,11 +63,12 @@ def check_directory(directory: Path) -> None:
     Raises:
         UserError: naming those to choose from.
     """
-    found = sorted(path.parent.name for path in directory.glob("*/summary.json"))
+    found = sorted(path.parent for path in directory.glob("*/summary.json"))
     if found and not (directory / "summary.json").is_file():
+        more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
         raise UserError(
-            f"{directory} is no run or evaluation but holds {len(found)}; give one of them: "
-            f"{', '.join(str(directory / name) for name in found)}"
+            f"{directory} is no run or evaluation itself; give one of those in it: "
+            f"{', '.join(map(str, found[:MOST_NAMED]))}{more}"
         )
 
 

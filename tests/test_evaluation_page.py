@@ -277,8 +277,12 @@ def test_command(tmp_path, capsys):
     write_evaluation(tmp_path / "other", parts=("quality",))
     assert report.main([str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "but holds 2; give one of them: " in error
-    assert f"{tmp_path / 'other'}, {tmp_path / 'trial'}" in error
+    assert error.count("\n") == 1 and "give one of those in it: " in error
+    assert f"{tmp_path / 'other'}, {tmp_path / 'trial'}\n" in error
+    for i in range(10):
+        write_json(tmp_path / f"z{i}" / "summary.json", {})
+    assert report.main([str(tmp_path)]) == 2
+    assert f"{tmp_path / 'z7'} and 2 more\n" in capsys.readouterr().err
     (tmp_path / "trial/models/pmc/quality.json").write_text("{")
     assert report.main([str(tmp_path / "trial")]) == 2
     assert "quality.json: not JSON" in capsys.readouterr().err
