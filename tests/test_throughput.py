@@ -1,11 +1,21 @@
 """Speeds in the log against closed forms, and where compiled programs are kept."""
 
+import time
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pmc_jax.compilation import MIN_SECONDS, cache_directory, keep_compiled
+from pmc_jax.compilation import (
+    MIN_SECONDS,
+    cache_directory,
+    compile_seconds,
+    covered,
+    keep_compiled,
+)
 from pmc_jax.training.throughput import peak_flops, speeds
 
 ROW = {"tokens_trained": 300, "tokens_sampled": 80, "seconds": {"train": 2.0, "sample": 0.5}}
@@ -50,3 +60,28 @@ def test_programs_are_kept_unless_settings_say_otherwise(tmp_path, monkeypatch):
     finally:
         for name, value in former.items():
             jax.config.update(name, value)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=8))
+def test_what_overlaps_counts_once(pairs):
+    """Brute force over unit intervals; JAX tells of inner traces before the outer one."""
+    spans = [(min(pair), max(pair)) for pair in pairs]
+    units = {unit for start, end in spans for unit in range(start, end)}
+    assert covered([(float(start), float(end)) for start, end in spans]) == len(units)
+
+
+def test_compiling_is_within_the_time_it_took_and_once():
+    def inner(x):
+        return jax.jit(lambda y: jnp.sin(y) ** 3)(x) + 1
+
+    function = jax.jit(lambda x: inner(inner(x)))
+    with compile_seconds() as seconds:
+        assert seconds() == 0
+        started = time.perf_counter()
+        function(jnp.ones(3)).block_until_ready()
+        first, took = seconds(), time.perf_counter() - started
+        function(jnp.ones(3)).block_until_ready()
+        assert seconds() == first
+    assert 0 < first <= took
+    jax.jit(lambda x: x * 5)(jnp.ones(3))
+    assert seconds() == first
