@@ -15,7 +15,7 @@ MIN_SECONDS = 0.1
 
 
 COMPILING = "/jax/core/compile/"
-"""What JAX's monitoring calls its tracing, lowering and compiling begins with this."""
+"""How JAX's monitoring begins the names of tracing, lowering and compiling."""
 
 
 def covered(spans: Sequence[tuple[float, float]]) -> float:

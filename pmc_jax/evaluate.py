@@ -264,6 +264,9 @@ def set_truths(directory: Path, *, keep: bool, inputs: Callable[[], Inputs]) -> 
     truths = forget_truths(inputs().dataset.evaluation) if logs and keep else None
     for path, log in logs.items():
         write_json(path, with_truths(log, truths))
+    if (summary := read_json(directory / SUMMARY)) is not None:
+        summary["settings"]["keep_truth"] = keep
+        write_json(directory / SUMMARY, summary)
 
 
 def evaluate(cfg: EvaluateConfig) -> None:

@@ -180,8 +180,11 @@ def test_right_answers_are_put_in_and_taken_out_without_measuring(
     monkeypatch.setattr(evaluate, "measure", lambda *_: pytest.fail("measured again"))
     run("suite=tofu", "keep_truth=true")
     assert log.read_bytes() == asked.read_bytes()
+    summary = directory / "summary.json"
+    assert json.loads(summary.read_text())["settings"]["keep_truth"] is True
     run("suite=tofu")
     assert log.read_bytes() == without
+    assert json.loads(summary.read_text())["settings"]["keep_truth"] is False
     # Other data may have other answers.
     path = tofu_dir / "world_facts.json"
     path.write_text(path.read_text().replace("Oslo", "Bergen"))
