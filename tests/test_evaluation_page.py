@@ -97,6 +97,7 @@ def test_long_names_lose_their_middle_in_headings(tmp_path):
     shown = [piece.replace("<wbr>", "") for piece in pieces]
     assert shown == [short[m] for m in ("target", "pmc", *models[2:])]
     assert max(map(len, shown)) <= LONGEST_NAME
+    assert f"{short[models[2]]} (" in Page(text).text  # where models are held against each other
     assert max(len(word) for piece in pieces for word in piece.split("<wbr>")) < 14
     summary = json.loads((tmp_path / "summary.json").read_text())
     heading = comparison_table(summary).splitlines()[0]

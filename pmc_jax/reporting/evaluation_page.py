@@ -128,7 +128,7 @@ def used(setting: str, summary: Mapping[str, Any]) -> bool:
 
 def breakable(name: str) -> list[str]:
     """A name in pieces between which a line may end."""
-    return re.findall(r"[^-_.~/]*[-_.~/]+|[^-_.~/]+", name)
+    return re.findall(r"[^-_~/]*[-_~/]+|[^-_~/]+", name)
 
 
 def certificates_of(files: EvaluationFiles) -> list[tuple[str, dict[str, str]]]:

@@ -12,7 +12,8 @@ from pmc_jax.reporting.measures import (
     worst_secrets,
 )
 from pmc_jax.reporting.run_files import number
-from pmc_jax.reporting.side_by_side import BITS
+from pmc_jax.reporting.side_by_side import BITS, model_order
+from pmc_jax.reporting.text import short_names
 
 ATTACKS = {
     "sampling": ("", "questions"),
@@ -228,6 +229,7 @@ def listed(items: Sequence[str]) -> str:
 def comparisons(summary: Mapping[str, Any]) -> Iterator[str]:
     """How the model under examination stands against the others that were unlearned."""
     x, models, samples = Numbers(summary), summary["models"], attack_samples(dict(summary))
+    names = short_names(model_order(summary))
     others = {model: summary["measures"][model] for model in models[2:]}
     if not others:
         return
@@ -239,12 +241,13 @@ def comparisons(summary: Mapping[str, Any]) -> Iterator[str]:
                 continue
             text, own_text = written(key, value), written(key, own)
             ahead = "ahead of" if (own > value) == better else "behind"
-            stands["level with" if text == own_text else ahead].append(f"{model} ({text})")
+            how = "level with" if text == own_text else ahead
+            stands[how].append(f"{names[model]} ({text})")
         if own is None or not any(stands.values()):
             continue
         old = number(x.before.get(key))
         change = written(key, own) if old is None else f"{written(key, old)} → {written(key, own)}"
-        order = "; ".join(f"{how} {listed(names)}" for how, names in stands.items() if names)
+        order = "; ".join(f"{how} {listed(held)}" for how, held in stands.items() if held)
         yield f"{label} ({change}): {order}."
 
 
