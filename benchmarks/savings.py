@@ -1,0 +1,226 @@
+"""What the exact savings of sampling spare: `python benchmarks/savings.py [--tofu DIR MODEL]`.
+
+Whole PMC runs on the bundled world, and with `--tofu` on questions of TOFU with a model that knows
+their answers by heart (`benchmarks/README.md` says how one is made), with the same keys each time:
+
+- tokens decoded with each saving alone, with all, and with none. In float64 all end in the same
+  weights (`tests/test_savings.py`); here, in float32, the remembered responses are compared too;
+- how often rounding lets a remembered response differ, in float32 and in bfloat16, when all
+  questions are sampled once from the same weights;
+- the share of a step that the host takes: scoring, decoding text, laid-out batches.
+"""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pmc_jax.data import DataConfig, load_dataset
+from pmc_jax.data.encode import encode
+from pmc_jax.data.prompts import PromptConfig
+from pmc_jax.model.specs import Params
+from pmc_jax.pretrained import ModelSource, load_pretrained
+from pmc_jax.training import loop
+from pmc_jax.training.checkpoints import RunState
+from pmc_jax.training.loop import BatchConfig, PMCRun, UnlearningTask
+from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from pmc_jax.training.step import TrainState, init_state, make_train_step
+from pmc_jax.unlearning import ResponseMemory, empty_memory
+from pmc_jax.unlearning.config import PMCConfig
+
+PROMPT = PromptConfig(
+    template="plain", question="Question: {question}\nAnswer:", answer=" {answer}"
+)
+NOTHING = {"prune": False, "wave": 0, "compact": False, "grow_cache": False, "chunk": 1000}
+SAVINGS: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "waves of 5": {"wave": 5},
+    "branch and bound": {"prune": True, "chunk": 8},
+    "both": {"prune": True, "chunk": 8, "wave": 5},
+    "both, in smaller shapes": {
+        "prune": True, "chunk": 8, "wave": 5, "compact": True, "grow_cache": True,
+    },
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A run to measure: model, data, and the settings of PMC."""
+
+    model: ModelSource
+    data: DataConfig
+    pmc: PMCConfig
+    batch: BatchConfig
+    learning_rate: float
+    questions: int
+
+
+def demo() -> Setting:
+    """`configs/experiment/demo.yaml`, with the published number of samples."""
+    pmc = PMCConfig(
+        samples=20, temperature=1.0, max_new_tokens=40, min_len=4, retain_weight=1.0,
+        retain_per_forget=2,
+    )  # fmt: skip
+    data = DataConfig(path="bundled", forget="forget10", retain="retain90", retain_rows=None)
+    batch = BatchConfig(epochs=14, batch_size=16, max_length=96, rows=512)
+    return Setting(ModelSource(), data, pmc, batch, 3e-4, 32)
+
+
+def tofu(directory: str, model: str, questions: int, epochs: int) -> Setting:
+    """The published settings of Llama-3.2-3B but for the learning rate, on some questions."""
+    pmc = PMCConfig(
+        samples=20, temperature=0.9, top_k=50, top_p=0.95, min_len=0, retain_weight=1.25
+    )
+    data = DataConfig(path=directory, forget="forget10", retain="retain90", retain_rows=None)
+    batch = BatchConfig(epochs=epochs, batch_size=8, accumulation=2, max_length=200, rows=320)
+    return Setting(ModelSource(path=model), data, pmc, batch, 3e-4, questions)
+
+
+def prepare(setting: Setting) -> tuple[PMCRun, Params]:
+    """The run before its first step, and the target model's weights."""
+    model, params = load_pretrained(setting.model, PROMPT)
+    dataset = load_dataset(setting.data)
+    encoded = encode(dataset, model.template, setting.batch.max_length, model.cfg.vocab_size)
+    prompts = encoded.forget[: setting.questions]
+    originals = loop.greedy_originals(
+        params, prompts, model=model.cfg, template=model.template, batch=setting.batch,
+        max_new_tokens=setting.pmc.max_new_tokens,
+    )  # fmt: skip
+    per_epoch = loop.updates_per_epoch(len(prompts), setting.batch)
+    cfg = OptimizerConfig(learning_rate=setting.learning_rate)
+    schedule = make_schedule(cfg, setting.batch.epochs * per_epoch, per_epoch)
+    step = make_train_step(
+        make_optimizer(cfg, model.cfg, schedule), model.cfg, setting.pmc.retain_weight, remat="dots"
+    )
+    run = PMCRun(
+        task=UnlearningTask(prompts, originals, encoded.retain), model=model.cfg,
+        template=model.template, pmc=setting.pmc, batch=setting.batch, key=jax.random.key(0),
+        seed=0, train_step=step,
+    )  # fmt: skip
+    return run, params
+
+
+@contextlib.contextmanager
+def host_seconds() -> Iterator[list[float]]:
+    """Seconds that scoring, pruning and laying out batches take on the host."""
+    spent: list[float] = []
+
+    def timed(work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return work(*arguments, **options)
+            finally:
+                spent.append(time.perf_counter() - started)
+
+        return call
+
+    former = loop.pruning, loop.remember_best, loop.build_rows
+
+    def pruning(*arguments: Any) -> Any:
+        prune = former[0](*arguments)
+        return prune and timed(prune)
+
+    loop.pruning, loop.remember_best, loop.build_rows = pruning, timed(former[1]), timed(former[2])
+    try:
+        yield spent
+    finally:
+        loop.pruning, loop.remember_best, loop.build_rows = former
+
+
+def whole_run(run: PMCRun, params: Params, changes: dict[str, Any]) -> dict[str, Any]:
+    """A run with some savings: tokens, remembered responses, and where the time went."""
+    run = dataclasses.replace(run, batch=dataclasses.replace(run.batch, **{**NOTHING, **changes}))
+    optimizer = make_optimizer(OptimizerConfig(), run.model, lambda _: 0.0)
+    state = RunState(
+        init_state(jax.tree.map(jnp.copy, params), optimizer),
+        empty_memory(len(run.task.prompts), run.batch.max_length),
+    )
+    records = []
+    with host_seconds() as host:
+        for state, record in loop.pmc_steps(run, state):  # noqa: B007, B020
+            records.append(record)
+    return {
+        "tokens": sum(record.tokens_sampled for record in records),
+        "estimated_saved": sum(record.tokens_saved for record in records),
+        "first_epoch": sum(r.tokens_sampled for r in records if r.epoch == 0),
+        "score": float(np.mean(state.memory.score)),
+        "seconds": sum(record.seconds["total"] for record in records),
+        "host_seconds": sum(host),
+        "memory": state.memory,
+    }
+
+
+def same_responses(a: ResponseMemory, b: ResponseMemory) -> int:
+    """How many questions' remembered responses are equal."""
+    return int(((a.tokens == b.tokens).all(axis=1) & (a.length == b.length)).sum())
+
+
+def differences(run: PMCRun, params: Params, dtype: str) -> tuple[int, int]:
+    """Of all questions, sampled once with and without savings, how many remember another."""
+    questions = list(range(len(run.task.prompts)))
+    memories = []
+    for changes in (SAVINGS["nothing"], SAVINGS["both, in smaller shapes"]):
+        batch = dataclasses.replace(run.batch, **{**NOTHING, **changes})
+        changed = dataclasses.replace(run, batch=batch, dtype=dtype)
+        memory = empty_memory(len(questions), batch.max_length)
+        state = RunState(TrainState(params, (), jnp.zeros((), jnp.int32)), memory)
+        responses = loop.sample_responses(changed, state, 0, questions)
+        whole = loop.whole_responses(changed, questions, responses)
+        memories.append(loop.remember_best(changed, memory, 0, questions, responses, whole))
+    return len(questions) - same_responses(*memories), len(questions)
+
+
+def measure(name: str, setting: Setting) -> dict[str, Any]:
+    """All of one setting, printed as it is found."""
+    run, params = prepare(setting)
+    print(f"\n{name}: {len(run.task.prompts)} questions, n = {setting.pmc.samples}")
+    print(f"{'saving':<26}{'tokens':>10}{'of all':>8}{'same':>8}{'score':>7}{'host':>7}")
+    rows: dict[str, Any] = {}
+    for saving, changes in SAVINGS.items():
+        row = whole_run(run, params, changes)
+        memory = row.pop("memory")
+        first = memory if not rows else first
+        row["same_responses"] = same_responses(memory, first)
+        rows[saving] = row
+        share = row["tokens"] / rows["nothing"]["tokens"]
+        host = row["host_seconds"] / row["seconds"]
+        print(
+            f"{saving:<26}{row['tokens']:>10,}{share:>8.0%}"
+            f"{row['same_responses']:>4}/{len(run.task.prompts)}{row['score']:>7.2f}{host:>7.1%}",
+            flush=True,
+        )
+    found = {dtype: differences(run, params, dtype) for dtype in ("float32", "bfloat16")}
+    for dtype, (differing, count) in found.items():
+        print(f"{dtype}: {differing} of {count} remembered responses differ by rounding")
+    return {"questions": len(run.task.prompts), "savings": rows, "differing": found}
+
+
+def main() -> None:
+    """Measure, print, and write `benchmarks/savings.json`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tofu", nargs=2, metavar=("DIR", "MODEL"))
+    parser.add_argument("--questions", type=int, default=96, help="of TOFU")
+    parser.add_argument("--epochs", type=int, default=4, help="on TOFU")
+    options = parser.parse_args()
+    result = {"load_average": os.getloadavg()[0], "demo": measure("bundled world", demo())}
+    if options.tofu:
+        setting = tofu(*options.tofu, options.questions, options.epochs)
+        result["tofu"] = measure("TOFU", setting)
+    (Path(__file__).parent / "savings.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
