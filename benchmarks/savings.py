@@ -177,9 +177,13 @@ def differences(run: PMCRun, params: Params, dtype: str) -> tuple[int, int]:
         changed = dataclasses.replace(run, batch=batch, dtype=dtype)
         memory = empty_memory(len(questions), batch.max_length)
         state = RunState(TrainState(params, (), jnp.zeros((), jnp.int32)), memory)
-        responses = loop.sample_responses(changed, state, 0, questions)
-        whole = loop.whole_responses(changed, questions, responses)
-        memories.append(loop.remember_best(changed, memory, 0, questions, responses, whole))
+        size = batch.questions_per_step
+        for first in range(0, len(questions), size):
+            asked = questions[first : first + size]
+            responses = loop.sample_responses(changed, state, 0, asked)
+            whole = loop.whole_responses(changed, asked, responses)
+            memory = loop.remember_best(changed, memory, 0, asked, responses, whole)
+        memories.append(memory)
     return len(questions) - same_responses(*memories), len(questions)
 
 
