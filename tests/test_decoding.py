@@ -14,7 +14,7 @@ from convert.load import load_checkpoint
 from pmc_jax.decoding import Decoding, Sampling, draw, filter_threshold, generate, sampler
 from pmc_jax.decoding import nucleus as nucleus_module
 from pmc_jax.decoding.layout import FIRST_LENGTH, shapes
-from pmc_jax.decoding.nucleus import greedy
+from pmc_jax.decoding.nucleus import greedy, largest
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +206,17 @@ def test_draws_keep_ties_with_the_last_of_the_top_together(top_k, top_p):
     counts = np.bincount(np.asarray(draw(keys, batch, top_k, top_p)), minlength=80)
     weights = np.where(keep, np.exp(logits), 0)
     assert chi_square_p(counts, weights / weights.sum()) > 1e-6
+
+
+@pytest.mark.parametrize("distinct", [3, 40, 10_000])
+@pytest.mark.parametrize("count", [1, 7, 50])
+def test_the_largest_of_a_large_vocabulary(distinct, count, rng):
+    """Tokens and order of `lax.top_k`, which takes the lower of equals, also where many tie."""
+    logits = jnp.asarray(rng.integers(0, distinct, (4, 16_391)), jnp.float32)
+    for found, expected in zip(
+        jax.jit(largest, static_argnums=1)(logits, count), jax.lax.top_k(logits, count), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_greedy_takes_the_first_of_the_largest(rng):

@@ -14,6 +14,9 @@ from jaxtyping import Array, Float, Int, Key
 SMALL_TOP_K = 128
 """Up to here `lax.top_k` is cheaper than bisection over the whole vocabulary."""
 
+LARGE_VOCABULARY, TOP_BLOCK = 16_384, 32
+"""From this size on, `largest` looks at blocks of so many tokens first."""
+
 BLOCK = 128
 """Tokens per block of the two-level cumulative sum in `draw`."""
 
@@ -47,6 +50,35 @@ def _largest_threshold(
     return jnp.where(bits >= low, logits, jnp.inf).min(-1, keepdims=True)
 
 
+def largest(
+    logits: Float[Array, "*batch vocab"], count: int
+) -> tuple[Float[Array, "*batch count"], Int[Array, "*batch count"]]:
+    """The `count` largest logits and their tokens; of equals the lower token comes first.
+
+    In a large vocabulary they are looked for in the `count` blocks that have the largest
+    maxima, which hold them all: a block with one of them is among these, and of blocks that
+    tie so are the first ones.
+    """
+    *batch, vocab = logits.shape
+    if vocab < LARGE_VOCABULARY or vocab < 2 * count * TOP_BLOCK:
+        return _top_k(logits, count)
+    padding = [(0, 0)] * len(batch) + [(0, -vocab % TOP_BLOCK)]
+    padded = jnp.pad(logits, padding, constant_values=-jnp.inf)
+    blocks = padded.reshape(*batch, -1, TOP_BLOCK)
+    chosen = jnp.sort(_top_k(blocks.max(-1), count)[1], axis=-1)
+    candidates = jnp.take_along_axis(blocks, chosen[..., None], axis=-2)
+    values, place = _top_k(candidates.reshape(*batch, -1), count)
+    block = jnp.take_along_axis(chosen, place // TOP_BLOCK, axis=-1)
+    return values, block * TOP_BLOCK + place % TOP_BLOCK
+
+
+def _top_k(x: Float[Array, "*batch size"], count: int) -> tuple[Array, Array]:
+    values, places = jax.lax.top_k(x, count)
+    # Without the barrier XLA takes part of the result only, and sorts all of x for it. One
+    # around both results would crash its compilation for a mesh.
+    return jax.lax.optimization_barrier(values), places
+
+
 def _top_values(
     logits: Float[Array, "*batch vocab"], top_k: int, top_p: float
 ) -> tuple[
@@ -57,10 +89,7 @@ def _top_values(
 ]:
     """The k largest logits, their tokens, how many ties with the last one lie beyond them, and
     the threshold of both filters."""
-    values, tokens = jax.lax.top_k(logits, top_k)
-    # Without the barrier XLA takes part of the result only, and sorts the vocabulary for it. One
-    # around both results would crash its compilation for a mesh.
-    values = jax.lax.optimization_barrier(values)
+    values, tokens = largest(logits, top_k)
     kth = values[..., -1:]
     beyond = (logits == kth).sum(-1, keepdims=True) - (values == kth).sum(-1, keepdims=True)
     if top_p >= 1:
