@@ -178,7 +178,7 @@ def train(
 
     def run() -> Any:
         nonlocal state
-        state, losses = step(state, batch)
+        state, losses, _ = step(state, batch)
         return losses.loss
 
     spent = seconds(run)

@@ -141,7 +141,7 @@ def run_phase(
     start, recent = time.perf_counter(), []
     for step in range(1, phase.steps + 1):
         batch = training_rows(template, itertools.islice(pairs, BATCH_SIZE))
-        state, losses = train_step(state, batch)
+        state, losses, _ = train_step(state, batch)
         recent.append(losses.loss)
         if step % 100 == 0 or step == phase.steps:
             loss, seconds = float(jnp.mean(jnp.stack(recent))), time.perf_counter() - start

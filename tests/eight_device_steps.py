@@ -81,7 +81,7 @@ def train_state(cfg: ModelConfig, mesh):
     step = make_train_step(optimizer, cfg, 1.5, dtype="float64", remat="full")
     text = step.lower(state, rows).compile().as_text()
     for _ in range(3):
-        state, losses = step(state, rows)
+        state, losses, _ = step(state, rows)
     return state, float(losses.loss), collectives(text)
 
 
@@ -136,7 +136,7 @@ def narrow_moments(cfg: ModelConfig, mesh):
     )
     state = init_state(params_of(cfg, mesh), optimizer)
     for _ in range(2):
-        state, _ = step(state, rows_of(cfg))
+        state, _, _ = step(state, rows_of(cfg))
     return state.opt_state[0].mu, state.opt_state[0].nu
 
 

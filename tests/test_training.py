@@ -144,7 +144,9 @@ def test_one_step_equals_torch_in_float64(tied, tmp_path, rng, x64):
     train_step = make_train_step(ours, checkpoint.cfg, RETAIN_WEIGHT, dtype=jnp.float64)
     state = init_state(checkpoint.params, ours)
     for _ in range(2):
-        state, _ = train_step(state, rows)
+        state, _, norm = train_step(state, rows)
+        gradient = torch.nn.utils.get_total_norm([p.grad for p in named.values()])
+        assert float(norm) == pytest.approx(gradient.item(), rel=1e-10)
         optimizer.step()
         assert_equal(state.params, {n: p.detach().numpy() for n, p in named.items()})
         optimizer.zero_grad()
@@ -228,7 +230,7 @@ def test_a_saved_state_is_the_one_that_was_handed_over(tmp_path, rng):
     with open_checkpoints(tmp_path / "checkpoints", CheckpointConfig(keep=9)) as manager:
         saved = {}
         for step in range(1, 5):
-            train, _ = train_step(state.train, rows)
+            train, _, _ = train_step(state.train, rows)
             state = RunState(train, state.memory)
             saved[step] = [np.array(leaf, copy=True) for leaf in jax.tree.leaves(state)]
             save(manager, step, state, {"originals": ["a", "ü"]})

@@ -180,8 +180,8 @@ def greedy(logits: Float[Array, "*batch vocab"]) -> Int[Array, "*batch"]:
     Two passes that XLA spreads over all cores of a CPU, where its `argmax` takes one.
     """
     vocab = logits.shape[-1]
-    largest = logits == logits.max(-1, keepdims=True)
-    first = jnp.where(largest, jnp.arange(vocab, dtype=jnp.int32), vocab - 1)
+    highest = logits == logits.max(-1, keepdims=True)
+    first = jnp.where(highest, jnp.arange(vocab, dtype=jnp.int32), vocab - 1)
     return first.min(-1)
 
 

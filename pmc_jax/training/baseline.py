@@ -65,6 +65,7 @@ class BaselineRecord:
     loss: float
     forget_loss: float | None
     retain_loss: float | None
+    gradient_norm: float
     tokens_trained: int
     seconds: dict[str, float]
 
@@ -177,7 +178,7 @@ def baseline_step(run: BaselineRun, state: RunState, step: int) -> tuple[RunStat
     questions = visited(run.seed, step, run.data.visited, run.batch)
     batch = method_batch(run, step, questions)
     laid_out = time.perf_counter()
-    train, losses = run.train_step(state.train, batch, run.frozen)
+    train, losses, norm = run.train_step(state.train, batch, run.frozen)
     losses = jax.block_until_ready(losses)
     ended = time.perf_counter()
     record = BaselineRecord(
@@ -187,6 +188,7 @@ def baseline_step(run: BaselineRun, state: RunState, step: int) -> tuple[RunStat
         loss=float(losses.loss),
         forget_loss=float(losses.forget_loss) if run.data.answers else None,
         retain_loss=float(losses.retain_loss) if run.data.retain else None,
+        gradient_norm=float(norm),
         tokens_trained=int(
             sum(
                 (rows.segments > 0).sum() for rows in (batch.answers, batch.preferred, batch.retain)

@@ -139,6 +139,7 @@ class StepRecord:
     loss: float
     collapse_loss: float
     retain_loss: float
+    gradient_norm: float
     mean_selected_score: float
     questions_sampled: int
     tokens_sampled: int
@@ -399,7 +400,7 @@ def pmc_step(run: PMCRun, state: RunState, step: int) -> tuple[RunState, StepRec
     memory = remember_best(run, state.memory, step, sampled, responses, whole)
     rows = build_rows(run, memory, step, questions)
     clock.append(time.perf_counter())
-    train, losses = run.train_step(state.train, rows)
+    train, losses, norm = run.train_step(state.train, rows)
     losses = jax.block_until_ready(losses)
     clock.append(time.perf_counter())
     record = StepRecord(
@@ -409,6 +410,7 @@ def pmc_step(run: PMCRun, state: RunState, step: int) -> tuple[RunState, StepRec
         loss=float(losses.loss),
         collapse_loss=float(losses.collapse_loss),
         retain_loss=float(losses.retain_loss),
+        gradient_norm=float(norm),
         mean_selected_score=float(np.mean(memory.score[questions])),
         questions_sampled=len(sampled),
         tokens_sampled=sum(len(tokens) for row in responses for tokens in row),

@@ -59,6 +59,6 @@ def relearn(
             while len(order) < batch_size:
                 order = np.concatenate([order, rng.permutation(len(pairs))])
             now, order = order[:batch_size], order[batch_size:]
-            state, _ = train_step(state, batch_rows(pairs, now, length))
+            state, _, _ = train_step(state, batch_rows(pairs, now, length))
         done = wanted
         yield done, state.params

@@ -187,8 +187,21 @@ def accumulated_gradients(
     return gradients, jax.tree.unflatten(structure, [parts.sum(axis=0) for parts in scalars])
 
 
-TrainStep = Callable[..., tuple[TrainState, Losses]]
-"""`(state, batch, *fixed) -> (state, losses)`; donates `state`."""
+TrainStep = Callable[..., tuple[TrainState, Losses, Array]]
+"""`(state, batch, *fixed) -> (state, losses, gradient norm)`; donates `state`."""
+
+
+def with_norm(gradients: Params) -> tuple[Params, Float[Array, ""]]:
+    """The gradients, and their Euclidean norm over all leaves, summed up in at least fp32.
+
+    The gradients are there only after their norm, which else would keep a copy in memory.
+    """
+
+    def squares(leaf: Array) -> Array:
+        return jnp.sum(jnp.square(leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))))
+
+    norm = jnp.sqrt(sum(map(squares, jax.tree.leaves(gradients)), jnp.zeros(())))
+    return jax.lax.optimization_barrier((gradients, norm))
 
 
 def make_objective_step(
@@ -199,14 +212,16 @@ def make_objective_step(
 ) -> TrainStep:
     """A compiled optimizer step of any objective; gradients as in `accumulated_gradients`."""
 
-    def train_step(state: TrainState, batch: Any, *fixed: Any) -> tuple[TrainState, Losses]:
+    def train_step(state: TrainState, batch: Any, *fixed: Any) -> tuple[TrainState, Losses, Norms]:
         gradients, losses = accumulated_gradients(
             state.params, batch, objective, cfg, *fixed, dtype=gradient_dtype
         )
+        gradients, norm = with_norm(gradients)
         gradients = optax.tree.cast_like(gradients, state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return place_state(TrainState(params, opt_state, state.step + 1), cfg, optimizer), losses
+        state = TrainState(params, opt_state, state.step + 1)
+        return place_state(state, cfg, optimizer), losses, norm
 
     return jax.jit(train_step, donate_argnums=0)
 
