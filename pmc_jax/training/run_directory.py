@@ -10,6 +10,7 @@ import yaml
 from pmc_jax.errors import UserError
 from pmc_jax.files import read_json, write_json, write_text
 from pmc_jax.nested import flatten, nest
+from pmc_jax.processes import from_first
 
 CONFIG, INPUTS, SUMMARY = "config.yaml", "inputs.json", "summary.json"
 
@@ -79,13 +80,22 @@ def stored_settings(directory: Path, like: Mapping[str, Any]) -> dict[str, Any]:
 def begin_run(
     directory: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], *, overwrite: bool
 ) -> None:
-    """Begin a run, or go on with the one that is there.
+    """Begin a run, or go on with the one that is there; of several processes, the first does.
 
     `inputs` are hashes by name of what the run reads: a run goes on with the same ones only.
 
     Raises:
-        UserError: as `holds_run`, or if an input has changed.
+        UserError: as `holds_run`, if an input has changed, or is not what process 0 has read.
     """
+    first = from_first(lambda: dict(inputs))
+    if unlike := [name for name in inputs if first[name] != inputs[name]]:
+        raise UserError(f"this process reads other {' and '.join(unlike)} than process 0")
+    from_first(lambda: _begin(directory, settings, inputs, overwrite=overwrite))
+
+
+def _begin(
+    directory: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], *, overwrite: bool
+) -> None:
     if not holds_run(directory, settings, overwrite=overwrite):
         if stored_settings(directory, settings):
             shutil.rmtree(directory)
