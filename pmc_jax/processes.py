@@ -10,6 +10,7 @@ import ctypes
 import dataclasses
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -72,9 +73,15 @@ def join(cfg: DistributedConfig) -> None:
             "distributed: expected coordinator_address=HOST:PORT, num_processes and process_id, "
             "or auto=true"
         )
+    address = cfg.coordinator_address
+    if address is not None and not re.fullmatch(r".+:\d+", address):
+        raise UserError(f"distributed.coordinator_address={address}: expected HOST:PORT")
+    restore = explain_aborts(
+        "distributed: the processes did not find each other within "
+        f"{cfg.initialization_timeout_seconds} s"
+    )
     # JAX would catch SIGTERM at all times; `note_termination` does, while there is a step to save.
     jax.config.update("jax_enable_preemption_service", False)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
             *given,
@@ -86,7 +93,12 @@ def join(cfg: DistributedConfig) -> None:
         )
     except (ValueError, TypeError, RuntimeError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"distributed: the processes did not find each other ({reason})") from error
+        hint = "; auto=true asks SLURM, Open MPI, TPU pods and Kubernetes" if cfg.auto else ""
+        raise UserError(
+            f"distributed: the processes did not find each other ({reason}){hint}"
+        ) from error
+    finally:
+        restore()
     if several():
         _watch()
 
@@ -138,7 +150,10 @@ def _watch() -> None:
     """From here on this process ends when another one does."""
     listener = threading.Thread(target=_listen, daemon=True)
     listener.start()
-    abort = _explain_aborts()
+    restore = explain_aborts(
+        f"process {jax.process_index()} of {jax.process_count()} ends because another one died "
+        "or cannot be reached; the same command goes on from the last checkpoint"
+    )
 
     @atexit.register  # and so before JAX's own, which disconnects
     def part() -> None:
@@ -146,7 +161,7 @@ def _watch() -> None:
         if jax.process_index() == 0:
             _client().key_value_set(_ENDING, json.dumps(None))
         listener.join()
-        signal.signal(signal.SIGABRT, abort)
+        restore()
 
 
 def _listen() -> None:
@@ -154,7 +169,7 @@ def _listen() -> None:
     try:
         told = json.loads(_client().blocking_key_value_get(_ENDING, _LONG))
     except jax.errors.JaxRuntimeError:
-        return  # process 0 is gone, of which `_explain_aborts` tells
+        return  # process 0 is gone, of which `explain_aborts` tells
     if told is not None and told[0] != jax.process_index():
         process, message, status = told
         _ending.acquire()
@@ -192,17 +207,14 @@ def _leave(message: str, status: int) -> NoReturn:
     os._exit(status)
 
 
-def _explain_aborts() -> Any:
-    """Have the last line be a sentence when JAX's coordination service ends this process.
+def explain_aborts(message: str) -> Callable[[], None]:
+    """Have `message` be the last line when JAX's coordination service ends this process.
 
-    It calls abort(), from a thread of its own, once a process has been silent for too long;
-    Python's own handlers of signals come too late for that. Returns the former handler.
+    It calls abort(), from a thread of its own, when a process does not come or has been silent
+    for too long; Python's own handlers of signals come too late for that. The function that is
+    returned undoes it.
     """
-    former = signal.getsignal(signal.SIGABRT)
-    line = (
-        f"error: process {jax.process_index()} of {jax.process_count()} ends because another one "
-        "died or cannot be reached; the same command goes on from the last checkpoint\n"
-    ).encode()
+    line = f"error: {message}\n".encode()
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def on_abort(_: int) -> None:
@@ -212,5 +224,5 @@ def _explain_aborts() -> Any:
     _handlers.append(on_abort)
     libc = ctypes.CDLL(None)
     libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-    libc.signal(signal.SIGABRT, ctypes.cast(on_abort, ctypes.c_void_p))
-    return former
+    former = libc.signal(signal.SIGABRT, ctypes.cast(on_abort, ctypes.c_void_p))
+    return lambda: libc.signal(signal.SIGABRT, former)
