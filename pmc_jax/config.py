@@ -376,8 +376,8 @@ def entry_point(task: Callable[[Any], None], name: str, schema: type) -> Callabl
                 end_all("interrupted", 128 + signal.SIGINT)
             print("interrupted", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
-        except Exception as error:
-            if several():
+        except BaseException as error:
+            if several():  # who wait for this one
                 end_all(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", 1, error)
             raise
 

@@ -410,6 +410,8 @@ def write_run(
     after = evaluate_stage(
         cfg, inputs, exported, directory / "evaluation/after.json", "evaluating after"
     )
+    if not is_first():
+        return
     checkpoint_seconds = train_seconds.pop("checkpoint")
     parts = {
         "load": seconds["load"],

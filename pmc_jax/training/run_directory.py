@@ -1,6 +1,7 @@
 """The directory of a run: begun once, continued by the same command, never overwritten unasked."""
 
 import shutil
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from pmc_jax.processes import from_first
 
 CONFIG, INPUTS, SUMMARY = "config.yaml", "inputs.json", "summary.json"
 
+SHARED_SECONDS = 60
+"""How long a network's file system may take to show to one machine what another wrote."""
 
 KINDS = ({"method.name", "method.samples"}, {"suite"})
 """Settings, any of each, by which a run of one command is told from one of another."""
@@ -85,12 +88,21 @@ def begin_run(
     `inputs` are hashes by name of what the run reads: a run goes on with the same ones only.
 
     Raises:
-        UserError: as `holds_run`, if an input has changed, or is not what process 0 has read.
+        UserError: as `holds_run`, if an input has changed, or if process 0 has read another one
+            or has another directory.
     """
     first = from_first(lambda: dict(inputs))
     if unlike := [name for name in inputs if first[name] != inputs[name]]:
         raise UserError(f"this process reads other {' and '.join(unlike)} than process 0")
     from_first(lambda: _begin(directory, settings, inputs, overwrite=overwrite))
+    for _ in range(SHARED_SECONDS):
+        if (directory / CONFIG).is_file():
+            return
+        time.sleep(1)
+    raise UserError(
+        f"{directory}: process 0 has begun a run there, which this process does not see; "
+        "expected a directory that all of them share"
+    )
 
 
 def _begin(
