@@ -72,9 +72,9 @@ def parts(refused: str = "1x1") -> dict[str, Any]:
         )  # fmt: skip
         batch = LossRows(
             tokens=to_devices(tokens, None, "batch", None),
-            mask=to_devices(np.ones(shape, bool), None, "batch", None),
+            segments=to_devices(np.ones(shape, np.int32), None, "batch", None),
             loss_mask=to_devices(targets, None, "batch", None),
-            retain=to_devices(np.arange(2 * ROWS).reshape(2, ROWS) % ROWS > 3, None, "batch"),
+            retain=to_devices(targets & (rng.random(shape) < 0.5), None, "batch", None),
         )
         optimizer = make_optimizer(OptimizerConfig(), CFG, optax.constant_schedule(1e-3))
         step = make_train_step(optimizer, CFG, 1.5, dtype="float64")

@@ -23,10 +23,11 @@ def batch_rows(pairs: Sequence[Pair], order: np.ndarray, length: int) -> LossRow
     """The chosen pairs as one micro-batch `[1, rows, length]` with loss on answers only."""
     chosen = [pairs[i] for i in order]
     prompts, answers = zip(*chosen, strict=True)
-    tokens, mask, targets = loss_rows(prompts, answers, length)
-    arrays = (tokens, mask.astype(np.int32), targets)
-    tokens, segments, targets = (to_devices(x[None], None, "batch", None) for x in arrays)
-    return LossRows(tokens, segments, targets, retain=targets)
+    ids, mask, targets = loss_rows(prompts, answers, length)
+    tokens, segments, loss_mask = (
+        to_devices(x[None], None, "batch", None) for x in (ids, mask.astype(np.int32), targets)
+    )
+    return LossRows(tokens, segments, loss_mask, retain=loss_mask)
 
 
 def relearn(
