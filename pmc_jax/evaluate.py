@@ -263,7 +263,6 @@ def set_truths(directory: Path, *, keep: bool, inputs: Callable[[], Inputs]) -> 
     Nothing is measured for it; the `inputs` are read only where answers are missing.
     """
 
-
     def to_change() -> list[str]:
         logs = sorted(directory.glob(f"models/*/{EVAL_FILE}"))
         return [str(path) for path in logs if holds_truths(read_json(path)) != keep]
