@@ -31,8 +31,9 @@ from convert.tensors import (
     write_tensors,
 )
 from pmc_jax.errors import UserError
-from pmc_jax.model import ModelConfig
+from pmc_jax.model import ModelConfig, to_host
 from pmc_jax.model.specs import Params
+from pmc_jax.processes import from_first, is_first
 
 
 def dtype_name(dtype: DTypeLike) -> str:
@@ -99,7 +100,7 @@ def stored_tensors(
     found = flatten_leaves(params)
     for tensor, (row, layer) in plan_tensors(cfg, family, dtype).items():
         leaves = [found[leaf] for leaf in row.leaves]
-        value = row.to_stored([np.asarray(leaf[layer] if row.stacked else leaf) for leaf in leaves])
+        value = row.to_stored([to_host(leaf[layer] if row.stacked else leaf) for leaf in leaves])
         yield tensor.name, cast(value, DTYPES[tensor.dtype], tensor.name)
 
 
@@ -150,7 +151,7 @@ def export_checkpoint(
     Configuration, tokenizer, chat templates, generation config and, of a multimodal model,
     the weights that are not the language model's come from `source`, a Hugging Face directory
     or a native checkpoint. `dtype` None keeps the dtype that each tensor has there, so that a
-    round trip is exact.
+    round trip is exact. Of several processes, all must call this, and the first writes.
 
     Raises:
         UserError: if `destination` exists, or `source` is another model.
@@ -159,13 +160,18 @@ def export_checkpoint(
     if cfg != source_cfg:
         raise UserError(f"{source}/config.json: describes another model than the parameters")
     dtypes = stored_dtypes(source, family, cfg, dtype)
-    with new_directory(destination) as directory:
-        copy_files(source, directory, dtype)
-        write_weights(
-            directory, params, cfg, family, dtypes,
-            untouched=untouched_tensors(source, family), file_bytes=file_bytes,
-            on_tensor=on_tensor,
-        )  # fmt: skip
+    if is_first():
+        with new_directory(destination) as directory:
+            copy_files(source, directory, dtype)
+            write_weights(
+                directory, params, cfg, family, dtypes,
+                untouched=untouched_tensors(source, family), file_bytes=file_bytes,
+                on_tensor=on_tensor,
+            )  # fmt: skip
+    else:
+        for _ in stored_tensors(params, cfg, family, dtypes):
+            pass  # whose parts here go to process 0
+    from_first(lambda: None)  # it is written
 
 
 def write_checkpoint(

@@ -26,6 +26,7 @@ from pmc_jax.evaluation.aftermath import AftermathConfig
 from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.nested import flatten
 from pmc_jax.pretrained import ModelSource
+from pmc_jax.processes import DistributedConfig, end_all, is_first, several
 from pmc_jax.training.checkpoints import CheckpointConfig
 from pmc_jax.training.loop import BatchConfig
 from pmc_jax.training.optimizer import OptimizerConfig
@@ -63,6 +64,7 @@ class Config:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     checkpoints: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +130,7 @@ class EvaluateConfig:
     prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     aftermath: AftermathConfig = dataclasses.field(default_factory=AftermathConfig)
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +220,10 @@ LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
     "aftermath.learning_rate": (0, False),
     "checkpoints.every": (1, True),
     "checkpoints.keep": (1, True),
+    "distributed.num_processes": (1, True),
+    "distributed.process_id": (0, True),
+    "distributed.heartbeat_timeout_seconds": (5, True),
+    "distributed.initialization_timeout_seconds": (1, True),
 }
 
 
@@ -252,6 +259,11 @@ def config_directory() -> Path:
     """`configs/`, in the package when installed and beside it in the repository."""
     packaged = Path(__file__).parent / "configs"
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """Dotted keys and values, without those that tell the processes of one run apart."""
+    return {k: v for k, v in flatten(config).items() if not k.startswith("distributed.")}
 
 
 def check_values(config: Any) -> None:
@@ -338,7 +350,8 @@ def entry_point(task: Callable[[Any], None], name: str, schema: type) -> Callabl
     """The `main` of a command: configuration from Hydra, user errors as one line and status 2.
 
     Hydra neither changes the working directory nor writes files of its own. A run of a sweep
-    that ends in an error does not end the sweep, whose status is then 2.
+    that ends in an error does not end the sweep, whose status is then 2. Of several processes,
+    one that ends early ends all.
     """
     failed: list[str] = []
 
@@ -348,16 +361,25 @@ def entry_point(task: Callable[[Any], None], name: str, schema: type) -> Callabl
             check_values(config)
             task(config)
         except (UserError, OSError) as error:
+            if several():
+                end_all(str(error), 2)
             print(f"error: {error}", file=sys.stderr)
             if HydraConfig.get().mode != RunMode.MULTIRUN:
                 sys.exit(2)
             failed.append(str(error))
         except Stopped as stopped:
-            print(stopped, file=sys.stderr)
+            if is_first():
+                print(stopped, file=sys.stderr)
             sys.exit(128 + signal.SIGTERM)
         except KeyboardInterrupt:
+            if several():
+                end_all("interrupted", 128 + signal.SIGINT)
             print("interrupted", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
+        except BaseException as error:
+            if several():  # who wait for this one
+                end_all(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", 1, error)
+            raise
 
     def main() -> None:
         # transformers would say at import that PyTorch is missing; nothing here needs it.

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from pmc_jax.compilation import compile_seconds
-from pmc_jax.config import EvaluateConfig, entry_point
+from pmc_jax.config import EvaluateConfig, entry_point, settings_of
 from pmc_jax.data import Controls, Dataset, load_controls, load_dataset
 from pmc_jax.data.encode import check_tokens, digest, encode
 from pmc_jax.data.prompts import PromptTemplate, check_lengths
@@ -32,8 +32,8 @@ from pmc_jax.evaluation.tofu import RetainLog, holds_truths, read_retain_log, wi
 from pmc_jax.files import read_json, write_json
 from pmc_jax.model import decoding_params, on_mesh, param_count
 from pmc_jax.model.specs import Params
-from pmc_jax.nested import flatten
 from pmc_jax.pretrained import ModelSource, describe, load_pretrained, mesh_of, path_of
+from pmc_jax.processes import from_first, is_first, join
 from pmc_jax.progress import token_stage
 from pmc_jax.reporting import write_evaluation_report
 from pmc_jax.reporting.side_by_side import certificate_lines, comparison_table, time_lines
@@ -221,7 +221,10 @@ def references_of(cfg: EvaluateConfig, path: str, inputs: Inputs) -> References:
 
 def missing_parts(cfg: EvaluateConfig, directory: Path) -> list[str]:
     """The parts of the suite that have no file yet in a model's `directory`."""
-    return [part for part in SUITES[cfg.suite] if not (directory / f"{part}.json").is_file()]
+    parts = SUITES[cfg.suite]
+    return from_first(
+        lambda: [part for part in parts if not (directory / f"{part}.json").is_file()]
+    )
 
 
 def examine(
@@ -239,7 +242,7 @@ def examine(
     mesh = mesh_of(source_of(cfg, path), cfg.mesh)
     with on_mesh(mesh):
         respondent, facts = load_subject(cfg, path, mesh)
-        stored = read_json(directory / "model.json")
+        stored = from_first(lambda: read_json(directory / "model.json"))
         if stored is not None and stored["weights"] != facts["weights"]:
             raise UserError(
                 f"{path} holds other weights than {directory} began with; "
@@ -259,18 +262,25 @@ def set_truths(directory: Path, *, keep: bool, inputs: Callable[[], Inputs]) -> 
 
     Nothing is measured for it; the `inputs` are read only where answers are missing.
     """
-    logs = {path: read_json(path) for path in sorted(directory.glob(f"models/*/{EVAL_FILE}"))}
-    logs = {path: log for path, log in logs.items() if holds_truths(log) != keep}
-    truths = forget_truths(inputs().dataset.evaluation) if logs and keep else None
-    for path, log in logs.items():
-        write_json(path, with_truths(log, truths))
+
+    def to_change() -> list[str]:
+        logs = sorted(directory.glob(f"models/*/{EVAL_FILE}"))
+        return [str(path) for path in logs if holds_truths(read_json(path)) != keep]
+
+    changing = from_first(to_change)
+    truths = forget_truths(inputs().dataset.evaluation) if changing and keep else None
+    if not is_first():
+        return
+    for path in map(Path, changing):
+        write_json(path, with_truths(read_json(path), truths))
     if (summary := read_json(directory / SUMMARY)) is not None:
         summary["settings"]["keep_truth"] = keep
         write_json(directory / SUMMARY, summary)
 
 
 def evaluate(cfg: EvaluateConfig) -> None:
-    """One whole evaluation."""
+    """One whole evaluation, which all processes of it call."""
+    join(cfg.distributed)
     check_aftermath(cfg.aftermath)
     paths = model_paths(cfg)
     _, *others = paths.values()
@@ -278,8 +288,11 @@ def evaluate(cfg: EvaluateConfig) -> None:
     read += [("compare", path) for path in others]
     read += [("retain_logs", cfg.retain_logs), ("reference_model", cfg.reference_model)]
     directory = place_of(cfg.evaluations_dir, cfg.name, read)
-    settings = {key: value for key, value in flatten(cfg).items() if key not in NOT_SETTINGS}
-    goes_on = holds_run(directory, settings, overwrite=cfg.overwrite)
+    settings = {key: value for key, value in settings_of(cfg).items() if key not in NOT_SETTINGS}
+
+    def finished() -> bool:
+        goes_on = holds_run(directory, settings, overwrite=cfg.overwrite)
+        return goes_on and (directory / SUMMARY).is_file()
 
     def inputs_of_run() -> Inputs:
         """The inputs, if they are still those that the evaluation began with."""
@@ -287,10 +300,12 @@ def evaluate(cfg: EvaluateConfig) -> None:
         begin_run(directory, settings, inputs.hashes, overwrite=cfg.overwrite)
         return inputs
 
-    if goes_on and (directory / SUMMARY).is_file():
-        print(f"{directory} is a finished evaluation; overwrite=true measures it again")
+    if from_first(finished):
+        if is_first():
+            print(f"{directory} is a finished evaluation; overwrite=true measures it again")
         set_truths(directory, keep=cfg.keep_truth, inputs=inputs_of_run)
-        show(directory, redact=cfg.redact)
+        if is_first():
+            show(directory, redact=cfg.redact)
         return
     if cfg.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
@@ -305,13 +320,19 @@ def evaluate(cfg: EvaluateConfig) -> None:
     for name, path in paths.items():
         examine(cfg, name, path, inputs, places[name], references)
     set_truths(directory, keep=cfg.keep_truth, inputs=lambda: inputs)
+    if is_first():
+        conclude(cfg, inputs, directory, list(paths))
+
+
+def conclude(cfg: EvaluateConfig, inputs: Inputs, directory: Path, models: list[str]) -> None:
+    """The summary and the report of an evaluation whose parts are there."""
     summary = {
         "name": cfg.name,
         "suite": cfg.suite,
-        **summarise_parts(directory / "models", list(paths), SUITES[cfg.suite]),
+        **summarise_parts(directory / "models", models, SUITES[cfg.suite]),
         "data": inputs.hashes,
         "versions": versions(),
-        "settings": flatten(cfg),
+        "settings": settings_of(cfg),
     }
     write_json(directory / SUMMARY, summary)
     show(directory, redact=cfg.redact)

@@ -1,4 +1,4 @@
-"""Text and JSON files that are written whole or not at all."""
+"""Text and JSON files that are written whole or not at all, and by process 0 alone."""
 
 import json
 import os
@@ -6,9 +6,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pmc_jax.processes import is_first
+
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing; the directory is made if absent."""
+    """Write a whole file or nothing; the directory is made if absent.
+
+    Processes other than the first write nothing.
+    """
+    if not is_first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")

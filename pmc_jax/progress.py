@@ -1,4 +1,7 @@
-"""What a person sees while a run works: bars on a terminal, plain lines elsewhere."""
+"""What a person sees while a run works: bars on a terminal, plain lines elsewhere.
+
+Of several processes the first alone shows it.
+"""
 
 import sys
 import time
@@ -7,6 +10,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pmc_jax.processes import is_first
 
 LINE_SECONDS = 10.0
 """Where output is not a terminal, a stage prints at most one line in this time."""
@@ -29,7 +34,7 @@ class Stage:
             self._bar.update(self._task, completed=done, note=note)
             return
         now = time.monotonic()
-        if done >= self.total or now - self._printed >= LINE_SECONDS:
+        if is_first() and (done >= self.total or now - self._printed >= LINE_SECONDS):
             self._printed = now
             unit_seconds = (now - self.started) / max(done - self._first, 1)
             left = f", {unit_seconds * (self.total - done):.0f} s left" if done < self.total else ""
@@ -39,14 +44,14 @@ class Stage:
         """Print a line above the bar."""
         if self._bar is not None:
             self._bar.console.print(message, highlight=False)
-        else:
+        elif is_first():
             print(message, flush=True)
 
 
 @contextmanager
 def stage(name: str, total: int, done: int = 0) -> Iterator[Stage]:
     """A stage of `total` units, of which `done` are finished already."""
-    if not sys.stdout.isatty():
+    if not sys.stdout.isatty() or not is_first():
         yield Stage(name, total, done, None)
         return
     columns = (

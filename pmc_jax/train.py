@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from convert.export import export_checkpoint
 from convert.load import load_checkpoint
-from pmc_jax.config import Config, entry_point
+from pmc_jax.config import Config, entry_point, settings_of
 from pmc_jax.data import Dataset, load_dataset
 from pmc_jax.data.encode import EncodedData, encode, fingerprints
 from pmc_jax.evaluation import (
@@ -32,8 +32,8 @@ from pmc_jax.evaluation import (
 from pmc_jax.files import read_json, write_json, write_json_lines
 from pmc_jax.model import decoding_params, on_mesh, param_count
 from pmc_jax.model.specs import Params
-from pmc_jax.nested import flatten
 from pmc_jax.pretrained import Pretrained, load_pretrained, mesh_of, weights_dtype
+from pmc_jax.processes import from_first, is_first, join
 from pmc_jax.progress import stage, token_stage
 from pmc_jax.reporting import format_examples, format_table, write_report
 from pmc_jax.reporting.run_files import read_run
@@ -126,7 +126,7 @@ def evaluate_stage(
     cfg: Config, inputs: Inputs, params: Params, path: Path, name: str
 ) -> dict[str, Any]:
     """Evaluate `params` and keep the result in `path`; read it where it exists."""
-    stored = read_json(path)
+    stored = from_first(lambda: read_json(path))
     if stored is not None:
         return stored
     started = time.perf_counter()
@@ -327,7 +327,7 @@ def train_stage(
         steps = baseline_run(cfg, inputs, optimizer, frozen)
     with open_checkpoints(directory / "checkpoints", cfg.checkpoints) as manager:
         like = RunState(abstract_state(model.cfg, optimizer, dtype, inputs.mesh), memory)
-        if manager.latest_step() is not None:
+        if from_first(manager.latest_step) is not None:
             for leaf in jax.tree.leaves(params):
                 leaf.delete()  # the restored weights take this room
         restored = restore_latest(manager, like)
@@ -343,7 +343,7 @@ def train_stage(
             open_metrics(
                 directory,
                 first,
-                settings=flatten(cfg),
+                settings=settings_of(cfg),
                 tensorboard=cfg.logging.tensorboard,
                 wandb=cfg.logging.wandb,
             ) as metrics,
@@ -358,16 +358,22 @@ def train_stage(
 
 
 def train(cfg: Config) -> None:
-    """One whole run."""
+    """One whole run, which all processes of it call."""
+    join(cfg.distributed)
     read = [("model.path", cfg.model.path), ("data.path", cfg.data.path)]
     if isinstance(cfg.method, AltPOConfig):
         read.append(("method.alternatives", cfg.method.alternatives))
     directory = place_of(cfg.runs_dir, cfg.name, read)
-    settings = {key: value for key, value in flatten(cfg).items() if key not in NOT_SETTINGS}
-    goes_on = holds_run(directory, settings, overwrite=cfg.overwrite)
-    if goes_on and (directory / SUMMARY).is_file():
-        print(f"{directory} is a finished run; overwrite=true runs it again")
-        show(directory, write_report(directory))
+    settings = {key: value for key, value in settings_of(cfg).items() if key not in NOT_SETTINGS}
+
+    def finished() -> bool:
+        goes_on = holds_run(directory, settings, overwrite=cfg.overwrite)
+        return goes_on and (directory / SUMMARY).is_file()
+
+    if from_first(finished):
+        if is_first():
+            print(f"{directory} is a finished run; overwrite=true runs it again")
+            show(directory)
         return
     if cfg.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
@@ -377,7 +383,8 @@ def train(cfg: Config) -> None:
     begin_run(directory, settings, fingerprints_of(inputs, params), overwrite=cfg.overwrite)
     with on_mesh(inputs.mesh):
         write_run(cfg, inputs, params, directory, seconds)
-    show(directory, write_report(directory))
+    if is_first():
+        show(directory)
 
 
 def write_run(
@@ -392,7 +399,7 @@ def write_run(
     )
     trained, steps, train_seconds = train_stage(cfg, inputs, params, directory)
     with timed(seconds, "export"):
-        if not (directory / "model").exists():
+        if not from_first((directory / "model").exists):
             export_checkpoint(
                 trained, inputs.model.cfg, inputs.model.directory, directory / "model"
             )
@@ -403,6 +410,8 @@ def write_run(
     after = evaluate_stage(
         cfg, inputs, exported, directory / "evaluation/after.json", "evaluating after"
     )
+    if not is_first():
+        return
     checkpoint_seconds = train_seconds.pop("checkpoint")
     parts = {
         "load": seconds["load"],
@@ -416,7 +425,7 @@ def write_run(
     write_json_lines(directory / "samples.jsonl", sample_rows(before["answers"], after["answers"]))
     summary = summarise(
         cfg.name,
-        flatten(cfg),
+        settings_of(cfg),
         inputs.model.cfg,
         before["measures"],
         after["measures"],
@@ -426,8 +435,9 @@ def write_run(
     write_json(directory / SUMMARY, summary)
 
 
-def show(directory: Path, report: Path) -> None:
-    """Print the before/after table, three examples, and where the report is."""
+def show(directory: Path) -> None:
+    """Write the report; print the before/after table, three examples, and where all is."""
+    report = write_report(directory)
     run = read_run(directory)
     print(f"\n{format_table(run.summary)}\n")
     if examples := format_examples(run.samples, 3):

@@ -218,7 +218,7 @@ def test_compiling_is_told_apart_from_measuring(run):
 
 
 MISTAKES = {
-    "foreign key": (["foo=1"], r"key foo; there are name, evaluations_dir, .*, aftermath\.…$"),
+    "foreign key": (["foo=1"], r"key foo; there are name, evaluations_dir, .*, distributed\.…$"),
     "foreign key of a group": (["evaluation.xyz=1"], r"evaluation has max_new_tokens, rows, "),
     "key without its group": (["samples=3"], r"nearest valid key is evaluation\.attack_samples"),
     "mistyped group": (["evalution.rows=3"], r"the nearest valid key is evaluation\.…"),

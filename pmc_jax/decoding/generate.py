@@ -12,7 +12,7 @@ from pmc_jax.buckets import bucket_length
 from pmc_jax.decoding.layout import prompt_rows, shapes
 from pmc_jax.decoding.sampler import DECODING, Decoding, Responses, Sampling, sample
 from pmc_jax.errors import UserError
-from pmc_jax.model import ModelConfig, RopeConfig
+from pmc_jax.model import ModelConfig, RopeConfig, to_devices
 from pmc_jax.model.specs import Params
 
 
@@ -95,8 +95,8 @@ def generate(
         limit[: len(chosen)] = [limits[i] for i in chosen]
         row_ids[: len(chosen)] = [ids[i] for i in chosen]
         found = sample(
-            params, jnp.asarray(tokens), jnp.asarray(mask),
-            row_keys(key, jnp.uint32(step), jnp.asarray(row_ids), samples), limit,
+            params, to_devices(tokens, "batch", None), to_devices(mask, "batch", None),
+            row_keys(key, np.uint32(step), to_devices(row_ids), samples), limit,
             time=bucket_length(max(limits)), shapes=shapes(largest, samples), cfg=cfg,
             sampling=sampling, dtype=dtype, decoding=decoding, wave=wave,
             prune=partial(prune, chosen) if prune else None,

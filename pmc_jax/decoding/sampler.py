@@ -25,6 +25,8 @@ from pmc_jax.model import (
     grow,
     init_suffix,
     prefill,
+    to_devices,
+    to_host,
 )
 from pmc_jax.model.specs import Params
 
@@ -246,9 +248,7 @@ def _regroup(
 
 def _record(found: Responses, state: DecodeState, row_of: np.ndarray) -> int:
     """Copy what is decoded to the host; returns the number of tokens fed."""
-    tokens, length, done, step = jax.device_get(
-        (state.tokens, state.length, state.done, state.step)
-    )
+    tokens, length, done, step = to_host((state.tokens, state.length, state.done, state.step))
     used, place = row_of >= 0, row_of[row_of >= 0]
     time = found.tokens.shape[2]
     width = min(tokens.shape[2], time)
@@ -315,8 +315,8 @@ def sample(
         found.status[chosen] = RUNNING
         prompt_of, row_of = arrange(chosen, smallest_shape(chosen.sum(1), shapes))
         prefix, state = _begin(
-            logits, prompts, keys, jnp.asarray(limit), jnp.asarray(prompt_of),
-            jnp.asarray(row_of), length=lengths[0], cfg=cfg, sampling=sampling, dtype=dtype,
+            logits, prompts, keys, to_devices(limit), to_devices(prompt_of),
+            to_devices(row_of), length=lengths[0], cfg=cfg, sampling=sampling, dtype=dtype,
         )  # fmt: skip
         chunk = partial(_decode_chunk, params, cfg=cfg, sampling=sampling)
         _decode_wave(chunk, prefix, state, row_of, found, shapes, lengths, decoding, prune)
@@ -347,7 +347,7 @@ def _decode_wave(
             prefix, state = _move(prefix, state, row_of, moved)
             row_of = moved
         done = (row_of < 0) | ~running.reshape(-1)[row_of]
-        state = dataclasses.replace(state, done=jnp.asarray(done))
+        state = dataclasses.replace(state, done=to_devices(done))
         if step == state.suffix.length:
             state = _grow(state, lengths[lengths.index(step) + 1])
         until = min(step + decoding.chunk, state.suffix.length)
@@ -362,4 +362,4 @@ def _move(
     slot_of[old[old >= 0]] = np.flatnonzero(old.reshape(-1) >= 0)
     slots = np.where(new >= 0, slot_of[new], -1)
     groups = np.maximum(slots[:, 0], 0) // old.shape[1]
-    return _regroup(prefix, state, jnp.asarray(groups), jnp.asarray(slots))
+    return _regroup(prefix, state, to_devices(groups), to_devices(slots))

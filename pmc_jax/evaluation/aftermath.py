@@ -23,6 +23,7 @@ from pmc_jax.evaluation.leakage import greedy_leakage, leakage
 from pmc_jax.evaluation.likelihood import Pair, answer_losses
 from pmc_jax.evaluation.quality import Answer, quality, questions_asked
 from pmc_jax.evaluation.rounding import round_params
+from pmc_jax.model import to_host
 
 TEACHING_STREAM = 4
 KINDS = ("forget", "benign")
@@ -70,7 +71,7 @@ def taught_rows(x: Examination, kind: str) -> list[EvaluationRow]:
     most = max(1, len(rows) // 2) if kind == "forget" else len(rows)
     count = min(x.aftermath.rows, most)
     key = jax.random.fold_in(x.key, TEACHING_STREAM)
-    chosen = np.asarray(jax.random.permutation(key, len(rows)))[:count]
+    chosen = to_host(jax.random.permutation(key, len(rows)))[:count]
     return [rows[i] for i in sorted(chosen.tolist())]
 
 

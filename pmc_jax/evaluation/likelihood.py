@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int
 from pmc_jax.buckets import bucket_length
 from pmc_jax.data.batches import loss_rows
 from pmc_jax.evaluation.quality import Respondent
-from pmc_jax.model import ModelConfig, forward
+from pmc_jax.model import ModelConfig, forward, to_devices, to_host
 from pmc_jax.model.forward import logits
 from pmc_jax.model.nll import CHUNK
 from pmc_jax.model.specs import Params
@@ -107,10 +107,10 @@ def answer_scores(
         prompts, answers = zip(*filled, strict=True)
         tokens, mask, _ = loss_rows(prompts, answers, bucket_length(lengths[chosen[-1]]))
         arrays = next_token_scores(
-            respondent.params, jnp.asarray(tokens), jnp.asarray(mask),
+            respondent.params, to_devices(tokens, "batch", None), to_devices(mask, "batch", None),
             cfg=respondent.model, dtype=respondent.dtype,
         )  # fmt: skip
-        fields = [np.asarray(array) for array in arrays]
+        fields = to_host(arrays)
         for row, i in enumerate(chosen):
             part = slice(len(pairs[i][0]) - 1, lengths[i] - 1)
             found[i] = TokenScores(*(field[row, part] for field in fields))

@@ -18,6 +18,8 @@ from pmc_jax.model.sharding import (
     mesh_layout,
     on_mesh,
     param_shardings,
+    to_devices,
+    to_host,
 )
 from pmc_jax.model.specs import (
     Spec,
@@ -61,6 +63,8 @@ __all__ = [
     "param_specs",
     "prefill",
     "routed",
+    "to_devices",
+    "to_host",
     "token_nll",
     "token_values",
 ]

@@ -10,16 +10,18 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, DTypeLike
+from jaxtyping import Array, DTypeLike, Shaped
 
 from pmc_jax.errors import UserError
 from pmc_jax.model.config import ModelConfig
 from pmc_jax.model.specs import Params, Spec, param_count, param_specs
+from pmc_jax.processes import from_first, several
 
 MESH_AXES = ("data", "model")
 
@@ -86,18 +88,28 @@ def auto_layout(
     return devices // model, model
 
 
+def device_memory() -> int | None:
+    """Bytes of one of this process's devices; None where that is not known."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
 def choose_mesh(setting: str, cfg: ModelConfig, dtype: DTypeLike) -> Mesh | None:
     """The mesh of a setting, "auto" or `DATAxMODEL`; None for a single device.
 
     Raises:
-        UserError: if the setting is neither, or there are fewer devices.
+        UserError: if the setting is neither, there are fewer devices, or a process of several
+            would be left out.
     """
     if setting == "auto":
-        statistics = jax.local_devices()[0].memory_stats() or {}
-        memory = statistics.get("bytes_limit")
+        memory = from_first(device_memory)
         data, model = auto_layout(len(jax.devices()), memory, cfg, dtype)
     else:
         data, model = mesh_layout(setting)
+        if several() and data * model != len(jax.devices()):
+            raise UserError(
+                f"mesh={setting}: expected all {len(jax.devices())} devices of the "
+                f"{jax.process_count()} processes"
+            )
     return None if data * model == 1 else make_mesh(data, model)
 
 
@@ -122,6 +134,29 @@ def batch_shards() -> int:
     """Into how many parts the current mesh parts a batch; 1 without one."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape[RULES["batch"]]
+
+
+def to_devices(x: Shaped[np.ndarray, "..."], *axes: str | None) -> Array:
+    """A host array on the mesh, parted along its logical axes; without axes, whole everywhere.
+
+    Every process has all of `x`, and hands each of its devices that device's part.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return jnp.asarray(x)
+    x = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
+    sharding = NamedSharding(mesh, partition_spec(x.shape, axes or [None] * x.ndim, mesh))
+    return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
+
+
+@jax.jit
+def _whole(tree: Any) -> Any:
+    return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), tree)
+
+
+def to_host(tree: Any) -> Any:
+    """Arrays as NumPy's, each of them whole in every process."""
+    return jax.device_get(_whole(tree) if several() else tree)
 
 
 def constrain(x: Array, *axes: str | None) -> Array:

@@ -17,7 +17,7 @@ from jaxtyping import Array, DTypeLike, Float
 
 from pmc_jax.data.batches import retain_draw, train_sequence
 from pmc_jax.data.prompts import PromptTemplate
-from pmc_jax.model import ModelConfig, batch_shards
+from pmc_jax.model import ModelConfig, batch_shards, to_devices, to_host
 from pmc_jax.model.specs import Params
 from pmc_jax.training.checkpoints import RunState
 from pmc_jax.training.loop import BatchConfig, updates_per_epoch, visited
@@ -97,10 +97,10 @@ def answer_rows(
     filled = np.zeros(parts * per_part, reference.dtype)
     filled[: len(reference)] = reference
     return AnswerRows(
-        tokens=jnp.asarray(rows.tokens),
-        segments=jnp.asarray(rows.segments),
-        loss_mask=jnp.asarray(rows.loss_mask),
-        reference=jnp.asarray(filled.reshape(parts, per_part)),
+        tokens=to_devices(rows.tokens, None, "batch", None),
+        segments=to_devices(rows.segments, None, "batch", None),
+        loss_mask=to_devices(rows.loss_mask, None, "batch", None),
+        reference=to_devices(filled.reshape(parts, per_part)),
     )
 
 
@@ -167,8 +167,9 @@ def reference_nll(
             for prompt, answer in pairs[first : first + size]
         ]
         width = row_width([len(p) + len(a) for p, a in sequences], batch.max_length)
-        arrays = (jnp.asarray(array[0]) for array in packed([sequences], width, batch_shards()))
-        found.append(np.asarray(summed(params, *arrays))[: len(sequences)])
+        rows = packed([sequences], width, batch_shards())
+        arrays = (to_devices(array[0], "batch", None) for array in rows)
+        found.append(to_host(summed(params, *arrays))[: len(sequences)])
     return np.concatenate(found) if found else np.zeros(0, jnp.promote_types(dtype, jnp.float32))
 
 

@@ -4,8 +4,9 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from jaxtyping import Array, UInt32
 
 from pmc_jax.errors import UserError
 from pmc_jax.nested import flatten
+from pmc_jax.processes import from_first, is_first, several
 from pmc_jax.training.bits import element_index, mixed
 from pmc_jax.training.step import TrainState
 from pmc_jax.unlearning import ResponseMemory
@@ -161,6 +163,11 @@ def restore(
     except Exception as error:
         # Orbax raises whatever its storage layer meets in a torn or corrupted file.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if several():  # the others may have read their parts well, and wait for this process
+            raise UserError(
+                f"{manager.directory / str(step)} is corrupt ({reason}); remove it, or go on with "
+                "one process once, which sets it aside"
+            ) from error
         raise CorruptCheckpoint(reason) from error
     content = dict(found.extra)
     if content.pop("sha256", None) != seal(content):
@@ -182,18 +189,19 @@ def restore_latest(
     Raises:
         UserError: if there are checkpoints and none is good; they stay where they are.
     """
-    steps = sorted(manager.all_steps(), reverse=True)
+    steps = from_first(lambda: sorted(manager.all_steps(), reverse=True))
     corrupt: list[int] = []
     for step in steps:
         try:
             found = restore(manager, step, like)
         except CorruptCheckpoint as error:
-            logger.warning("checkpoint %s is corrupt (%s)", manager.directory / str(step), error)
+            if is_first():
+                bad = manager.directory / str(step)
+                logger.warning("checkpoint %s is corrupt (%s)", bad, error)
             corrupt.append(step)
             continue
-        for bad in corrupt:
-            set_aside(Path(manager.directory), bad)
         if corrupt:
+            from_first(partial(set_aside, Path(manager.directory), corrupt))
             manager.reload()
         return found
     if steps:
@@ -204,9 +212,10 @@ def restore_latest(
     return None
 
 
-def set_aside(directory: Path, step: int) -> None:
-    """Move checkpoint `step` to `corrupt/` beside the checkpoints, under a free name."""
+def set_aside(directory: Path, steps: Sequence[int]) -> None:
+    """Move the checkpoints `steps` to `corrupt/` beside the others, under free names."""
     place = directory.parent / "corrupt"
     place.mkdir(exist_ok=True)
-    number = sum(path.name.split(".")[0] == str(step) for path in place.iterdir())
-    (directory / str(step)).rename(place / (f"{step}.{number}" if number else str(step)))
+    for step in steps:
+        number = sum(path.name.split(".")[0] == str(step) for path in place.iterdir())
+        (directory / str(step)).rename(place / (f"{step}.{number}" if number else str(step)))

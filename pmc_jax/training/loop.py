@@ -22,7 +22,7 @@ from pmc_jax.decoding import (
     generate,
     is_whole,
 )
-from pmc_jax.model import ModelConfig, batch_shards, decoding_params
+from pmc_jax.model import ModelConfig, batch_shards, decoding_params, to_devices
 from pmc_jax.model.specs import Params
 from pmc_jax.training.checkpoints import RunState
 from pmc_jax.training.packing import divided, packed, row_width
@@ -323,7 +323,7 @@ def select_samples(
     ids, padded = np.zeros(count, np.uint32), np.zeros((count, scores.shape[1]))
     ids[: len(questions)], padded[: len(questions)] = questions, scores
     temperature = run.pmc.selection_temperature
-    keys = selection_keys(run.key, step, jnp.asarray(ids)) if temperature > 0 else None
+    keys = selection_keys(run.key, step, to_devices(ids)) if temperature > 0 else None
     return select(padded, temperature, keys)[: len(questions)].tolist()
 
 
@@ -382,10 +382,10 @@ def build_rows(
     )
     collapsing = np.array([len(own) for own in collapse])
     return LossRows(
-        tokens=jnp.asarray(rows.tokens),
-        segments=jnp.asarray(rows.segments),
-        loss_mask=jnp.asarray(rows.loss_mask),
-        retain=jnp.asarray(rows.segments > collapsing[:, None, None]),
+        tokens=to_devices(rows.tokens, None, "batch", None),
+        segments=to_devices(rows.segments, None, "batch", None),
+        loss_mask=to_devices(rows.loss_mask, None, "batch", None),
+        retain=to_devices(rows.segments > collapsing[:, None, None], None, "batch", None),
     )
 
 

@@ -9,22 +9,27 @@ from typing import Any
 from pmc_jax.errors import UserError
 from pmc_jax.files import write_json_lines
 from pmc_jax.nested import flatten
+from pmc_jax.processes import is_first
 
 
 class Metrics:
-    """`metrics.jsonl` and whatever else listens; `rows` are all lines of the run so far."""
+    """`metrics.jsonl` and whatever else listens; `rows` are all lines of the run so far.
+
+    Processes other than the first write nothing.
+    """
 
     def __init__(self, path: Path, first_step: int) -> None:
         self.rows = kept_rows(path, first_step)
         write_json_lines(path, self.rows)
         self.listeners: list[Any] = []
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8") if is_first() else None
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one step's line at once."""
         self.rows.append(row)
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
         flat = {key.replace(".", "/"): value for key, value in flatten(row).items()}
         numbers = {key: value for key, value in flat.items() if isinstance(value, int | float)}
         for listener in self.listeners:
@@ -32,7 +37,8 @@ class Metrics:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def kept_rows(path: Path, first_step: int) -> list[dict[str, Any]]:
@@ -61,7 +67,7 @@ def open_metrics(
     with ExitStack() as stack:
         metrics = Metrics(directory / "metrics.jsonl", first_step)
         stack.callback(metrics.close)
-        if tensorboard:
+        if tensorboard and is_first():
             from tensorboardX import SummaryWriter
 
             writer = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
@@ -69,7 +75,7 @@ def open_metrics(
             metrics.listeners.append(
                 lambda step, row: [writer.add_scalar(k, v, step) for k, v in row.items()]
             )
-        if wandb:
+        if wandb and is_first():
             try:
                 import wandb as service
             except ImportError as error:

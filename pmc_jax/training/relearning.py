@@ -10,7 +10,7 @@ from jaxtyping import DTypeLike
 
 from pmc_jax.buckets import bucket_length
 from pmc_jax.data.batches import loss_rows
-from pmc_jax.model import ModelConfig
+from pmc_jax.model import ModelConfig, to_devices
 from pmc_jax.model.specs import Params
 from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer
 from pmc_jax.training.step import init_state, make_train_step
@@ -23,8 +23,11 @@ def batch_rows(pairs: Sequence[Pair], order: np.ndarray, length: int) -> LossRow
     """The chosen pairs as one micro-batch `[1, rows, length]` with loss on answers only."""
     chosen = [pairs[i] for i in order]
     prompts, answers = zip(*chosen, strict=True)
-    tokens, mask, targets = (jnp.asarray(x)[None] for x in loss_rows(prompts, answers, length))
-    return LossRows(tokens, mask.astype(jnp.int32), targets, retain=targets)
+    ids, mask, targets = loss_rows(prompts, answers, length)
+    tokens, segments, loss_mask = (
+        to_devices(x[None], None, "batch", None) for x in (ids, mask.astype(np.int32), targets)
+    )
+    return LossRows(tokens, segments, loss_mask, retain=loss_mask)
 
 
 def relearn(

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from pmc_jax.errors import Stopped, UserError
 from pmc_jax.model.specs import Params
+from pmc_jax.processes import agree
 from pmc_jax.progress import Stage
 from pmc_jax.training.checkpoints import RunState, finish, save
 from pmc_jax.training.metrics import Metrics
@@ -97,8 +99,8 @@ def unlearn(
     that checkpoints took. `parameters` of the model are for the log's FLOP/s.
 
     Raises:
-        UserError: when the loss or, at a checkpoint, the weights are no longer finite, or a
-            checkpoint cannot be written.
+        UserError: when the loss or, at a checkpoint, the weights are no longer finite, a
+            checkpoint cannot be written, or several processes part ways.
         Stopped: after SIGTERM, with the last step saved.
     """
     first = int(state.train.step)
@@ -110,7 +112,7 @@ def unlearn(
         for current, record in steps:
             state = current
             done = record.step + 1
-            stop = terminating()
+            stop = agree(terminating(), partial(decided, state, record))
             due = done % every == 0 or done == total or stop
             if not math.isfinite(record.loss) or (due and not all_finite(state.train.params)):
                 finish(manager)
@@ -130,6 +132,13 @@ def unlearn(
                 finish(manager)
                 raise Stopped(f"stopped after step {done} of {total}; the same command goes on")
     return state, extra
+
+
+def decided(state: RunState, record: Record) -> bytes:
+    """What every process finds for itself in a step and all must find alike."""
+    memory = state.memory
+    arrays = (memory.score, memory.length, memory.tokens)
+    return repr(record.loss).encode() + b"".join(array.tobytes() for array in arrays)
 
 
 def not_finite(record: Record, checkpoints: Path, last: int | None) -> UserError:

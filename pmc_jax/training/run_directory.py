@@ -1,6 +1,7 @@
 """The directory of a run: begun once, continued by the same command, never overwritten unasked."""
 
 import shutil
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import yaml
 from pmc_jax.errors import UserError
 from pmc_jax.files import read_json, write_json, write_text
 from pmc_jax.nested import flatten, nest
+from pmc_jax.processes import from_first
 
 CONFIG, INPUTS, SUMMARY = "config.yaml", "inputs.json", "summary.json"
 
+SHARED_SECONDS = 60
+"""How long a network's file system may take to show to one machine what another wrote."""
 
 KINDS = ({"method.name", "method.samples"}, {"suite"})
 """Settings, any of each, by which a run of one command is told from one of another."""
@@ -79,13 +83,31 @@ def stored_settings(directory: Path, like: Mapping[str, Any]) -> dict[str, Any]:
 def begin_run(
     directory: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], *, overwrite: bool
 ) -> None:
-    """Begin a run, or go on with the one that is there.
+    """Begin a run, or go on with the one that is there; of several processes, the first does.
 
     `inputs` are hashes by name of what the run reads: a run goes on with the same ones only.
 
     Raises:
-        UserError: as `holds_run`, or if an input has changed.
+        UserError: as `holds_run`, if an input has changed, or if process 0 has read another one
+            or has another directory.
     """
+    first = from_first(lambda: dict(inputs))
+    if unlike := [name for name in inputs if first[name] != inputs[name]]:
+        raise UserError(f"this process reads other {' and '.join(unlike)} than process 0")
+    from_first(lambda: _begin(directory, settings, inputs, overwrite=overwrite))
+    for _ in range(SHARED_SECONDS):
+        if (directory / CONFIG).is_file():
+            return
+        time.sleep(1)
+    raise UserError(
+        f"{directory}: process 0 has begun a run there, which this process does not see; "
+        "expected a directory that all of them share"
+    )
+
+
+def _begin(
+    directory: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], *, overwrite: bool
+) -> None:
     if not holds_run(directory, settings, overwrite=overwrite):
         if stored_settings(directory, settings):
             shutil.rmtree(directory)

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt32
+
+from pmc_jax.model import to_devices, to_host
 
 SELECTION = 0xFFFFFFFF
 
@@ -69,7 +70,7 @@ def select(
         return np.argmin(scores, axis=1)
     if keys is None:
         raise ValueError("Bradley–Terry selection at a temperature needs a key per question")
-    return np.asarray(_categorical(keys, jnp.asarray((1 - scores) / temperature)))
+    return to_host(_categorical(keys, to_devices((1 - scores) / temperature)))
 
 
 def update_memory(
