@@ -30,7 +30,7 @@ from pmc_jax.evaluation import (
     sample_rows,
 )
 from pmc_jax.files import read_json, write_json, write_json_lines
-from pmc_jax.model import decoding_params, on_mesh, param_count
+from pmc_jax.model import batch_shards, decoding_params, on_mesh, param_count
 from pmc_jax.model.specs import Params
 from pmc_jax.pretrained import Pretrained, load_pretrained, mesh_of, weights_dtype
 from pmc_jax.processes import from_first, is_first, join
@@ -65,6 +65,7 @@ from pmc_jax.training.optimizer import make_optimizer, make_schedule
 from pmc_jax.training.packing import Pair
 from pmc_jax.training.run import Record, unlearn
 from pmc_jax.training.run_directory import SUMMARY, begin_run, holds_run, place_of
+from pmc_jax.training.shapes import run_shapes
 from pmc_jax.training.step import (
     abstract_state,
     init_state,
@@ -154,8 +155,11 @@ def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
     seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - started
 
 
-Steps = Callable[[RunState, dict[str, Any]], Iterator[tuple[RunState, Record]]]
-"""From the state to start at, and the JSON kept beside it, to the steps that are left."""
+Steps = Callable[
+    [RunState, dict[str, Any], Callable[[str], None]], Iterator[tuple[RunState, Record]]
+]
+"""From the state to start at, the JSON kept beside it, and where to say what a person may want
+to know first, to the steps that are left."""
 
 
 def originals_of(cfg: Config, method: PMCConfig, inputs: Inputs, params: Params) -> dict[str, Any]:
@@ -259,7 +263,9 @@ def pmc_run(
         gradient_dtype=cfg.training.gradient_dtype,
     )
 
-    def steps(state: RunState, extra: dict[str, Any]) -> Iterator[tuple[RunState, Record]]:
+    def steps(
+        state: RunState, extra: dict[str, Any], say: Callable[[str], None]
+    ) -> Iterator[tuple[RunState, Record]]:
         run = PMCRun(
             task=UnlearningTask(encoded.forget, extra["originals"], encoded.retain),
             model=model.cfg,
@@ -271,6 +277,8 @@ def pmc_run(
             train_step=train_step,
             dtype=cfg.model.dtype,
         )
+        for line in run_shapes(run, batch_shards()).lines():
+            say(line)
         return pmc_steps(run, state)
 
     return steps
@@ -282,7 +290,9 @@ def baseline_run(
     """The steps of any other method."""
     objective = method_objective(cfg.method, inputs.model.cfg, cfg.model.dtype, cfg.model.remat)
 
-    def steps(state: RunState, extra: dict[str, Any]) -> Iterator[tuple[RunState, Record]]:
+    def steps(
+        state: RunState, extra: dict[str, Any], say: Callable[[str], None]
+    ) -> Iterator[tuple[RunState, Record]]:
         wide, references = weights_dtype(cfg.model), extra["references"]
         run = BaselineRun(
             method=cfg.method,
@@ -350,9 +360,10 @@ def train_stage(
             stage(cfg.method.name, total, first) as progress,
         ):
             state, extra = unlearn(
-                steps(state, extra), state, extra, total=total, every=cfg.checkpoints.every,
-                schedule=schedule, parameters=param_count(model.cfg), manager=manager,
-                metrics=metrics, progress=progress,
+                steps(state, extra, progress.say), state, extra, total=total,
+                every=cfg.checkpoints.every, schedule=schedule,
+                parameters=param_count(model.cfg), manager=manager, metrics=metrics,
+                progress=progress,
             )  # fmt: skip
     return state.train.params, metrics.rows, extra["seconds"]
 

@@ -48,7 +48,7 @@ def test_a_run_has_no_shape_that_it_does_not_name(name, limit, words_model, monk
     named = run_shapes(run)
     for field, found in seen.items():
         assert found and found <= set(getattr(named, field)), field
-    assert len(named.lines()) == 3
+    assert len(named.lines()) == 4
 
 
 def test_rows_are_whole_on_every_device_of_a_mesh(words_model, x64):  # noqa: F811

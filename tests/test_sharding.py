@@ -103,11 +103,11 @@ def test_weights_are_gathered_one_layer_at_a_time(steps, layout):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_decoding_moves_neither_weights_nor_cache(steps, layout):
-    """Only sums of partial products, over "model", and they have the hidden state's shape."""
+    """Only sums of partial products, over "model", and they have the hidden state's size."""
     data, model = int(layout[0]), int(layout[2])
     found = steps[f"4 {layout}"]
     assert {(kind, *shape) for kind, shape, _ in found["decode"]} <= {
-        ("all-reduce", 16 // data, 5, 128)
+        ("all-reduce", 16 // data * 5, 128)
     }
     assert bool(found["decode"]) == (model > 1)
     assert found["cache_kept"]

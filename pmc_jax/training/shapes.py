@@ -31,11 +31,16 @@ class RunShapes:
         def products(pairs: Iterable[tuple[int, int]]) -> str:
             return ", ".join(f"{a}x{b}" for a, b in pairs)
 
+        ranges = []
+        for width in sorted({width for _, width in self.training}):
+            rows = [rows for rows, own in self.training if own == width]
+            ranges.append(f"{min(rows)} to {max(rows)} x {width}")
         return [
-            f"prefill, prompts x tokens: {products(self.prompts)}",
-            f"decoding, groups x samples: {products(self.rows)}; "
+            "compiled once each, when first needed:",
+            f"  prefill, prompts x tokens: {products(self.prompts)}",
+            f"  decoding, prompts x samples: {products(self.rows)}; "
             f"room for tokens: {', '.join(map(str, self.caches))}",
-            f"training, rows x tokens: {products(self.training)}",
+            f"  training, rows x tokens: {', '.join(ranges)} (few of these)",
         ]
 
 

@@ -212,7 +212,7 @@ def make_objective_step(
 ) -> TrainStep:
     """A compiled optimizer step of any objective; gradients as in `accumulated_gradients`."""
 
-    def train_step(state: TrainState, batch: Any, *fixed: Any) -> tuple[TrainState, Losses, Norms]:
+    def train_step(state: TrainState, batch: Any, *fixed: Any) -> tuple[TrainState, Losses, Array]:
         gradients, losses = accumulated_gradients(
             state.params, batch, objective, cfg, *fixed, dtype=gradient_dtype
         )
