@@ -80,7 +80,7 @@ def parts(refused: str = "1x1") -> dict[str, Any]:
         step = make_train_step(optimizer, CFG, 1.5, dtype="float64")
         state, losses = init_state(params, optimizer), []
         for _ in range(2):
-            state, loss = step(state, batch)
+            state, loss, _ = step(state, batch)
             losses.append(float(loss.loss))
         held = {
             row
