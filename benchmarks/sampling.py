@@ -203,7 +203,7 @@ def demo_run(samples: int, batch: BatchConfig) -> tuple[PMCRun, Any]:
     run = PMCRun(
         task=UnlearningTask(encoded.forget, originals, encoded.retain), model=model.cfg,
         template=model.template, pmc=pmc, batch=batch, key=jax.random.key(0), seed=0,
-        train_step=lambda state, rows: (state, None),
+        train_step=lambda state, rows: (state, None, None),
     )  # fmt: skip
     return run, params
 
