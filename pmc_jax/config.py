@@ -31,7 +31,7 @@ from pmc_jax.training.checkpoints import CheckpointConfig
 from pmc_jax.training.loop import BatchConfig
 from pmc_jax.training.optimizer import OptimizerConfig
 from pmc_jax.unknown_keys import unknown_key
-from pmc_jax.unlearning.config import METHODS, MethodConfig, RMUConfig
+from pmc_jax.unlearning.config import METHODS, MethodConfig, PMCConfig, RMUConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +188,8 @@ LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
     "method.min_len": (0, True),
     "method.retain_weight": (0, True),
     "method.retain_per_forget": (0, True),
+    "method.final_temperature": (0, False),
+    "method.final_retain_weight": (0, True),
     "method.beta": (0, False),
     "method.alpha": (0, True),
     "method.beta1": (0, True),
@@ -287,6 +289,11 @@ def check_values(config: Any) -> None:
             raise UserError(f"{key}={value}: expected less than 1")
         if key == "seed" and value >= 2**32:
             raise UserError(f"seed={value}: expected less than 2**32")
+    method = getattr(config, "method", None)
+    if isinstance(method, PMCConfig) and method.final_temperature and not method.temperature:
+        raise UserError(
+            "method.temperature=0 is greedy: expected more for method.final_temperature"
+        )
 
 
 def _chosen_method(overrides: list[str], name: str) -> str | None:

@@ -272,10 +272,11 @@ def assert_same_end(found: RunState, expected: RunState) -> None:
         np.testing.assert_array_equal(a, b)
 
 
-def check_switches(words_model, names, seed, samples, min_len, limit):
+def check_switches(words_model, names, seed, samples, min_len, limit, keep_sampling):
     pmc = PMCConfig(
-        samples=samples, min_len=min_len, reject_wordless=bool(min_len), max_new_tokens=limit
-    )
+        samples=samples, min_len=min_len, reject_wordless=bool(min_len), max_new_tokens=limit,
+        keep_sampling=keep_sampling,
+    )  # fmt: skip
     jax.config.update("jax_enable_x64", True)
     try:
         plain, plain_records = finished_run(words_model, pmc, PLAIN, seed)
@@ -292,8 +293,9 @@ def check_switches(words_model, names, seed, samples, min_len, limit):
     return counts
 
 
-def test_all_savings_together_end_in_the_same_weights(words_model):
-    counts = check_switches(words_model, ["all"], seed=0, samples=4, min_len=2, limit=14)
+@pytest.mark.parametrize("keep_sampling", [False, True])
+def test_all_savings_together_end_in_the_same_weights(words_model, keep_sampling):
+    counts = check_switches(words_model, ["all"], 0, 4, 2, 14, keep_sampling)
     assert counts["all"] < counts["plain"]
 
 
@@ -301,7 +303,9 @@ def test_all_savings_together_end_in_the_same_weights(words_model):
 @settings(max_examples=6, deadline=None)
 @given(
     st.integers(0, 2**16), st.sampled_from((1, 4, 6)), st.sampled_from((0, 2, 4)),
-    st.sampled_from((4, 14, 40)),
+    st.sampled_from((4, 14, 40)), st.booleans(),
 )  # fmt: skip
-def test_each_saving_ends_in_the_same_weights(words_model, seed, samples, min_len, limit):
-    check_switches(words_model, list(SWITCHES), seed, samples, min_len, limit)
+def test_each_saving_ends_in_the_same_weights(
+    words_model, seed, samples, min_len, limit, keep_sampling
+):
+    check_switches(words_model, list(SWITCHES), seed, samples, min_len, limit, keep_sampling)

@@ -36,11 +36,14 @@ def test_every_method_that_unlearns_has_a_sweep_of_the_same_budget():
     assert set(methods) == set(METHODS) - {"finetune"}
     assert {name: len(jobs(name)) for name in methods} == dict.fromkeys(methods, 16)
     assert {name.removeprefix("ablation_") for name in set(SWEEPS) - set(methods)} == {
-        "epochs", "samples", "retain_weight", "temperature",
+        "epochs", "samples", "retain_weight", "temperature", "selection_temperature", "min_len",
+        "final_temperature", "final_retain_weight", "keep_sampling",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("sweep", ["pmc", "ga", "npo", "satimp", "ablation_samples"])
+@pytest.mark.parametrize(
+    "sweep", ["pmc", "ga", "npo", "satimp", "ablation_samples", "ablation_final_temperature"]
+)
 def test_the_runs_of_a_sweep_are_valid_and_have_names_of_their_own(sweep):
     names = []
     with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):

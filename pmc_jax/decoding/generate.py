@@ -50,6 +50,7 @@ def generate(
     *,
     cfg: ModelConfig,
     sampling: Sampling,
+    temperature: float | None = None,
     key: PRNGKeyArray,
     limits: Sequence[int],
     samples: int = 1,
@@ -70,6 +71,8 @@ def generate(
     the batch it travels in.
 
     Args:
+        temperature: in place of that of `sampling`, which is not 0. Programs are then compiled
+            for any temperature, else for that of `sampling`.
         limits: most new tokens per prompt, the stop token included.
         question_ids: default: the prompt's place in `prompts`.
         decoding: how the work is done; no setting changes a response.
@@ -98,7 +101,7 @@ def generate(
             params, to_devices(tokens, "batch", None), to_devices(mask, "batch", None),
             row_keys(key, np.uint32(step), to_devices(row_ids), samples), limit,
             time=bucket_length(max(limits)), shapes=shapes(largest, samples), cfg=cfg,
-            sampling=sampling, dtype=dtype, decoding=decoding, wave=wave,
+            sampling=sampling, temperature=temperature, dtype=dtype, decoding=decoding, wave=wave,
             prune=partial(prune, chosen) if prune else None,
         )  # fmt: skip
         for row, i in enumerate(chosen):

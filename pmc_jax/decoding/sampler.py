@@ -116,8 +116,12 @@ def choose(
     keys: Key[Array, "*rows"],
     index: Int[Array, ""],
     sampling: Sampling,
+    temperature: Float[Array, ""] | None = None,
 ) -> Int[Array, "*rows"]:
-    """The response's token number `index` for every row, by the row's own key."""
+    """The response's token number `index` for every row, by the row's own key.
+
+    `temperature`, of a program that is compiled for any, is in place of that of `sampling`.
+    """
     if sampling.stop_ids and sampling.min_new_tokens:
         held = logits.at[..., jnp.asarray(sampling.stop_ids)].set(-jnp.inf)
         logits = jnp.where(index < sampling.min_new_tokens, held, logits)
@@ -126,7 +130,7 @@ def choose(
     keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys.reshape(-1))
     return draw(
         keys.reshape(logits.shape[:-1]),
-        logits / sampling.temperature,
+        logits / (sampling.temperature if temperature is None else temperature),
         sampling.top_k,
         sampling.top_p,
     )
@@ -162,6 +166,7 @@ def _begin(
     cfg: ModelConfig,
     sampling: Sampling,
     dtype: DTypeLike,
+    temperature: Float[Array, ""] | None = None,
 ) -> tuple[PrefixCache, DecodeState]:
     """Choose the first token of the rows that are arranged so."""
     groups, slots = rows.shape
@@ -177,7 +182,7 @@ def _begin(
         suffix=init_suffix(cfg, groups, slots, length, dtype),
     )
     first = jnp.broadcast_to(logits[prompts][:, None], (*rows.shape, logits.shape[-1]))
-    chosen = choose(first, state.keys, state.step, sampling)
+    chosen = choose(first, state.keys, state.step, sampling, temperature)
     return _take_prompts(prefix, prompts), _append(state, chosen, state.step, sampling)
 
 
@@ -190,6 +195,7 @@ def _decode_chunk(
     *,
     cfg: ModelConfig,
     sampling: Sampling,
+    temperature: Float[Array, ""] | None = None,
 ) -> DecodeState:
     """Decode until all rows are done or step `until` is reached."""
 
@@ -199,7 +205,7 @@ def _decode_chunk(
     def advance(state: DecodeState) -> DecodeState:
         logits, suffix = decode_step(params, state.last, state.step, prefix, state.suffix, cfg)
         index = state.step + 1
-        chosen = choose(logits, state.keys, index, sampling)
+        chosen = choose(logits, state.keys, index, sampling, temperature)
         state = _append(state, chosen, index, sampling)
         return dataclasses.replace(state, step=index, suffix=suffix)
 
@@ -277,6 +283,7 @@ def sample(
     shapes: Sequence[tuple[int, int]],
     cfg: ModelConfig,
     sampling: Sampling,
+    temperature: float | None = None,
     dtype: DTypeLike = jnp.float32,
     decoding: Decoding = DECODING,
     wave: int = 0,
@@ -293,6 +300,8 @@ def sample(
         time: room for response tokens.
         shapes: the (groups, slots) to decode in, largest first; the largest holds them all.
         cfg, sampling, dtype: model, choice of tokens, compute and cache dtype.
+        temperature: in place of that of `sampling`, where it changes from call to call: the
+            programs are compiled once for all.
         decoding: how the work is done.
         wave: samples of a prompt decoded at a time, the first ones first; 0: all at once.
         prune: called at the start of a wave and between chunks. A response that it drops
@@ -317,8 +326,9 @@ def sample(
         prefix, state = _begin(
             logits, prompts, keys, to_devices(limit), to_devices(prompt_of),
             to_devices(row_of), length=lengths[0], cfg=cfg, sampling=sampling, dtype=dtype,
+            temperature=temperature,
         )  # fmt: skip
-        chunk = partial(_decode_chunk, params, cfg=cfg, sampling=sampling)
+        chunk = partial(_decode_chunk, params, cfg=cfg, sampling=sampling, temperature=temperature)
         _decode_wave(chunk, prefix, state, row_of, found, shapes, lengths, decoding, prune)
     return found
 

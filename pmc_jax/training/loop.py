@@ -180,6 +180,18 @@ def step_questions(run: PMCRun, step: int) -> list[int]:
     return visited(run.seed, step, len(run.task.prompts), run.batch)
 
 
+def total_steps(run: PMCRun) -> int:
+    """Optimizer steps of the whole run."""
+    return run.batch.epochs * updates_per_epoch(len(run.task.prompts), run.batch)
+
+
+def at_step(run: PMCRun, step: int, first: float, final: float | None) -> float | None:
+    """A setting on its linear way from the first step to the last; None: it has no way to go."""
+    if final is None:
+        return None
+    return first + (final - first) * step / max(total_steps(run) - 1, 1)
+
+
 def response_limit(prompt: Sequence[int], max_length: int, max_new_tokens: int | None) -> int:
     """Most tokens to sample so that prompt, response and end token fit `max_length`."""
     room = max_length - len(prompt) - 1
@@ -270,6 +282,7 @@ def sample_responses(
         decoding_params(state.train.params, run.model, run.dtype),
         prompts,
         cfg=run.model,
+        temperature=at_step(run, step, pmc.temperature, pmc.final_temperature),
         sampling=Sampling(
             temperature=pmc.temperature,
             top_k=pmc.top_k,
@@ -393,14 +406,15 @@ def pmc_step(run: PMCRun, state: RunState, step: int) -> tuple[RunState, StepRec
     """One optimizer step of PMC. Donates `state.train`."""
     clock = [time.perf_counter()]
     questions = step_questions(run, step)
-    sampled = needs_sampling(state.memory, questions)
+    sampled = needs_sampling(state.memory, questions, always=run.pmc.keep_sampling)
     responses = sample_responses(run, state, step, sampled)
     clock.append(time.perf_counter())
     whole = whole_responses(run, sampled, responses)
     memory = remember_best(run, state.memory, step, sampled, responses, whole)
     rows = build_rows(run, memory, step, questions)
     clock.append(time.perf_counter())
-    train, losses, norm = run.train_step(state.train, rows)
+    weight = at_step(run, step, run.pmc.retain_weight, run.pmc.final_retain_weight)
+    train, losses, norm = run.train_step(state.train, rows, *(() if weight is None else (weight,)))
     losses = jax.block_until_ready(losses)
     clock.append(time.perf_counter())
     record = StepRecord(
@@ -428,7 +442,6 @@ def pmc_step(run: PMCRun, state: RunState, step: int) -> tuple[RunState, StepRec
 
 def pmc_steps(run: PMCRun, state: RunState) -> Iterator[tuple[RunState, StepRecord]]:
     """Steps from where `state` stands to the last one; each `state` is the newest."""
-    total = run.batch.epochs * updates_per_epoch(len(run.task.prompts), run.batch)
-    for step in range(int(state.train.step), total):
+    for step in range(int(state.train.step), total_steps(run)):
         state, record = pmc_step(run, state, step)
         yield state, record

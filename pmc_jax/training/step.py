@@ -146,11 +146,14 @@ the target model.
 def pmc_objective(
     cfg: ModelConfig, retain_weight: float, dtype: DTypeLike = jnp.float32, remat: str = "none"
 ) -> Objective:
-    """The PMC loss of rows of token sequences."""
+    """The PMC loss of rows of token sequences; λ is `retain_weight` unless a step has its own."""
 
-    def objective(params: Params, part: LossRows, batch: LossRows) -> PMCLoss:
+    def objective(
+        params: Params, part: LossRows, batch: LossRows, own_weight: Array | None = None
+    ) -> PMCLoss:
         nll = sequence_nll(params, part.tokens, part.segments, cfg, dtype, remat)
-        return pmc_loss(nll, part, loss_tokens(batch), retain_weight)
+        weight = retain_weight if own_weight is None else own_weight
+        return pmc_loss(nll, part, loss_tokens(batch), weight)
 
     return objective
 
@@ -235,6 +238,6 @@ def make_train_step(
     remat: str = "none",
     gradient_dtype: DTypeLike | None = None,
 ) -> TrainStep:
-    """A compiled step of PMC on `LossRows` `[accumulation, rows, time]`."""
+    """A compiled step of PMC on `LossRows` `[accumulation, rows, time]`, and perhaps its own λ."""
     objective = pmc_objective(cfg, retain_weight, dtype, remat)
     return make_objective_step(optimizer, objective, cfg, gradient_dtype)

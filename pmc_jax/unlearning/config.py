@@ -41,6 +41,14 @@ class PMCConfig(RetainingConfig):
         selection_temperature: τ of Bradley–Terry selection; 0 takes the best sample.
         min_len: responses of fewer words are penalised by exp(-words); 0 is off.
         reject_wordless: a response without any [a-z0-9] word never counts as best.
+
+    What follows is not in the paper, whose algorithm has all of it off:
+
+    Attributes:
+        final_temperature, final_retain_weight: where `temperature` and λ have come to at the last
+            step, linearly from the first; None: they stay as they are.
+        keep_sampling: a question is sampled at every visit, and trained on its newest response
+            of the least score, rather than on the first one that scored 0 to the end.
     """
 
     name: str = "pmc"
@@ -52,6 +60,9 @@ class PMCConfig(RetainingConfig):
     selection_temperature: float = 0.0
     min_len: int = 2
     reject_wordless: bool = True
+    final_temperature: float | None = None
+    final_retain_weight: float | None = None
+    keep_sampling: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,7 @@ def pmc_loss(
     nll: Float[Array, "rows time"],
     rows: LossRows,
     totals: tuple[Int[Array, ""], Int[Array, ""]],
-    retain_weight: float,
+    retain_weight: float | Float[Array, ""],
 ) -> PMCLoss:
     """E[-log p(x̂ | q)] + λ E[-log p(y | q)], each a mean over tokens.
 

@@ -38,9 +38,11 @@ def empty_memory(questions: int, time: int) -> ResponseMemory:
     )
 
 
-def needs_sampling(memory: ResponseMemory, questions: Sequence[int]) -> list[int]:
-    """The questions whose remembered score is not exactly 0, the least there is."""
-    return [i for i in questions if memory.score[i] != 0]
+def needs_sampling(
+    memory: ResponseMemory, questions: Sequence[int], *, always: bool = False
+) -> list[int]:
+    """The questions whose remembered score is not exactly 0, the least there is; `always`: all."""
+    return [i for i in questions if always or memory.score[i] != 0]
 
 
 @jax.jit
