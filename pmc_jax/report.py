@@ -1,6 +1,7 @@
 """Write the report of a finished run or evaluation again, or compare runs.
 
-`python -m pmc_jax.report DIR [--redact]`, or `python -m pmc_jax.report pareto RUNS… [--out DIR]`
+`python -m pmc_jax.report DIR [--redact]`; or `python -m pmc_jax.report pareto RUNS… [--out DIR]`,
+or `python -m pmc_jax.report ablation RUNS… [--over KEY] [--out DIR]` to see what one setting does,
 with directories of runs, or directories that hold them.
 """
 
@@ -15,6 +16,7 @@ from pmc_jax.reporting import (
     write_evaluation_report,
     write_report,
 )
+from pmc_jax.reporting.ablation import write_ablation
 from pmc_jax.reporting.evaluation_files import is_evaluation, read_evaluation
 from pmc_jax.reporting.pareto import write_comparison
 from pmc_jax.reporting.run_files import read_run
@@ -28,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["pareto"]:
         return pareto(arguments[1:])
+    if arguments[:1] == ["ablation"]:
+        return ablation(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m pmc_jax.report", description=__doc__)
     parser.add_argument(
         "run_dir", type=Path,
@@ -80,6 +84,24 @@ def pareto(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     try:
         print(write_comparison(chosen.runs, chosen.out))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def ablation(arguments: list[str]) -> int:
+    """Tell what one setting does in the runs given; write a picture and tables."""
+    parser = argparse.ArgumentParser(prog="python -m pmc_jax.report ablation", description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", help="directories of runs, or above them")
+    parser.add_argument(
+        "--over", metavar="KEY",
+        help="the setting, e.g. method.temperature; not needed where the runs differ in one alone",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("ablation"), help="where to write")
+    chosen = parser.parse_args(arguments)
+    try:
+        print(write_ablation(chosen.runs, chosen.over, chosen.out))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
