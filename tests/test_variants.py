@@ -48,7 +48,7 @@ def published(run, state):
             ),
             length=np.array([len(best.get(i, (0, []))[1]) for i in range(3)]),
         )
-        train, _ = run.train_step(train, loop.build_rows(run, memory, step, questions))
+        train, *_ = run.train_step(train, loop.build_rows(run, memory, step, questions))
     return loop.RunState(train, memory)
 
 
@@ -101,7 +101,7 @@ def test_any_retain_weight_is_used_by_the_same_program(words_model, rng, x64, qu
         for value in own or (None,):
             state = init_state(copied, optimizer)
             copied = jax.tree.map(lambda leaf: leaf + 0, checkpoint.params)
-            state, losses = step(state, rows, *(() if value is None else (value,)))
+            state, losses, _ = step(state, rows, *(() if value is None else (value,)))
         assert step._cache_size() == 1
         return [losses.loss, *jax.tree.leaves(state.params)]
 
@@ -124,7 +124,7 @@ def test_settings_move_linearly_over_a_run(words_model, steps, monkeypatch, x64)
 
     def train_step(state, rows, weight):
         weights.append(weight)
-        return state, PMCLoss(*[jnp.zeros(())] * 3)
+        return state, PMCLoss(*[jnp.zeros(())] * 3), jnp.zeros(())
 
     monkeypatch.setattr(loop, "generate", generated)
     for _ in loop.pmc_steps(dataclasses.replace(run, train_step=train_step), state):
