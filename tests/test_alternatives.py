@@ -146,5 +146,6 @@ def test_alternatives_take_turns_by_epoch(data_of, tokenizer):  # noqa: F811
         rows = method_batch(run, epoch, [0, 1, 2]).preferred
         assert rows.reference.tolist() == [references]
         for i, own in enumerate(texts):
-            answer = rows.tokens[0, i][rows.loss_mask[0, i]].tolist()
+            here = (rows.segments[0] == i + 1) & rows.loss_mask[0]
+            answer = rows.tokens[0][here].tolist()
             assert template.decode(answer) == own[epoch % len(own)]
