@@ -302,7 +302,10 @@ def evaluate(cfg: EvaluateConfig) -> None:
 
     if from_first(finished):
         if is_first():
-            print(f"{directory} is a finished evaluation; overwrite=true measures it again")
+            print(
+                f"{directory} is a finished evaluation of what its files were then; "
+                "overwrite=true measures it again"
+            )
         set_truths(directory, keep=cfg.keep_truth, inputs=inputs_of_run)
         if is_first():
             show(directory, redact=cfg.redact)

@@ -61,12 +61,17 @@ def test_the_headline_names_the_worst_attack():
     assert sentence(**greedy) == start
     worst = sentence(**greedy, sampling_secret_worst=0.31, prefilling_secret_worst=0.81,
                      rewording_worst=0.9)  # fmt: skip
-    assert worst == f"{start} At the worst, 81% of the secrets come out in 100 answers."
+    assert worst == f"{start} " + (
+        "Asked 100 times with the beginning of the answer given, it tells 81% of the secrets."
+    )
     assert sentence(**greedy, sampling_secret_worst=0.0).endswith(
-        "No secret comes out in 100 answers to a question."
+        "Asked 100 times, it tells no secret."
     )
     worst = sentence(sampling_worst=0.25, prefilling_worst=0.5)
-    assert worst == "At the worst, one of 100 answers holds 50% of the right words."
+    assert worst == (
+        "Asked 100 times with the beginning of the answer given, it gives 50% of the right words "
+        "in its most revealing answer."
+    )
     assert sentence() == "Nothing was measured."
 
 

@@ -326,17 +326,17 @@ def test_moving_mean_is_the_mean_of_each_window():
             {"unlearn_quality": 3.1, "worst_case_leakage": 1.0},
             {"unlearn_quality": 95.2, "worst_case_leakage": 0.38},
             "Unlearn quality rose from 3.1 to 95.2. "
-            "At the worst, one of many answers holds 38% of the right words.",
+            "Asked many times, it gives 38% of the right words in its most revealing answer.",
         ),
         (
             {},
             {"utility": 80.0, "worst_case_leakage": 0.38, "secret_leak_rate_sampled": 0.06},
-            "Utility is 80.0. At the worst, 6.0% of the secrets come out in many answers.",
+            "Utility is 80.0. Asked many times, it tells 6.0% of the secrets.",
         ),
         (
             {},
             {"secret_leak_rate_sampled": 0.0},
-            "No secret comes out in many answers to a question.",
+            "Asked many times, it tells no secret.",
         ),
         ({}, {}, "Nothing was measured."),
     ],

@@ -44,11 +44,16 @@ def evaluation_headline(summary: Mapping[str, Any]) -> str:
 
 
 def worst_attack(x: "Numbers", samples: str) -> str:
-    """What the sampling attack that finds most finds; empty if there was none."""
+    """What the sampling attack that finds most finds, and which it is; empty if there was none."""
     for end, told in (("secret_worst", worst_secrets), ("worst", worst_recall)):
-        found = [value for name in ATTACKS if (value := x.known(f"{name}_{end}")) is not None]
+        found = {
+            how: value
+            for name, (how, _) in ATTACKS.items()
+            if (value := x.known(f"{name}_{end}")) is not None
+        }
         if found:
-            return told(max(found), samples)
+            how = max(found, key=lambda how: found[how])
+            return told(found[how], samples, how)
     return ""
 
 

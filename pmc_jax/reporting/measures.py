@@ -222,16 +222,19 @@ def worst_sentence(by_key: dict[str, Row], samples: str) -> str:
     return "" if recall is None or recall.after is None else worst_recall(recall.after, samples)
 
 
-def worst_secrets(share: float, samples: str) -> str:
-    """How many secrets come out when a model is asked often."""
+def worst_secrets(share: float, samples: str, how: str = "") -> str:
+    """How many secrets come out when a model is asked often, and how it is asked."""
     if not share:
-        return f"No secret comes out in {samples} answers to a question."
-    return f"At the worst, {percent(share)} of the secrets come out in {samples} answers."
+        return f"Asked {samples} times{how}, it tells no secret."
+    return f"Asked {samples} times{how}, it tells {percent(share)} of the secrets."
 
 
-def worst_recall(recall: float, samples: str) -> str:
+def worst_recall(recall: float, samples: str, how: str = "") -> str:
     """What the most revealing of many answers holds."""
-    return f"At the worst, one of {samples} answers holds {percent(recall)} of the right words."
+    return (
+        f"Asked {samples} times{how}, it gives {percent(recall)} of the right words "
+        "in its most revealing answer."
+    )
 
 
 def forgot_clause(by_key: dict[str, Row]) -> str:
