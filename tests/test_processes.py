@@ -162,8 +162,8 @@ def assert_same_run(found: Path, expected: Path) -> None:
         for key in row.keys() - {"seconds", "per_second"}:
             if "loss" in key:
                 assert row[key] == pytest.approx(wanted[key], abs=1e-10), key
-            elif key == "gradient_norm":  # a sum of squares, whose order the mesh decides
-                assert row[key] == pytest.approx(wanted[key], rel=1e-12), key
+            elif key == "gradient_norm":  # of weights that rounding has led apart a little
+                assert row[key] == pytest.approx(wanted[key], rel=1e-9), key
             else:
                 assert row[key] == wanted[key], key
     assert (found / "samples.jsonl").read_text() == (expected / "samples.jsonl").read_text()
