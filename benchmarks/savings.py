@@ -193,10 +193,11 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
     print(f"\n{name}: {len(run.task.prompts)} questions, n = {setting.pmc.samples}")
     print(f"{'saving':<26}{'tokens':>10}{'of all':>8}{'same':>8}{'score':>7}{'host':>7}")
     rows: dict[str, Any] = {}
+    first: ResponseMemory | None = None
     for saving, changes in SAVINGS.items():
         row = whole_run(run, params, changes)
         memory = row.pop("memory")
-        first = memory if not rows else first
+        first = first or memory
         row["same_responses"] = same_responses(memory, first)
         rows[saving] = row
         share = row["tokens"] / rows["nothing"]["tokens"]

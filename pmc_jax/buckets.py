@@ -15,7 +15,7 @@ def bucket_length(length: int) -> int:
 def bucket_rows(rows: int) -> int:
     """The smallest of 0, 1, …, 8, 10, 12, 14, 16, 20, … that is no less than `rows`.
 
-    A third as fine as `bucket_length`: at most a fifth of them is padding.
+    Finer than `bucket_length`, since a row costs more than a token: at most a fifth is padding.
     """
     step = 1 << max((rows - 1).bit_length() - 3, 0)
     return -(-rows // step) * step
