@@ -1,11 +1,12 @@
 """Decoding and training of the paper's models on one accelerator: `python benchmarks/gpu.py`.
 
 Random weights in the published shapes. For decoding: the time of a step at 64, 320 and 1,280 rows,
-rounded up to whole prompts of n = 20, beside the bound Σ max(bytes / bandwidth, FLOPs / peak) over weights, cache
-and filter; what the parts take when they run alone; and variants. For training: the optimizer step
-at the published batch sizes, its model FLOPs utilisation and peak memory. From both, the time of
-the published run. Bandwidth and peak are those of a large copy and a large bfloat16 product,
-measured in the same process. `--tiny` runs all of it on a small model, to see that it works.
+rounded up to whole prompts of n = 20, beside the bound Σ max(bytes / bandwidth, FLOPs / peak) over
+weights, cache and filter; what the parts take when they run alone; and variants. For training: the
+optimizer step at the published batch sizes, its model FLOPs utilisation and peak memory.
+From both, the time of the published run. Bandwidth and peak are those of a large copy and a large
+bfloat16 product, measured in the same process. `--tiny` runs all of it on a small
+model, to see that it works.
 """
 
 import argparse
