@@ -36,10 +36,11 @@ from pmc_jax.unlearning.config import METHODS, MethodConfig, PMCConfig, RMUConfi
 
 @dataclasses.dataclass(frozen=True)
 class LoggingConfig:
-    """Where metrics go besides `metrics.jsonl`."""
+    """Where metrics go besides `metrics.jsonl`, and whether the norm of each update is one."""
 
     tensorboard: bool = True
     wandb: bool = False
+    update_norm: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

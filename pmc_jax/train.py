@@ -83,7 +83,9 @@ from pmc_jax.unlearning import empty_memory
 from pmc_jax.unlearning.config import AltPOConfig, PMCConfig, RMUConfig
 from pmc_jax.unlearning.rmu import steered_layer, trained_weights
 
-NOT_SETTINGS = ("overwrite", "runs_dir", "mesh", "logging.tensorboard", "logging.wandb")
+NOT_SETTINGS = (
+    "overwrite", "runs_dir", "mesh", "logging.tensorboard", "logging.wandb", "logging.update_norm",
+)  # fmt: skip
 """Keys that may differ when a run is continued."""
 
 
@@ -261,6 +263,7 @@ def pmc_run(
         dtype=cfg.model.dtype,
         remat=cfg.model.remat,
         gradient_dtype=cfg.training.gradient_dtype,
+        update_norm=cfg.logging.update_norm,
     )
 
     def steps(
@@ -301,7 +304,11 @@ def baseline_run(
             batch=cfg.training,
             seed=cfg.seed,
             train_step=make_objective_step(
-                optimizer, objective, inputs.model.cfg, cfg.training.gradient_dtype
+                optimizer,
+                objective,
+                inputs.model.cfg,
+                cfg.training.gradient_dtype,
+                cfg.logging.update_norm,
             ),
             answer_reference=np.asarray(references["answers"], wide),
             preferred_reference=[np.asarray(own, wide) for own in references["preferred"]],

@@ -141,13 +141,20 @@ def test_one_step_equals_torch_in_float64(tied, tmp_path, rng, x64):
         checkpoint.cfg,
         make_schedule(OptimizerConfig(learning_rate=1e-2, schedule="constant"), 3, 1),
     )
-    train_step = make_train_step(ours, checkpoint.cfg, RETAIN_WEIGHT, dtype=jnp.float64)
+    train_step = make_train_step(
+        ours, checkpoint.cfg, RETAIN_WEIGHT, dtype=jnp.float64, update_norm=True
+    )
     state = init_state(checkpoint.params, ours)
     for _ in range(2):
-        state, _, norm = train_step(state, rows)
+        state, _, norms = train_step(state, rows)
         gradient = torch.nn.utils.get_total_norm([p.grad for p in named.values()])
-        assert float(norm) == pytest.approx(gradient.item(), rel=1e-10)
+        assert float(norms.gradient) == pytest.approx(gradient.item(), rel=1e-10)
+        before = [p.detach().clone() for p in named.values()]
         optimizer.step()
+        update = torch.nn.utils.get_total_norm(
+            [p.detach() - old for p, old in zip(named.values(), before, strict=True)]
+        )
+        assert float(norms.update) == pytest.approx(update.item(), rel=1e-10)
         assert_equal(state.params, {n: p.detach().numpy() for n, p in named.items()})
         optimizer.zero_grad()
         torch_loss(model, rows)[0].backward()

@@ -66,6 +66,7 @@ class BaselineRecord:
     forget_loss: float | None
     retain_loss: float | None
     gradient_norm: float
+    update_norm: float | None
     tokens_trained: int
     seconds: dict[str, float]
 
@@ -179,7 +180,7 @@ def baseline_step(run: BaselineRun, state: RunState, step: int) -> tuple[RunStat
     questions = visited(run.seed, step, run.data.visited, run.batch)
     batch = method_batch(run, step, questions)
     laid_out = time.perf_counter()
-    train, losses, norm = run.train_step(state.train, batch, run.frozen)
+    train, losses, norms = run.train_step(state.train, batch, run.frozen)
     losses = jax.block_until_ready(losses)
     ended = time.perf_counter()
     record = BaselineRecord(
@@ -189,7 +190,8 @@ def baseline_step(run: BaselineRun, state: RunState, step: int) -> tuple[RunStat
         loss=float(losses.loss),
         forget_loss=float(losses.forget_loss) if run.data.answers else None,
         retain_loss=float(losses.retain_loss) if run.data.retain else None,
-        gradient_norm=float(norm),
+        gradient_norm=float(norms.gradient),
+        update_norm=None if norms.update is None else float(norms.update),
         tokens_trained=int(
             sum(
                 (rows.segments > 0).sum() for rows in (batch.answers, batch.preferred, batch.retain)

@@ -140,6 +140,7 @@ class StepRecord:
     collapse_loss: float
     retain_loss: float
     gradient_norm: float
+    update_norm: float | None
     mean_selected_score: float
     questions_sampled: int
     tokens_sampled: int
@@ -414,7 +415,7 @@ def pmc_step(run: PMCRun, state: RunState, step: int) -> tuple[RunState, StepRec
     rows = build_rows(run, memory, step, questions)
     clock.append(time.perf_counter())
     weight = at_step(run, step, run.pmc.retain_weight, run.pmc.final_retain_weight)
-    train, losses, norm = run.train_step(state.train, rows, *(() if weight is None else (weight,)))
+    train, losses, norms = run.train_step(state.train, rows, *(() if weight is None else (weight,)))
     losses = jax.block_until_ready(losses)
     clock.append(time.perf_counter())
     record = StepRecord(
@@ -424,7 +425,8 @@ def pmc_step(run: PMCRun, state: RunState, step: int) -> tuple[RunState, StepRec
         loss=float(losses.loss),
         collapse_loss=float(losses.collapse_loss),
         retain_loss=float(losses.retain_loss),
-        gradient_norm=float(norm),
+        gradient_norm=float(norms.gradient),
+        update_norm=None if norms.update is None else float(norms.update),
         mean_selected_score=float(np.mean(memory.score[questions])),
         questions_sampled=len(sampled),
         tokens_sampled=sum(len(tokens) for row in responses for tokens in row),

@@ -190,21 +190,50 @@ def accumulated_gradients(
     return gradients, jax.tree.unflatten(structure, [parts.sum(axis=0) for parts in scalars])
 
 
-TrainStep = Callable[..., tuple[TrainState, Losses, Array]]
-"""`(state, batch, *fixed) -> (state, losses, gradient norm)`; donates `state`."""
+@struct.dataclass
+class Norms:
+    """Euclidean norms over all leaves, summed up in at least fp32.
 
-
-def with_norm(gradients: Params) -> tuple[Params, Float[Array, ""]]:
-    """The gradients, and their Euclidean norm over all leaves, summed up in at least fp32.
-
-    The gradients are there only after their norm, which else would keep a copy in memory.
+    Attributes:
+        gradient: of the objective's gradients, before any clipping.
+        update: of what the optimizer adds to the weights; None where it is not wanted.
     """
+
+    gradient: Float[Array, ""]
+    update: Float[Array, ""] | None
+
+
+TrainStep = Callable[..., tuple[TrainState, Losses, Norms]]
+"""`(state, batch, *fixed) -> (state, losses, norms)`; donates `state`."""
+
+
+def euclidean_norm(tree: Params) -> Float[Array, ""]:
+    """The square root of the sum of all squares, summed up in at least fp32."""
 
     def squares(leaf: Array) -> Array:
         return jnp.sum(jnp.square(leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))))
 
-    norm = jnp.sqrt(sum(map(squares, jax.tree.leaves(gradients)), jnp.zeros(())))
-    return jax.lax.optimization_barrier((gradients, norm))
+    return jnp.sqrt(sum(map(squares, jax.tree.leaves(tree)), jnp.zeros(())))
+
+
+def updated(
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    gradients: Params,
+    update_norm: bool,
+) -> tuple[TrainState, Norms]:
+    """The state after one update, and the norms of what led there.
+
+    The gradients are there only after their norm, which else would keep a copy in memory. That
+    of the updates keeps one on a CPU, though not on a TPU.
+    """
+    norm = euclidean_norm(gradients)
+    gradients, norm = jax.lax.optimization_barrier((gradients, norm))
+    gradients = optax.tree.cast_like(gradients, state.params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    norms = Norms(norm, euclidean_norm(updates) if update_norm else None)
+    return TrainState(params, opt_state, state.step + 1), norms
 
 
 def make_objective_step(
@@ -212,19 +241,16 @@ def make_objective_step(
     objective: Objective,
     cfg: ModelConfig,
     gradient_dtype: DTypeLike | None = None,
+    update_norm: bool = False,
 ) -> TrainStep:
     """A compiled optimizer step of any objective; gradients as in `accumulated_gradients`."""
 
-    def train_step(state: TrainState, batch: Any, *fixed: Any) -> tuple[TrainState, Losses, Array]:
+    def train_step(state: TrainState, batch: Any, *fixed: Any) -> tuple[TrainState, Losses, Norms]:
         gradients, losses = accumulated_gradients(
             state.params, batch, objective, cfg, *fixed, dtype=gradient_dtype
         )
-        gradients, norm = with_norm(gradients)
-        gradients = optax.tree.cast_like(gradients, state.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        state = TrainState(params, opt_state, state.step + 1)
-        return place_state(state, cfg, optimizer), losses, norm
+        state, norms = updated(optimizer, state, gradients, update_norm)
+        return place_state(state, cfg, optimizer), losses, norms
 
     return jax.jit(train_step, donate_argnums=0)
 
@@ -237,7 +263,8 @@ def make_train_step(
     dtype: DTypeLike = jnp.float32,
     remat: str = "none",
     gradient_dtype: DTypeLike | None = None,
+    update_norm: bool = False,
 ) -> TrainStep:
     """A compiled step of PMC on `LossRows` `[accumulation, rows, time]`, and perhaps its own λ."""
     objective = pmc_objective(cfg, retain_weight, dtype, remat)
-    return make_objective_step(optimizer, objective, cfg, gradient_dtype)
+    return make_objective_step(optimizer, objective, cfg, gradient_dtype, update_norm)
