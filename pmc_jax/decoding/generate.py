@@ -40,6 +40,9 @@ def refuse_switch(rope: RopeConfig, prompt: int, limit: int) -> None:
         )
 
 
+MOST_ROWS = 512
+"""Responses decoded at a time where a caller sets no number."""
+
 PruneBatch = Callable[[Sequence[int], Responses], Bool[np.ndarray, "batch samples"]]
 """Which responses of a batch, whose prompts have these places in `prompts`, can be dropped."""
 
@@ -56,7 +59,7 @@ def generate(
     samples: int = 1,
     step: int = 0,
     question_ids: Sequence[int] | None = None,
-    rows: int = 512,
+    rows: int | None = None,
     dtype: DTypeLike = jnp.float32,
     decoding: Decoding = DECODING,
     wave: int = 0,
@@ -66,15 +69,17 @@ def generate(
     """Decode `samples` responses to each prompt; `[prompt][sample][token]`, stop token included.
 
     Prompts of similar length go through together, at most `rows` responses at a time
-    (at least one prompt), in the few shapes of `shapes`. The RNG key of a response is
-    `row_keys` of key, step, question id and sample, so that the answer does not depend on
-    the batch it travels in.
+    (at least one prompt), in the few shapes of `shapes`, which follow from `rows`. The RNG key
+    of a response is `row_keys` of key, step, question id and sample, so that the answer does
+    not depend on the batch it travels in.
 
     Args:
         temperature: in place of that of `sampling`, which is not 0. Programs are then compiled
             for any temperature, else for that of `sampling`.
         limits: most new tokens per prompt, the stop token included.
         question_ids: default: the prompt's place in `prompts`.
+        rows: None: as many as there are, up to 512. Calls with the same number share programs,
+            however few prompts they have.
         decoding: how the work is done; no setting changes a response.
         wave: samples of a prompt decoded at a time, the first ones first; 0: all at once.
         prune: called at the start of a wave and after every chunk; a response that it drops
@@ -87,7 +92,8 @@ def generate(
     for prompt, most in zip(prompts, limits, strict=True):
         refuse_switch(cfg.rope, len(prompt), most)
     ids = range(len(prompts)) if question_ids is None else question_ids
-    largest = max(1, rows // samples)
+    most = min(len(prompts) * samples, MOST_ROWS) if rows is None else rows
+    largest = max(1, most // samples)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     responses: list[list[list[int]]] = [[] for _ in prompts]
     for first in range(0, len(order), largest):
