@@ -94,11 +94,13 @@ def generate(
     ids = range(len(prompts)) if question_ids is None else question_ids
     most = min(len(prompts) * samples, MOST_ROWS) if rows is None else rows
     largest = max(1, most // samples)
+    at_once = min(wave or samples, samples)
+    fitting = shapes(largest, at_once, compact=decoding.compact)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     responses: list[list[list[int]]] = [[] for _ in prompts]
     for first in range(0, len(order), largest):
         chosen = order[first : first + largest]
-        batch = prompt_rows(len(chosen), largest)
+        batch = prompt_rows(len(chosen), largest, compact=decoding.compact)
         tokens, mask = left_padded([prompts[i] for i in chosen], batch)
         limit, row_ids = np.zeros(batch, np.int32), np.zeros(batch, np.uint32)
         limit[: len(chosen)] = [limits[i] for i in chosen]
@@ -106,7 +108,7 @@ def generate(
         found = sample(
             params, to_devices(tokens, "batch", None), to_devices(mask, "batch", None),
             row_keys(key, np.uint32(step), to_devices(row_ids), samples), limit,
-            time=bucket_length(max(limits)), shapes=shapes(largest, samples), cfg=cfg,
+            time=bucket_length(max(limits)), shapes=fitting, cfg=cfg,
             sampling=sampling, temperature=temperature, dtype=dtype, decoding=decoding, wave=wave,
             prune=partial(prune, chosen) if prune else None,
         )  # fmt: skip

@@ -16,14 +16,14 @@ FIRST_LENGTH = 32
 """Decode steps that a long suffix cache has room for at first; it doubles when it is full."""
 
 
-def shapes(prompts: int, samples: int) -> list[tuple[int, int]]:
+def shapes(prompts: int, samples: int, *, compact: bool = True) -> list[tuple[int, int]]:
     """The (groups, slots) in which up to `prompts` · `samples` rows are decoded, largest first.
 
-    Each has about half the rows of the one before it. Slots go first, so that what is left of
-    many prompts finds room; then groups.
+    If they are to be compact, each has about half the rows of the one before it. Slots go first,
+    so that what is left of many prompts finds room; then groups.
     """
     found = [(prompts, samples)]
-    while (rows := found[-1][0] * found[-1][1]) > MIN_ROWS:
+    while compact and (rows := found[-1][0] * found[-1][1]) > MIN_ROWS:
         groups, slots = found[-1]
         halved = (groups, -(-slots // 2)) if slots > 1 else (-(-groups // 2), 1)
         if halved[0] * halved[1] == rows:
@@ -32,13 +32,14 @@ def shapes(prompts: int, samples: int) -> list[tuple[int, int]]:
     return found
 
 
-def prompt_rows(prompts: int, most: int) -> int:
-    """Rows to prefill `prompts` in: `most`, a quarter of it, a sixteenth, …, as few as will do.
+def prompt_rows(prompts: int, most: int, *, compact: bool = True) -> int:
+    """Rows to prefill `prompts` in: `most` or, if they are to be compact, a quarter of it, a
+    sixteenth, …, as few as will do.
 
     Prefill is a small part of sampling, but every number of rows is a compilation.
     """
     rows = most
-    while rows > 1 and -(-rows // 4) >= prompts:
+    while compact and rows > 1 and -(-rows // 4) >= prompts:
         rows = -(-rows // 4)
     return rows
 

@@ -55,7 +55,7 @@ class Decoding:
 
     Attributes:
         chunk: decode steps between two looks at what has finished.
-        compact: rows that are left move into a smaller shape.
+        compact: few rows go into a smaller shape, and those that are left move into one.
         grow_cache: the suffix cache grows with the responses; else it has its full length
             from the start.
     """

@@ -82,7 +82,7 @@ def training_shapes(run: PMCRun, multiple: int) -> list[tuple[int, int]]:
 
 def run_shapes(run: PMCRun, multiple: int = 1) -> RunShapes:
     """The shapes of a run whose batches are parted over `multiple` devices."""
-    samples = run.pmc.samples
+    samples, compact = run.pmc.samples, run.batch.compact
     most = run.batch.sampled_at_once(samples)
     questions = range(len(run.task.prompts))
     limits = {bucket_length(sample_limit(run, i)) for i in questions}
@@ -92,10 +92,10 @@ def run_shapes(run: PMCRun, multiple: int = 1) -> RunShapes:
         for limit in limits
         for length in (cache_lengths(limit) if run.batch.grow_cache else [limit])
     }
-    rows = {prompt_rows(count, most) for count in range(1, most + 1)}
+    rows = {prompt_rows(count, most, compact=compact) for count in range(1, most + 1)}
     return RunShapes(
         prompts=sorted((count, length) for count in rows for length in lengths),
-        rows=shapes(most, samples),
+        rows=shapes(most, min(run.batch.wave or samples, samples), compact=compact),
         caches=sorted(caches),
         training=training_shapes(run, multiple),
     )

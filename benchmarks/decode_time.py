@@ -1,0 +1,129 @@
+"""Where the time of a decode step goes: `python benchmarks/decode_time.py [--models 7M-4k …]`.
+
+Decodes as the raw comparison of `sampling.py` does, under JAX's profiler, and puts every operation
+of the compiled program to a kind, by what the program says of it. Operations may run side by side,
+so that their times add up to about the wall time, not to it. Writes `benchmarks/decode_time.json`.
+"""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import argparse
+import collections
+import gzip
+import json
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sampling import MODELS, PROMPT_TOKENS, PROMPTS, SAMPLES, TEMPERATURE, TOKENS, TOP_K, TOP_P
+
+from pmc_jax.decoding import Decoding, Sampling, generate, sampler
+from pmc_jax.model import ModelConfig, init_params, param_count
+
+KINDS = {
+    "matrix products": r"(nd,dhk|nhk,hkd|nd,df|nf,fd|\.\.\.d,dv)\S*/dot_general",
+    "attention's products": r"(bnhgd|bnhgs|bnhgt),\S*/dot_general|^dot\b",
+    "copies of a layer's weights and cache": r"dynamic.slice|dynamic_update_slice",
+    "top-k": r"top_k|TopK",
+}
+OTHER = "norms, softmax, rotation, the draw"
+CONTAINERS = ("while", "call", "conditional")
+"""Operations whose time is that of what they contain."""
+
+
+def kinds_of(text: str) -> dict[str, str]:
+    """The kind of each operation of a compiled program."""
+    found = {}
+    for line in text.splitlines():
+        match = re.match(r"\s*(?:ROOT )?%?([\w.-]+) = .*? ([\w-]+)\(", line)
+        if match is None:
+            continue
+        name = re.search(r'op_name="([^"]*)"', line)
+        target = re.search(r'custom_call_target="([^"]*)"', line)
+        described = " ".join([match[2], match[1], *(m[1] for m in (name, target) if m)])
+        kind = (k for k, pattern in KINDS.items() if re.search(pattern, described))
+        found[match[1]] = next(kind, OTHER)
+    return found
+
+
+def events(directory: Path, module: str) -> list[dict[str, Any]]:
+    """The operations of a program in a profiler's trace."""
+    (path,) = directory.rglob("perfetto_trace.json.gz")
+    with gzip.open(path) as file:
+        found = json.load(file)
+    rows = found["traceEvents"] if isinstance(found, dict) else found
+    return [row for row in rows if row.get("args", {}).get("hlo_module") == module]
+
+
+def profiled(name: str) -> dict[str, Any]:
+    """Milliseconds of a decode step, and of each kind of operation in it."""
+    shape = MODELS[name]
+    hidden = shape["hidden_size"]
+    cfg = ModelConfig(
+        vocab_size=shape["vocab_size"], hidden_size=hidden, intermediate_size=4 * hidden,
+        num_layers=shape["num_hidden_layers"], num_heads=8, num_kv_heads=8,
+        head_dim=hidden // 8, tie_embeddings=True,
+    )  # fmt: skip
+    params = init_params(jax.random.key(0), cfg, jnp.float32)
+    prompts = np.random.default_rng(0).integers(2, cfg.vocab_size, (PROMPTS, PROMPT_TOKENS))
+    texts, compiled_chunk = [], sampler._decode_chunk
+
+    def decode(repetition: int) -> float:
+        started = time.perf_counter()
+        generate(
+            params, prompts.tolist(), cfg=cfg, sampling=Sampling(TEMPERATURE, TOP_K, TOP_P),
+            key=jax.random.key(repetition), limits=[TOKENS] * PROMPTS, samples=SAMPLES,
+            decoding=Decoding(chunk=TOKENS),
+        )  # fmt: skip
+        return time.perf_counter() - started
+
+    def reading(*args: Any, **options: Any) -> Any:
+        texts.append(compiled_chunk.lower(*args, **options).compile().as_text())
+        return compiled_chunk(*args, **options)
+
+    sampler._decode_chunk = reading
+    decode(0)
+    sampler._decode_chunk = compiled_chunk
+    decode(0)
+    seconds = float(np.median([decode(repetition) for repetition in range(1, 6)]))
+    with tempfile.TemporaryDirectory() as directory:
+        with jax.profiler.trace(directory, create_perfetto_trace=True):
+            decode(6)
+        rows = events(Path(directory), "jit__decode_chunk")
+    kinds, spent = kinds_of(texts[-1]), collections.Counter()
+    for row in rows:
+        operation = row["args"]["hlo_op"]
+        if not operation.startswith(CONTAINERS):
+            spent[kinds.get(operation, OTHER)] += row["dur"] / 1000 / (TOKENS - 1)
+    return {
+        "parameters": param_count(cfg),
+        "milliseconds": seconds * 1000 / TOKENS,
+        "operations": {kind: spent[kind] for kind in [*KINDS, OTHER]},
+    }
+
+
+def main() -> None:
+    """Measure, print a table, write the numbers."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    options = parser.parse_args()
+    load, found = os.getloadavg()[0], {}
+    for name in options.models:
+        found[name] = row = profiled(name)
+        total = sum(row["operations"].values())
+        print(f"{name}: {row['milliseconds']:.1f} ms a token of {PROMPTS * SAMPLES} rows")
+        for kind, spent in row["operations"].items():
+            print(f"  {kind:<40}{spent:>8.2f} ms{spent / total:>6.0%}", flush=True)
+    result = {"load_average": load, "rows": PROMPTS * SAMPLES, "models": found}
+    (Path(__file__).parent / "decode_time.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
