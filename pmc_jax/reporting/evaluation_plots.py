@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from pmc_jax.reporting.evaluation_files import EvaluationFiles
-from pmc_jax.reporting.model_lines import Line, log_steps, model_axes, shares
+from pmc_jax.reporting.measures import percent
+from pmc_jax.reporting.model_lines import THIN, Line, log_steps, model_axes, shares
 from pmc_jax.reporting.plots import LIGHT, Plot, plain_style
 
 
@@ -15,6 +17,7 @@ def evaluation_plots(files: EvaluationFiles) -> list[Plot]:
     with plain_style():
         drawn = [
             *attack_plots(files),
+            *distribution_plots(files),
             *relearning_plots(files),
             side_effect_plot(files),
             quantile_plot(files),
@@ -34,7 +37,7 @@ def attack_plots(files: EvaluationFiles) -> list[Plot]:
     """For each attack, what the most revealing of m answers holds (the paper's Figure 4)."""
     plots = []
     for attack, title in ATTACK_TITLES.items():
-        found = {m: part.get("sampled", part) for m, part in files.of_part(attack).items()}
+        found = files.curves(attack)
         for key, what, y_title, caption in (
             (
                 "curve", "recall of the most revealing of m", "mean over questions",
@@ -66,6 +69,56 @@ def attack_plots(files: EvaluationFiles) -> list[Plot]:
     return plots
 
 
+def distribution_plots(files: EvaluationFiles) -> list[Plot]:
+    """For each attack, how many sampled answers hold more than each share of the right one."""
+    plots = []
+    for attack, title in ATTACK_TITLES.items():
+        found = files.curves(attack)
+        if not found:
+            continue
+        lines, words = [], []
+        for model, part in found.items():
+            share = np.array(part["above"], float) / part["samples"]
+            # On a logarithmic scale nothing lies below the axis, which is at half an answer.
+            drawn = np.maximum(share, 0.1 / part["samples"])
+            x, bound = np.array(part["thresholds"], float), np.array(part["above_bound"], float)
+            lines.append(Line(model, x, drawn, bound=bound))
+            half = part["thresholds"].index(0.5)
+            words.append(
+                f"{model}: {percent(share[0])} hold any of it (at most {percent(bound[0])}), "
+                f"{percent(share[half])} more than half (at most {percent(bound[half])})"
+            )
+        confidence = f"{100 * next(iter(found.values()))['confidence']:g}%"
+        figure, axes = model_axes(
+            files, f"{title}: how much answers hold", "share of answers", lines,
+            thin_line=f"thin: at most this share, {confidence} confidence", steps="steps-post",
+        )  # fmt: skip
+        log_shares(axes, min(0.5 / part["samples"] for part in found.values()))
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("more than this recall of the right answer", color=LIGHT["muted"])
+        plots.append(
+            Plot(
+                f"{attack}_distribution",
+                f"{title}, share of sampled answers by how much of the right answer they hold; in "
+                f"brackets what it is at most with {confidence} confidence. {'; '.join(words)}.",
+                "Share of sampled answers that hold more than so much of the right answer, on a "
+                "logarithmic scale; a line that ends at the bottom means that none does. The "
+                "true share, of all answers the model could give, lies below the thin line.",
+                figure,
+            )
+        )
+    return plots
+
+
+def log_shares(axes: Axes, least: float) -> None:
+    """A logarithmic vertical axis of shares from `least` to 1, in percent."""
+    axes.set_yscale("log")
+    axes.set_ylim(least, 1.0)
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(10, numticks=5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+
+
 def ends_in_words(lines: Sequence[Line], start: str) -> str:
     """First and last value of every line."""
     return "; ".join(
@@ -88,18 +141,18 @@ def relearning_plots(files: EvaluationFiles) -> list[Plot]:
             "Greedy answers to the forget questions after ordinary fine-tuning on harmless rows.",
         ),
     ):  # fmt: skip
-        parts = {m: p[kind]["curve"] for m, p in files.of_part("relearning").items() if kind in p}
-        known = [point["untaught"] for curve in parts.values() for point in curve]
-        if not known or None in known:
+        parts = {m: p[kind] for m, p in files.curves("relearning").items() if kind in p}
+        points = [point for curve in parts.values() for point in curve]
+        if not points or not all("mean" in point for point in points):
             continue
-        secret = all(point["secret_rate"] is not None for point in known)
+        secret = all(point["secret_rate"] is not None for point in points)
         key, what, y_title = (
             ("secret_rate", "secrets", "share of questions") if secret
             else ("mean", "recall", "mean over questions")
         )  # fmt: skip
         lines = []
         for model, curve in parts.items():
-            values = np.array([point["untaught"][key] for point in curve], float)
+            values = np.array([point[key] for point in curve], float)
             steps = np.array([point["steps"] for point in curve], float)
             lines.append(Line(model, steps, values, f"{values[-1]:.2f}"))
         figure, axes = model_axes(files, f"{title}: {what}", y_title, lines)
@@ -138,14 +191,9 @@ def side_effect_plot(files: EvaluationFiles) -> Plot | None:
         files, "Unrelated text: change of probabilities", "share of tokens", lines,
         steps="steps-mid",
     )  # fmt: skip
-    axes.set_yscale("log")
-    fewest = min(0.5 / change["watched"]["tokens"] for change in changes.values())
-    axes.set_ylim(fewest, 1.0)
+    log_shares(axes, min(0.5 / change["watched"]["tokens"] for change in changes.values()))
     axes.set_xlim(-1, 1)
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(LogLocator(10, numticks=5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
     axes.set_xlabel("p after − p before", color=LIGHT["muted"])
     return Plot(
         "side_effects",
@@ -160,19 +208,20 @@ def side_effect_plot(files: EvaluationFiles) -> Plot | None:
 
 def quantile_plot(files: EvaluationFiles) -> Plot | None:
     """Accuracy of picking the least likely option (the paper's Figure 5b)."""
-    parts = files.of_part("least_likely")
+    parts = files.curves("least_likely")
     if not parts:
         return None
     lines = []
     for model, part in parts.items():
-        rows = part["quantiles"]
-        values = np.array([row["accuracy"] for row in rows], float)
-        quantiles = np.array([row["quantile"] for row in rows], float)
+        quantiles, values = np.array(part["accuracy_by_quantile"], float).T
         lines.append(Line(model, quantiles, values, f"{values[-1]:.2f}"))
     chance = next(iter(parts.values()))["chance"]
     figure, axes = model_axes(
-        files, "Least likely option is right", "how often it is", lines, chance=chance
-    )
+        files, "Least likely option is right", "how often it is", lines,
+        thin_line=f"chance, {chance:.2f}",
+    )  # fmt: skip
+    axes.axhline(chance, color=LIGHT["ink"], linewidth=THIN, zorder=1)
+    axes.set_xlim(0, 1)
     axes.set_xlabel("share of questions, most suppressed first", color=LIGHT["muted"])
     shares(axes)
     return Plot(
@@ -188,12 +237,12 @@ def quantile_plot(files: EvaluationFiles) -> Plot | None:
 
 def minimum_plot(files: EvaluationFiles) -> Plot | None:
     """Distribution of the least likely option's probability (the paper's Figure 5c)."""
-    parts = files.of_part("least_likely")
+    parts = files.curves("least_likely")
     if not parts:
         return None
     lines, words = [], []
     for model, part in parts.items():
-        minima = np.sort(np.array(part["minima"], float))
+        minima = np.array(part["minima"], float)
         lines.append(Line(model, minima, np.arange(1, len(minima) + 1) / len(minima)))
         words.append(f"{model}: median {np.median(minima):.3f}, least {minima[0]:.3f}")
     figure, axes = model_axes(
