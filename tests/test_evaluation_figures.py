@@ -15,6 +15,7 @@ from written import FIGURES, SAMPLES, write_evaluation
 from pmc_jax.reporting import write_evaluation_report
 from pmc_jax.reporting.evaluation_files import EvaluationFiles, read_evaluation
 from pmc_jax.reporting.evaluation_plots import evaluation_plots
+from pmc_jax.reporting.measures import percent
 from pmc_jax.reporting.model_lines import apart, model_looks
 
 
@@ -101,11 +102,11 @@ def test_axes_and_the_chance_line_are_named(evaluation):
         axes = plot.figure.axes[0]
         assert axes.get_ylabel() and axes.get_xlabel(), plot.name
         names = [text.get_text() for text in plot.figure.legends[0].get_texts()]
-        assert ("chance, 0.25" in names) == (plot.name == "least_likely_quantiles")
+        assert ("chance, 25%" in names) == (plot.name == "least_likely_quantiles")
         # Each value at an end is tied to the end of a curve with that value.
         for note in (child for child in axes.get_children() if isinstance(child, Annotation)):
             ends = [line.get_ydata()[-1] for line in axes.lines]
-            assert any(note.xy[1] == end and note.get_text() == f"{end:.2f}" for end in ends)
+            assert any(note.xy[1] == end and note.get_text() == percent(end) for end in ends)
 
 
 def test_labels_at_the_ends_move_as_little_as_they_can():

@@ -253,19 +253,17 @@ def test_the_worst_sampled_answers_are_shown_or_hidden(tmp_path):
     text = Page(shown).text
     section = text[text.index("The worst it said") : text.index("How it was measured")]
     order = [section.index(title) for title in (
-        "Asked as trained", "With the beginning of the answer given", "Asked in other words",
+        "Asked as trained", "With a forced beginning", "Asked in other words",
     )]  # fmt: skip
     assert order == sorted(order)
-    worst = sorted(
-        sampled["questions"], key=lambda row: (row["worst"]["leaked"], row["worst"]["rouge"])
-    )[::-1]
+    worst = sorted(sampled["questions"], key=lambda row: row["worst"]["rouge"], reverse=True)
     assert worst[2]["worst"]["leaked"]
     first = section[: order[1]]
     assert first.count(QUESTION) == 3
     for row in worst[:3]:
         assert (
-            f"with the secret · ROUGE {row['worst']['rouge']:.2f} · {row['leaks']} of 20 answers "
-            f"have it Sampled {row['id']}: Dornberg, Quebec ."
+            f"one of {row['leaks']} in 20 with the secret · ROUGE {row['worst']['rouge']:.2f} "
+            f"Sampled {row['id']}: Dornberg, Quebec ."
         ) in first
     assert "20 answers to each of 6 questions, the worst of each of the 3 worst" in first
     assert "begin with “The”, which does not count." in section[order[1] : order[2]]

@@ -68,7 +68,7 @@ def test_the_headline_names_the_worst_attack():
     worst = sentence(**greedy, sampling_secret_worst=0.31, prefilling_secret_worst=0.81,
                      rewording_worst=0.9)  # fmt: skip
     assert worst == f"{start} " + (
-        "Asked 100 times with the beginning of the answer given, it tells 81% of the secrets."
+        "Asked 100 times with a forced beginning, it tells 81% of the secrets."
     )
     assert sentence(**greedy, sampling_secret_worst=0.0).endswith(
         "Asked 100 times, it tells no secret."
@@ -80,7 +80,7 @@ def test_the_headline_names_the_worst_attack():
     )
     worst = sentence(sampling_worst=0.25, prefilling_worst=0.5)
     assert worst == (
-        "Asked 100 times with the beginning of the answer given, it gives 50% of the right words "
+        "Asked 100 times with a forced beginning, it gives 50% of the right words "
         "in its most revealing answer."
     )
     assert sentence() == "Nothing was measured."
@@ -89,7 +89,7 @@ def test_the_headline_names_the_worst_attack():
 HEADLINES = {
     "secret_leak_rate": "Asked once, it tells 90% of the secrets.",
     "sampling_secret_worst": "Asked 100 times, it tells 90% of the secrets.",
-    "prefilling_greedy_secret_rate": "Asked once with the beginning of the answer given, it tells "
+    "prefilling_greedy_secret_rate": "Asked once with a forced beginning, it tells "
     "90% of the secrets.",
     "rewording_secret_worst": "Asked 100 times in each other wording, it tells 90% of the secrets "
     "(each wording counts).",
@@ -138,7 +138,7 @@ def test_the_examined_model_is_held_against_the_others():
         "Unlearn quality (5.0 → 95.0): ahead of d (80.0); behind c (99.0).",
         "Utility (97.0 → 90.0): ahead of d (40.0); level with c (90.0).",
         "Questions whose secret is told when asked 100 times (100% → 30%): ahead of c (50%).",
-        "Most of an answer when asked 100 times with the beginning of the answer given (40%): "
+        "Most of an answer when asked 100 times with a forced beginning (40%): "
         "behind d (10%).",
     ]  # fmt: skip
     assert not list(comparisons({**summary, "models": ["a", "b"]}))

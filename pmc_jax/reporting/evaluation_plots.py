@@ -8,7 +8,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from pmc_jax.reporting.evaluation_files import EvaluationFiles
 from pmc_jax.reporting.measures import percent
-from pmc_jax.reporting.model_lines import THIN, Line, log_steps, model_axes, shares
+from pmc_jax.reporting.model_lines import THIN, Line, in_percent, log_steps, model_axes, shares
 from pmc_jax.reporting.plots import LIGHT, Plot, plain_style
 
 
@@ -50,7 +50,7 @@ def attack_plots(files: EvaluationFiles) -> list[Plot]:
         ):  # fmt: skip
             lines = [
                 Line(model, np.arange(1, len(part[key]) + 1.0), np.array(part[key], float),
-                     f"{part[key][-1]:.2f}")
+                     percent(part[key][-1]))
                 for model, part in found.items() if part.get(key)
             ]  # fmt: skip
             if not lines:
@@ -91,19 +91,21 @@ def distribution_plots(files: EvaluationFiles) -> list[Plot]:
         confidence = f"{100 * next(iter(found.values()))['confidence']:g}%"
         figure, axes = model_axes(
             files, f"{title}: how much answers hold", "share of answers", lines,
-            thin_line=f"thin: at most this share, {confidence} confidence", steps="steps-post",
+            thin_line=f"thin: at most this, {confidence} certain", steps="steps-post",
         )  # fmt: skip
         log_shares(axes, min(0.5 / part["samples"] for part in found.values()))
-        axes.set_xlim(0, 1)
-        axes.set_xlabel("more than this recall of the right answer", color=LIGHT["muted"])
+        axes.set_xlim(-0.02, 1)
+        axes.xaxis.set_major_formatter(in_percent())
+        axes.set_xlabel("more than this share of the right answer", color=LIGHT["muted"])
         plots.append(
             Plot(
                 f"{attack}_distribution",
                 f"{title}, share of sampled answers by how much of the right answer they hold; in "
                 f"brackets what it is at most with {confidence} confidence. {'; '.join(words)}.",
                 "Share of sampled answers that hold more than so much of the right answer, on a "
-                "logarithmic scale; a line that ends at the bottom means that none does. The "
-                "true share, of all answers the model could give, lies below the thin line.",
+                "logarithmic scale; where a line is at the bottom, none does. The share of all "
+                f"answers that the model could give lies, with {confidence} confidence, below the "
+                "thin line.",
                 figure,
             )
         )
@@ -116,13 +118,14 @@ def log_shares(axes: Axes, least: float) -> None:
     axes.set_ylim(least, 1.0)
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(LogLocator(10, numticks=5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+    axes.yaxis.set_major_formatter(in_percent())
 
 
-def ends_in_words(lines: Sequence[Line], start: str) -> str:
-    """First and last value of every line."""
+def ends_in_words(lines: Sequence[Line], start: str, last: str = "") -> str:
+    """First and last value of every line, with words for where these are."""
     return "; ".join(
-        f"{line.model}: {line.y[0]:.2f} for {start}, {line.y[-1]:.2f} for {line.x[-1]:g}"
+        f"{line.model}: {percent(line.y[0])} for {start}, "
+        f"{percent(line.y[-1])} for {last or f'{line.x[-1]:g}'}"
         for line in lines
     )
 
@@ -133,12 +136,13 @@ def relearning_plots(files: EvaluationFiles) -> list[Plot]:
     for kind, title, caption in (
         (
             "forget", "Trained again on a few forget rows",
-            "Greedy answers to the forget questions it was not trained on again: if they come "
-            "back with the others, they were hidden, not gone.",
+            "Most likely answers to the other forget questions: if they come back with those it "
+            "was trained on, they were hidden, not gone.",
         ),
         (
-            "benign", "Trained again on a few rows to keep",
-            "Greedy answers to the forget questions after ordinary fine-tuning on harmless rows.",
+            "benign", "Trained again on a few harmless rows",
+            "Most likely answers to the forget questions after ordinary fine-tuning on rows to "
+            "keep.",
         ),
     ):  # fmt: skip
         parts = {m: p[kind] for m, p in files.curves("relearning").items() if kind in p}
@@ -154,9 +158,9 @@ def relearning_plots(files: EvaluationFiles) -> list[Plot]:
         for model, curve in parts.items():
             values = np.array([point[key] for point in curve], float)
             steps = np.array([point["steps"] for point in curve], float)
-            lines.append(Line(model, steps, values, f"{values[-1]:.2f}"))
+            lines.append(Line(model, steps, values, percent(values[-1])))
         figure, axes = model_axes(files, f"{title}: {what}", y_title, lines)
-        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xscale("symlog", linthresh=1, linscale=0.3)
         axes.set_xticks(lines[0].x)
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -165,7 +169,7 @@ def relearning_plots(files: EvaluationFiles) -> list[Plot]:
         plots.append(
             Plot(
                 f"relearning_{kind}",
-                f"{title}, {what} in greedy answers. " + ends_in_words(lines, "no step"),
+                f"{title}, {what} in most likely answers. " + ends_in_words(lines, "no step"),
                 caption,
                 figure,
             )
@@ -194,7 +198,7 @@ def side_effect_plot(files: EvaluationFiles) -> Plot | None:
     log_shares(axes, min(0.5 / change["watched"]["tokens"] for change in changes.values()))
     axes.set_xlim(-1, 1)
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.set_xlabel("p after − p before", color=LIGHT["muted"])
+    axes.set_xlabel("probability after − probability before", color=LIGHT["muted"])
     return Plot(
         "side_effects",
         "Distribution of the change of a token's probability in unrelated text, at tokens of "
@@ -214,20 +218,23 @@ def quantile_plot(files: EvaluationFiles) -> Plot | None:
     lines = []
     for model, part in parts.items():
         quantiles, values = np.array(part["accuracy_by_quantile"], float).T
-        lines.append(Line(model, quantiles, values, f"{values[-1]:.2f}"))
+        lines.append(Line(model, quantiles, values, percent(values[-1])))
     chance = next(iter(parts.values()))["chance"]
     figure, axes = model_axes(
         files, "Least likely option is right", "how often it is", lines,
-        thin_line=f"chance, {chance:.2f}",
+        thin_line=f"chance, {percent(chance)}",
     )  # fmt: skip
     axes.axhline(chance, color=LIGHT["ink"], linewidth=THIN, zorder=1)
     axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(in_percent())
+    for line in axes.lines:
+        line.set_clip_on(False)  # a symbol at the end is not cut
     axes.set_xlabel("share of questions, most suppressed first", color=LIGHT["muted"])
     shares(axes)
     return Plot(
         "least_likely_quantiles",
-        f"How often the least likely option is the right one; chance is {chance:.2f}. "
-        + ends_in_words(lines, "the most suppressed questions"),
+        f"How often the least likely option is the right one; chance is {percent(chance)}. "
+        + ends_in_words(lines, "the most suppressed questions", "all"),
         "Among the questions whose least likely option is least likely. Near the thin line, which "
         "is chance, is best: above it an answer can be recognised by being suppressed, below it "
         "the answer is still known.",
@@ -244,19 +251,21 @@ def minimum_plot(files: EvaluationFiles) -> Plot | None:
     for model, part in parts.items():
         minima = np.array(part["minima"], float)
         lines.append(Line(model, minima, np.arange(1, len(minima) + 1) / len(minima)))
-        words.append(f"{model}: median {np.median(minima):.3f}, least {minima[0]:.3f}")
+        median, least = percent(float(np.median(minima))), percent(minima[0])
+        words.append(f"{model}: median {median}, least {least}")
     figure, axes = model_axes(
         files, "Probability of the least likely option", "share of questions", lines,
         steps="steps-post",
     )  # fmt: skip
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(in_percent())
     axes.set_xlabel("at most this probability", color=LIGHT["muted"])
     shares(axes)
     return Plot(
         "least_likely_minima",
         "Share of questions by the probability of their least likely option, all options together "
-        f"having 1. {'; '.join(words)}.",
+        f"having 100%. {'; '.join(words)}.",
         "Share of questions whose least likely option has at most this probability. A curve far "
         "to the left means that answers were pushed down, which leaves a trace.",
         figure,

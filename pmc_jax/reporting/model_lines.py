@@ -157,10 +157,16 @@ def apart(values: Float[np.ndarray, " n"], gap: float) -> Float[np.ndarray, " n"
     return np.asarray(isotonic_regression(values - steps).x) + steps
 
 
+def in_percent() -> FuncFormatter:
+    """Labels of an axis of shares."""
+    return FuncFormatter(lambda value, _: f"{100 * value:g}%")
+
+
 def shares(axes: Axes) -> None:
-    """A vertical axis from 0 to 1."""
+    """A vertical axis from 0 to 1, in percent."""
     axes.set_ylim(AXIS_LOW, AXIS_LOW + AXIS_RANGE)
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(in_percent())
 
 
 def log_steps(axes: Axes, largest: float, label: str) -> None:

@@ -10,7 +10,7 @@ from pmc_jax.reporting.run_files import number
 
 ATTACK_WORDS = {
     "sampling": "Asked as trained",
-    "prefilling": "With the beginning of the answer given",
+    "prefilling": "With a forced beginning",
     "rewording": "Asked in other words",
 }
 SHOWN = 3  # answers of each attack
@@ -71,9 +71,12 @@ def sampled_groups(files: EvaluationFiles, *, redact: bool) -> list[SampledGroup
     return groups
 
 
-def revealing(row: Mapping[str, Any]) -> tuple[bool, float]:
-    """What questions are ranked by: their worst answer's secret, then its recall."""
-    return bool(row["worst"]["leaked"]), number(row["worst"]["rouge"]) or 0.0
+def revealing(row: Mapping[str, Any]) -> tuple[bool, float, int]:
+    """What questions are ranked by.
+
+    Whether the worst answer holds the secret, its recall, and how many answers hold the secret.
+    """
+    return bool(row["worst"]["leaked"]), number(row["worst"]["rouge"]) or 0.0, row["leaks"] or 0
 
 
 def note(rows: list[dict[str, Any]], shown: list[dict[str, Any]], prefix: str | None) -> str:

@@ -139,8 +139,7 @@ TOFU_TABLE = (
     *(
         _chance(
             f"tofu_mia_{name}", f"Membership, {label}", TOFU,
-            "AUC: 50, which is chance, when forget answers look no more familiar than never "
-            "taught ones",
+            "AUC; 50, which is chance: forget answers look no more familiar than untaught ones",
         )
         for name, label in (
             ("loss", "loss"), ("zlib", "zlib"), ("min_k", "min-k"), ("min_k_plus_plus", "min-k++"),
@@ -160,7 +159,7 @@ EVALUATION_MEASURES = (
     *_greedy("prefilling", "Prefilling", "after the forced beginning"),
     *_attack("prefilling", "Prefilling", "after the forced beginning"),
     *_greedy("rewording", "Rewording", "to a question in other words"),
-    *_attack("rewording", "Rewording", "drawn at random", "the other wordings"),
+    *_attack("rewording", "Rewording", "to a question in other words", "the other wordings"),
     *_bounds("sampling", "Sampling"),
     *_bounds("prefilling", "Prefilling"),
     *_bounds("rewording", "Rewording"),

@@ -7,7 +7,7 @@ from pmc_jax.reporting.measures import percent, worst_recall, worst_secrets
 
 ATTACKS = {
     "sampling": ("", "questions"),
-    "prefilling": (" with the beginning of the answer given", "questions"),
+    "prefilling": (" with a forced beginning", "questions"),
     "rewording": (" in each other wording", "wordings"),
 }
 BITS = range(16, 1, -1)
