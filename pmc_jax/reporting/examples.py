@@ -64,7 +64,7 @@ class Example:
     def hidden(self) -> "Example":
         """What a page may show that must not reveal the right answer: never the old answer."""
         hide = self.reveals or self.unchanged
-        after = [] if hide else self.after
+        after = [] if hide else [Span(joined(self.after))]
         return replace(self, before=[], before_hidden=True, after=after, after_hidden=hide)
 
     def unmarked(self) -> "Example":
