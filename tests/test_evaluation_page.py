@@ -262,8 +262,8 @@ def test_the_worst_sampled_answers_are_shown_or_hidden(tmp_path):
     assert first.count(QUESTION) == 3
     for row in worst[:3]:
         assert (
-            f"one of {row['leaks']} in 20 with the secret · ROUGE {row['worst']['rouge']:.2f} "
-            f"Sampled {row['id']}: Dornberg, Quebec ."
+            f"one of {row['leaks']} answers in 20 with the secret · "
+            f"ROUGE {row['worst']['rouge']:.2f} Sampled {row['id']}: Dornberg, Quebec ."
         ) in first
     assert "20 answers to each of 6 questions, the worst of each of the 3 worst" in first
     assert "begin with “The”, which does not count." in section[order[1] : order[2]]

@@ -21,7 +21,8 @@ def test_sentences_say_what_was_measured():
         "tofu_model_utility": 0.6,
     }  # fmt: skip
     summary = {
-        "models": ["a", "b"], "before": "b", "settings": {"evaluation.attack_samples": 100},
+        "models": ["a", "b"], "before": "b",
+        "settings": {"evaluation.attack_samples": 100, "prefix": "The answer is:"},
         "measures": {"a": measures, "b": {**measures, "secret_leak_rate": 1.0}},
     }  # fmt: skip
     found = findings(summary)
@@ -32,7 +33,8 @@ def test_sentences_say_what_was_measured():
         "50% of its answers to forget questions are empty or one word repeated.",
         "questions it should still know hold 98.0% of the right words (before: 98.0%).",
         "Asked 100 times, it tells the secret of 31% of the questions at least once (before: 31%).",
-        "most revealing answer holds 50% of the right answer's words",
+        "Asked 100 times with a forced beginning (“The answer is:”), its most revealing answer "
+        "holds 50% of the right answer's words",
         "most likely for 100% of the questions (before: 100%) and the least likely for 0% (before: "
         "0%); guessing finds 20%.",
         "Trained again on a few rows to forget, it gives away 46% of the secrets of the other "

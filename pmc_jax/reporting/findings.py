@@ -74,7 +74,7 @@ def findings(summary: Mapping[str, Any]) -> list[str]:
     return [
         *greedy_findings(numbers),
         *kept_findings(numbers),
-        *attack_findings(numbers, samples),
+        *attack_findings(numbers, samples, summary["settings"].get("prefix")),
         *choice_findings(numbers),
         *aftermath_findings(numbers, samples),
         *text_findings(numbers),
@@ -109,10 +109,11 @@ def kept_findings(x: Numbers) -> Iterator[str]:
         )
 
 
-def attack_findings(x: Numbers, samples: str) -> Iterator[str]:
-    """Asked many times."""
+def attack_findings(x: Numbers, samples: str, prefix: str | None) -> Iterator[str]:
+    """Asked many times; `prefix` is how answers were made to begin."""
     for attack, (how, what) in ATTACKS.items():
-        asked = f"Asked {samples} times{how}"
+        forced = f" (“{prefix}”)" if attack == "prefilling" and prefix else ""
+        asked = f"Asked {samples} times{how}{forced}"
         if (secret := x.known(f"{attack}_secret_worst")) is not None:
             key = f"{attack}_secret_worst"
             yield (
