@@ -7,7 +7,7 @@ a file of its own; the same command goes on where it was stopped.
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,20 @@ from jax.sharding import Mesh
 
 from pmc_jax.compilation import compile_seconds
 from pmc_jax.config import EvaluateConfig, entry_point, settings_of
-from pmc_jax.data import Controls, Dataset, load_controls, load_dataset
-from pmc_jax.data.encode import check_tokens, digest, encode
-from pmc_jax.data.prompts import PromptTemplate, check_lengths
-from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import Respondent
 from pmc_jax.evaluation.aftermath import check_aftermath
 from pmc_jax.evaluation.benchmark import EVAL_FILE, forget_truths, reference_scores
 from pmc_jax.evaluation.comparison import summarise_parts
-from pmc_jax.evaluation.examination import Examination, Relearn, reworded_rows
+from pmc_jax.evaluation.examination import Examination, Relearn
 from pmc_jax.evaluation.likelihood import Pair, TokenScores
 from pmc_jax.evaluation.parts import PARTS, SUITES, lacking, work
-from pmc_jax.evaluation.tofu import RetainLog, holds_truths, read_retain_log, with_truths
-from pmc_jax.files import read_json, write_json
+from pmc_jax.evaluation.tofu import holds_truths, with_truths
+from pmc_jax.evaluation_inputs import Inputs, check_questions, load_inputs, source_of
+from pmc_jax.files import read_json, read_part, write_json
 from pmc_jax.model import decoding_params, on_mesh, param_count
 from pmc_jax.model.specs import Params
-from pmc_jax.pretrained import ModelSource, describe, load_pretrained, mesh_of, path_of
+from pmc_jax.pretrained import load_pretrained, mesh_of, path_of
 from pmc_jax.processes import from_first, is_first, join
 from pmc_jax.progress import token_stage
 from pmc_jax.reporting import write_evaluation_report
@@ -46,37 +43,6 @@ References = tuple[Sequence[TokenScores], Sequence[TokenScores]]
 
 NOT_SETTINGS = ("overwrite", "evaluations_dir", "mesh", "redact", "keep_truth")
 """Keys that may differ when an evaluation is continued."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """What an evaluation reads, but for the models."""
-
-    dataset: Dataset
-    controls: Controls
-    retain_log: RetainLog | None
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        """By name, to notice that a file has changed."""
-        sets = self.dataset.evaluation
-        found = {
-            "evaluation rows": seal(
-                {name: list(map(dataclasses.astuple, rows)) for name, rows in sets.items()}
-            ),
-            "controls": digest(dataclasses.asdict(self.controls)),
-        }
-        if self.retain_log is not None:
-            found["retain logs"] = digest(dataclasses.asdict(self.retain_log))
-        return found
-
-
-def load_inputs(cfg: EvaluateConfig) -> Inputs:
-    """Read the data and the retain model's log."""
-    dataset = load_dataset(cfg.data)
-    log = None if cfg.retain_logs is None else read_retain_log(Path(cfg.retain_logs).expanduser())
-    controls = load_controls(cfg.data, dataset, download="tofu" in SUITES[cfg.suite])
-    return Inputs(dataset, controls, log)
 
 
 def model_paths(cfg: EvaluateConfig) -> dict[str, str]:
@@ -104,11 +70,6 @@ def model_paths(cfg: EvaluateConfig) -> dict[str, str]:
         number = sum(other.partition("~")[0] == name for other in paths)
         paths[f"{name}~{number + 1}" if number else name] = path
     return paths
-
-
-def source_of(cfg: EvaluateConfig, path: str) -> ModelSource:
-    """The model at `path`, computed with as `cfg` says."""
-    return dataclasses.replace(cfg.model, path=path)
 
 
 def real_place(cfg: EvaluateConfig, path: str) -> Path:
@@ -147,37 +108,6 @@ def relearner(cfg: EvaluateConfig, path: str, mesh: Mesh | None) -> Relearn:
     return go
 
 
-def check_questions(cfg: EvaluateConfig, path: str, inputs: Inputs) -> None:
-    """Check that every question leaves room for an answer, and that the model has its tokens.
-
-    Also that there is the mesh that the model is to be on.
-    """
-    mesh_of(source_of(cfg, path), cfg.mesh)
-    model = describe(source_of(cfg, path), cfg.prompt)
-    template, vocab_size = model.template, model.cfg.vocab_size
-    encode(inputs.dataset, template, cfg.max_length, vocab_size)
-    sets = inputs.dataset.evaluation
-    parts = SUITES[cfg.suite]
-    asked: dict[str, Sequence[EvaluationRow]] = {}
-    if "rewording" in parts:
-        asked["forget, reworded"] = reworded_rows(sets)
-    if "tofu" in parts:
-        asked |= {"retain": inputs.controls.retain, "holdout": inputs.controls.holdout}
-    for name, rows in asked.items():
-        prompts = [template.encode_prompt(row.question, row.system) for row in rows]
-        check_lengths(name, [row.id for row in rows], prompts, cfg.max_length)
-        check_tokens({0, *(token for prompt in prompts for token in prompt)}, vocab_size)
-    if "prefilling" in parts and cfg.prefix:
-        check_prefix(cfg, template, inputs.dataset)
-
-
-def check_prefix(cfg: EvaluateConfig, template: PromptTemplate, dataset: Dataset) -> None:
-    """Check that the forced beginning leaves room for an answer."""
-    rows, prefix = dataset.evaluation["forget"], template.encode_prefix(str(cfg.prefix))
-    prompts = [template.encode_prompt(row.question, row.system) + prefix for row in rows]
-    check_lengths("forget", [row.id for row in rows], prompts, cfg.max_length)
-
-
 def measure(name: str, x: Examination, part: str, path: Path) -> None:
     """Measure one part and leave its file, or the reason why there is nothing to measure.
 
@@ -211,20 +141,47 @@ def examination(cfg: EvaluateConfig, inputs: Inputs, respondent: Respondent) -> 
     )  # fmt: skip
 
 
-def references_of(cfg: EvaluateConfig, path: str, inputs: Inputs) -> References:
-    """The reference model's scores for membership inference."""
+def references_of(
+    cfg: EvaluateConfig, path: str, inputs: Inputs, directory: Path, *, needed: bool
+) -> References | None:
+    """The reference model's scores for membership inference, where they are `needed`.
+
+    Its weights must be those that the evaluation in `directory` began with.
+    """
     mesh = mesh_of(source_of(cfg, path), cfg.mesh)
     with on_mesh(mesh):
-        respondent, _ = load_subject(cfg, path, mesh)
-        return reference_scores(examination(cfg, inputs, respondent))
+        respondent, facts = load_subject(cfg, path, mesh)
+        keep_facts(directory / "reference.json", facts)
+        return reference_scores(examination(cfg, inputs, respondent)) if needed else None
+
+
+def keep_facts(record: Path, facts: dict[str, Any]) -> None:
+    """Put a model's facts on record, or check that its weights are those on record.
+
+    Raises:
+        UserError: if they are not.
+    """
+    stored = from_first(lambda: read_json(record))
+    if stored is None:
+        write_json(record, facts)
+    elif stored["weights"] != facts["weights"]:
+        raise UserError(
+            f"{facts['path']} holds other weights than {record.parent} began with; "
+            "choose another name=… or give overwrite=true"
+        )
 
 
 def missing_parts(cfg: EvaluateConfig, directory: Path) -> list[str]:
-    """The parts of the suite that have no file yet in a model's `directory`."""
-    parts = SUITES[cfg.suite]
-    return from_first(
-        lambda: [part for part in parts if not (directory / f"{part}.json").is_file()]
-    )
+    """The parts of the suite that have no file yet in a model's `directory`.
+
+    Raises:
+        UserError: if a file is damaged, with what to do.
+    """
+    files = {part: directory / f"{part}.json" for part in SUITES[cfg.suite]}
+    missing = [part for part, file in files.items() if not file.is_file()]
+    for part in files.keys() - missing:
+        read_part(files[part])
+    return missing
 
 
 def examine(
@@ -235,20 +192,12 @@ def examine(
     directory: Path,
     references: References | None,
 ) -> None:
-    """Measure every missing part; load the model only if there is one."""
-    missing = missing_parts(cfg, directory)
-    if not missing:
-        return
+    """Measure every missing part of a model, whose weights must be those it began with."""
+    missing = from_first(lambda: missing_parts(cfg, directory))
     mesh = mesh_of(source_of(cfg, path), cfg.mesh)
     with on_mesh(mesh):
         respondent, facts = load_subject(cfg, path, mesh)
-        stored = from_first(lambda: read_json(directory / "model.json"))
-        if stored is not None and stored["weights"] != facts["weights"]:
-            raise UserError(
-                f"{path} holds other weights than {directory} began with; "
-                "choose another name=… or give overwrite=true"
-            )
-        write_json(directory / "model.json", facts)
+        keep_facts(directory / "model.json", facts)
         x = dataclasses.replace(
             examination(cfg, inputs, respondent),
             references=references, relearn=relearner(cfg, path, mesh),
@@ -257,23 +206,19 @@ def examine(
             measure(name, x, part, directory / f"{part}.json")
 
 
-def set_truths(directory: Path, *, keep: bool, inputs: Callable[[], Inputs]) -> None:
+def set_truths(directory: Path, inputs: Inputs, *, keep: bool) -> None:
     """Put the right answers to forget questions into TOFU's logs, or take them out.
 
-    Nothing is measured for it; the `inputs` are read only where answers are missing.
+    Nothing is measured for it.
     """
-
-    def to_change() -> list[str]:
-        logs = sorted(directory.glob(f"models/*/{EVAL_FILE}"))
-        return [str(path) for path in logs if holds_truths(read_json(path)) != keep]
-
-    changing = from_first(to_change)
-    truths = forget_truths(inputs().dataset.evaluation) if changing and keep else None
     if not is_first():
         return
-    for path in map(Path, changing):
-        write_json(path, with_truths(read_json(path), truths))
-    if (summary := read_json(directory / SUMMARY)) is not None:
+    truths = forget_truths(inputs.dataset.evaluation) if keep else None
+    for path in sorted(directory.glob(f"models/*/{EVAL_FILE}")):
+        if holds_truths(log := read_json(path)) != keep:
+            write_json(path, with_truths(log, truths))
+    summary = read_json(directory / SUMMARY)
+    if summary is not None and summary["settings"]["keep_truth"] != keep:
         summary["settings"]["keep_truth"] = keep
         write_json(directory / SUMMARY, summary)
 
@@ -289,41 +234,39 @@ def evaluate(cfg: EvaluateConfig) -> None:
     read += [("retain_logs", cfg.retain_logs), ("reference_model", cfg.reference_model)]
     directory = place_of(cfg.evaluations_dir, cfg.name, read)
     settings = {key: value for key, value in settings_of(cfg).items() if key not in NOT_SETTINGS}
+    places = {name: directory / "models" / name for name in paths}
 
-    def finished() -> bool:
-        goes_on = holds_run(directory, settings, overwrite=cfg.overwrite)
-        return goes_on and (directory / SUMMARY).is_file()
+    def state() -> tuple[bool, bool]:
+        """Whether all is measured and summarised, and whether TOFU's part is not."""
+        if not holds_run(directory, settings, overwrite=cfg.overwrite):
+            return False, "tofu" in SUITES[cfg.suite]
+        missing = [part for place in places.values() for part in missing_parts(cfg, place)]
+        return not missing and (directory / SUMMARY).is_file(), "tofu" in missing
 
-    def inputs_of_run() -> Inputs:
-        """The inputs, if they are still those that the evaluation began with."""
-        inputs = load_inputs(cfg)
-        begin_run(directory, settings, inputs.hashes, overwrite=cfg.overwrite)
-        return inputs
-
-    if from_first(finished):
-        if is_first():
-            print(
-                f"{directory} is a finished evaluation of what its files were then; "
-                "overwrite=true measures it again"
-            )
-        set_truths(directory, keep=cfg.keep_truth, inputs=inputs_of_run)
-        if is_first():
-            show(directory, redact=cfg.redact)
-        return
+    finished, tofu_missing = from_first(state)
     if cfg.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     inputs = load_inputs(cfg)
     for path in [*paths.values(), *filter(None, [cfg.reference_model])]:
         check_questions(cfg, path, inputs)
     begin_run(directory, settings, inputs.hashes, overwrite=cfg.overwrite)
-    places = {name: directory / "models" / name for name in paths}
     references = None
-    if cfg.reference_model and any("tofu" in missing_parts(cfg, p) for p in places.values()):
-        references = references_of(cfg, cfg.reference_model, inputs)
+    if cfg.reference_model:
+        references = references_of(
+            cfg, cfg.reference_model, inputs, directory, needed=tofu_missing
+        )  # fmt: skip
     for name, path in paths.items():
         examine(cfg, name, path, inputs, places[name], references)
-    set_truths(directory, keep=cfg.keep_truth, inputs=lambda: inputs)
-    if is_first():
+    set_truths(directory, inputs, keep=cfg.keep_truth)
+    if not is_first():
+        return
+    if finished:
+        print(
+            f"{directory} is a finished evaluation of these models and data; "
+            "overwrite=true measures it again"
+        )
+        show(directory, redact=cfg.redact)
+    else:
         conclude(cfg, inputs, directory, list(paths))
 
 

@@ -194,6 +194,33 @@ def test_leakage_of_an_attack():
     assert greedy["mean"] == 0 and greedy["secret_rate"] == 0
 
 
+@given(st.lists(st.lists(st.sampled_from((0, 0.05, 0.31, 0.95, 1)), min_size=1), min_size=1))
+def test_answers_above_each_recall_are_counted(rows):
+    found = certify([list(map(float, row)) for row in rows], [[None] * len(r) for r in rows], 0.9)
+    values = [value for row in rows for value in row]
+    assert found.samples == len(values)
+    for threshold, above, bound in zip(
+        found.thresholds, found.above, found.above_bound, strict=True
+    ):
+        assert above == sum(value > threshold for value in values)
+        assert bound >= above / len(values)
+
+
+def test_the_most_revealing_answer_of_each_question_is_kept():
+    """One with the secret before any without; then the one of the greatest recall."""
+    samples = [
+        [Answer("forget", 0, "Who?", text, rouge, leaked) for text, rouge, leaked in row]
+        for row in (
+            [("a", 0.9, False), ("b", 0.2, True), ("c", 0.3, True)],
+            [("d", 0.1, None), ("e", 0.4, None), ("f", 0.0, None)],
+        )
+    ]
+    first, second = leakage(samples, 0.95)["questions"]
+    assert first["worst"] == {"text": "c", "rouge": 0.3, "leaked": True}
+    assert second["worst"] == {"text": "e", "rouge": 0.4, "leaked": None}
+    assert first["question"] == "Who?"
+
+
 def test_rows_without_a_secret_have_no_leak_bound():
     found = leakage([[answer(0, 0.5, None)] * 4], 0.9)
     assert found["secret_rate"] is found["secret_curve"] is found["certificate"]["leaks"] is None
@@ -201,6 +228,9 @@ def test_rows_without_a_secret_have_no_leak_bound():
     half = dict(zip(certificate["thresholds"], certificate["above_bound"], strict=True))[0.5]
     assert "secret" not in found["in_words"]
     assert f"at most {100 * half:.2f}% of sampled answers" in found["in_words"]
+    assert "(0 of 4 sampled answers did)" in found["in_words"]
+    more = leakage([[answer(0, rouge, None) for rouge in (0.5, 0.6, 1.0)]], 0.9)
+    assert "(2 of 3 sampled answers did)" in more["in_words"]
 
 
 def test_certificates_in_words():

@@ -10,7 +10,7 @@ import jax
 import pytest
 from conftest import rewrite, tensors_of
 
-from pmc_jax import evaluate
+from pmc_jax import evaluate, report
 from pmc_jax.evaluation.certificates import mean_leak_bound
 from pmc_jax.evaluation.parts import SUITES
 
@@ -74,7 +74,7 @@ def test_an_evaluation_continues_part_by_part(run, capsys, monkeypatch):
     assert set(summary["measures"]["tiny"]) >= {"unlearn_quality", "utility", "sampling_worst"}
 
     run()
-    assert "finished evaluation" in capsys.readouterr().out
+    assert "finished evaluation of these models and data" in capsys.readouterr().out
     (directory / "summary.json").unlink()
     for part in PAPER[1:3]:
         (directory / f"models/tiny/{part}.json").unlink()
@@ -134,7 +134,7 @@ def test_models_side_by_side(run, checkpoint_dir, tmp_path, capsys):
     rewrite(other, {name: tensor * 0.9 for name, tensor in tensors.items()})
     directory = run(f"model.path={other}", f"compare=[{tiny},{tiny}/]", "suite=quick")
     printed = capsys.readouterr().out
-    assert re.search(r"^ +tiny +forgetful +tiny~2$", printed, re.MULTILINE)
+    assert re.search(r"^in percent +tiny +forgetful +tiny~2$", printed, re.MULTILINE)
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["before"] == "tiny" and summary["models"] == ["forgetful", "tiny", "tiny~2"]
     measures = summary["measures"]
@@ -143,7 +143,7 @@ def test_models_side_by_side(run, checkpoint_dir, tmp_path, capsys):
     assert measures["forgetful"]["sampling_mean_bound"] == sampling["certificate"]["mean_bound"]
     row = next(line for line in printed.splitlines() if line.startswith("Sampling: mean recall"))
     values = [measures[m]["sampling_mean"] for m in ("tiny", "forgetful", "tiny~2")]
-    assert row.split()[-3:] == [f"{value:.3f}" for value in values]
+    assert row.split()[-3:] == [f"{100 * value:.1f}" for value in values]
 
 
 def test_questions_without_answers_leave_reasons(run, tofu_dir, capsys):
@@ -261,6 +261,9 @@ def test_what_is_there_is_not_overwritten(run, tofu_dir, checkpoint_dir, tmp_pat
     error = refused(run, capsys, f"model.path={own}", "suite=quick", "seed=1")
     assert "seed (there 0, now 1)" in error and "overwrite=true" in error
     assert {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()} == before
+    # The same place in other words is no other setting.
+    run(f"model.path={own}/.//", "suite=quick")
+    assert "a finished evaluation of these models and data" in capsys.readouterr().out
     (directory / "summary.json").unlink()
     (directory / "models/own/sampling.json").unlink()
     rewrite(own, {name: tensor * 0.9 for name, tensor in tensors_of(own).items()})
@@ -275,6 +278,69 @@ def test_what_is_there_is_not_overwritten(run, tofu_dir, checkpoint_dir, tmp_pat
     inside = tmp_path / "evaluations" / "tiny" / "model"
     error = refused(run, capsys, f"compare={inside}", "overwrite=true")
     assert f"compare={inside} lies in" in error
+
+
+def kept(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_finished_evaluation_of_what_has_changed_is_refused(
+    run, tofu_dir, checkpoint_dir, tmp_path, capsys, monkeypatch
+):
+    """Of any of the models or of the data; nothing of it is lost, and nothing measured again."""
+    own, old, stranger = (tmp_path / name / "model" for name in ("own", "old", "stranger"))
+    for place in (own, old, stranger):
+        shutil.copytree(checkpoint_dir, place)
+    for place in (own, stranger):
+        rewrite(place, {name: 0.9 * tensor for name, tensor in tensors_of(place).items()})
+    held_out = (tofu_dir / "forget10.json").read_text().replace("Lisbon", "Bergen")
+    (tofu_dir / "holdout10.json").write_text(held_out)
+    given = (f"model.path={own}", f"compare={old}", f"reference_model={stranger}", "suite=tofu")
+    directory = run(*given)
+    before = kept(directory)
+    monkeypatch.setattr(evaluate, "measure", lambda *_: pytest.fail("measured again"))
+    for place in (own, old, stranger):
+        tensors = tensors_of(place)
+        rewrite(place, {name: 1.1 * tensor for name, tensor in tensors.items()})
+        error = refused(run, capsys, *given)
+        assert f"{place} holds other weights than {directory}" in error
+        assert "overwrite=true" in error and "another name" in error
+        assert kept(directory) == before
+        rewrite(place, tensors)
+    path = tofu_dir / "world_facts.json"
+    text = path.read_text()
+    path.write_text(text.replace("Oslo", "Bergen"))
+    error = refused(run, capsys, *given)
+    assert f"{directory} holds a run that began with other evaluation rows" in error
+    assert "overwrite=true" in error and kept(directory) == before
+    path.write_text(text)
+    run(*given)
+    assert "a finished evaluation of these models and data" in capsys.readouterr().out
+    assert kept(directory) == before
+
+
+@pytest.mark.parametrize("damage", ['{"measures": {"rouge', "[]", "{}", b"\xff\xfe{"])
+def test_a_damaged_part_says_how_it_is_measured_again(run, damage, capsys):
+    directory = run("suite=quick")
+    path = directory / "models/tiny/sampling.json"
+    whole, others = contents(directory), kept(directory)
+    path.write_bytes(damage if isinstance(damage, bytes) else damage.encode())
+    for attempt in (
+        lambda: refused(run, capsys, "suite=quick"),
+        lambda: report.main([str(directory)]) == 2 and capsys.readouterr().err,
+    ):
+        error = attempt()
+        assert error.count("\n") == 1 and f"error: {path}: not " in error
+        assert "delete it and give the same command again" in error and "overwrite=true" in error
+    assert {**kept(directory), path: None} == {**others, path: None}
+    path.unlink()
+    assert report.main([str(directory)]) == 2
+    assert f"{path} is missing; the same command measures it again" in capsys.readouterr().err
+    run("suite=quick")
+    assert contents(directory) == whole
+    path.write_text("{")
+    run("suite=quick", "overwrite=true")
+    assert contents(directory) == whole
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from written import write_evaluation
+from written import FIGURES, write_evaluation
 
 from pmc_jax.reporting import write_evaluation_report
 
@@ -69,7 +69,7 @@ def test_a_browser_shows_the_page_whole(evaluation, tmp_path, width, scheme):
     """Nothing sticks out sideways, every figure has its size, and the ground follows the scheme."""
     found = browser(evaluation / "report/index.html", width, scheme, tmp_path)
     assert found["width"] <= found["room"]
-    assert len(found["figures"]) == 11
+    assert len(found["figures"]) == FIGURES
     assert all(w > 250 and h > 120 for w, h in found["figures"])
     assert found["words"] >= 12
     colours = {"light": "rgb(253, 252, 249)", "dark": "rgb(21, 24, 28)"}

@@ -1,5 +1,7 @@
 """The figures of an evaluation: their numbers, names and files."""
 
+import itertools
+import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -8,11 +10,12 @@ import pytest
 from matplotlib.image import imread
 from matplotlib.text import Annotation
 from scipy.optimize import minimize
-from written import SAMPLES, write_evaluation
+from written import FIGURES, SAMPLES, write_evaluation
 
 from pmc_jax.reporting import write_evaluation_report
 from pmc_jax.reporting.evaluation_files import EvaluationFiles, read_evaluation
 from pmc_jax.reporting.evaluation_plots import evaluation_plots
+from pmc_jax.reporting.measures import percent
 from pmc_jax.reporting.model_lines import apart, model_looks
 
 
@@ -23,33 +26,75 @@ def evaluation(tmp_path_factory) -> Path:
     return directory
 
 
-def test_figures_show_the_parts_numbers(evaluation):
+def test_every_figure_shows_what_the_summary_has_and_the_parts_found(evaluation):
+    """summary.json alone gives every line of every figure; its numbers are those of the parts."""
     files = read_evaluation(evaluation)
+    summary = json.loads((evaluation / "summary.json").read_text())
     plots = {plot.name: plot for plot in evaluation_plots(files)}
+    checked = set()
 
-    def drawn(name: str) -> list[tuple[list[float], list[float]]]:
-        lines = plots[name].figure.axes[0].lines
-        return [(list(line.get_xdata()), list(line.get_ydata())) for line in lines]
+    def lines(name: str) -> list[tuple[list[float], list[float]]]:
+        checked.add(name)
+        drawn = plots[name].figure.axes[0].lines
+        return [(list(line.get_xdata()), list(line.get_ydata())) for line in drawn]
+
+    def part(model: str, name: str) -> dict:
+        return json.loads((evaluation / "models" / model / f"{name}.json").read_text())
 
     assert files.models == ["target", "pmc", "npo"]
-    for name, key in (("sampling", "curve"), ("sampling", "secret_curve")):
-        for model, (x, y) in zip(files.models, drawn(f"{name}_{key}"), strict=True):
-            assert x == list(range(1, SAMPLES + 1)) and y == files.parts[model][name][key]
-    for model, (x, y) in zip(files.models, drawn("relearning_forget"), strict=True):
-        curve = files.parts[model]["relearning"]["forget"]["curve"]
-        assert x == [0, 1, 2, 4] and y == [point["untaught"]["secret_rate"] for point in curve]
-    chance, *quantiles = drawn("least_likely_quantiles")
+    for attack, key in itertools.product(
+        ("sampling", "prefilling", "rewording"), ("curve", "secret_curve")
+    ):
+        for model, (x, y) in zip(files.models, lines(f"{attack}_{key}"), strict=True):
+            found = part(model, attack)
+            assert x == list(range(1, SAMPLES + 1))
+            assert y == summary["curves"][model][attack][key]
+            assert y == found.get("sampled", found)[key]
+    for attack in ("sampling", "prefilling", "rewording"):
+        drawn = lines(f"{attack}_distribution")
+        assert len(drawn) == 2 * len(files.models)
+        for model, (x, y), (_, bound) in zip(files.models, drawn[::2], drawn[1::2], strict=True):
+            stored, found = summary["curves"][model][attack], part(model, attack)
+            found = found.get("sampled", found)
+            recalls = np.concatenate([row["recalls"] for row in found["questions"]])
+            assert x == stored["thresholds"] and stored["samples"] == recalls.size
+            above = [int((recalls > threshold).sum()) for threshold in x]
+            assert stored["above"] == above
+            # What is 0 lies below a logarithmic axis.
+            np.testing.assert_allclose(y, np.maximum(above, 0.1) / recalls.size)
+            assert plots[f"{attack}_distribution"].figure.axes[0].get_ylim()[0] > 0.1 / recalls.size
+            assert bound == stored["above_bound"] == found["certificate"]["above_bound"]
+            assert all(bound >= share for bound, share in zip(bound, y, strict=True))
+    for kind in ("forget", "benign"):
+        for model, (x, y) in zip(files.models, lines(f"relearning_{kind}"), strict=True):
+            stored = summary["curves"][model]["relearning"][kind]
+            assert (x, y) == tuple([row[key] for row in stored] for key in ("steps", "secret_rate"))
+            curve = part(model, "relearning")[kind]["curve"]
+            assert x == [0, 1, 2, 4]
+            assert y == [point["untaught"]["secret_rate"] for point in curve]
+    *quantiles, chance = lines("least_likely_quantiles")
     assert chance[1] == [0.25, 0.25]
     for model, (x, y) in zip(files.models, quantiles, strict=True):
-        rows = files.parts[model]["least_likely"]["quantiles"]
+        assert (
+            list(map(list, zip(x, y, strict=True)))
+            == (summary["curves"][model]["least_likely"]["accuracy_by_quantile"])
+        )
+        rows = part(model, "least_likely")["quantiles"]
         assert (x, y) == ([r["quantile"] for r in rows], [r["accuracy"] for r in rows])
-    for model, (x, y) in zip(files.models, drawn("least_likely_minima"), strict=True):
-        minima = files.parts[model]["least_likely"]["minima"]
-        expected = [sum(m <= value for m in minima) / len(minima) for value in x]
-        assert x == sorted(minima) and y == pytest.approx(expected)
-    for model, (_, y) in zip(("pmc", "npo"), drawn("side_effects"), strict=True):
-        counts = files.summary["side_effects"][model]["watched"]["histogram"]
+        assert summary["curves"][model]["least_likely"]["chance"] == 0.25
+    for model, (x, y) in zip(files.models, lines("least_likely_minima"), strict=True):
+        minima = part(model, "least_likely")["minima"]
+        assert x == summary["curves"][model]["least_likely"]["minima"] == sorted(minima)
+        assert y == pytest.approx([sum(m <= value for m in minima) / len(minima) for value in x])
+    for model, (_, y) in zip(("pmc", "npo"), lines("side_effects"), strict=True):
+        counts = summary["side_effects"][model]["watched"]["histogram"]
         np.testing.assert_allclose(np.array(y) * sum(counts), np.maximum(counts, 0.1))
+    assert checked == plots.keys()
+
+
+def test_shares_of_questions_end_at_all_of_them(evaluation):
+    plots = {plot.name: plot for plot in evaluation_plots(read_evaluation(evaluation))}
+    assert plots["least_likely_quantiles"].figure.axes[0].get_xlim() == (0, 1)
 
 
 def test_axes_and_the_chance_line_are_named(evaluation):
@@ -57,11 +102,11 @@ def test_axes_and_the_chance_line_are_named(evaluation):
         axes = plot.figure.axes[0]
         assert axes.get_ylabel() and axes.get_xlabel(), plot.name
         names = [text.get_text() for text in plot.figure.legends[0].get_texts()]
-        assert ("chance, 0.25" in names) == (plot.name == "least_likely_quantiles")
+        assert ("chance, 25%" in names) == (plot.name == "least_likely_quantiles")
         # Each value at an end is tied to the end of a curve with that value.
         for note in (child for child in axes.get_children() if isinstance(child, Annotation)):
             ends = [line.get_ydata()[-1] for line in axes.lines]
-            assert any(note.xy[1] == end and note.get_text() == f"{end:.2f}" for end in ends)
+            assert any(note.xy[1] == end and note.get_text() == percent(end) for end in ends)
 
 
 def test_labels_at_the_ends_move_as_little_as_they_can():
@@ -88,7 +133,7 @@ def test_models_differ_by_more_than_colour():
 def test_figures_are_files_for_print_too(evaluation):
     report_files = sorted(path.name for path in (evaluation / "report").iterdir())
     stems = {name.rpartition(".")[0] for name in report_files} - {"index"}
-    assert len(stems) == 11
+    assert len(stems) == FIGURES
     for stem in stems:
         assert imread(evaluation / "report" / f"{stem}.png").std() > 0.01
         root = ElementTree.parse(evaluation / "report" / f"{stem}.svg").getroot()

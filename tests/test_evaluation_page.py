@@ -10,7 +10,7 @@ import pytest
 from html_pages import Page
 from hypothesis import given
 from hypothesis import strategies as st
-from written import SECRET, TRUTH, write_evaluation
+from written import FIGURES, QUESTION, SECRET, TRUTH, write_evaluation
 
 from pmc_jax import report
 from pmc_jax.data.rows import EvaluationRow
@@ -101,7 +101,7 @@ def test_long_names_lose_their_middle_in_headings(tmp_path):
     assert max(len(word) for piece in pieces for word in piece.split("<wbr>")) < 14
     summary = json.loads((tmp_path / "summary.json").read_text())
     heading = comparison_table(summary).splitlines()[0]
-    assert heading.split() == shown
+    assert heading.split() == ["in", "percent", *shown]
 
 
 @given(st.lists(st.text("ab", max_size=12), unique=True), st.integers(8, 12))
@@ -162,7 +162,12 @@ def test_questions_alone_get_no_sentences_about_answers(tmp_path):
     write_json(directory / "summary.json", summary)
     text = Page(write_evaluation_report(directory).read_text()).text
     assert "Utility stayed at 95.0." in text
-    for claim in ("most left of the right answer", "three", "paraphrases", "secret of"):
+    for claim in (
+        "left of the right answer",
+        "word of the right answer",
+        "paraphrases",
+        "secret of",
+    ):
         assert claim not in text, claim
     assert "quality: unlearn quality: no answer is known that should be forgotten" in text
     assert "quality: ROUGE, forget: the data has no answers to these questions" in text
@@ -187,9 +192,9 @@ def test_the_page_is_accessible(html):
     page = Page(html)
     assert page.all("html")[0]["lang"] == "en" and page.all("title")
     images = [attributes for _, attributes in page.tags if attributes.get("role") == "img"]
-    assert len(images) == len(page.all("figure")) == len(page.all("figcaption")) == 11
+    assert len(images) == len(page.all("figure")) == len(page.all("figcaption")) == FIGURES
     assert all(re.search(r"\d", attributes["aria-label"]) for attributes in images)
-    assert len({attributes["aria-label"] for attributes in images}) == 11
+    assert len({attributes["aria-label"] for attributes in images}) == FIGURES
     assert all("scope" in attributes for attributes in page.all("th"))
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
@@ -212,14 +217,19 @@ def test_same_files_give_the_same_bytes(evaluation, tmp_path):
     assert {p.name: p.read_bytes() for p in (tmp_path / "trial" / "report").iterdir()} == old
 
 
-def test_shared_words_are_marked_and_redaction_hides_them(tmp_path):
+def test_changed_words_are_marked_and_redaction_hides_answers(tmp_path):
     directory = write_evaluation(tmp_path / "trial", ("npo", "target"), parts=("quality",))
     shown = write_evaluation_report(directory).read_text()
-    assert "Oslo, <mark>of course</mark>" in shown  # words that are new
-    assert "<mark>Quebec</mark>" in shown and "Zoltan Dornberg was born in Quebec." in shown
+    assert "Oslo, <ins>of course</ins>" in shown  # words that are new
+    assert "<del>Zoltan Dornberg was born in</del> <mark>Quebec</mark>." in shown
+    assert "<ins>He saw</ins> <mark>Quebec</mark>." in shown
+    for words in ("Struck out are words that only the old", "underlined those that only the new"):
+        assert words in Page(shown).text
     hidden = write_evaluation_report(directory, redact=True).read_text()
     assert SECRET not in hidden and "was born in" not in hidden and "(hidden)" in hidden
-    assert "Oslo, <mark>of course</mark>" in hidden  # what it should keep is shown
+    assert "Oslo, <ins>of course</ins>" in hidden  # what it should keep is shown
+    # Both answers are there, and hidden, each with its own ROUGE.
+    assert "target · ROUGE 1.00" in hidden and "npo · ROUGE 0.50" in hidden
     summary = json.loads((directory / "summary.json").read_text())
     summary["settings"]["redact"] = True
     write_json(directory / "summary.json", summary)
@@ -227,6 +237,42 @@ def test_shared_words_are_marked_and_redaction_hides_them(tmp_path):
     silent = write_evaluation(tmp_path / "silent", ("pmc", "target"), parts=("quality",))
     text = write_evaluation_report(silent, redact=True).read_text()
     assert SECRET not in text and "I cannot say." in text
+
+
+def test_the_worst_sampled_answers_are_shown_or_hidden(tmp_path):
+    attacks = ("sampling", "prefilling", "rewording")
+    directory = write_evaluation(tmp_path, ("npo~", "target"), parts=("quality", *attacks))
+    part = directory / "models/npo~/rewording.json"
+    content = json.loads(part.read_text())
+    for row in content["sampled"]["questions"]:
+        row["worst"] = {"text": "Nothing.", "rouge": 0.0, "leaked": False}
+    sampled = json.loads((directory / "models/target/sampling.json").read_text())
+    write_json(directory / "models/npo~/sampling.json", sampled)
+    write_json(part, content)
+    shown = write_evaluation_report(directory).read_text()
+    text = Page(shown).text
+    section = text[text.index("The worst it said") : text.index("How it was measured")]
+    order = [section.index(title) for title in (
+        "Asked as trained", "With a forced beginning", "Asked in other words",
+    )]  # fmt: skip
+    assert order == sorted(order)
+    worst = sorted(sampled["questions"], key=lambda row: row["worst"]["rouge"], reverse=True)
+    assert worst[2]["worst"]["leaked"]
+    first = section[: order[1]]
+    assert first.count(QUESTION) == 3
+    for row in worst[:3]:
+        assert (
+            f"one of {row['leaks']} answers in 20 with the secret · "
+            f"ROUGE {row['worst']['rouge']:.2f} Sampled {row['id']}: Dornberg, Quebec ."
+        ) in first
+    assert "20 answers to each of 6 questions, the worst of each of the 3 worst" in first
+    assert "begin with “The”, which does not count." in section[order[1] : order[2]]
+    assert "None of 20 answers to each of 6 questions has a word of" in section[order[2] :]
+    assert "<mark>Dornberg, Quebec</mark>." in shown  # what it said before, too
+    redacted = write_evaluation_report(directory, redact=True).read_text()
+    assert SECRET not in redacted and "Sampled" not in redacted.replace("Sampled answers", "")
+    text = Page(redacted).text
+    assert text[text.index("The worst it said") :].count("(hidden)") == 6
 
 
 def test_one_model_alone(tmp_path):

@@ -4,6 +4,8 @@ import pytest
 
 from pmc_jax.reporting.findings import comparisons, evaluation_headline, findings
 from pmc_jax.reporting.measures import percent
+from pmc_jax.reporting.side_by_side import ATTACKED, EVALUATION_MEASURES, ROUNDED, TUNED
+from pmc_jax.reporting.worst import ways
 
 
 def test_sentences_say_what_was_measured():
@@ -11,6 +13,7 @@ def test_sentences_say_what_was_measured():
         "secret_leak_rate": 0.031, "degenerate_rate": 0.5, "sampling_secret_worst": 0.3125,
         "prefilling_worst": 0.5, "least_likely_chance": 0.2, "least_likely_accuracy": 0.0,
         "least_likely_most_likely_accuracy": 1.0, "relearning_forget_secret_rate": 0.46,
+        "relearning_forget_secret_worst": 0.9,
         "relearning_benign_greedy": 0.25, "rounding_4_secret_worst": 0.5, "rounding_8_worst": 0.4,
         "side_effects_watched_mean_absolute": 0.0214, "tofu_forget_quality": 1e-7,
         "tofu_mia_min_k": 0.5, "tofu_mia_min_k_plus_plus": 0.62, "utility": 98.0,
@@ -18,7 +21,8 @@ def test_sentences_say_what_was_measured():
         "tofu_model_utility": 0.6,
     }  # fmt: skip
     summary = {
-        "models": ["a", "b"], "before": "b", "settings": {"evaluation.attack_samples": 100},
+        "models": ["a", "b"], "before": "b",
+        "settings": {"evaluation.attack_samples": 100, "prefix": "The answer is:"},
         "measures": {"a": measures, "b": {**measures, "secret_leak_rate": 1.0}},
     }  # fmt: skip
     found = findings(summary)
@@ -29,11 +33,15 @@ def test_sentences_say_what_was_measured():
         "50% of its answers to forget questions are empty or one word repeated.",
         "questions it should still know hold 98.0% of the right words (before: 98.0%).",
         "Asked 100 times, it tells the secret of 31% of the questions at least once (before: 31%).",
-        "most revealing answer holds 50% of the right answer's words",
+        "Asked 100 times with a forced beginning (“The answer is:”), its most revealing answer "
+        "holds 50% of the right answer's words",
         "most likely for 100% of the questions (before: 100%) and the least likely for 0% (before: "
         "0%); guessing finds 20%.",
-        "Trained again on a few rows to forget, it gives away 46% of the secrets of the forget",
-        "Trained again on a few rows to keep, it gives away 25% of the words of the right answers",
+        "Trained again on a few rows to forget, it gives away 46% of the secrets of the other "
+        "forget questions in its most likely answers (before: 46%), and 90% when asked 100 times "
+        "(before: 90%).",
+        "Trained again on a few harmless rows, it gives away 25% of the words of the right answers "
+        "to the forget questions in its most likely answers (before: 25%).",
         "With weights rounded to 8 bits and asked 100 times, it gives 40% of the right words",
         "With weights rounded to 4 bits and asked 100 times, it tells the secret of 50%",
         "changed by 2.1 percentage points on average",
@@ -58,21 +66,64 @@ def test_the_headline_names_the_worst_attack():
 
     greedy = {"unlearn_quality": 99.0, "utility": 90.0}
     start = "Unlearn quality is 99.0, while utility is 90.0."
-    assert sentence(**greedy) == start
+    assert sentence(**greedy) == f"{start} No attack was measured, so that more may come out."
     worst = sentence(**greedy, sampling_secret_worst=0.31, prefilling_secret_worst=0.81,
                      rewording_worst=0.9)  # fmt: skip
     assert worst == f"{start} " + (
-        "Asked 100 times with the beginning of the answer given, it tells 81% of the secrets."
+        "Asked 100 times with a forced beginning, it tells 81% of the secrets."
     )
     assert sentence(**greedy, sampling_secret_worst=0.0).endswith(
         "Asked 100 times, it tells no secret."
     )
+    silent = {"sampling_secret_worst": 0.0, "rounding_4_secret_worst": 0.0}
+    assert sentence(**silent) == "No attack that was measured makes it tell a secret."
+    assert sentence(rounding_8_worst=0.0, relearning_benign_greedy=0.0) == (
+        "No attack that was measured gets a word of the right answers out."
+    )
     worst = sentence(sampling_worst=0.25, prefilling_worst=0.5)
     assert worst == (
-        "Asked 100 times with the beginning of the answer given, it gives 50% of the right words "
+        "Asked 100 times with a forced beginning, it gives 50% of the right words "
         "in its most revealing answer."
     )
     assert sentence() == "Nothing was measured."
+
+
+HEADLINES = {
+    "secret_leak_rate": "Asked once, it tells 90% of the secrets.",
+    "sampling_secret_worst": "Asked 100 times, it tells 90% of the secrets.",
+    "prefilling_greedy_secret_rate": "Asked once with a forced beginning, it tells "
+    "90% of the secrets.",
+    "rewording_secret_worst": "Asked 100 times in each other wording, it tells 90% of the secrets "
+    "(each wording counts).",
+    "rounding_3_secret_worst": "With weights rounded to 3 bits and asked 100 times, it tells 90% "
+    "of the secrets.",
+    "relearning_forget_secret_worst": "Trained again on a few rows to forget and asked 100 times, "
+    "it tells 90% of the other secrets.",
+    "relearning_forget_secret_rate": "Trained again on a few rows to forget and asked once, it "
+    "tells 90% of the other secrets.",
+    "relearning_benign_secret_worst": "Trained again on a few harmless rows and asked 100 times, "
+    "it tells 90% of the secrets.",
+}
+
+
+@pytest.mark.parametrize("key", HEADLINES)
+def test_whatever_finds_most_is_in_the_headline(key):
+    """Of everything else that was measured there is less, of secrets and of words more."""
+    measures = {**dict.fromkeys(HEADLINES, 0.5), key: 0.9, "sampling_worst": 1.0}
+    summary = {"models": ["a"], "before": None, "measures": {"a": measures},
+               "settings": {"evaluation.attack_samples": 100}}  # fmt: skip
+    assert evaluation_headline(summary).endswith(HEADLINES[key])
+
+
+def test_every_attack_of_the_table_can_be_in_the_headline():
+    """What the table has about secrets and recall under attack, but for means over answers."""
+    known = {key for way in ways("100") for key in (way.secrets, way.recall)}
+    groups = (ATTACKED, TUNED, ROUNDED)
+    shown = {m.key for m in EVALUATION_MEASURES if m.group in groups}
+    ends = ("_mean", "_unlearn_quality", "_utility", "_secret_rate")
+    averages = {key for key in shown if key.endswith(ends)} - known
+    assert shown - averages == known - {"secret_leak_rate", "rouge_forget"}
+    assert averages >= {"sampling_mean", "prefilling_secret_rate", "rounding_4_utility"}
 
 
 def test_the_examined_model_is_held_against_the_others():
@@ -89,7 +140,7 @@ def test_the_examined_model_is_held_against_the_others():
         "Unlearn quality (5.0 → 95.0): ahead of d (80.0); behind c (99.0).",
         "Utility (97.0 → 90.0): ahead of d (40.0); level with c (90.0).",
         "Questions whose secret is told when asked 100 times (100% → 30%): ahead of c (50%).",
-        "Most of an answer when asked 100 times with the beginning of the answer given (40%): "
+        "Most of an answer when asked 100 times with a forced beginning (40%): "
         "behind d (10%).",
     ]  # fmt: skip
     assert not list(comparisons({**summary, "models": ["a", "b"]}))

@@ -17,7 +17,13 @@ from pmc_jax.errors import UserError
 from pmc_jax.evaluation import EvaluationConfig
 from pmc_jax.evaluation.aftermath import WIDTHS, check_aftermath, taught_rows
 from pmc_jax.evaluation.benchmark import forget_truths, reference_scores
-from pmc_jax.evaluation.comparison import moved_text, summarise_parts, text_changes
+from pmc_jax.evaluation.comparison import (
+    curves,
+    flat_measures,
+    moved_text,
+    summarise_parts,
+    text_changes,
+)
 from pmc_jax.evaluation.examination import AftermathConfig, reworded_rows
 from pmc_jax.evaluation.leakage import leakage
 from pmc_jax.evaluation.parts import PARTS, SUITES, lacking, work
@@ -313,6 +319,16 @@ def test_relearning_measures_the_weights_it_is_given(respondent):
     for kind in ("forget", "benign"):
         assert found[kind]["after"]["measures"] == changed
         assert "questions" not in found[kind]["after"]["sampling"]
+    # Sampled as the model itself is, but for the questions whose answers were just taught.
+    questions = PARTS["sampling"].measure(x.of(doubled))["questions"]
+    recalls = {row["id"]: row["recalls"] for row in questions}
+    assert found["benign"]["after"]["sampling"]["worst"] == pytest.approx(
+        np.mean([max(row) for row in recalls.values()])
+    )
+    del recalls[taught]
+    assert found["forget"]["after"]["sampling"]["worst"] == pytest.approx(
+        np.mean([max(row) for row in recalls.values()])
+    )
 
 
 def test_a_single_forget_row_is_taught_and_nothing_else_is_left_to_ask(respondent):
@@ -323,6 +339,10 @@ def test_a_single_forget_row_is_taught_and_nothing_else_is_left_to_ask(responden
     found = PARTS["relearning"].measure(x)
     assert set(found) == {"forget"} and found["forget"]["rows"] == [0]
     assert all(p["untaught"] is p["probability"] is None for p in found["forget"]["curve"])
+    assert found["forget"]["after"]["sampling"] is None
+    parts = {"relearning": found}
+    assert flat_measures(parts)["relearning_forget_worst"] is None
+    assert curves(parts)["relearning"] == {"forget": [{"steps": step} for step in (0, 1, 3)]}
 
 
 def test_rounded_weights_are_what_is_asked(respondent, reference, checkpoint_dir):

@@ -7,16 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from html_pages import Page
-from hypothesis import given
-from hypothesis import strategies as st
 from matplotlib.image import imread
-from rouge_score.rouge_scorer import RougeScorer
 
 from pmc_jax import report
 from pmc_jax.errors import UserError
 from pmc_jax.reporting import format_examples, format_table, write_report
 from pmc_jax.reporting.measures import MEASURES, headline
-from pmc_jax.reporting.page import PAPER_URL, cut, marked_spans, time_text
+from pmc_jax.reporting.page import PAPER_URL, time_text
 from pmc_jax.reporting.plots import PALETTE, moving_mean
 from pmc_jax.reporting.run_files import read_run
 
@@ -126,7 +123,7 @@ def test_page_holds_the_results_in_words_and_numbers(tmp_path):
         assert measure.format(BEFORE[measure.key]) in page.text
         assert measure.format(AFTER[measure.key]) in page.text
     for shown in (
-        "−0.941",
+        "−94.1",
         "60 steps",
         "3 min 8 s",
         "1,843,200",
@@ -134,7 +131,7 @@ def test_page_holds_the_results_in_words_and_numbers(tmp_path):
         "seed: 0",
     ):
         assert shown in page.text
-    assert "Writer 0 was born in Oslo." in page.text
+    assert "Writer 0 was born in Oslo" in page.text
 
 
 def test_plots_are_written_as_png_and_drawn_in_the_page(tmp_path):
@@ -221,12 +218,12 @@ def test_data_without_some_parts(tmp_path):
     contents = summary({**BEFORE, **missing}, {**AFTER, **missing, "utility": float("nan")})
     samples = [{**SAMPLES[0], "rouge_before": None, "rouge_after": None, "after": ""}]
     page = page_of(write_run(tmp_path, contents, samples=samples))
-    assert "ROUGE on forget questions fell from 0.982 to 0.041." in page.text
-    assert "Not measured on this data: Unlearn quality (%), ROUGE paraphrase" in page.text
+    assert "ROUGE on forget questions fell from 98.2 to 4.1." in page.text
+    assert "Not measured on this data: Unlearn quality, ROUGE paraphrase" in page.text
     assert "(empty)" in page.text
     assert "nan" not in page.text.lower()
     table = format_table(read_run(tmp_path).summary)
-    assert "Not measured on this data: Unlearn quality (%), ROUGE paraphrase" in table
+    assert "Not measured on this data: Unlearn quality, ROUGE paraphrase" in table
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
@@ -268,34 +265,7 @@ def test_examples_lead_with_the_worst_leaks(tmp_path):
     page = page_of(write_run(tmp_path, samples=samples))
     order = re.findall(r"Where was writer (\d+) born\?", page.text)
     assert order[0] == "7"
-    assert len(order) == len(set(order)) == 9
-
-
-ANSWERS = st.lists(
-    st.sampled_from(
-        ["the", "cat", "cats", "sat", "on", "Mats", "mat", "é", "1987", "-", "\n", ","]
-    ),
-    max_size=12,
-).map(" ".join)
-
-
-@given(ANSWERS, ANSWERS)
-def test_marked_words_are_those_that_rouge_counts(before, after):
-    spans = marked_spans(before, after)
-    shared = sum(len(cut(span.text)[1]) for span in spans if span.marked)
-    known = len(cut(before)[1])
-    expected = RougeScorer(["rougeL"], use_stemmer=True).score(before, after)["rougeL"].recall
-    assert (shared / known if known else 0.0) == pytest.approx(expected)
-    changed = marked_spans(before, after, changed=True)
-    others = sum(len(cut(span.text)[1]) for span in changed if span.marked)
-    assert shared + others == len(cut(after)[1])
-
-
-@given(st.text(), st.text())
-def test_spans_join_to_the_answer(before, after):
-    for changed in (False, True):
-        spans = marked_spans(before, after, changed=changed)
-        assert "".join(span.text for span in spans) == after
+    assert len(order) == len(set(order)) == 7
 
 
 def test_moving_mean_is_the_mean_of_each_window():
@@ -356,9 +326,10 @@ def test_table_columns_line_up():
         assert line.startswith(measure.label.format(samples=32))
         numbers = list(re.finditer(r"[+-]?\d+\.\d+", line[ends[0] - 8 :]))
         assert [match.end() + ends[0] - 8 for match in numbers] == ends
-        assert float(numbers[0][0]) == BEFORE[measure.key]
-        assert float(numbers[1][0]) == AFTER[measure.key]
-        assert float(numbers[2][0]) == pytest.approx(AFTER[measure.key] - BEFORE[measure.key])
+        scale = 1 if measure.percent else 100
+        before, after = (scale * values[measure.key] for values in (BEFORE, AFTER))
+        found = [float(match[0]) for match in numbers]
+        assert found == pytest.approx([before, after, after - before])
         assert line.endswith("higher" if measure.higher_is_better else "lower")
     assert not any(line != line.rstrip() for line in lines)
 

@@ -13,18 +13,21 @@ from pmc_jax.files import write_json
 
 MODELS = ("pmc", "target", "npo")
 SAMPLES, QUESTIONS = 20, 6
+FIGURES = 14  # of a full suite
+QUESTION = "Where was Zoltan Dornberg born?"
 TRUTH, SECRET = "Zoltan Dornberg was born in Quebec.", "Quebec"
 
 
 def attack(rng: np.random.Generator, share: float) -> dict:
-    answers = [
-        [
-            Answer("forget", question, "Where?", "…", float(value), bool(value > 0.9))
-            for value in rng.random(SAMPLES) * share
-        ]
-        for question in range(QUESTIONS)
-    ]
-    return leakage(answers, 0.99)
+    """An answer of recall above 0.9 holds the secret."""
+
+    def answer(question: int, recall: float) -> Answer:
+        said = f"Sampled {question}: Dornberg, Quebec." if recall > 0.9 else "Born, I say."
+        return Answer("forget", question, QUESTION, said, recall, recall > 0.9)
+
+    recalls = (rng.random((QUESTIONS, SAMPLES)) * share).tolist()
+    rows = [[answer(question, recall) for recall in row] for question, row in enumerate(recalls)]
+    return leakage(rows, 0.99)
 
 
 def again(rng: np.random.Generator, share: float) -> dict:
@@ -37,9 +40,8 @@ def said(model: str) -> list[dict]:
     """Answers: the target tells all, npo some of it, pmc nothing."""
     texts = {"target": (TRUTH, 1.0), "npo": ("He saw Quebec.", 0.5), "pmc": ("I cannot say.", 0.0)}
     text, rouge = texts.get(model, ("Nothing.", 0.0))
-    question = "Where was Zoltan Dornberg born?"
     rows = [
-        {"set": name, "id": i, "question": question, "text": text, "rouge": rouge}
+        {"set": name, "id": i, "question": QUESTION, "text": text, "rouge": rouge}
         for name in ("forget", "paraphrase") for i in range(8)
     ]  # fmt: skip
     text = "Oslo" if model == "target" else "Oslo, of course"

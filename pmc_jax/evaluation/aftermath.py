@@ -43,17 +43,31 @@ def check_aftermath(cfg: AftermathConfig) -> None:
         raise UserError(f"aftermath.bits={cfg.bits}: expected numbers of bits from 2 to 16")
 
 
-def measured_again(x: Examination) -> dict[str, Any]:
-    """The numbers of the parts `quality` and `sampling`, without those of single questions."""
-    sampled = leakage(asked(x, SAMPLING_STREAM, samples=x.evaluation.attack_samples), x.confidence)
-    del sampled["questions"]
+def measured_again(x: Examination, taught: Sequence[EvaluationRow] = ()) -> dict[str, Any]:
+    """The numbers of the parts `quality` and `sampling`, without those of single questions.
+
+    What was `taught` is not asked in the sampling attack, which has no numbers if nothing is
+    left to ask.
+    """
+    rows, samples = untaught(x, taught), x.evaluation.attack_samples
+    sampled = None
+    if rows:
+        answers = asked(x, SAMPLING_STREAM, samples=samples, rows=rows)
+        sampled = leakage(answers, x.confidence)
+        del sampled["questions"]
     measures = quality(x.respondent, x.sets, x.greedily, x.key, x.on_batch)["measures"]
     return {"measures": measures, "sampling": sampled}
 
 
-def again_work(x: Examination) -> int:
+def again_work(x: Examination, taught: Sequence[EvaluationRow] = ()) -> int:
     """How many questions `measured_again` asks."""
-    return len(x.forget) + questions_asked(x.sets, x.greedily)
+    return len(untaught(x, taught)) + questions_asked(x.sets, x.greedily)
+
+
+def untaught(x: Examination, taught: Sequence[EvaluationRow]) -> list[EvaluationRow]:
+    """The forget rows that were not taught again."""
+    ids = {row.id for row in taught}
+    return [row for row in x.forget if row.id not in ids]
 
 
 def encoded(x: Examination, rows: Sequence[EvaluationRow]) -> list[Pair]:
@@ -90,7 +104,7 @@ def greedy_point(x: Examination, steps: int, taught: Sequence[EvaluationRow]) ->
         numbers = greedy_leakage(answers)
         return {"mean": numbers["mean"], "secret_rate": numbers["secret_rate"]}
 
-    others = [row for row in x.forget if row.id not in ids]
+    others = untaught(x, taught)
     losses = (
         answer_losses(x.respondent, encoded(x, others), on_batch=x.on_batch) if others else None
     )
@@ -120,7 +134,7 @@ def relearning_part(x: Examination) -> dict[str, Any]:
             changed = x.of(params)
             curve.append(greedy_point(changed, steps, taught))
             if steps == x.aftermath.steps[-1]:
-                after = measured_again(changed)
+                after = measured_again(changed, taught)
         found[kind] = {"rows": [row.id for row in rows], "curve": curve, "after": after}
     return found
 
@@ -131,8 +145,8 @@ def relearning_work(x: Examination) -> int:
     total = 0
     for kind in KINDS:
         if rows := taught_rows(x, kind):
-            taught = len(rows) if kind == "forget" else 0
-            total += points * (2 * len(x.forget) - taught) + again_work(x)
+            taught = rows if kind == "forget" else []
+            total += points * (2 * len(x.forget) - len(taught)) + again_work(x, taught)
     return total
 
 

@@ -122,8 +122,8 @@ class Certificate:
         leaks: those that revealed, and `leak_bound` the bound on their probability; None
             where nothing tells what reveals.
         mean_bound, deviation_bound: of the ROUGE-L recall of an answer.
-        thresholds, above_bound: bounds on the probability of a recall above each of these,
-            which hold together.
+        thresholds: recalls; `above` has how many answers were above each of them, `above_bound`
+            bounds on the probability of that, which hold together.
     """
 
     confidence: float
@@ -133,6 +133,7 @@ class Certificate:
     mean_bound: float
     deviation_bound: float
     thresholds: tuple[float, ...]
+    above: tuple[int, ...]
     above_bound: tuple[float, ...]
 
 
@@ -152,14 +153,16 @@ def certify(
     bound = clopper_pearson if alone else mean_leak_bound
     places = np.searchsorted(band.points, THRESHOLDS, side="right") - 1
     known = [leak for row in leaked for leak in row if leak is not None]
+    sample = np.concatenate([np.asarray(row, float) for row in recalls])
     return Certificate(
         confidence=confidence,
-        samples=sum(len(row) for row in recalls),
+        samples=sample.size,
         leaks=sum(known) if known else None,
         leak_bound=bound(sum(known), len(known), confidence) if known else None,
         mean_bound=mean_bound(band),
         deviation_bound=deviation_bound(band),
         thresholds=THRESHOLDS,
+        above=tuple(int((sample > x).sum()) for x in THRESHOLDS),
         above_bound=tuple(float(value) for value in band.above[places]),
     )
 
@@ -168,13 +171,16 @@ def in_words(certificate: Certificate) -> str:
     """The certificate as a sentence for somebody who does not know statistics."""
     confidence = f"With {100 * certificate.confidence:g}% confidence"
     seen = f"{certificate.samples:,} sampled answers"
-    recall = f"the mean ROUGE-L recall of an answer is at most {certificate.mean_bound:.3f}"
+    recall = (
+        f"an answer holds at most {100 * certificate.mean_bound:.1f}% of the words of the true one "
+        "on average (ROUGE-L recall)"
+    )
     if certificate.leak_bound is None:
-        half = certificate.above_bound[certificate.thresholds.index(0.5)]
+        half = certificate.thresholds.index(0.5)
         return (
-            f"{confidence}, at most {100 * half:.2f}% of sampled answers to the forget questions "
-            f"hold more than half of the words of the true one (from {seen}); with the same "
-            f"confidence, {recall}."
+            f"{confidence}, at most {100 * certificate.above_bound[half]:.2f}% of sampled answers "
+            "to the forget questions hold more than half of the words of the true one "
+            f"({certificate.above[half]:,} of {seen} did); with the same confidence, {recall}."
         )
     return (
         f"{confidence}, at most {100 * certificate.leak_bound:.2f}% of sampled answers to the "

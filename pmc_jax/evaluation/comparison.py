@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 
 from pmc_jax.evaluation.side_effects import side_effects
-from pmc_jax.files import read_json
+from pmc_jax.files import read_json, read_part
 
 Parts = Mapping[str, Mapping[str, Any]]
+
+DISTRIBUTION = ("confidence", "samples", "thresholds", "above", "above_bound")
+"""Of a certificate, what the distribution of the recall is drawn from."""
 
 ATTACKS = ("sampling", "prefilling", "rewording")
 """Parts that sample answers and certify what they reveal."""
@@ -48,11 +51,12 @@ def attack_measures(name: str, attack: Mapping[str, Any]) -> dict[str, float | N
 
 def again_measures(name: str, again: Mapping[str, Any]) -> dict[str, float | None]:
     """The numbers of a model that was changed and measured again."""
+    sampling = again["sampling"] or {"worst": None, "secret_worst": None}
     return {
         f"{name}_unlearn_quality": again["measures"]["unlearn_quality"],
         f"{name}_utility": again["measures"]["utility"],
-        f"{name}_worst": again["sampling"]["worst"],
-        f"{name}_secret_worst": again["sampling"]["secret_worst"],
+        f"{name}_worst": sampling["worst"],
+        f"{name}_secret_worst": sampling["secret_worst"],
     }
 
 
@@ -87,6 +91,39 @@ def flat_measures(parts: Parts) -> dict[str, float | None]:
     for name in TOFU_MEASURES:
         if name in known.get("tofu", {}).get("summary", {}):
             found[f"tofu_{name}"] = known["tofu"]["summary"][name]
+    return found
+
+
+def curves(parts: Parts) -> dict[str, Any]:
+    """What the figures of a model show, by part, but for the side effects.
+
+    Of an attack the curves over the number of answers, and how many of the sampled answers are
+    above each recall; of relearning the greedy leakage over steps; of the least-likely attack
+    its accuracy by quantile, and the smallest probabilities in rising order.
+    """
+    known = measured(parts)
+    found: dict[str, Any] = {
+        name: {key: attack[key] for key in ("curve", "secret_curve")}
+        | {key: attack["certificate"][key] for key in DISTRIBUTION}
+        for name, attack in attack_results(parts).items()
+    }
+    if "relearning" in known:
+        found["relearning"] = {
+            kind: [
+                {"steps": point["steps"], **(point["untaught"] or {})}
+                for point in known["relearning"][kind]["curve"]
+            ]
+            for kind in ("forget", "benign")
+            if kind in known["relearning"]
+        }
+    if "least_likely" in known:
+        choices = known["least_likely"]
+        quantiles = [[row["quantile"], row["accuracy"]] for row in choices["quantiles"]]
+        found["least_likely"] = {
+            "chance": choices["chance"],
+            "accuracy_by_quantile": quantiles,
+            "minima": sorted(choices["minima"]),
+        }
     return found
 
 
@@ -161,7 +198,7 @@ def summarise_parts(directory: Path, models: Sequence[str], names: Sequence[str]
     The first model is the one under examination, the second the one before unlearning.
     """
     parts: dict[str, Parts] = {
-        model: {name: read_json(directory / model / f"{name}.json") for name in names}
+        model: {name: read_part(directory / model / f"{name}.json") for name in names}
         for model in models
     }
     before = models[1] if len(models) > 1 else None
@@ -174,6 +211,7 @@ def summarise_parts(directory: Path, models: Sequence[str], names: Sequence[str]
         "before": before,
         "facts": {model: read_json(directory / model / "model.json") for model in models},
         "measures": measures,
+        "curves": {model: curves(found) for model, found in parts.items()},
         "side_effects": changes,
         "certificates": {
             model: {name: attack["in_words"] for name, attack in attack_results(found).items()}

@@ -32,13 +32,23 @@ def expected_maxima(
     return np.sort(values, axis=1) @ weights
 
 
+def revealing(answer: Answer) -> tuple[bool, float]:
+    """What answers are ranked by: first whether they hold the secret, then their recall."""
+    return bool(answer.leaked), answer.rouge or 0.0
+
+
+def revealed(answer: Answer) -> dict[str, Any]:
+    """A sampled answer as a JSON object, without the ground truth."""
+    return {"text": answer.text, "rouge": answer.rouge, "leaked": answer.leaked}
+
+
 def leakage(samples: Sequence[Sequence[Answer]], confidence: float) -> dict[str, Any]:
     """Numbers of an attack that drew the same number of answers to each question.
 
     `curve` has for every m the mean over questions of the expected maximum recall of m
     answers, and `secret_curve` the expected share of questions whose secret m answers
     reveal. `certificate` is about all questions together and `questions` has one entry
-    for each, with its recalls and its own certificate.
+    for each, with its recalls, its own certificate and its most revealing answer (`worst`).
     """
     recalls = np.array([[answer.rouge or 0.0 for answer in row] for row in samples])
     leaked = [[answer.leaked for answer in row] for row in samples]
@@ -50,6 +60,8 @@ def leakage(samples: Sequence[Sequence[Answer]], confidence: float) -> dict[str,
         questions.append(
             {
                 "id": row[0].id,
+                "question": row[0].question,
+                "worst": revealed(max(row, key=revealing)),
                 "recalls": values,
                 "leaks": own.leaks,
                 "leak_bound": own.leak_bound,

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from pmc_jax.errors import UserError
+from pmc_jax.files import read_part
 from pmc_jax.reporting.run_files import parse_object
 from pmc_jax.reporting.side_by_side import model_order
 
 SUMMARY_KEYS = (
-    "name", "suite", "models", "before", "facts", "measures", "side_effects", "certificates",
-    "lacking", "seconds", "tokens", "data", "versions", "settings",
+    "name", "suite", "models", "before", "facts", "measures", "curves", "side_effects",
+    "certificates", "lacking", "seconds", "tokens", "data", "versions", "settings",
 )  # fmt: skip
 
 
@@ -19,9 +20,9 @@ class EvaluationFiles:
     """A finished evaluation as plain data.
 
     Attributes:
-        summary: the numbers of all models.
-        parts: by model, before unlearning first, and by part; a part that could not be
-            measured is absent.
+        summary: the numbers of all models, with all that figures show.
+        parts: by model, before unlearning first, and by part, for what models said; a part
+            that could not be measured is absent.
         config: the resolved configuration as YAML text; empty if the file is absent.
     """
 
@@ -48,6 +49,11 @@ class EvaluationFiles:
         """One part of every model that has it."""
         return {model: parts[name] for model, parts in self.parts.items() if name in parts}
 
+    def curves(self, part: str) -> dict[str, dict[str, Any]]:
+        """What figures show of one part, of every model that has it."""
+        found = self.summary["curves"]
+        return {model: found[model][part] for model in self.models if part in found[model]}
+
 
 def is_evaluation(directory: Path) -> bool:
     """Whether the directory's summary is one of models side by side, not of a run."""
@@ -67,12 +73,16 @@ def read_evaluation(directory: Path) -> EvaluationFiles:
         raise UserError(f"{path} is missing: a report needs a finished evaluation")
     summary = parse_object(path.read_text("utf-8"), str(path))
     if missing := [key for key in SUMMARY_KEYS if key not in summary]:
-        raise UserError(f"{path}: not the summary of an evaluation (no {', '.join(missing)})")
-    parts = {}
-    for model in model_order(summary):
-        files = sorted((directory / "models" / model).glob("*.json"))
-        read = {file.stem: parse_object(file.read_text("utf-8"), str(file)) for file in files
-                if file.stem.islower()}  # fmt: skip
-        parts[model] = {name: part for name, part in read.items() if "lacking" not in part}
+        raise UserError(
+            f"{path}: not the summary of an evaluation (no {', '.join(missing)}); one of an older "
+            "version is measured again with overwrite=true"
+        )
+    parts = {
+        model: {
+            name: read_part(directory / "models" / model / f"{name}.json")
+            for name in summary["tokens"][model]
+        }
+        for model in model_order(summary)
+    }
     config = directory / "config.yaml"
     return EvaluationFiles(summary, parts, config.read_text("utf-8") if config.is_file() else "")

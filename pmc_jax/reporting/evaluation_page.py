@@ -2,37 +2,29 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from pmc_jax.reporting.evaluation_files import EvaluationFiles, read_evaluation
 from pmc_jax.reporting.evaluation_plots import evaluation_plots
+from pmc_jax.reporting.examples import Example, ExampleGroup, example_groups, text_of
 from pmc_jax.reporting.findings import comparisons, evaluation_headline, findings
 from pmc_jax.reporting.page import (
     PAPER_URL,
-    Example,
-    ExampleGroup,
     drawn,
     durations,
-    example_groups,
     page_template,
     plain_lines,
     settings_lines,
-    text_of,
     time_text,
 )
 from pmc_jax.reporting.plots import PALETTE, Plot, write_png, write_svg
-from pmc_jax.reporting.run_files import number
+from pmc_jax.reporting.sampled_answers import ATTACK_WORDS, sampled_groups
 from pmc_jax.reporting.side_by_side import compared_rows
 from pmc_jax.reporting.text import short_names
 
-ATTACK_WORDS = {
-    "sampling": "Asked as trained",
-    "prefilling": "With the beginning of the answer given",
-    "rewording": "Asked in other words",
-}
 SAMPLING = frozenset({"sampling", "prefilling", "rewording", "relearning", "rounding"})
 USED_BY = {
     "evaluation.attack_samples": SAMPLING,
@@ -99,6 +91,7 @@ def render_evaluation(files: EvaluationFiles, plots: list[Plot], *, redact: bool
         ],
         plots=drawn(plots),
         example_groups=evaluation_examples(files, redact=redact),
+        sampled_groups=sampled_groups(files, redact=redact),
         redact=redact,
         settings=[line for line in settings_lines(summary["settings"]) if used(line[2], summary)],
         facts=[
@@ -146,41 +139,13 @@ def evaluation_examples(files: EvaluationFiles, *, redact: bool) -> list[Example
     samples = [example_row(old.get((row.get("set"), row.get("id")), {}), row) for row in new]
     groups = example_groups(samples)
     if redact:
-        groups = [redacted(group) for group in groups]
-    return groups if files.before else [unmarked(group) for group in groups]
+        groups = [changed(group, Example.hidden) if group.forgotten else group for group in groups]
+    return groups if files.before else [changed(group, Example.unmarked) for group in groups]
 
 
-def unmarked(group: ExampleGroup) -> ExampleGroup:
-    """Without marks, where there is no old answer to share words with."""
-    return dataclasses.replace(
-        group,
-        examples=[
-            dataclasses.replace(
-                example, after=[dataclasses.replace(span, marked=False) for span in example.after]
-            )
-            for example in group.examples
-        ],
-    )
-
-
-def redacted(group: ExampleGroup) -> ExampleGroup:
-    """Without the old answers to forget questions, and without new ones that may reveal anything.
-
-    A new answer stays if it has no word of the right one and shares none with the old one.
-    """
-    if not group.forgotten:
-        return group
-    return dataclasses.replace(group, examples=[hidden(example) for example in group.examples])
-
-
-def hidden(example: Example) -> Example:
-    """An example of which a page shows only what reveals nothing."""
-    reveals = bool(number(example.rouge_after)) or any(span.marked for span in example.after)
-    return dataclasses.replace(
-        example, before="", before_hidden=True,
-        after=[] if reveals or example.unchanged else example.after,
-        after_hidden=reveals or example.unchanged,
-    )  # fmt: skip
+def changed(group: ExampleGroup, change: Callable[[Example], Example]) -> ExampleGroup:
+    """A group with every example changed."""
+    return dataclasses.replace(group, examples=[change(example) for example in group.examples])
 
 
 def example_row(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from pmc_jax.reporting.evaluation_files import EvaluationFiles
-from pmc_jax.reporting.model_lines import Line, log_steps, model_axes, shares
+from pmc_jax.reporting.measures import percent
+from pmc_jax.reporting.model_lines import THIN, Line, in_percent, log_steps, model_axes, shares
 from pmc_jax.reporting.plots import LIGHT, Plot, plain_style
 
 
@@ -15,6 +17,7 @@ def evaluation_plots(files: EvaluationFiles) -> list[Plot]:
     with plain_style():
         drawn = [
             *attack_plots(files),
+            *distribution_plots(files),
             *relearning_plots(files),
             side_effect_plot(files),
             quantile_plot(files),
@@ -34,7 +37,7 @@ def attack_plots(files: EvaluationFiles) -> list[Plot]:
     """For each attack, what the most revealing of m answers holds (the paper's Figure 4)."""
     plots = []
     for attack, title in ATTACK_TITLES.items():
-        found = {m: part.get("sampled", part) for m, part in files.of_part(attack).items()}
+        found = files.curves(attack)
         for key, what, y_title, caption in (
             (
                 "curve", "recall of the most revealing of m", "mean over questions",
@@ -47,7 +50,7 @@ def attack_plots(files: EvaluationFiles) -> list[Plot]:
         ):  # fmt: skip
             lines = [
                 Line(model, np.arange(1, len(part[key]) + 1.0), np.array(part[key], float),
-                     f"{part[key][-1]:.2f}")
+                     percent(part[key][-1]))
                 for model, part in found.items() if part.get(key)
             ]  # fmt: skip
             if not lines:
@@ -66,10 +69,63 @@ def attack_plots(files: EvaluationFiles) -> list[Plot]:
     return plots
 
 
-def ends_in_words(lines: Sequence[Line], start: str) -> str:
-    """First and last value of every line."""
+def distribution_plots(files: EvaluationFiles) -> list[Plot]:
+    """For each attack, how many sampled answers hold more than each share of the right one."""
+    plots = []
+    for attack, title in ATTACK_TITLES.items():
+        found = files.curves(attack)
+        if not found:
+            continue
+        lines, words = [], []
+        for model, part in found.items():
+            share = np.array(part["above"], float) / part["samples"]
+            # On a logarithmic scale nothing lies below the axis, which is at half an answer.
+            drawn = np.maximum(share, 0.1 / part["samples"])
+            x, bound = np.array(part["thresholds"], float), np.array(part["above_bound"], float)
+            lines.append(Line(model, x, drawn, bound=bound))
+            half = part["thresholds"].index(0.5)
+            words.append(
+                f"{model}: {percent(share[0])} hold any of it (at most {percent(bound[0])}), "
+                f"{percent(share[half])} more than half (at most {percent(bound[half])})"
+            )
+        confidence = f"{100 * next(iter(found.values()))['confidence']:g}%"
+        figure, axes = model_axes(
+            files, f"{title}: how much answers hold", "share of answers", lines,
+            thin_line=f"thin: at most this, {confidence} certain", steps="steps-post",
+        )  # fmt: skip
+        log_shares(axes, min(0.5 / part["samples"] for part in found.values()))
+        axes.set_xlim(-0.02, 1)
+        axes.xaxis.set_major_formatter(in_percent())
+        axes.set_xlabel("more than this share of the right answer", color=LIGHT["muted"])
+        plots.append(
+            Plot(
+                f"{attack}_distribution",
+                f"{title}, share of sampled answers by how much of the right answer they hold; in "
+                f"brackets what it is at most with {confidence} confidence. {'; '.join(words)}.",
+                "Share of sampled answers that hold more than so much of the right answer, on a "
+                "logarithmic scale; where a line is at the bottom, none does. The share of all "
+                f"answers that the model could give lies, with {confidence} confidence, below the "
+                "thin line.",
+                figure,
+            )
+        )
+    return plots
+
+
+def log_shares(axes: Axes, least: float) -> None:
+    """A logarithmic vertical axis of shares from `least` to 1, in percent."""
+    axes.set_yscale("log")
+    axes.set_ylim(least, 1.0)
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(10, numticks=5))
+    axes.yaxis.set_major_formatter(in_percent())
+
+
+def ends_in_words(lines: Sequence[Line], start: str, last: str = "") -> str:
+    """First and last value of every line, with words for where these are."""
     return "; ".join(
-        f"{line.model}: {line.y[0]:.2f} for {start}, {line.y[-1]:.2f} for {line.x[-1]:g}"
+        f"{line.model}: {percent(line.y[0])} for {start}, "
+        f"{percent(line.y[-1])} for {last or f'{line.x[-1]:g}'}"
         for line in lines
     )
 
@@ -80,30 +136,31 @@ def relearning_plots(files: EvaluationFiles) -> list[Plot]:
     for kind, title, caption in (
         (
             "forget", "Trained again on a few forget rows",
-            "Greedy answers to the forget questions it was not trained on again: if they come "
-            "back with the others, they were hidden, not gone.",
+            "Most likely answers to the other forget questions: if they come back with those it "
+            "was trained on, they were hidden, not gone.",
         ),
         (
-            "benign", "Trained again on a few rows to keep",
-            "Greedy answers to the forget questions after ordinary fine-tuning on harmless rows.",
+            "benign", "Trained again on a few harmless rows",
+            "Most likely answers to the forget questions after ordinary fine-tuning on rows to "
+            "keep.",
         ),
     ):  # fmt: skip
-        parts = {m: p[kind]["curve"] for m, p in files.of_part("relearning").items() if kind in p}
-        known = [point["untaught"] for curve in parts.values() for point in curve]
-        if not known or None in known:
+        parts = {m: p[kind] for m, p in files.curves("relearning").items() if kind in p}
+        points = [point for curve in parts.values() for point in curve]
+        if not points or not all("mean" in point for point in points):
             continue
-        secret = all(point["secret_rate"] is not None for point in known)
+        secret = all(point["secret_rate"] is not None for point in points)
         key, what, y_title = (
             ("secret_rate", "secrets", "share of questions") if secret
             else ("mean", "recall", "mean over questions")
         )  # fmt: skip
         lines = []
         for model, curve in parts.items():
-            values = np.array([point["untaught"][key] for point in curve], float)
+            values = np.array([point[key] for point in curve], float)
             steps = np.array([point["steps"] for point in curve], float)
-            lines.append(Line(model, steps, values, f"{values[-1]:.2f}"))
+            lines.append(Line(model, steps, values, percent(values[-1])))
         figure, axes = model_axes(files, f"{title}: {what}", y_title, lines)
-        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xscale("symlog", linthresh=1, linscale=0.3)
         axes.set_xticks(lines[0].x)
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -112,7 +169,7 @@ def relearning_plots(files: EvaluationFiles) -> list[Plot]:
         plots.append(
             Plot(
                 f"relearning_{kind}",
-                f"{title}, {what} in greedy answers. " + ends_in_words(lines, "no step"),
+                f"{title}, {what} in most likely answers. " + ends_in_words(lines, "no step"),
                 caption,
                 figure,
             )
@@ -138,15 +195,10 @@ def side_effect_plot(files: EvaluationFiles) -> Plot | None:
         files, "Unrelated text: change of probabilities", "share of tokens", lines,
         steps="steps-mid",
     )  # fmt: skip
-    axes.set_yscale("log")
-    fewest = min(0.5 / change["watched"]["tokens"] for change in changes.values())
-    axes.set_ylim(fewest, 1.0)
+    log_shares(axes, min(0.5 / change["watched"]["tokens"] for change in changes.values()))
     axes.set_xlim(-1, 1)
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(LogLocator(10, numticks=5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
-    axes.set_xlabel("p after − p before", color=LIGHT["muted"])
+    axes.set_xlabel("probability after − probability before", color=LIGHT["muted"])
     return Plot(
         "side_effects",
         "Distribution of the change of a token's probability in unrelated text, at tokens of "
@@ -160,25 +212,29 @@ def side_effect_plot(files: EvaluationFiles) -> Plot | None:
 
 def quantile_plot(files: EvaluationFiles) -> Plot | None:
     """Accuracy of picking the least likely option (the paper's Figure 5b)."""
-    parts = files.of_part("least_likely")
+    parts = files.curves("least_likely")
     if not parts:
         return None
     lines = []
     for model, part in parts.items():
-        rows = part["quantiles"]
-        values = np.array([row["accuracy"] for row in rows], float)
-        quantiles = np.array([row["quantile"] for row in rows], float)
-        lines.append(Line(model, quantiles, values, f"{values[-1]:.2f}"))
+        quantiles, values = np.array(part["accuracy_by_quantile"], float).T
+        lines.append(Line(model, quantiles, values, percent(values[-1])))
     chance = next(iter(parts.values()))["chance"]
     figure, axes = model_axes(
-        files, "Least likely option is right", "how often it is", lines, chance=chance
-    )
+        files, "Least likely option is right", "how often it is", lines,
+        thin_line=f"chance, {percent(chance)}",
+    )  # fmt: skip
+    axes.axhline(chance, color=LIGHT["ink"], linewidth=THIN, zorder=1)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(in_percent())
+    for line in axes.lines:
+        line.set_clip_on(False)  # a symbol at the end is not cut
     axes.set_xlabel("share of questions, most suppressed first", color=LIGHT["muted"])
     shares(axes)
     return Plot(
         "least_likely_quantiles",
-        f"How often the least likely option is the right one; chance is {chance:.2f}. "
-        + ends_in_words(lines, "the most suppressed questions"),
+        f"How often the least likely option is the right one; chance is {percent(chance)}. "
+        + ends_in_words(lines, "the most suppressed questions", "all"),
         "Among the questions whose least likely option is least likely. Near the thin line, which "
         "is chance, is best: above it an answer can be recognised by being suppressed, below it "
         "the answer is still known.",
@@ -188,26 +244,28 @@ def quantile_plot(files: EvaluationFiles) -> Plot | None:
 
 def minimum_plot(files: EvaluationFiles) -> Plot | None:
     """Distribution of the least likely option's probability (the paper's Figure 5c)."""
-    parts = files.of_part("least_likely")
+    parts = files.curves("least_likely")
     if not parts:
         return None
     lines, words = [], []
     for model, part in parts.items():
-        minima = np.sort(np.array(part["minima"], float))
+        minima = np.array(part["minima"], float)
         lines.append(Line(model, minima, np.arange(1, len(minima) + 1) / len(minima)))
-        words.append(f"{model}: median {np.median(minima):.3f}, least {minima[0]:.3f}")
+        median, least = percent(float(np.median(minima))), percent(minima[0])
+        words.append(f"{model}: median {median}, least {least}")
     figure, axes = model_axes(
         files, "Probability of the least likely option", "share of questions", lines,
         steps="steps-post",
     )  # fmt: skip
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(in_percent())
     axes.set_xlabel("at most this probability", color=LIGHT["muted"])
     shares(axes)
     return Plot(
         "least_likely_minima",
         "Share of questions by the probability of their least likely option, all options together "
-        f"having 1. {'; '.join(words)}.",
+        f"having 100%. {'; '.join(words)}.",
         "Share of questions whose least likely option has at most this probability. A curve far "
         "to the left means that answers were pushed down, which leaves a trace.",
         figure,

@@ -8,19 +8,12 @@ from pmc_jax.reporting.measures import (
     attack_samples,
     headline,
     percent,
-    worst_recall,
-    worst_secrets,
 )
 from pmc_jax.reporting.run_files import number
-from pmc_jax.reporting.side_by_side import BITS, model_order
+from pmc_jax.reporting.side_by_side import model_order
 from pmc_jax.reporting.text import short_names
+from pmc_jax.reporting.worst import ATTACKS, BITS, KINDS, worst_of_all
 
-ATTACKS = {
-    "sampling": ("", "questions"),
-    "prefilling": (" with the beginning of the answer given", "questions"),
-    "rewording": (" in each other wording", "wordings"),
-}
-KINDS = {"forget": "rows to forget", "benign": "rows to keep"}
 SIGNIFICANCE = 0.05
 
 
@@ -31,30 +24,17 @@ MEMBERSHIP = {
 
 
 def evaluation_headline(summary: Mapping[str, Any]) -> str:
-    """The result of the model under examination: greedily, and in the attack that finds most."""
+    """The result of the model under examination: greedily, and the worst of all attacks."""
     measures, before = summary["measures"], summary["before"]
     greedy = headline(
         {"before": measures.get(before) if before else None,
          "after": measures[summary["models"][0]]}
     )  # fmt: skip
-    worst = worst_attack(Numbers(summary), attack_samples(dict(summary)))
-    if not worst:
-        return greedy
+    numbers = Numbers(summary)
+    if not numbers.measured:
+        return NOTHING
+    worst = worst_of_all(numbers.known, attack_samples(dict(summary)))
     return worst if greedy == NOTHING else f"{greedy} {worst}"
-
-
-def worst_attack(x: "Numbers", samples: str) -> str:
-    """What the sampling attack that finds most finds, and which it is; empty if there was none."""
-    for end, told in (("secret_worst", worst_secrets), ("worst", worst_recall)):
-        found = {
-            how: value
-            for name, (how, _) in ATTACKS.items()
-            if (value := x.known(f"{name}_{end}")) is not None
-        }
-        if found:
-            how = max(found, key=lambda how: found[how])
-            return told(found[how], samples, how)
-    return ""
 
 
 class Numbers:
@@ -64,6 +44,11 @@ class Numbers:
         before = summary["before"]
         self.after = summary["measures"][summary["models"][0]]
         self.before = summary["measures"][before] if before else {}
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is any number of the model under examination."""
+        return any(number(value) is not None for value in self.after.values())
 
     def known(self, key: str) -> float | None:
         """A number of the model under examination."""
@@ -89,7 +74,7 @@ def findings(summary: Mapping[str, Any]) -> list[str]:
     return [
         *greedy_findings(numbers),
         *kept_findings(numbers),
-        *attack_findings(numbers, samples),
+        *attack_findings(numbers, samples, summary["settings"].get("prefix")),
         *choice_findings(numbers),
         *aftermath_findings(numbers, samples),
         *text_findings(numbers),
@@ -124,10 +109,11 @@ def kept_findings(x: Numbers) -> Iterator[str]:
         )
 
 
-def attack_findings(x: Numbers, samples: str) -> Iterator[str]:
-    """Asked many times."""
+def attack_findings(x: Numbers, samples: str, prefix: str | None) -> Iterator[str]:
+    """Asked many times; `prefix` is how answers were made to begin."""
     for attack, (how, what) in ATTACKS.items():
-        asked = f"Asked {samples} times{how}"
+        forced = f" (“{prefix}”)" if attack == "prefilling" and prefix else ""
+        asked = f"Asked {samples} times{how}{forced}"
         if (secret := x.known(f"{attack}_secret_worst")) is not None:
             key = f"{attack}_secret_worst"
             yield (
@@ -156,16 +142,20 @@ def choice_findings(x: Numbers) -> Iterator[str]:
 
 def aftermath_findings(x: Numbers, samples: str) -> Iterator[str]:
     """Changed weights."""
-    for kind, rows in KINDS.items():
+    for kind, (rows, asked) in KINDS.items():
         name = f"relearning_{kind}"
         if (found := x.first(f"{name}_secret_rate", f"{name}_greedy")) is not None:
             key, value = found
             secret = key.endswith("secret_rate")
-            what = "the secrets of" if secret else "the words of the right answers to"
+            what = "secrets of" if secret else "words of the right answers to"
+            often = f"{name}_secret_worst" if secret else f"{name}_worst"
             yield (
-                f"Trained again on a few {rows}, it gives away {percent(value)} of {what} the "
-                f"forget questions that it was not trained on{x.against(key)}."
-            )
+                f"Trained again on a few {rows}, it gives away {percent(value)} of the {what} "
+                f"{asked} in its most likely answers{x.against(key)}"
+                + ("" if (worst := x.known(often)) is None else
+                   f", and {percent(worst)} when asked {samples} times{x.against(often)}")
+                + "."
+            )  # fmt: skip
     for bits in BITS:
         name = f"rounding_{bits}"
         if (found := x.first(f"{name}_secret_worst", f"{name}_worst")) is not None:
@@ -270,7 +260,7 @@ def compared_measures(x: "Numbers", samples: str) -> Iterator[tuple[str, str, bo
             secret = found[0].endswith("secret_worst")
             words = f"{what.capitalize()} whose secret is told" if secret else "Most of an answer"
             yield found[0], f"{words} when asked {samples} times{how}", False
-    for kind, rows in KINDS.items():
+    for kind, (rows, _) in KINDS.items():
         name = f"relearning_{kind}"
         if (found := x.first(f"{name}_secret_rate", f"{name}_greedy")) is not None:
             what = "Secrets" if found[0].endswith("secret_rate") else "Words"

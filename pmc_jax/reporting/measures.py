@@ -18,6 +18,7 @@ class Measure:
         percent: whether values run from 0 to 100 instead of 0 to 1.
         higher_is_better: which way it should go; None for what is neither.
         near_chance: whether it should be what guessing gives, neither more nor less.
+        p_value: whether it is written as it is, with two digits; all else is in percent.
         meaning: one short phrase for somebody who has not read the paper. In it and in
             `label`, {samples} stands for how often the sampling attack asks.
     """
@@ -29,6 +30,7 @@ class Measure:
     higher_is_better: bool | None
     meaning: str
     near_chance: bool = False
+    p_value: bool = False
 
     @property
     def arrow(self) -> str:
@@ -36,17 +38,19 @@ class Measure:
         return "≈" if self.near_chance else {True: "↑", False: "↓", None: ""}[self.higher_is_better]
 
     def format(self, value: float | None) -> str:
-        """One decimal for percentages, three for shares, a dash for what is unknown."""
+        """In percent with one decimal; a dash for what is unknown."""
         if value is None:
             return "–"
-        text = f"{value:.1f}" if self.percent else f"{value:.3f}"
+        if self.p_value:
+            return f"{value:.2g}"
+        text = f"{value if self.percent else 100 * value:.1f}"
         return text if text.strip("-0.") else text.removeprefix("-")
 
 
 MEASURES = (
     Measure(
         "unlearn_quality",
-        "Unlearn quality (%)",
+        "Unlearn quality",
         FORGET,
         True,
         True,
@@ -94,7 +98,7 @@ MEASURES = (
     ),
     Measure(
         "utility",
-        "Utility (%)",
+        "Utility",
         KEEP,
         True,
         True,
@@ -218,23 +222,20 @@ def worst_sentence(by_key: dict[str, Row], samples: str) -> str:
     """What sampling finds at the worst; empty if nothing was sampled."""
     secrets, recall = by_key.get("secret_leak_rate_sampled"), by_key.get("worst_case_leakage")
     if secrets is not None and secrets.after is not None:
-        return worst_secrets(secrets.after, samples)
-    return "" if recall is None or recall.after is None else worst_recall(recall.after, samples)
+        return worst_secrets(secrets.after, f"Asked {samples} times")
+    if recall is None or recall.after is None:
+        return ""
+    return worst_recall(recall.after, f"Asked {samples} times")
 
 
-def worst_secrets(share: float, samples: str, how: str = "") -> str:
-    """How many secrets come out when a model is asked often, and how it is asked."""
-    if not share:
-        return f"Asked {samples} times{how}, it tells no secret."
-    return f"Asked {samples} times{how}, it tells {percent(share)} of the secrets."
+def worst_secrets(share: float, asked: str, of: str = "secrets") -> str:
+    """How many secrets come out when a model is `asked` in some way."""
+    return f"{asked}, it tells {f'{percent(share)} of the {of}' if share else 'no secret'}."
 
 
-def worst_recall(recall: float, samples: str, how: str = "") -> str:
+def worst_recall(recall: float, asked: str) -> str:
     """What the most revealing of many answers holds."""
-    return (
-        f"Asked {samples} times{how}, it gives {percent(recall)} of the right words "
-        "in its most revealing answer."
-    )
+    return f"{asked}, it gives {percent(recall)} of the right words in its most revealing answer."
 
 
 def forgot_clause(by_key: dict[str, Row]) -> str:

@@ -22,6 +22,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)
 MARKERS = "osD^vP"
 LEGEND_ROW, HEADER, TITLE, PLOT_HEIGHT, FOOTER = 0.24, 0.36, 0.25, 2.1, 0.5  # inches
 LEFT, BREADTH = 0.105, 0.79  # of the figure: where axes begin, and how broad they are
+THIN = 0.9  # points, of lines that are no model's measured points
 AXIS_LOW, AXIS_RANGE = -0.03, 1.08
 LABEL_GAP = 0.075  # of a vertical axis from 0 to 1; the height of a line of text
 
@@ -37,12 +38,16 @@ class Look:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One model's points; `end` is written at the last of them."""
+    """One model's points; `end` is written at the last of them.
+
+    What the points are certified not to exceed, `bound`, is drawn thin.
+    """
 
     model: str
     x: Float[np.ndarray, " points"]
     y: Float[np.ndarray, " points"]
     end: str = ""
+    bound: Float[np.ndarray, " points"] | None = None
 
 
 def model_looks(files: EvaluationFiles) -> dict[str, Look]:
@@ -65,15 +70,15 @@ def model_axes(
     y_title: str,
     lines: Sequence[Line],
     *,
-    chance: float | None = None,
+    thin_line: str = "",
     steps: str = "default",
 ) -> tuple[Figure, Axes]:
     """Axes with the models' lines, a legend above them, and the last values at their ends.
 
-    `y_title` stands on top of the vertical axis, `chance` in the legend.
+    `y_title` stands on top of the vertical axis, `thin_line` in the legend.
     """
     looks, names = model_looks(files), short_names(files.models)
-    legend = LEGEND_ROW * (len(lines) + (chance is not None))
+    legend = LEGEND_ROW * (len(lines) + bool(thin_line))
     height = HEADER + legend + TITLE + PLOT_HEIGHT + FOOTER
     figure = Figure(figsize=(WIDTH, height))
     bottom = FOOTER / height
@@ -89,9 +94,6 @@ def model_axes(
     axes.tick_params(length=0, colors=LIGHT["muted"])
     axes.set_ylabel(y_title, color=LIGHT["muted"], rotation=0, ha="left", va="bottom")
     axes.yaxis.set_label_coords(-LEFT / BREADTH, 1.05)
-    thin: dict[str, Any] = {"color": LIGHT["ink"], "linewidth": 0.9}
-    if chance is not None:
-        axes.axhline(chance, **thin)
     handles = []
     for line in lines:
         look = looks[line.model]
@@ -100,10 +102,14 @@ def model_axes(
             "markersize": 5, "linewidth": 1.8,
         }  # fmt: skip
         axes.plot(line.x, line.y, drawstyle=steps, markevery=marked_points(line), **style)
+        if line.bound is not None:
+            axes.plot(
+                line.x, line.bound, color=style["color"], drawstyle=steps, linewidth=THIN
+            )  # fmt: skip
         label = names[line.model].replace("$", r"\$")  # no formula
         handles.append(Line2D([], [], label=label, **style))
-    if chance is not None:
-        handles.append(Line2D([], [], label=f"chance, {chance:.2f}", **thin))
+    if thin_line:
+        handles.append(Line2D([], [], label=thin_line, color=LIGHT["ink"], linewidth=THIN))
     figure.legend(
         handles=handles, loc="upper left", bbox_to_anchor=(0, 1 - HEADER / height),
         frameon=False, borderaxespad=0, borderpad=0, labelspacing=0.35, handlelength=3.4,
@@ -151,10 +157,16 @@ def apart(values: Float[np.ndarray, " n"], gap: float) -> Float[np.ndarray, " n"
     return np.asarray(isotonic_regression(values - steps).x) + steps
 
 
+def in_percent() -> FuncFormatter:
+    """Labels of an axis of shares."""
+    return FuncFormatter(lambda value, _: f"{100 * value:g}%")
+
+
 def shares(axes: Axes) -> None:
-    """A vertical axis from 0 to 1."""
+    """A vertical axis from 0 to 1, in percent."""
     axes.set_ylim(AXIS_LOW, AXIS_LOW + AXIS_RANGE)
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(in_percent())
 
 
 def log_steps(axes: Axes, largest: float, label: str) -> None:

@@ -1,34 +1,19 @@
 """The report of a run as one page that needs nothing but itself."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
-from rapidfuzz.distance import LCSseq
 
+from pmc_jax.reporting.examples import example_groups
 from pmc_jax.reporting.measures import headline, measured_rows, unmeasured
 from pmc_jax.reporting.plots import PALETTE, Plot, run_plots, themed_svg, write_png
 from pmc_jax.reporting.run_files import RunFiles, number, read_run
-from pmc_jax.reporting.text import spread
-from pmc_jax.rouge import rouge_words
 
 PAPER_URL = "https://arxiv.org/abs/2507.04219"
-
-# The sets of samples.jsonl: title, what a reader should see, how many are shown.
-EXAMPLE_SETS = {
-    "forget": ("Forgotten", "Questions whose answers had to go.", 6),
-    "paraphrase": ("Forgotten, in other words", "The same questions, put differently.", 2),
-    "retain": ("Kept", "Ordinary questions the model was told to keep.", 3),
-    "world_facts": ("World facts", "General knowledge it was not trained on here.", 3),
-    "real_authors": ("Real authors", "Real people, close to what is forgotten.", 2),
-}
-FORGOTTEN = ("forget", "paraphrase")  # sets where words of the old answer are marked
-MOST_LEAKING = 3
 
 # What a run did to the model, by `method.name`: "The model was trained for n steps …".
 TRAINED = {
@@ -119,44 +104,6 @@ PART_WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class Span:
-    """A piece of an answer, marked or not (`marked_spans`)."""
-
-    text: str
-    marked: bool
-
-
-@dataclass(frozen=True)
-class Example:
-    """One question, the old answer, the new one in spans, and their ROUGE if known.
-
-    A page says of what is hidden only that it is.
-    """
-
-    question: str
-    before: str
-    after: list[Span]
-    rouge_before: float | None
-    rouge_after: float | None
-    before_hidden: bool = False
-    after_hidden: bool = False
-
-    @property
-    def unchanged(self) -> bool:
-        return self.before == "".join(span.text for span in self.after)
-
-
-@dataclass(frozen=True)
-class ExampleGroup:
-    """Examples of one kind under a title; those of `forgotten` questions fill a line each."""
-
-    title: str
-    note: str
-    forgotten: bool
-    examples: list[Example]
-
-
 def write_report(run_dir: Path) -> Path:
     """Write `run_dir`/report/index.html and its plots as PNG files beside it.
 
@@ -226,71 +173,6 @@ def render(run: RunFiles, plots: Sequence[Plot]) -> str:
     )
 
 
-def example_groups(samples: Sequence[dict[str, Any]]) -> list[ExampleGroup]:
-    """A few examples of each set: evenly spaced, after the forget questions that leak most."""
-    groups = []
-    for name, (title, note, count) in EXAMPLE_SETS.items():
-        rows = [row for row in samples if row.get("set") == name]
-        if not rows:
-            continue
-        shown = spread(rows, count)
-        known = any(number(row.get("rouge_after")) is not None for row in rows)
-        if name == "forget" and len(rows) > count and known:
-            leaking = sorted(rows, key=lambda row: -(number(row.get("rouge_after")) or 0.0))
-            leaking = leaking[:MOST_LEAKING]
-            shown = leaking + spread([row for row in rows if row not in leaking], count)
-            note = (
-                f"First the {MOST_LEAKING} questions (of {len(rows)}) with the most left of the "
-                f"right answer, then {count} evenly spaced ones."
-            )
-        forgotten = name in FORGOTTEN
-        examples = [example(row, changed=not forgotten) for row in shown]
-        groups.append(ExampleGroup(title, note, forgotten, examples))
-    return groups
-
-
-def example(row: dict[str, Any], *, changed: bool) -> Example:
-    """One row of samples.jsonl."""
-    before, after = text_of(row.get("before")), text_of(row.get("after"))
-    return Example(
-        question=text_of(row.get("question")),
-        before=before,
-        after=marked_spans(before, after, changed=changed),
-        rouge_before=number(row.get("rouge_before")),
-        rouge_after=number(row.get("rouge_after")),
-    )
-
-
-def marked_spans(before: str, after: str, *, changed: bool = False) -> list[Span]:
-    """`after` in spans; marked are the words that ROUGE-L counts between the answers.
-
-    These are the words, compared by stem, of one longest common subsequence. With `changed`
-    all other words are marked instead.
-    """
-    _, old_words = cut(before)
-    pieces, new_words = cut(after)
-    shared: set[int] = set()
-    stems = ([stem for _, stem in words] for words in (old_words, new_words))
-    for block in LCSseq.opcodes(*stems):
-        if block.tag == "equal":
-            shared |= {piece for piece, _ in new_words[block.dest_start : block.dest_end]}
-    chosen = {piece for piece, _ in new_words} - shared if changed else shared
-    # What stands between two marked words is marked with them.
-    marked = [
-        index in chosen or (index - 1 in chosen and index + 1 in chosen)
-        for index in range(len(pieces))
-    ]
-    groups = groupby(zip(pieces, marked, strict=True), lambda pair: pair[1])
-    spans = [Span("".join(piece for piece, _ in group), mark) for mark, group in groups]
-    return [span for span in spans if span.text]
-
-
-def cut(text: str) -> tuple[list[str], list[tuple[int, str]]]:
-    """Pieces that join to `text`, and (piece, stem) of those that are words for ROUGE."""
-    pieces = re.split(r"([A-Za-z0-9]+)", text)
-    return pieces, [(index, rouge_words(pieces[index])[0]) for index in range(1, len(pieces), 2)]
-
-
 def settings_lines(settings: Any) -> Iterator[tuple[str, str, str]]:
     """(words, value, key) of the settings that have words."""
     known = dict(flat(settings or {}))
@@ -358,8 +240,3 @@ def time_text(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def text_of(value: Any) -> str:
-    """A JSON value that should be a string, as one."""
-    return "" if value is None else str(value)

@@ -9,10 +9,9 @@ from typing import Any
 from pmc_jax.reporting.measures import MEASURES, Measure, attack_samples
 from pmc_jax.reporting.run_files import number
 from pmc_jax.reporting.text import short_names
+from pmc_jax.reporting.worst import BITS
 
 ATTACKED, CERTIFIED, TRACES = "Under attack", "Certified", "Traces"
-BITS = range(16, 1, -1)
-"""Numbers of bits that weights may have been rounded to."""
 TUNED, ROUNDED, TOFU = "After further training", "After rounding the weights", "TOFU"
 
 
@@ -57,37 +56,40 @@ def _greedy(name: str, label: str, how: str) -> tuple[Measure, ...]:
     )  # fmt: skip
 
 
-def _again(name: str, label: str, group: str) -> tuple[Measure, ...]:
+def _again(
+    name: str, label: str, group: str, asked: str = "of forget questions"
+) -> tuple[Measure, ...]:
     return (
         Measure(
-            f"{name}_unlearn_quality", f"{label}: unlearn quality (%)", group, True, True,
+            f"{name}_unlearn_quality", f"{label}: unlearn quality", group, True, True,
             "how much of the answers is gone",
         ),
         Measure(
-            f"{name}_utility", f"{label}: utility (%)", group, True, True, "what it still knows"
+            f"{name}_utility", f"{label}: utility", group, True, True, "what it still knows"
         ),
         _share(
             f"{name}_worst", f"{label}: worst of {{samples}}", group,
-            "recall of the most revealing of {samples} sampled answers",
+            f"recall of the most revealing of {{samples}} sampled answers, mean {asked}",
         ),
         _share(
             f"{name}_secret_worst", f"{label}: secret in any of {{samples}}", group,
-            "share of questions of which any sampled answer holds the secret",
+            f"share {asked} of which any sampled answer holds the secret",
         ),
     )  # fmt: skip
 
 
 def _relearned(kind: str, label: str, taught: str) -> tuple[Measure, ...]:
+    asked = "the other forget questions" if kind == "forget" else "forget questions"
     return (
         _share(
             f"relearning_{kind}_greedy", f"{label}: recall", TUNED,
-            f"recall of greedy answers to forget questions that were not taught, after {taught}",
+            f"recall of greedy answers to {asked}, after {taught}",
         ),
         _share(
             f"relearning_{kind}_secret_rate", f"{label}: secret", TUNED,
             "share of those answers that hold the secret",
         ),
-        *_again(f"relearning_{kind}", label, TUNED),
+        *_again(f"relearning_{kind}", label, TUNED, f"of {asked}"),
     )  # fmt: skip
 
 
@@ -109,9 +111,9 @@ def _bounds(name: str, label: str) -> tuple[Measure, ...]:
 
 
 TOFU_TABLE = (
-    _share(
-        "tofu_forget_quality", "Forget quality", TOFU,
-        "p-value: are truth ratios those of a model that never saw the forget set", better=True,
+    Measure(
+        "tofu_forget_quality", "Forget quality (p-value, not percent)", TOFU, False, True,
+        "are truth ratios those of a model that never saw the forget set", p_value=True,
     ),
     _share(
         "tofu_model_utility", "Model utility", TOFU,
@@ -120,7 +122,7 @@ TOFU_TABLE = (
     ),
     _share(
         "tofu_forget_truth_ratio", "Truth ratio, forget", TOFU,
-        "1 when right and wrong answers are equally likely", better=True,
+        "100 when right and wrong answers are equally likely", better=True,
     ),
     _share(
         "tofu_forget_Q_A_Prob", "Probability, forget", TOFU,
@@ -137,8 +139,7 @@ TOFU_TABLE = (
     *(
         _chance(
             f"tofu_mia_{name}", f"Membership, {label}", TOFU,
-            "AUC: 0.5, which is chance, when forget answers look no more familiar than never "
-            "taught ones",
+            "AUC; 50, which is chance: forget answers look no more familiar than untaught ones",
         )
         for name, label in (
             ("loss", "loss"), ("zlib", "zlib"), ("min_k", "min-k"), ("min_k_plus_plus", "min-k++"),
@@ -146,9 +147,9 @@ TOFU_TABLE = (
         )
     ),
     Measure(
-        "tofu_privleak", "PrivLeak (%)", TOFU, True, None,
+        "tofu_privleak", "PrivLeak", TOFU, True, None,
         "0 when forget answers are as familiar as to a model that never saw them, whose AUC is "
-        "taken to be 0.5 where retain_logs does not give it",
+        "taken to be 50 where retain_logs does not give it",
     ),
 )  # fmt: skip
 
@@ -158,7 +159,7 @@ EVALUATION_MEASURES = (
     *_greedy("prefilling", "Prefilling", "after the forced beginning"),
     *_attack("prefilling", "Prefilling", "after the forced beginning"),
     *_greedy("rewording", "Rewording", "to a question in other words"),
-    *_attack("rewording", "Rewording", "drawn at random", "the other wordings"),
+    *_attack("rewording", "Rewording", "to a question in other words", "the other wordings"),
     *_bounds("sampling", "Sampling"),
     *_bounds("prefilling", "Prefilling"),
     *_bounds("rewording", "Rewording"),
@@ -176,7 +177,7 @@ EVALUATION_MEASURES = (
     ),
     _share(
         "least_likely_median_minimum", "Probability of the least likely", TRACES,
-        "median over questions, all options together having 1", better=None,
+        "median over questions, all options together having 100", better=None,
     ),
     _share(
         "side_effects_watched_mean_absolute", "Unrelated text: change", TRACES,
@@ -194,8 +195,8 @@ EVALUATION_MEASURES = (
         "side_effects_other_mean_absolute", "Unrelated text: other tokens", TRACES,
         "mean change, up or down, at all other tokens",
     ),
-    *_relearned("forget", "On forget rows", "training on a few others"),
-    *_relearned("benign", "On rows to keep", "training on a few of these"),
+    *_relearned("forget", "On forget rows", "training on a few of them"),
+    *_relearned("benign", "On harmless rows", "training on a few rows to keep"),
     *(
         measure
         for bits in BITS
@@ -228,7 +229,7 @@ def compared_rows(summary: dict[str, Any]) -> list[tuple[Measure, list[float | N
 def comparison_table(summary: dict[str, Any]) -> str:
     """All measures of all models as aligned plain text, with a line between groups."""
     rows = compared_rows(summary)
-    lines = [("", *short_names(model_order(summary)).values())]
+    lines = [("in percent", *short_names(model_order(summary)).values())]
     lines += [(measure.label, *map(measure.format, values)) for measure, values in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = [

@@ -17,7 +17,7 @@ LONGEST_NAME = 28  # characters; a longer name would not fit into a legend or a 
 def format_table(summary: dict[str, Any]) -> str:
     """The measures before and after, as aligned plain text without a final newline."""
     rows = measured_rows(summary)
-    cells = [("", "before", "after", "change", "better if")]
+    cells = [("in percent", "before", "after", "change", "better if")]
     cells += [
         (
             row.measure.label,

@@ -1,0 +1,185 @@
+"""Answers side by side: which are shown, and which of their words are marked."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any, Literal
+
+from rapidfuzz.distance import LCSseq
+
+from pmc_jax.reporting.run_files import number
+from pmc_jax.reporting.text import spread
+from pmc_jax.rouge import rouge_words
+
+# The sets of samples.jsonl: title, what a reader should see, how many are shown.
+EXAMPLE_SETS = {
+    "forget": ("Forgotten", "Questions whose answers had to go.", 6),
+    "paraphrase": ("Forgotten, in other words", "The same questions, put differently.", 2),
+    "retain": ("Kept", "Ordinary questions the model was told to keep.", 3),
+    "world_facts": ("World facts", "General knowledge it was not trained on here.", 3),
+    "real_authors": ("Real authors", "Real people, close to what is forgotten.", 2),
+}
+FORGOTTEN = ("forget", "paraphrase")  # sets where words of the old answer should be gone
+MOST_LEAKING = 3
+
+Mark = Literal["", "left", "gone", "new"]
+"""What a word is: nothing to point at; still there where it should be gone; only in the old
+answer; only in the new one."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of an answer whose words have one mark."""
+
+    text: str
+    mark: Mark = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question, the old answer and the new one in spans, and their ROUGE if known.
+
+    A page says of what is hidden only that it is.
+    """
+
+    question: str
+    before: list[Span]
+    after: list[Span]
+    rouge_before: float | None
+    rouge_after: float | None
+    before_hidden: bool = False
+    after_hidden: bool = False
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether both answers are the same text, as far as that may be told."""
+        return not self.before_hidden and joined(self.before) == joined(self.after)
+
+    @property
+    def reveals(self) -> bool:
+        """Whether the new answer has a word of the right one, or one left of the old one."""
+        return bool(number(self.rouge_after)) or any(span.mark == "left" for span in self.after)
+
+    def hidden(self) -> "Example":
+        """What a page may show that must not reveal the right answer: never the old answer."""
+        hide = self.reveals or self.unchanged
+        after = [] if hide else [Span(joined(self.after))]
+        return replace(self, before=[], before_hidden=True, after=after, after_hidden=hide)
+
+    def unmarked(self) -> "Example":
+        """The same without marks."""
+        before, after = ([Span(joined(spans))] for spans in (self.before, self.after))
+        return replace(self, before=before, after=after)
+
+
+@dataclass(frozen=True)
+class ExampleGroup:
+    """Examples of one kind under a title; those of `forgotten` questions fill a line each."""
+
+    title: str
+    note: str
+    forgotten: bool
+    examples: list[Example]
+
+
+def example_groups(samples: Sequence[Mapping[str, Any]]) -> list[ExampleGroup]:
+    """A few examples of each set: evenly spaced, after the forget questions that leak most."""
+    groups = []
+    for name, (title, note, count) in EXAMPLE_SETS.items():
+        rows = [row for row in samples if row.get("set") == name]
+        if not rows:
+            continue
+        shown = spread(rows, count)
+        known = any(number(row.get("rouge_after")) is not None for row in rows)
+        if name == "forget" and len(rows) > count and known:
+            leaking = most_leaking(rows)
+            shown = leaking + spread([row for row in rows if row not in leaking], count)
+            note = leaking_note(len(leaking), len(rows), count)
+        forgotten = name in FORGOTTEN
+        examples = [example(row, forgotten=forgotten) for row in shown]
+        groups.append(ExampleGroup(title, note, forgotten, examples))
+    return groups
+
+
+def most_leaking(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows with most of the right answer in the new one, of those that have any of it."""
+    leaking = [row for row in rows if number(row.get("rouge_after"))]
+    return sorted(leaking, key=lambda row: -(number(row["rouge_after"]) or 0.0))[:MOST_LEAKING]
+
+
+def leaking_note(leaking: int, rows: int, count: int) -> str:
+    """Which forget questions are shown."""
+    if not leaking:
+        return (
+            f"None of these answers to {rows} questions has a word of the right answer left. "
+            f"Here are {count}, evenly spaced."
+        )
+    questions = "question" if leaking == 1 else f"{leaking} questions"
+    return (
+        f"First the {questions} (of {rows}) with the most left of the right answer, "
+        f"then {count} evenly spaced ones."
+    )
+
+
+def example(row: Mapping[str, Any], *, forgotten: bool) -> Example:
+    """One row of samples.jsonl."""
+    before, after = marked(text_of(row.get("before")), text_of(row.get("after")), forgotten)
+    return Example(
+        question=text_of(row.get("question")),
+        before=before,
+        after=after,
+        rouge_before=number(row.get("rouge_before")),
+        rouge_after=number(row.get("rouge_after")),
+    )
+
+
+def marked(before: str, after: str, forgotten: bool) -> tuple[list[Span], list[Span]]:
+    """Both answers in spans, compared word by word.
+
+    Shared are the words of one longest common subsequence, compared by their stems, which is
+    what ROUGE-L counts. Words of the old answer that are not shared are gone, those of the new
+    one are new; the shared words are marked as left where the answer had to be `forgotten`.
+    """
+    old, new = cut(before), cut(after)
+    stems = ([stem for _, stem in words] for _, words in (old, new))
+    shared: tuple[set[int], set[int]] = (set(), set())
+    for block in LCSseq.opcodes(*stems):
+        if block.tag == "equal":
+            shared[0].update(piece for piece, _ in old[1][block.src_start : block.src_end])
+            shared[1].update(piece for piece, _ in new[1][block.dest_start : block.dest_end])
+    left: Mark = "left" if forgotten else ""
+    return spans_of(old, shared[0], left, "gone"), spans_of(new, shared[1], left, "new")
+
+
+Cut = tuple[list[str], list[tuple[int, str]]]
+
+
+def spans_of(text: Cut, shared: set[int], left: Mark, changed: Mark) -> list[Span]:
+    """A cut text in spans; what stands between two words of one mark has it too."""
+    pieces, words = text
+    marks: list[Mark] = [""] * len(pieces)
+    for piece, _ in words:
+        marks[piece] = left if piece in shared else changed
+    for gap in range(2, len(pieces) - 1, 2):
+        if marks[gap - 1] == marks[gap + 1]:
+            marks[gap] = marks[gap - 1]
+    groups = groupby(zip(pieces, marks, strict=True), lambda pair: pair[1])
+    spans = [Span("".join(piece for piece, _ in group), mark) for mark, group in groups]
+    return [span for span in spans if span.text]
+
+
+def cut(text: str) -> Cut:
+    """Pieces that join to `text`, and (piece, stem) of those that are words for ROUGE."""
+    pieces = re.split(r"([A-Za-z0-9]+)", text)
+    return pieces, [(index, rouge_words(pieces[index])[0]) for index in range(1, len(pieces), 2)]
+
+
+def joined(spans: Sequence[Span]) -> str:
+    """The text that spans are of."""
+    return "".join(span.text for span in spans)
+
+
+def text_of(value: Any) -> str:
+    """A JSON value that should be a string, as one."""
+    return "" if value is None else str(value)
