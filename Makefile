@@ -35,7 +35,7 @@ LOCK := constraints.txt
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: $(VENV)/.installed-run  ## unlearn with the bundled model: about five minutes on two cores
+demo: $(VENV)/.installed-run  ## unlearn with the bundled model: about a minute on two cores
 	$(BIN)/python -m pmc_jax.train $(ARGS)
 
 test: $(VENV)/.installed-test  ## run the fast tests

@@ -7,7 +7,7 @@ a file of its own; the same command goes on where it was stopped.
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from pmc_jax.progress import token_stage
 from pmc_jax.reporting import write_evaluation_report
 from pmc_jax.reporting.side_by_side import certificate_lines, comparison_table, time_lines
 from pmc_jax.reporting.summary import versions
+from pmc_jax.reporting.training_curves import training_curves
 from pmc_jax.training.checkpoints import checksums, seal
 from pmc_jax.training.relearning import relearn
 from pmc_jax.training.run_directory import SUMMARY, begin_run, holds_run, place_of
@@ -206,11 +207,13 @@ def examine(
             measure(name, x, part, directory / f"{part}.json")
 
 
-def set_truths(directory: Path, inputs: Inputs, *, keep: bool) -> None:
+def set_truths(directory: Path, inputs: Inputs, cfg: EvaluateConfig) -> None:
     """Put the right answers to forget questions into TOFU's logs, or take them out.
 
-    Nothing is measured for it.
+    Nothing is measured for it. The summary of a finished evaluation keeps what was asked for,
+    of the page's redaction, too, for when the page is written again.
     """
+    keep = cfg.keep_truth
     if not is_first():
         return
     truths = forget_truths(inputs.dataset.evaluation) if keep else None
@@ -218,8 +221,9 @@ def set_truths(directory: Path, inputs: Inputs, *, keep: bool) -> None:
         if holds_truths(log := read_json(path)) != keep:
             write_json(path, with_truths(log, truths))
     summary = read_json(directory / SUMMARY)
-    if summary is not None and summary["settings"]["keep_truth"] != keep:
-        summary["settings"]["keep_truth"] = keep
+    asked = {"keep_truth": keep, "redact": cfg.redact}
+    if summary is not None and not asked.items() <= summary["settings"].items():
+        summary["settings"] |= asked
         write_json(directory / SUMMARY, summary)
 
 
@@ -257,7 +261,7 @@ def evaluate(cfg: EvaluateConfig) -> None:
         )  # fmt: skip
     for name, path in paths.items():
         examine(cfg, name, path, inputs, places[name], references)
-    set_truths(directory, inputs, keep=cfg.keep_truth)
+    set_truths(directory, inputs, cfg)
     if not is_first():
         return
     if finished:
@@ -267,15 +271,24 @@ def evaluate(cfg: EvaluateConfig) -> None:
         )
         show(directory, redact=cfg.redact)
     else:
-        conclude(cfg, inputs, directory, list(paths))
+        conclude(cfg, inputs, directory, paths)
 
 
-def conclude(cfg: EvaluateConfig, inputs: Inputs, directory: Path, models: list[str]) -> None:
-    """The summary and the report of an evaluation whose parts are there."""
+def conclude(
+    cfg: EvaluateConfig, inputs: Inputs, directory: Path, paths: Mapping[str, str]
+) -> None:
+    """The summary and the report of an evaluation whose parts are there.
+
+    `paths` are the models' by name. Of those that are runs', the training curves are kept, too.
+    """
+    found = summarise_parts(directory / "models", list(paths), SUITES[cfg.suite])
+    for name, path in paths.items():
+        if curves := training_curves(Path(path).expanduser()):
+            found["curves"][name]["training"] = curves
     summary = {
         "name": cfg.name,
         "suite": cfg.suite,
-        **summarise_parts(directory / "models", models, SUITES[cfg.suite]),
+        **found,
         "data": inputs.hashes,
         "versions": versions(),
         "settings": settings_of(cfg),

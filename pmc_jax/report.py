@@ -1,6 +1,6 @@
-"""Write the report of a finished run or evaluation again, or compare runs.
+"""Write the reports of finished runs or evaluations again, or compare runs.
 
-`python -m pmc_jax.report DIR [--redact]`; or `python -m pmc_jax.report pareto RUNS… [--out DIR]`,
+`python -m pmc_jax.report DIRS… [--redact]`; or `python -m pmc_jax.report pareto RUNS… [--out DIR]`,
 or `python -m pmc_jax.report ablation RUNS… [--over KEY] [--out DIR]` to see what one setting does,
 with directories of runs, or directories that hold them.
 """
@@ -34,31 +34,37 @@ def main(arguments: list[str] | None = None) -> int:
         return ablation(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m pmc_jax.report", description=__doc__)
     parser.add_argument(
-        "run_dir", type=Path,
-        help="directory of a finished run or evaluation, e.g. runs/demo or evaluations/evaluation",
+        "directories", type=Path, nargs="+",
+        help="of finished runs or evaluations, e.g. runs/demo evaluations/evaluation",
     )  # fmt: skip
     parser.add_argument(
         "--redact", action="store_true",
         help="of an evaluation: leave out answers that hold something of the right ones",
     )  # fmt: skip
     chosen = parser.parse_args(arguments)
-    run_dir = chosen.run_dir
     try:
-        check_directory(run_dir)
-        if is_evaluation(run_dir):
-            page = write_evaluation_report(run_dir, redact=chosen.redact or None)
-            print(f"{comparison_table(read_evaluation(run_dir).summary)}\n\nReport: {page}")
-            return 0
-        run = read_run(run_dir)
-        page = write_report(run_dir)
+        for directory in chosen.directories:
+            check_directory(directory)
+        for directory in chosen.directories:
+            write_again(directory, redact=chosen.redact)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(format_table(run.summary))
-    if run.samples:
-        print(f"\n{format_examples(run.samples)}")
-    print(f"\nReport: {page}")
     return 0
+
+
+def write_again(directory: Path, *, redact: bool) -> None:
+    """Write the page of a run or an evaluation, and print its table and where the page is."""
+    if is_evaluation(directory):
+        page = write_evaluation_report(directory, redact=redact or None)
+        print(comparison_table(read_evaluation(directory).summary))
+    else:
+        run = read_run(directory)
+        page = write_report(directory)
+        print(format_table(run.summary))
+        if run.samples:
+            print(f"\n{format_examples(run.samples)}")
+    print(f"\nReport: {page}")
 
 
 def check_directory(directory: Path) -> None:

@@ -23,6 +23,14 @@ def rouge_words(text: str) -> list[str]:
     return [_stem(word) for word in re.findall(r"[a-z0-9]+", text.lower())]
 
 
+def words_of(text: str) -> list[str]:
+    """The stemmed words of `text` in any script: runs of letters and digits.
+
+    Those of `rouge_words` where all are ASCII. ROUGE sees nothing of other scripts.
+    """
+    return [_stem(word) for word in re.findall(r"[^\W_]+", text.lower())]
+
+
 def lcs_recall(reference: Sequence[str], candidate: Sequence[str]) -> float:
     """Longest common subsequence over the reference's length; 0 if either is empty."""
     if not reference or not candidate:

@@ -233,6 +233,20 @@ def test_rows_without_a_secret_have_no_leak_bound():
     assert "(2 of 3 sampled answers did)" in more["in_words"]
 
 
+def test_a_leak_rate_is_of_the_answers_to_questions_with_a_secret():
+    rows = [[answer(q, 0.2, (i == 0) if q < 2 else None) for i in range(100)] for q in range(10)]
+    found = leakage(rows, 0.99)
+    bound = 100 * clopper_pearson(2, 200, 0.99)
+    assert found["certificate"]["samples"] == 1000
+    assert (
+        f"at most {bound:.2f}% of sampled answers to the forget questions that have a secret"
+        in (found["in_words"])
+    )
+    assert "(2 of 200 sampled answers did)" in found["in_words"]
+    deviation = 100 * found["certificate"]["deviation_bound"]
+    assert f"by at most {deviation:.1f} points (standard deviation)" in found["in_words"]
+
+
 def test_certificates_in_words():
     certificate = certify([[0.0] * 50] * 64, [[False] * 50] * 64, 0.99)
     bound = 100 * clopper_pearson(0, 3200, 0.99)

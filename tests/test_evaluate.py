@@ -178,13 +178,15 @@ def test_right_answers_are_put_in_and_taken_out_without_measuring(
     without = log.read_bytes()
     assert b"was born in Lisbon." in asked.read_bytes() and b"in Lisbon." not in without
     monkeypatch.setattr(evaluate, "measure", lambda *_: pytest.fail("measured again"))
-    run("suite=tofu", "keep_truth=true")
+    run("suite=tofu", "keep_truth=true", "redact=true")
     assert log.read_bytes() == asked.read_bytes()
     summary = directory / "summary.json"
-    assert json.loads(summary.read_text())["settings"]["keep_truth"] is True
+    settings = json.loads(summary.read_text())["settings"]
+    assert settings["keep_truth"] is settings["redact"] is True
     run("suite=tofu")
     assert log.read_bytes() == without
-    assert json.loads(summary.read_text())["settings"]["keep_truth"] is False
+    settings = json.loads(summary.read_text())["settings"]
+    assert settings["keep_truth"] is settings["redact"] is False
     # Other data may have other answers.
     path = tofu_dir / "world_facts.json"
     path.write_text(path.read_text().replace("Oslo", "Bergen"))

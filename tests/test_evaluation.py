@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 from rouge_score import rouge_scorer
 
-from pmc_jax.evaluation import Answer, Evaluation, measures
-from pmc_jax.evaluation.quality import holds_secret, is_degenerate
+from pmc_jax.data.rows import EvaluationRow
+from pmc_jax.evaluation import Answer, Evaluation, EvaluationConfig, measures
+from pmc_jax.evaluation.quality import (
+    attacked_rows,
+    holds_secret,
+    is_comparable,
+    is_degenerate,
+    missing_measures,
+)
 
 SCORER = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
 
@@ -58,11 +65,26 @@ def test_what_the_data_lacks_is_none():
         ("He won the medal of the Falcon.", "Falcon Medal", False),
         ("Falconry", "Falcon", False),
         ("anything", None, None),
-        ("anything", "東京", None),
+        ("anything", "…", None),
+        ("Она из Москвы.", "Москвы", True),
+        ("a d b", "Łódź", False),
+        ("Born in Łódź.", "Łódź", True),
     ],
 )
 def test_secrets_are_whole_phrases(text, secret, held):
     assert holds_secret(text, secret) is held
+
+
+def test_answers_in_which_rouge_sees_nothing_are_not_compared():
+    """Else every answer to them would count as forgotten."""
+    rows = [EvaluationRow(0, "Who?", "Золтан родился в Москве."), EvaluationRow(1, "Who?", None)]
+    assert not any(map(is_comparable, rows))
+    assert is_comparable(EvaluationRow(2, "Who?", "Золтан, 1961"))
+    sets = {"forget": rows, "retain": [EvaluationRow(0, "Who?", "Oslo")]}
+    assert attacked_rows(sets, EvaluationConfig()) == []
+    missing = missing_measures(sets)
+    assert missing["ROUGE, forget"].startswith("ROUGE reads words of a–z and digits alone")
+    assert "unlearn quality" in missing and "utility" not in missing
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from pmc_jax.reporting.evaluation_files import EvaluationFiles, read_evaluation
 from pmc_jax.reporting.evaluation_plots import evaluation_plots
 from pmc_jax.reporting.measures import percent
 from pmc_jax.reporting.model_lines import apart, model_looks
+from pmc_jax.reporting.training_curves import curve_plots, training_curves
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +139,42 @@ def test_figures_are_files_for_print_too(evaluation):
         assert imread(evaluation / "report" / f"{stem}.png").std() > 0.01
         root = ElementTree.parse(evaluation / "report" / f"{stem}.svg").getroot()
         assert root.tag.endswith("svg")
+
+
+def test_the_training_of_models_that_are_a_runs_is_drawn(evaluation, tmp_path):
+    """One figure a curve, with the numbers of metrics.jsonl; nothing for other models."""
+    rows = {
+        "pmc": [
+            {
+                "step": k,
+                "mean_selected_score": 1 - k / 4,
+                "collapse_loss": 3.0 - k,
+                "retain_loss": 1.5,
+            }
+            for k in range(3)
+        ],
+        "npo": [{"step": k, "forget_loss": -k, "retain_loss": 2.0, "loss": 0.5} for k in range(2)],
+    }
+    curves = {}
+    for name, lines in rows.items():
+        (tmp_path / name / "model").mkdir(parents=True)
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / name / "metrics.jsonl").write_text(text)
+        curves[name] = training_curves(tmp_path / name / "model")
+    assert training_curves(tmp_path / "pmc") == training_curves(Path("org/model")) == {}
+    files = read_evaluation(evaluation)
+    assert not [plot.name for plot in curve_plots(files)]
+    for name, found in curves.items():
+        files.summary["curves"][name]["training"] = found
+    plots = {plot.name: plot for plot in curve_plots(files)}
+    drawn = {
+        name: [(list(line.get_xdata()), list(line.get_ydata())) for line in p.figure.axes[0].lines]
+        for name, p in plots.items()
+    }
+    assert drawn == {
+        "training_mean_selected_score": [([0, 1, 2], [1, 0.75, 0.5])],
+        "training_forget_side": [([0, 1, 2], [3, 2, 1]), ([0, 1], [0, -1])],
+        "training_retain_loss": [([0, 1, 2], [1.5] * 3), ([0, 1], [2, 2])],
+    }
+    score = plots["training_mean_selected_score"]
+    assert "pmc: 1.00 at the first step, 0.50 at the last" in score.alt

@@ -316,8 +316,14 @@ def test_relearning_measures_the_weights_it_is_given(respondent):
         changed["rouge_forget"]
     )
     assert end["probability"] != start["probability"]
+    assert found["benign"]["after"]["measures"] == changed
+    others = {
+        name: [row for row in rows if row.id != taught or name not in ("forget", "paraphrase")]
+        for name, rows in x.sets.items()
+    }
+    untaught = PARTS["quality"].measure(dataclasses.replace(x.of(doubled), sets=others))["measures"]
+    assert found["forget"]["after"]["measures"] == untaught
     for kind in ("forget", "benign"):
-        assert found[kind]["after"]["measures"] == changed
         assert "questions" not in found[kind]["after"]["sampling"]
     # Sampled as the model itself is, but for the questions whose answers were just taught.
     questions = PARTS["sampling"].measure(x.of(doubled))["questions"]
@@ -340,6 +346,7 @@ def test_a_single_forget_row_is_taught_and_nothing_else_is_left_to_ask(responden
     assert set(found) == {"forget"} and found["forget"]["rows"] == [0]
     assert all(p["untaught"] is p["probability"] is None for p in found["forget"]["curve"])
     assert found["forget"]["after"]["sampling"] is None
+    assert found["forget"]["after"]["measures"]["unlearn_quality"] is None
     parts = {"relearning": found}
     assert flat_measures(parts)["relearning_forget_worst"] is None
     assert curves(parts)["relearning"] == {"forget": [{"steps": step} for step in (0, 1, 3)]}

@@ -380,3 +380,12 @@ def test_command(tmp_path, capsys):
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+def test_several_directories_each_get_their_page(tmp_path, capsys):
+    first, second = (write_run(tmp_path / name) for name in ("first", "second"))
+    assert report.main([str(first), str(second)]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"Report: {d / 'report' / 'index.html'}" in printed for d in (first, second))
+    assert report.main([str(first), str(tmp_path / "absent")]) == 2
+    assert f"{tmp_path / 'absent'}" in capsys.readouterr().err

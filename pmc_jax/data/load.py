@@ -72,16 +72,22 @@ def data_files(cfg: DataConfig, *, controls: bool = False) -> DataFiles:
 def _jsonl_files(cfg: DataConfig) -> DataFiles:
     base = Path(cfg.path or ".").expanduser()
 
-    def resolve(name: str) -> Path:
-        return base / Path(name).expanduser()
+    def resolve(option: str, name: str) -> Path:
+        path = base / Path(name).expanduser()
+        if not path.exists():
+            raise UserError(f"data.{option}={name}: no such file in {base}")
+        return path
+
+    def optional(option: str, name: str | None) -> Path | None:
+        return resolve(option, name) if name else None
 
     return DataFiles(
-        forget=resolve(cfg.forget),
-        retain=resolve(cfg.retain),
-        world_facts=resolve(cfg.world_facts) if cfg.world_facts else None,
-        real_authors=resolve(cfg.real_authors) if cfg.real_authors else None,
-        holdout=resolve(cfg.holdout) if cfg.holdout else None,
-        text=resolve(cfg.text) if cfg.text else None,
+        forget=resolve("forget", cfg.forget),
+        retain=resolve("retain", cfg.retain),
+        world_facts=optional("world_facts", cfg.world_facts),
+        real_authors=optional("real_authors", cfg.real_authors),
+        holdout=optional("holdout", cfg.holdout),
+        text=optional("text", cfg.text),
     )
 
 

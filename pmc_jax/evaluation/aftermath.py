@@ -21,7 +21,7 @@ from pmc_jax.evaluation.examination import (
 )
 from pmc_jax.evaluation.leakage import greedy_leakage, leakage
 from pmc_jax.evaluation.likelihood import Pair, answer_losses
-from pmc_jax.evaluation.quality import Answer, quality, questions_asked
+from pmc_jax.evaluation.quality import FORGET_SETS, Answer, quality, questions_asked
 from pmc_jax.evaluation.rounding import round_params
 from pmc_jax.model import to_host
 
@@ -46,7 +46,7 @@ def check_aftermath(cfg: AftermathConfig) -> None:
 def measured_again(x: Examination, taught: Sequence[EvaluationRow] = ()) -> dict[str, Any]:
     """The numbers of the parts `quality` and `sampling`, without those of single questions.
 
-    What was `taught` is not asked in the sampling attack, which has no numbers if nothing is
+    What was `taught` counts for neither, and the sampling attack has no numbers if nothing is
     left to ask.
     """
     rows, samples = untaught(x, taught), x.evaluation.attack_samples
@@ -55,19 +55,31 @@ def measured_again(x: Examination, taught: Sequence[EvaluationRow] = ()) -> dict
         answers = asked(x, SAMPLING_STREAM, samples=samples, rows=rows)
         sampled = leakage(answers, x.confidence)
         del sampled["questions"]
-    measures = quality(x.respondent, x.sets, x.greedily, x.key, x.on_batch)["measures"]
+    sets = untaught_sets(x, taught)
+    measures = quality(x.respondent, sets, x.greedily, x.key, x.on_batch)["measures"]
     return {"measures": measures, "sampling": sampled}
 
 
 def again_work(x: Examination, taught: Sequence[EvaluationRow] = ()) -> int:
     """How many questions `measured_again` asks."""
-    return len(untaught(x, taught)) + questions_asked(x.sets, x.greedily)
+    return len(untaught(x, taught)) + questions_asked(untaught_sets(x, taught), x.greedily)
 
 
 def untaught(x: Examination, taught: Sequence[EvaluationRow]) -> list[EvaluationRow]:
     """The forget rows that were not taught again."""
     ids = {row.id for row in taught}
     return [row for row in x.forget if row.id not in ids]
+
+
+def untaught_sets(
+    x: Examination, taught: Sequence[EvaluationRow]
+) -> dict[str, Sequence[EvaluationRow]]:
+    """All sets, those about what should be forgotten without what was taught again."""
+    ids = {row.id for row in taught}
+    return {
+        name: [row for row in rows if row.id not in ids] if name in FORGET_SETS else rows
+        for name, rows in x.sets.items()
+    }
 
 
 def encoded(x: Examination, rows: Sequence[EvaluationRow]) -> list[Pair]:

@@ -119,8 +119,9 @@ class Certificate:
     Attributes:
         confidence: probability with which each of the bounds holds.
         samples: answers that were seen.
-        leaks: those that revealed, and `leak_bound` the bound on their probability; None
-            where nothing tells what reveals.
+        leak_samples: those of them to questions that have a secret.
+        leaks: how many of these revealed it, and `leak_bound` the bound on the probability of
+            that; None where no question has one.
         mean_bound, deviation_bound: of the ROUGE-L recall of an answer.
         thresholds: recalls; `above` has how many answers were above each of them, `above_bound`
             bounds on the probability of that, which hold together.
@@ -128,6 +129,7 @@ class Certificate:
 
     confidence: float
     samples: int
+    leak_samples: int
     leaks: int | None
     leak_bound: float | None
     mean_bound: float
@@ -157,6 +159,7 @@ def certify(
     return Certificate(
         confidence=confidence,
         samples=sample.size,
+        leak_samples=len(known),
         leaks=sum(known) if known else None,
         leak_bound=bound(sum(known), len(known), confidence) if known else None,
         mean_bound=mean_bound(band),
@@ -170,20 +173,23 @@ def certify(
 def in_words(certificate: Certificate) -> str:
     """The certificate as a sentence for somebody who does not know statistics."""
     confidence = f"With {100 * certificate.confidence:g}% confidence"
-    seen = f"{certificate.samples:,} sampled answers"
     recall = (
         f"an answer holds at most {100 * certificate.mean_bound:.1f}% of the words of the true one "
-        "on average (ROUGE-L recall)"
+        "on average (ROUGE-L recall), and with the same confidence again, answers lie around their "
+        f"average by at most {100 * certificate.deviation_bound:.1f} points (standard deviation)"
     )
     if certificate.leak_bound is None:
         half = certificate.thresholds.index(0.5)
         return (
             f"{confidence}, at most {100 * certificate.above_bound[half]:.2f}% of sampled answers "
             "to the forget questions hold more than half of the words of the true one "
-            f"({certificate.above[half]:,} of {seen} did); with the same confidence, {recall}."
+            f"({certificate.above[half]:,} of {certificate.samples:,} sampled answers did); with "
+            f"the same confidence, {recall}."
         )
+    everything = certificate.leak_samples == certificate.samples
+    questions = "the forget questions" if everything else "the forget questions that have a secret"
     return (
-        f"{confidence}, at most {100 * certificate.leak_bound:.2f}% of sampled answers to the "
-        f"forget questions reveal the secret ({certificate.leaks:,} of {seen} did); with the same "
-        f"confidence, {recall}."
+        f"{confidence}, at most {100 * certificate.leak_bound:.2f}% of sampled answers to "
+        f"{questions} reveal the secret ({certificate.leaks:,} of {certificate.leak_samples:,} "
+        f"sampled answers did); with the same confidence, {recall}."
     )

@@ -15,6 +15,7 @@ from pmc_jax.evaluation.quality import (
     EvaluationConfig,
     Respondent,
     answers,
+    is_comparable,
 )
 from pmc_jax.evaluation.tofu import RetainLog
 from pmc_jax.model.specs import Params
@@ -79,8 +80,8 @@ class Examination:
 
     @property
     def forget(self) -> Sequence[EvaluationRow]:
-        """The forget rows whose answers are known."""
-        return [row for row in self.sets.get("forget", ()) if row.answer]
+        """The forget rows with answers that others can be compared with."""
+        return [row for row in self.sets.get("forget", ()) if is_comparable(row)]
 
     @property
     def reworded(self) -> Sequence[EvaluationRow]:
@@ -111,11 +112,11 @@ class Examination:
 
 def reworded_rows(sets: Mapping[str, Sequence[EvaluationRow]]) -> list[EvaluationRow]:
     """Paraphrased forget questions with their answers, and the `variants` with the row's own."""
-    paraphrased = [row for row in sets.get("paraphrase", ()) if row.answer]
+    paraphrased = [row for row in sets.get("paraphrase", ()) if is_comparable(row)]
     variants = [
         dataclasses.replace(row, question=question, variants=())
         for row in sets.get("forget", ())
-        if row.answer
+        if is_comparable(row)
         for question in row.variants
     ]
     return [*paraphrased, *variants]

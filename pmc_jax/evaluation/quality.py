@@ -20,7 +20,7 @@ from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.model import ModelConfig
 from pmc_jax.model.specs import Params
-from pmc_jax.rouge import rouge_l_recall, rouge_words
+from pmc_jax.rouge import rouge_l_recall, rouge_words, words_of
 
 FORGET_SETS = ("forget", "paraphrase")
 UTILITY_SETS = ("retain", "world_facts", "real_authors")
@@ -82,11 +82,16 @@ class Respondent:
 
 def holds_secret(answer: str, secret: str | None) -> bool | None:
     """Whether the secret's words occur together in the answer; None without a secret."""
-    wanted = rouge_words(secret) if secret else []
+    wanted = words_of(secret) if secret else []
     if not wanted:
         return None
-    words = rouge_words(answer)
+    words = words_of(answer)
     return any(words[i : i + len(wanted)] == wanted for i in range(len(words)))
+
+
+def is_comparable(row: EvaluationRow) -> bool:
+    """Whether the row has an answer in which ROUGE sees a word: one of a–z and digits."""
+    return row.answer is not None and bool(rouge_words(row.answer))
 
 
 def is_degenerate(answer: str) -> bool:
@@ -130,7 +135,7 @@ def answers(
     )
 
     def scored(row: EvaluationRow, text: str) -> Answer:
-        rouge = None if row.answer is None else rouge_l_recall(row.answer, text)
+        rouge = rouge_l_recall(str(row.answer), text) if is_comparable(row) else None
         return Answer(name, row.id, row.question, text, rouge, holds_secret(text, row.secret))
 
     return [
@@ -143,7 +148,7 @@ def attacked_rows(
     sets: Mapping[str, Sequence[EvaluationRow]], cfg: EvaluationConfig
 ) -> list[EvaluationRow]:
     """The forget rows that the sampling attack can be measured on."""
-    return [row for row in sets.get("forget", ()) if row.answer and cfg.attack_samples]
+    return [row for row in sets.get("forget", ()) if is_comparable(row) and cfg.attack_samples]
 
 
 def evaluate(
@@ -224,10 +229,15 @@ def sample_rows(
 
 def missing_measures(sets: Mapping[str, Sequence[EvaluationRow]]) -> dict[str, str]:
     """Which of the `measures` of greedy answers the data does not allow, and why."""
-    known = {name for name, rows in sets.items() if any(row.answer for row in rows)}
+    known = {name for name, rows in sets.items() if any(map(is_comparable, rows))}
     no_set = {name: "the data has no such questions" for name in FORGET_SETS + UTILITY_SETS}
     no_answers = {name: "the data has no answers to these questions" for name in sets if sets[name]}
-    reasons = no_set | no_answers
+    unseen = {
+        name: "ROUGE reads words of a–z and digits alone, and the answers have none"
+        for name, rows in sets.items()
+        if any(row.answer for row in rows)
+    }
+    reasons = no_set | no_answers | unseen
     found = {
         f"ROUGE, {name.replace('_', ' ')}": reasons[name] for name in no_set if name not in known
     }

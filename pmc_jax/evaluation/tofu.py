@@ -7,6 +7,7 @@ writes as `TOFU_SUMMARY.json`: one entry a metric, with `agg_value` and, by row,
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,11 +151,16 @@ def read_retain_log(path: Path) -> RetainLog:
         raise UserError(f"{path}: not JSON ({error}); {RETAIN_LOG_LAYOUT}") from None
     try:
         rows = (log.get("forget_truth_ratio") or {}).get("value_by_index") or {}
-        ratios = tuple(float(row["score"]) for row in rows.values())
+        scores = {index: row["score"] for index, row in rows.items()}
         auc = (log.get("mia_min_k") or {}).get("agg_value")
-        found = RetainLog(ratios, None if auc is None else float(auc))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: {RETAIN_LOG_LAYOUT}") from None
+    places = {f"forget_truth_ratio, row {index}": score for index, score in scores.items()}
+    for place, value in (places | ({} if auc is None else {"mia_min_k": auc})).items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"{path}: {place}: {value!r} is no number; {RETAIN_LOG_LAYOUT}")
+    ratios = tuple(map(float, scores.values()))
+    found = RetainLog(ratios, None if auc is None else float(auc))
     if not ratios and found.min_k_auc is None:
         raise UserError(
             f"{path}: holds neither forget_truth_ratio nor mia_min_k; {RETAIN_LOG_LAYOUT}"

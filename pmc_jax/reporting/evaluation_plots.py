@@ -10,6 +10,7 @@ from pmc_jax.reporting.evaluation_files import EvaluationFiles
 from pmc_jax.reporting.measures import percent
 from pmc_jax.reporting.model_lines import THIN, Line, in_percent, log_steps, model_axes, shares
 from pmc_jax.reporting.plots import LIGHT, Plot, plain_style
+from pmc_jax.reporting.training_curves import curve_plots
 
 
 def evaluation_plots(files: EvaluationFiles) -> list[Plot]:
@@ -22,6 +23,7 @@ def evaluation_plots(files: EvaluationFiles) -> list[Plot]:
             side_effect_plot(files),
             quantile_plot(files),
             minimum_plot(files),
+            *curve_plots(files),
         ]
     return [plot for plot in drawn if plot is not None]
 

@@ -10,7 +10,7 @@ from rapidfuzz.distance import LCSseq
 
 from pmc_jax.reporting.run_files import number
 from pmc_jax.reporting.text import spread
-from pmc_jax.rouge import rouge_words
+from pmc_jax.rouge import words_of
 
 # The sets of samples.jsonl: title, what a reader should see, how many are shown.
 EXAMPLE_SETS = {
@@ -170,9 +170,9 @@ def spans_of(text: Cut, shared: set[int], left: Mark, changed: Mark) -> list[Spa
 
 
 def cut(text: str) -> Cut:
-    """Pieces that join to `text`, and (piece, stem) of those that are words for ROUGE."""
-    pieces = re.split(r"([A-Za-z0-9]+)", text)
-    return pieces, [(index, rouge_words(pieces[index])[0]) for index in range(1, len(pieces), 2)]
+    """Pieces that join to `text`, and (piece, stem) of those that are words."""
+    pieces = re.split(r"([^\W_]+)", text)
+    return pieces, [(index, words_of(pieces[index])[0]) for index in range(1, len(pieces), 2)]
 
 
 def joined(spans: Sequence[Span]) -> str:

@@ -207,7 +207,8 @@ def tofu_findings(x: Numbers) -> Iterator[str]:
     if attacks:
         yield (
             "How often a membership attack takes a forget answer for more familiar than an answer "
-            f"never taught: {listed(attacks)}. At 50% it cannot tell them apart."
+            f"never taught: {listed(attacks)}. At 50% it cannot tell them apart; far above or far "
+            "below, it can."
         )
     if (utility := x.known("tofu_model_utility")) is not None:
         yield (
@@ -258,7 +259,8 @@ def compared_measures(x: "Numbers", samples: str) -> Iterator[tuple[str, str, bo
     for attack, (how, what) in ATTACKS.items():
         if (found := x.first(f"{attack}_secret_worst", f"{attack}_worst")) is not None:
             secret = found[0].endswith("secret_worst")
-            words = f"{what.capitalize()} whose secret is told" if secret else "Most of an answer"
+            most = "The most of a right answer that comes out"
+            words = f"{what.capitalize()} whose secret is told" if secret else most
             yield found[0], f"{words} when asked {samples} times{how}", False
     for kind, (rows, _) in KINDS.items():
         name = f"relearning_{kind}"
