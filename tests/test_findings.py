@@ -140,8 +140,8 @@ def test_the_examined_model_is_held_against_the_others():
         "Unlearn quality (5.0 → 95.0): ahead of d (80.0); behind c (99.0).",
         "Utility (97.0 → 90.0): ahead of d (40.0); level with c (90.0).",
         "Questions whose secret is told when asked 100 times (100% → 30%): ahead of c (50%).",
-        "Most of an answer when asked 100 times with a forced beginning (40%): "
-        "behind d (10%).",
+        "The most of a right answer that comes out when asked 100 times with a forced "
+        "beginning (40%): behind d (10%).",
     ]  # fmt: skip
     assert not list(comparisons({**summary, "models": ["a", "b"]}))
 
