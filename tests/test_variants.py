@@ -10,11 +10,11 @@ from test_savings import PLAIN, assert_same_end, finished_run, new_run, words_mo
 from test_training import unequal_rows
 
 from pmc_jax.config import Config, check_values
-from pmc_jax.decoding import Sampling, generate, sampler
+from pmc_jax.decoding import Decoding, Sampling, generate, sampler
 from pmc_jax.errors import UserError
 from pmc_jax.model import decoding_params
 from pmc_jax.training import loop
-from pmc_jax.training.step import init_state, make_train_step
+from pmc_jax.training.step import Norms, init_state, make_train_step
 from pmc_jax.unlearning import PMCLoss, ResponseMemory, response_score
 from pmc_jax.unlearning.config import PMCConfig
 
@@ -80,7 +80,7 @@ def test_any_temperature_is_drawn_by_the_same_program(words_model, x64, quick_co
         return generate(
             state.train.params, run.task.prompts, cfg=run.model, temperature=temperature,
             sampling=Sampling(sampling, 5, 0.9, stop_ids=run.template.stop_ids), key=run.key,
-            limits=[14] * 3, samples=4, dtype=run.dtype,
+            limits=[14] * 3, samples=4, dtype=run.dtype, decoding=Decoding(compact=False),
         )  # fmt: skip
 
     apart = drawn(0.5, None)
@@ -124,7 +124,7 @@ def test_settings_move_linearly_over_a_run(words_model, steps, monkeypatch, x64)
 
     def train_step(state, rows, weight):
         weights.append(weight)
-        return state, PMCLoss(*[jnp.zeros(())] * 3), jnp.zeros(())
+        return state, PMCLoss(*[jnp.zeros(())] * 3), Norms(jnp.zeros(()), None)
 
     monkeypatch.setattr(loop, "generate", generated)
     for _ in loop.pmc_steps(dataclasses.replace(run, train_step=train_step), state):
