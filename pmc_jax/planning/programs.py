@@ -82,9 +82,15 @@ def shard_bytes(tree: Any) -> int:
 
 
 def _needed(message: str) -> int | None:
-    """Bytes that a compiler says it would take: `Used 20.54G of 15.75G hbm`."""
-    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
-    return round(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2]))) if found else None
+    """Bytes that a compiler says it would take.
+
+    `Used 20.54G of 15.75G hbm`, or `memory required for HLO temporaries (59.93G) exceeds …`.
+    """
+    size = r"([\d.]+)([KMGT])"
+    for form in (rf"Used {size} of {size} hbm", rf"HLO temporaries \({size}\) exceeds"):
+        if found := re.search(form, message):
+            return round(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])))
+    return None
 
 
 def _compile(
