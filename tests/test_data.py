@@ -349,7 +349,8 @@ def test_bad_files(tofu):
     path.mkdir()
     own = DataConfig(format="jsonl", path=str(tofu), forget="forget10.json", retain="retain90.json")
     assert "retain90.json: is a directory" in message(own)
-    assert "none.jsonl: no such file" in message(dataclasses.replace(own, retain="none.jsonl"))
+    absent = message(dataclasses.replace(own, retain="none.jsonl"))
+    assert "data.retain=none.jsonl: no such file in " in absent
 
 
 def test_bad_configuration(tofu):

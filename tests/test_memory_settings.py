@@ -210,8 +210,9 @@ def test_a_continued_run_has_the_same_bits(tmp_path, rng):
 
 
 def temporaries(
-    cfg: ModelConfig, rows=4, time=64, remat="none", gradient_dtype=None, accumulation=1
-) -> int:
+    cfg: ModelConfig, rows=4, time=64, remat="none", gradient_dtype=None, accumulation=1,
+    update_norm=False,
+) -> int:  # fmt: skip
     """Bytes of a compiled train step beside its arguments and results."""
     optimizer = optimizer_of(None, cfg)
     shape = (accumulation, rows, time)
@@ -219,7 +220,9 @@ def temporaries(
         tokens=jnp.zeros(shape, jnp.int32), segments=jnp.ones(shape, jnp.int32),
         loss_mask=jnp.ones(shape, bool), retain=jnp.zeros(shape, bool),
     )  # fmt: skip
-    step = make_train_step(optimizer, cfg, 1.0, remat=remat, gradient_dtype=gradient_dtype)
+    step = make_train_step(
+        optimizer, cfg, 1.0, remat=remat, gradient_dtype=gradient_dtype, update_norm=update_norm
+    )
     # As separate arrays: the declared types admit none of the stand-ins that `lower` makes.
     state = abstract_state(cfg, optimizer, "float32")
     leaves, structure = jax.tree.flatten((state, batch))
@@ -253,6 +256,15 @@ def test_gradients_in_bfloat16_take_half_the_memory(accumulation):
         for dtype in (None, "bfloat16")
     )
     assert full - half == pytest.approx(accumulation * 2 * param_count(cfg), rel=0.1)
+
+
+def test_without_the_norm_of_the_update_a_cpu_keeps_no_copy_of_it():
+    cfg = wide(hidden_size=256, intermediate_size=1024)
+    kept, spared = (
+        temporaries(cfg, rows=1, time=16, gradient_dtype="bfloat16", update_norm=norm)
+        for norm in (True, False)
+    )
+    assert kept - spared > 2 * param_count(cfg)
 
 
 def test_memory_does_not_grow_with_vocabulary_times_sequence():

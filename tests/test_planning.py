@@ -18,7 +18,7 @@ from pmc_jax.model import ModelConfig, param_count
 from pmc_jax.planning import search
 from pmc_jax.planning.compiled import collectives, matmul_flops
 from pmc_jax.planning.devices import Topology, memory_size
-from pmc_jax.planning.programs import Job, Program
+from pmc_jax.planning.programs import Job, Program, _needed
 from pmc_jax.training.loop import BatchConfig
 from pmc_jax.training.optimizer import OptimizerConfig
 from pmc_jax.unlearning.config import PMCConfig
@@ -313,6 +313,18 @@ def test_mistakes_are_one_line(argument, capsys, monkeypatch):
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert ERRORS[argument] in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "needed"),
+    [
+        ("RESOURCE_EXHAUSTED: Used 20.5G of 15.75G hbm. Exceeded", 20.5 * 2**30),
+        ("memory required for HLO temporaries (512.00M) exceeds available HBM (15.75G).", 2**29),
+        ("INTERNAL: something else (3.00G)", None),
+    ],
+)
+def test_what_a_tpu_compiler_lacks_is_read(message, needed):
+    assert _needed(message) == needed
 
 
 @pytest.mark.slow

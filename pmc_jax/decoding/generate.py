@@ -92,10 +92,10 @@ def generate(
     for prompt, most in zip(prompts, limits, strict=True):
         refuse_switch(cfg.rope, len(prompt), most)
     ids = range(len(prompts)) if question_ids is None else question_ids
-    most = min(len(prompts) * samples, MOST_ROWS) if rows is None else rows
-    largest = max(1, most // samples)
-    at_once = min(wave or samples, samples)
-    fitting = shapes(largest, at_once, compact=decoding.compact)
+    if rows is None:
+        rows = min(len(prompts) * samples, MOST_ROWS)
+    largest = max(1, rows // samples)
+    choices = shapes(largest, samples, wave=wave, compact=decoding.compact)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     responses: list[list[list[int]]] = [[] for _ in prompts]
     for first in range(0, len(order), largest):
@@ -108,7 +108,7 @@ def generate(
         found = sample(
             params, to_devices(tokens, "batch", None), to_devices(mask, "batch", None),
             row_keys(key, np.uint32(step), to_devices(row_ids), samples), limit,
-            time=bucket_length(max(limits)), shapes=fitting, cfg=cfg,
+            time=bucket_length(max(limits)), shapes=choices, cfg=cfg,
             sampling=sampling, temperature=temperature, dtype=dtype, decoding=decoding, wave=wave,
             prune=partial(prune, chosen) if prune else None,
         )  # fmt: skip

@@ -16,13 +16,16 @@ FIRST_LENGTH = 32
 """Decode steps that a long suffix cache has room for at first; it doubles when it is full."""
 
 
-def shapes(prompts: int, samples: int, *, compact: bool = True) -> list[tuple[int, int]]:
+def shapes(
+    prompts: int, samples: int, *, wave: int = 0, compact: bool = True
+) -> list[tuple[int, int]]:
     """The (groups, slots) in which up to `prompts` · `samples` rows are decoded, largest first.
 
-    If they are to be compact, each has about half the rows of the one before it. Slots go first,
-    so that what is left of many prompts finds room; then groups.
+    In a `wave`, not 0, no prompt has more rows than that at a time. If they are to be compact,
+    each has about half the rows of the one before it. Slots go first, so that what is left of
+    many prompts finds room; then groups.
     """
-    found = [(prompts, samples)]
+    found = [(prompts, min(wave or samples, samples))]
     while compact and (rows := found[-1][0] * found[-1][1]) > MIN_ROWS:
         groups, slots = found[-1]
         halved = (groups, -(-slots // 2)) if slots > 1 else (-(-groups // 2), 1)

@@ -185,7 +185,7 @@ def gradient_bytes(job: Job, state: TrainState) -> int:
 
 
 def compile_train(job: Job, mesh: Mesh) -> Program:
-    """The optimizer step, without the norm of the update, which takes nothing on TPUs.
+    """The optimizer step, without the norm of the update.
 
     A CPU's compiler, which stands in for that of GPUs, would keep a copy of the update for it.
     """

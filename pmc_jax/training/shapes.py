@@ -95,7 +95,7 @@ def run_shapes(run: PMCRun, multiple: int = 1) -> RunShapes:
     rows = {prompt_rows(count, most, compact=compact) for count in range(1, most + 1)}
     return RunShapes(
         prompts=sorted((count, length) for count in rows for length in lengths),
-        rows=shapes(most, min(run.batch.wave or samples, samples), compact=compact),
+        rows=shapes(most, samples, wave=run.batch.wave, compact=compact),
         caches=sorted(caches),
         training=training_shapes(run, multiple),
     )

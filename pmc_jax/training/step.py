@@ -225,7 +225,7 @@ def updated(
     """The state after one update, and the norms of what led there.
 
     The gradients are there only after their norm, which else would keep a copy in memory. That
-    of the updates keeps one on a CPU, though not on a TPU.
+    of the updates keeps one on a CPU.
     """
     norm = euclidean_norm(gradients)
     gradients, norm = jax.lax.optimization_barrier((gradients, norm))
