@@ -12,8 +12,8 @@ from jaxtyping import Bool, Int
 MIN_ROWS = 8
 """A step for fewer rows than this costs about as much."""
 
-FIRST_LENGTH = 32
-"""Decode steps that a long suffix cache has room for at first; it doubles when it is full."""
+FIRST_LENGTH = 16
+"""Decode steps that a suffix cache has room for at first; it doubles when it is full."""
 
 
 def shapes(
@@ -50,11 +50,12 @@ def prompt_rows(prompts: int, most: int, *, compact: bool = True) -> int:
 def cache_lengths(time: int) -> list[int]:
     """The lengths that the suffix cache takes for responses of up to `time` tokens.
 
-    One that would hardly double has its full length at once, which spares a compilation.
+    One that would hardly double has its full length at once, and so has one from a third of it
+    on: each length is a compilation.
     """
     found = [FIRST_LENGTH if time >= 2 * FIRST_LENGTH else time]
     while found[-1] < time:
-        found.append(min(2 * found[-1], time))
+        found.append(2 * found[-1] if 3 * found[-1] < time else time)
     return found
 
 
