@@ -41,11 +41,10 @@ from pmc_jax.data.prompts import PromptConfig
 from pmc_jax.decoding import Decoding, Sampling, generate
 from pmc_jax.model import ModelConfig, param_count
 from pmc_jax.pretrained import ModelSource, load_pretrained, path_of
+from pmc_jax.training.batch import BatchConfig
 from pmc_jax.training.checkpoints import RunState
-from pmc_jax.training.loop import (
-    BatchConfig,
-    PMCRun,
-    UnlearningTask,
+from pmc_jax.training.pmc_run import PMCRun, UnlearningTask
+from pmc_jax.training.responses import (
     greedy_originals,
     remember_best,
     sample_responses,

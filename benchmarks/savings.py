@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +33,18 @@ from pmc_jax.data.encode import encode
 from pmc_jax.data.prompts import PromptConfig
 from pmc_jax.model.specs import Params
 from pmc_jax.pretrained import ModelSource, load_pretrained
-from pmc_jax.training import loop
+from pmc_jax.training.batch import BatchConfig, updates_per_epoch
 from pmc_jax.training.checkpoints import RunState
-from pmc_jax.training.loop import BatchConfig, PMCRun, UnlearningTask
+from pmc_jax.training.loop import build_rows, pmc_steps
 from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from pmc_jax.training.pmc_run import PMCRun, UnlearningTask
+from pmc_jax.training.responses import (
+    greedy_originals,
+    pruning,
+    remember_best,
+    sample_responses,
+    whole_responses,
+)
 from pmc_jax.training.step import TrainState, init_state, make_train_step
 from pmc_jax.unlearning import ResponseMemory, empty_memory
 from pmc_jax.unlearning.config import PMCConfig
@@ -94,11 +103,11 @@ def prepare(setting: Setting) -> tuple[PMCRun, Params]:
     dataset = load_dataset(setting.data)
     encoded = encode(dataset, model.template, setting.batch.max_length, model.cfg.vocab_size)
     prompts = encoded.forget[: setting.questions]
-    originals = loop.greedy_originals(
+    originals = greedy_originals(
         params, prompts, model=model.cfg, template=model.template, batch=setting.batch,
         max_new_tokens=setting.pmc.max_new_tokens,
     )  # fmt: skip
-    per_epoch = loop.updates_per_epoch(len(prompts), setting.batch)
+    per_epoch = updates_per_epoch(len(prompts), setting.batch)
     cfg = OptimizerConfig(learning_rate=setting.learning_rate)
     schedule = make_schedule(cfg, setting.batch.epochs * per_epoch, per_epoch)
     step = make_train_step(
@@ -127,17 +136,16 @@ def host_seconds() -> Iterator[list[float]]:
 
         return call
 
-    former = loop.pruning, loop.remember_best, loop.build_rows
-
-    def pruning(*arguments: Any) -> Any:
-        prune = former[0](*arguments)
+    def timed_pruning(*arguments: Any) -> Any:
+        prune = pruning(*arguments)
         return prune and timed(prune)
 
-    loop.pruning, loop.remember_best, loop.build_rows = pruning, timed(former[1]), timed(former[2])
-    try:
+    with (
+        patch("pmc_jax.training.responses.pruning", timed_pruning),
+        patch("pmc_jax.training.loop.remember_best", timed(remember_best)),
+        patch("pmc_jax.training.loop.build_rows", timed(build_rows)),
+    ):
         yield spent
-    finally:
-        loop.pruning, loop.remember_best, loop.build_rows = former
 
 
 def whole_run(run: PMCRun, params: Params, changes: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +158,7 @@ def whole_run(run: PMCRun, params: Params, changes: dict[str, Any]) -> dict[str,
     )
     records = []
     with host_seconds() as host:
-        for state, record in loop.pmc_steps(run, state):  # noqa: B007, B020
+        for state, record in pmc_steps(run, state):  # noqa: B007, B020
             records.append(record)
     return {
         "tokens": sum(record.tokens_sampled for record in records),
@@ -180,9 +188,9 @@ def differences(run: PMCRun, params: Params, dtype: str) -> tuple[int, int]:
         size = batch.questions_per_step
         for first in range(0, len(questions), size):
             asked = questions[first : first + size]
-            responses = loop.sample_responses(changed, state, 0, asked)
-            whole = loop.whole_responses(changed, asked, responses)
-            memory = loop.remember_best(changed, memory, 0, asked, responses, whole)
+            responses = sample_responses(changed, state, 0, asked)
+            whole = whole_responses(changed, asked, responses)
+            memory = remember_best(changed, memory, 0, asked, responses, whole)
         memories.append(memory)
     return len(questions) - same_responses(*memories), len(questions)
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import jax
 
-from pmc_jax.config import AskConfig, entry_point
+from pmc_jax.config import AskConfig
 from pmc_jax.data.jsonl import read_records
 from pmc_jax.decoding import Sampling, generate
+from pmc_jax.entry_point import entry_point
 from pmc_jax.errors import UserError
 from pmc_jax.files import write_json_lines
 from pmc_jax.model import decoding_params

@@ -15,7 +15,8 @@ import jax
 from jax.sharding import Mesh
 
 from pmc_jax.compilation import compile_seconds
-from pmc_jax.config import EvaluateConfig, entry_point, settings_of
+from pmc_jax.config import EvaluateConfig, settings_of
+from pmc_jax.entry_point import entry_point
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import Respondent
 from pmc_jax.evaluation.aftermath import check_aftermath

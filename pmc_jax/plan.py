@@ -10,7 +10,8 @@ from pathlib import Path
 
 import jax
 
-from pmc_jax.config import PlanConfig, entry_point
+from pmc_jax.config import PlanConfig
+from pmc_jax.entry_point import entry_point
 from pmc_jax.errors import UserError
 from pmc_jax.files import write_json
 from pmc_jax.model import auto_layout, mesh_layout, param_count

@@ -5,124 +5,45 @@ Hugging Face directory, evaluates again, and writes the report. The same command
 a run that was stopped.
 """
 
-import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-import optax
-from jax.sharding import Mesh
 
 from convert.export import export_checkpoint
 from convert.load import load_checkpoint
-from pmc_jax.config import Config, entry_point, settings_of
-from pmc_jax.data import Dataset, load_dataset
-from pmc_jax.data.encode import EncodedData, encode, fingerprints
-from pmc_jax.evaluation import (
-    Respondent,
-    quality,
-    questions_asked,
-    sample_rows,
-)
+from pmc_jax.config import Config, settings_of
+from pmc_jax.entry_point import entry_point
+from pmc_jax.evaluation import Respondent, quality, questions_asked, sample_rows
 from pmc_jax.files import read_json, write_json, write_json_lines
-from pmc_jax.model import batch_shards, decoding_params, on_mesh, param_count
+from pmc_jax.method_steps import alternative_rows, baseline_run, fixed_before, pmc_run
+from pmc_jax.model import decoding_params, on_mesh, param_count
 from pmc_jax.model.specs import Params
-from pmc_jax.pretrained import Pretrained, load_pretrained, mesh_of, weights_dtype
+from pmc_jax.pretrained import weights_dtype
 from pmc_jax.processes import from_first, is_first, join
 from pmc_jax.progress import stage, token_stage
 from pmc_jax.reporting import format_examples, format_table, write_report
 from pmc_jax.reporting.run_files import read_run
 from pmc_jax.reporting.summary import step_seconds, summarise
-from pmc_jax.training.alternatives import sample_alternatives
-from pmc_jax.training.baseline import (
-    BaselineRun,
-    baseline_steps,
-    needs_reference,
-    reference_nll,
-)
-from pmc_jax.training.checkpoints import (
-    RunState,
-    checksums,
-    open_checkpoints,
-    restore_latest,
-    seal,
-)
-from pmc_jax.training.loop import (
-    PMCRun,
-    UnlearningTask,
-    greedy_originals,
-    pmc_steps,
-    updates_per_epoch,
-)
+from pmc_jax.timing import timed
+from pmc_jax.training.batch import updates_per_epoch
+from pmc_jax.training.checkpoints import RunState, open_checkpoints, restore_latest
 from pmc_jax.training.metrics import open_metrics
-from pmc_jax.training.objectives import Frozen, freeze, method_objective
+from pmc_jax.training.objectives import freeze
 from pmc_jax.training.optimizer import make_optimizer, make_schedule
-from pmc_jax.training.packing import Pair
-from pmc_jax.training.run import Record, unlearn
+from pmc_jax.training.run import unlearn
 from pmc_jax.training.run_directory import SUMMARY, begin_run, holds_run, place_of
-from pmc_jax.training.shapes import run_shapes
-from pmc_jax.training.step import (
-    abstract_state,
-    init_state,
-    make_objective_step,
-    make_train_step,
-)
-from pmc_jax.training.targets import (
-    MethodData,
-    load_forget_pairs,
-    method_data,
-    target_fingerprints,
-    with_alternatives,
-)
+from pmc_jax.training.step import abstract_state, init_state
+from pmc_jax.training_inputs import Inputs, fingerprints_of, load_inputs
 from pmc_jax.unlearning import empty_memory
 from pmc_jax.unlearning.config import AltPOConfig, PMCConfig, RMUConfig
-from pmc_jax.unlearning.rmu import steered_layer, trained_weights
+from pmc_jax.unlearning.rmu import trained_weights
 
 NOT_SETTINGS = (
     "overwrite", "runs_dir", "mesh", "logging.tensorboard", "logging.wandb", "logging.update_norm",
 )  # fmt: skip
 """Keys that may differ when a run is continued."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """What a run reads, but for the weights, as checked before anything is written.
-
-    `targets` are what a method other than PMC trains on; a PMC run has none.
-    """
-
-    model: Pretrained
-    dataset: Dataset
-    encoded: EncodedData
-    targets: MethodData | None
-    mesh: Mesh | None
-
-
-def load_inputs(cfg: Config) -> tuple[Inputs, Params]:
-    """Load and check data, tokenizer and weights."""
-    dataset = load_dataset(cfg.data)
-    mesh = mesh_of(cfg.model, cfg.mesh)
-    model, params = load_pretrained(cfg.model, cfg.prompt, mesh)
-    if isinstance(cfg.method, RMUConfig):
-        steered_layer(cfg.method, model.cfg)  # an error now rather than later
-    template, vocab_size = model.template, model.cfg.vocab_size
-    encoded = encode(dataset, template, cfg.training.max_length, vocab_size)
-    targets = None
-    if not isinstance(cfg.method, PMCConfig):
-        targets = method_data(cfg.method, cfg.data, encoded, template, vocab_size, cfg.seed)
-    return Inputs(model, dataset, encoded, targets, mesh), params
-
-
-def fingerprints_of(inputs: Inputs, params: Params) -> dict[str, str]:
-    """Hashes by name of everything that the run reads."""
-    targets = target_fingerprints(inputs.targets) if inputs.targets else {}
-    weights = {"model weights": seal(checksums(params))}
-    return {**fingerprints(inputs.dataset, inputs.encoded), **targets, **weights}
 
 
 def evaluate_stage(
@@ -147,176 +68,6 @@ def evaluate_stage(
     result["seconds"] = time.perf_counter() - started
     write_json(path, result)
     return result
-
-
-@contextmanager
-def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
-    """Add the time that the block takes to `seconds[part]`."""
-    started = time.perf_counter()
-    yield
-    seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - started
-
-
-Steps = Callable[
-    [RunState, dict[str, Any], Callable[[str], None]], Iterator[tuple[RunState, Record]]
-]
-"""From the state to start at, the JSON kept beside it, and where to say what a person may want
-to know first, to the steps that are left."""
-
-
-def originals_of(cfg: Config, method: PMCConfig, inputs: Inputs, params: Params) -> dict[str, Any]:
-    """y0 of every forget question, as it is kept beside the checkpoints."""
-    originals = greedy_originals(
-        params,
-        inputs.encoded.forget,
-        model=inputs.model.cfg,
-        template=inputs.model.template,
-        batch=cfg.training,
-        max_new_tokens=method.max_new_tokens,
-        dtype=cfg.model.dtype,
-    )
-    return {"originals": originals}
-
-
-def references_of(cfg: Config, inputs: Inputs, data: MethodData, params: Params) -> dict[str, Any]:
-    """N_ref of every answer and of what is preferred to it, as kept beside the checkpoints."""
-
-    def reference(pairs: Sequence[Pair]) -> list[float]:
-        if not needs_reference(cfg.method):
-            return [0.0] * len(pairs)
-        return reference_nll(
-            params,
-            pairs,
-            model=inputs.model.cfg,
-            template=inputs.model.template,
-            batch=cfg.training,
-            dtype=cfg.model.dtype,
-            remat=cfg.model.remat,
-        ).tolist()
-
-    preferred = iter(reference([pair for own in data.preferred for pair in own]))
-    return {
-        "references": {
-            "answers": reference(data.answers),
-            "preferred": [list(islice(preferred, len(own))) for own in data.preferred],
-        }
-    }
-
-
-def alternatives_of(
-    cfg: Config, method: AltPOConfig, inputs: Inputs, params: Params
-) -> dict[str, Any]:
-    """The alternatives that AltPO samples before it begins, as they are kept."""
-    alternatives = sample_alternatives(
-        params,
-        load_forget_pairs(cfg.data),
-        inputs.encoded.forget,
-        method=method,
-        model=inputs.model.cfg,
-        template=inputs.model.template,
-        batch=cfg.training,
-        key=jax.random.fold_in(jax.random.key(cfg.seed), 2),
-        dtype=cfg.model.dtype,
-    )
-    return {"alternatives": alternatives}
-
-
-def targets_with(inputs: Inputs, extra: dict[str, Any]) -> MethodData:
-    """What a method other than PMC trains on, alternatives kept in `extra` included."""
-    assert inputs.targets is not None
-    if "alternatives" not in extra:
-        return inputs.targets
-    template, vocab_size = inputs.model.template, inputs.model.cfg.vocab_size
-    return with_alternatives(inputs.targets, extra["alternatives"], template, vocab_size)
-
-
-def alternative_rows(inputs: Inputs, extra: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The sampled alternatives as `method.alternatives` reads them."""
-    for row, own in zip(inputs.dataset.forget, extra["alternatives"], strict=True):
-        yield {"question": row.question, "alternatives": own}
-
-
-def fixed_before(cfg: Config, inputs: Inputs, params: Params) -> dict[str, Any]:
-    """What the target model alone decides, with the seconds that finding it took."""
-    seconds, found = {"checkpoint": 0.0}, {}
-    if isinstance(cfg.method, PMCConfig):
-        with timed(seconds, "originals"):
-            found = originals_of(cfg, cfg.method, inputs, params)
-    else:
-        if isinstance(cfg.method, AltPOConfig) and cfg.method.alternatives is None:
-            with timed(seconds, "alternatives"):
-                found = alternatives_of(cfg, cfg.method, inputs, params)
-        with timed(seconds, "references"):
-            found |= references_of(cfg, inputs, targets_with(inputs, found), params)
-    return {**found, "seconds": seconds}
-
-
-def pmc_run(
-    cfg: Config, method: PMCConfig, inputs: Inputs, optimizer: optax.GradientTransformation
-) -> Steps:
-    """The steps of PMC."""
-    model, encoded = inputs.model, inputs.encoded
-    train_step = make_train_step(
-        optimizer,
-        model.cfg,
-        method.retain_weight,
-        dtype=cfg.model.dtype,
-        remat=cfg.model.remat,
-        gradient_dtype=cfg.training.gradient_dtype,
-        update_norm=cfg.logging.update_norm,
-    )
-
-    def steps(
-        state: RunState, extra: dict[str, Any], say: Callable[[str], None]
-    ) -> Iterator[tuple[RunState, Record]]:
-        run = PMCRun(
-            task=UnlearningTask(encoded.forget, extra["originals"], encoded.retain),
-            model=model.cfg,
-            template=model.template,
-            pmc=method,
-            batch=cfg.training,
-            key=jax.random.fold_in(jax.random.key(cfg.seed), 0),
-            seed=cfg.seed,
-            train_step=train_step,
-            dtype=cfg.model.dtype,
-        )
-        for line in run_shapes(run, batch_shards()).lines():
-            say(line)
-        return pmc_steps(run, state)
-
-    return steps
-
-
-def baseline_run(
-    cfg: Config, inputs: Inputs, optimizer: optax.GradientTransformation, frozen: Frozen
-) -> Steps:
-    """The steps of any other method."""
-    objective = method_objective(cfg.method, inputs.model.cfg, cfg.model.dtype, cfg.model.remat)
-
-    def steps(
-        state: RunState, extra: dict[str, Any], say: Callable[[str], None]
-    ) -> Iterator[tuple[RunState, Record]]:
-        wide, references = weights_dtype(cfg.model), extra["references"]
-        run = BaselineRun(
-            method=cfg.method,
-            data=targets_with(inputs, extra),
-            template=inputs.model.template,
-            batch=cfg.training,
-            seed=cfg.seed,
-            train_step=make_objective_step(
-                optimizer,
-                objective,
-                inputs.model.cfg,
-                cfg.training.gradient_dtype,
-                cfg.logging.update_norm,
-            ),
-            answer_reference=np.asarray(references["answers"], wide),
-            preferred_reference=[np.asarray(own, wide) for own in references["preferred"]],
-            frozen=frozen,
-        )
-        return baseline_steps(run, state)
-
-    return steps
 
 
 def train_stage(

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import optax
 
-from pmc_jax import evaluate, train
+from pmc_jax import evaluate, method_steps, train
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
 from pmc_jax.model import (
@@ -101,7 +101,7 @@ def parts(refused: str = "1x1") -> dict[str, Any]:
 
 def happening(process: int, step: int, what: str) -> None:
     """Have something happen to a process after a step."""
-    real = train.pmc_steps
+    real = method_steps.pmc_steps
 
     def steps(*arguments: Any) -> Any:
         for state, record in real(*arguments):
@@ -111,7 +111,7 @@ def happening(process: int, step: int, what: str) -> None:
                 os.kill(os.getpid(), getattr(signal, what))
             yield state, record
 
-    train.pmc_steps = steps
+    method_steps.pmc_steps = steps
 
 
 def main(kind: str, place: str, *arguments: str) -> None:

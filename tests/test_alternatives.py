@@ -24,7 +24,7 @@ from pmc_jax.training.alternatives import (
     sample_alternatives,
 )
 from pmc_jax.training.baseline import BaselineRun, method_batch
-from pmc_jax.training.loop import BatchConfig
+from pmc_jax.training.batch import BatchConfig
 from pmc_jax.training.objectives import Frozen
 from pmc_jax.training.targets import with_alternatives
 from pmc_jax.unlearning.config import AltPOConfig

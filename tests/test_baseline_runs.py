@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from test_train import call, lines
 
 from convert.load import load_checkpoint
-from pmc_jax import train
+from pmc_jax import method_steps, train
 from pmc_jax.config import config_directory
 from pmc_jax.data.encode import encode
 from pmc_jax.data.load import load_dataset
@@ -27,6 +27,7 @@ from pmc_jax.reporting.page import TRAINED
 from pmc_jax.training.objectives import frozen_params
 from pmc_jax.training.step import sequence_states
 from pmc_jax.training.targets import DEFAULT_REFUSAL, method_data
+from pmc_jax.training_inputs import load_inputs
 from pmc_jax.unlearning.config import (
     METHODS,
     DPOConfig,
@@ -64,9 +65,9 @@ def run(checkpoint_dir, tofu_dir, tmp_path, monkeypatch):
 def test_a_run_with_references_and_refusals(run, tofu_dir, monkeypatch):
     """DPO, which has every kind of rows: the log, two compiled shapes, and the files."""
     (tofu_dir / "idontknow.jsonl").write_text("No idea.\nI can't say.\n\n")
-    real_make, made = train.make_objective_step, []
+    real_make, made = method_steps.make_objective_step, []
     monkeypatch.setattr(
-        train, "make_objective_step", lambda *a: made.append(real_make(*a)) or made[-1]
+        method_steps, "make_objective_step", lambda *a: made.append(real_make(*a)) or made[-1]
     )
     whole = run("method=dpo", "method.retain_weight=0.5", name="whole")
     assert made[0]._cache_size() <= 2
@@ -119,8 +120,8 @@ def test_a_stopped_run_continues_bit_for_bit(name, checkpoint_dir, tofu_dir, tmp
     ]  # fmt: skip
     with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
         cfg = OmegaConf.to_object(hydra.compose("train", overrides=overrides))
-    real_steps, compiled = train.baseline_steps, []
-    real_make = train.make_objective_step
+    real_steps, compiled = method_steps.baseline_steps, []
+    real_make = method_steps.make_objective_step
 
     def make_once(*arguments):
         if not compiled:
@@ -134,17 +135,17 @@ def test_a_stopped_run_continues_bit_for_bit(name, checkpoint_dir, tofu_dir, tmp
             yield state, record
 
     def go(directory):
-        inputs, params = train.load_inputs(cfg)
+        inputs, params = load_inputs(cfg)
         trained, steps, _ = train.train_stage(cfg, inputs, params, tmp_path / directory)
         return trained, [{**step, "seconds": None, "per_second": None} for step in steps]
 
-    monkeypatch.setattr(train, "make_objective_step", make_once)
+    monkeypatch.setattr(method_steps, "make_objective_step", make_once)
     whole, steps = go("whole")
     assert compiled[0]._cache_size() == 1 and len(steps) == 3
-    monkeypatch.setattr(train, "baseline_steps", stopping)
+    monkeypatch.setattr(method_steps, "baseline_steps", stopping)
     with pytest.raises(KeyboardInterrupt):
         go("parts")
-    monkeypatch.setattr(train, "baseline_steps", real_steps)
+    monkeypatch.setattr(method_steps, "baseline_steps", real_steps)
     again, steps_again = go("parts")
     assert steps == steps_again
     jax.tree.map(np.testing.assert_array_equal, whole, again)
@@ -152,7 +153,7 @@ def test_a_stopped_run_continues_bit_for_bit(name, checkpoint_dir, tofu_dir, tmp
         assert abs(steps[0]["retain_loss"]) < 1e-6 < steps[2]["retain_loss"]
     if name == "rmu":
         assert steps[0]["retain_loss"] == steps[1]["retain_loss"] == 0 < steps[2]["retain_loss"]
-        _, target = train.load_inputs(cfg)
+        _, target = load_inputs(cfg)
         for tree in (whole, target):
             down = tree["layers"].pop("down")
             tree["layers"] |= {"trained": down[1], "below": down[0], "above": down[2]}

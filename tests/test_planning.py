@@ -19,7 +19,7 @@ from pmc_jax.planning import search
 from pmc_jax.planning.compiled import collectives, matmul_flops
 from pmc_jax.planning.devices import Topology, memory_size
 from pmc_jax.planning.programs import Job, Program, _needed
-from pmc_jax.training.loop import BatchConfig
+from pmc_jax.training.batch import BatchConfig
 from pmc_jax.training.optimizer import OptimizerConfig
 from pmc_jax.unlearning.config import PMCConfig
 

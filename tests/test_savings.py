@@ -14,9 +14,12 @@ from transformers import PreTrainedTokenizerFast
 
 from convert.load import load_checkpoint
 from pmc_jax.data.prompts import PromptConfig, make_template
+from pmc_jax.training.batch import BatchConfig
 from pmc_jax.training.checkpoints import RunState
-from pmc_jax.training.loop import BatchConfig, PMCRun, UnlearningTask, pmc_steps, tokens_saved
+from pmc_jax.training.loop import pmc_steps
 from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from pmc_jax.training.pmc_run import PMCRun, UnlearningTask
+from pmc_jax.training.responses import tokens_saved
 from pmc_jax.training.step import init_state, make_train_step
 from pmc_jax.unlearning import (
     cannot_be_selected,

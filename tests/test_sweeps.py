@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from test_train import call
 
 from pmc_jax import train
-from pmc_jax.config import METHODS, check_values, config_directory
+from pmc_jax.config import METHODS, Config, check_values, config_directory
+from pmc_jax.entry_point import entry_point
 from pmc_jax.errors import UserError
 from pmc_jax.training.run_directory import SUMMARY
 
@@ -65,7 +66,7 @@ def test_a_failing_run_does_not_end_the_sweep(tmp_path, monkeypatch, capsys):
             raise UserError("loss is nan")
 
     monkeypatch.chdir(tmp_path)
-    main = train.entry_point(task, "train", train.Config)
+    main = entry_point(task, "train", Config)
     monkeypatch.setattr("sys.argv", ["train", "-m", "sweep=ga"])
     with pytest.raises(SystemExit) as stop:
         main()

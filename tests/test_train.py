@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pmc_jax import ask, train
+from pmc_jax import ask, method_steps, train
 from pmc_jax.unlearning.selection import _categorical, selection_keys
 
 MEASURES = {
@@ -139,7 +139,7 @@ def test_the_same_command_again_and_other_settings(run, capsys):
 @pytest.mark.parametrize("stop_at", [1, 3, 5])
 def test_a_stopped_run_continues_bit_for_bit(run, stop_at, monkeypatch):
     whole = run(name="whole")
-    real = train.pmc_steps
+    real = method_steps.pmc_steps
 
     def stopping(*arguments):
         for state, record in real(*arguments):
@@ -147,16 +147,16 @@ def test_a_stopped_run_continues_bit_for_bit(run, stop_at, monkeypatch):
                 raise RuntimeError("the machine is gone")
             yield state, record
 
-    monkeypatch.setattr(train, "pmc_steps", stopping)
+    monkeypatch.setattr(method_steps, "pmc_steps", stopping)
     with pytest.raises(SystemExit):
         run(name="parts")
-    monkeypatch.setattr(train, "pmc_steps", real)
+    monkeypatch.setattr(method_steps, "pmc_steps", real)
     assert_same_run(whole, run(name="parts"))
 
 
 def test_sigterm_saves_the_step_and_stops(run, monkeypatch, capsys):
     whole = run(name="whole")
-    real = train.pmc_steps
+    real = method_steps.pmc_steps
 
     def terminated(*arguments):
         for state, record in real(*arguments):
@@ -164,13 +164,13 @@ def test_sigterm_saves_the_step_and_stops(run, monkeypatch, capsys):
                 signal.raise_signal(signal.SIGTERM)
             yield state, record
 
-    monkeypatch.setattr(train, "pmc_steps", terminated)
+    monkeypatch.setattr(method_steps, "pmc_steps", terminated)
     with pytest.raises(SystemExit) as ended:
         run(name="parts")
     assert ended.value.code == 143
     assert "stopped after step 3 of 6" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    monkeypatch.setattr(train, "pmc_steps", real)
+    monkeypatch.setattr(method_steps, "pmc_steps", real)
     directory = run(name="parts")
     assert "continuing after step 3 of 6" in capsys.readouterr().out
     assert_same_run(whole, directory)
@@ -249,7 +249,7 @@ def test_few_shapes_are_compiled(run, monkeypatch):
     _categorical.clear_cache()
     selection_keys.clear_cache()
     made, shapes = [], set()
-    real = train.make_train_step
+    real = method_steps.make_train_step
 
     def noting(*arguments, **options):
         made.append(real(*arguments, **options))
@@ -260,7 +260,7 @@ def test_few_shapes_are_compiled(run, monkeypatch):
 
         return step
 
-    monkeypatch.setattr(train, "make_train_step", noting)
+    monkeypatch.setattr(method_steps, "make_train_step", noting)
     run("training.epochs=6", "method.selection_temperature=0.3")
     assert made[0]._cache_size() == len(shapes) <= 3
     assert _categorical._cache_size() == selection_keys._cache_size() == 1
@@ -272,7 +272,7 @@ def test_changed_data_does_not_continue_a_run(file, run, tofu_dir, monkeypatch, 
         raise RuntimeError("the machine is gone")
         yield
 
-    monkeypatch.setattr(train, "pmc_steps", stopping)
+    monkeypatch.setattr(method_steps, "pmc_steps", stopping)
     with pytest.raises(SystemExit):
         run()
     capsys.readouterr()

@@ -13,7 +13,10 @@ from pmc_jax.config import Config, check_values
 from pmc_jax.decoding import Decoding, Sampling, generate, sampler
 from pmc_jax.errors import UserError
 from pmc_jax.model import decoding_params
-from pmc_jax.training import loop
+from pmc_jax.training.checkpoints import RunState
+from pmc_jax.training.loop import build_rows, pmc_steps
+from pmc_jax.training.pmc_run import step_questions
+from pmc_jax.training.responses import score_response
 from pmc_jax.training.step import Norms, init_state, make_train_step
 from pmc_jax.unlearning import PMCLoss, ResponseMemory, response_score
 from pmc_jax.unlearning.config import PMCConfig
@@ -25,7 +28,7 @@ def published(run, state):
     """The steps of the paper's algorithm, written out; returns weights and remembered responses."""
     train, best = state.train, {}
     for step in range(4):
-        questions = loop.step_questions(run, step)
+        questions = step_questions(run, step)
         sampled = [i for i in questions if best.get(i, (1.0,))[0] != 0.0]
         prompts = [run.task.prompts[i] for i in sampled]
         responses = sampled and generate(
@@ -48,8 +51,8 @@ def published(run, state):
             ),
             length=np.array([len(best.get(i, (0, []))[1]) for i in range(3)]),
         )
-        train, *_ = run.train_step(train, loop.build_rows(run, memory, step, questions))
-    return loop.RunState(train, memory)
+        train, *_ = run.train_step(train, build_rows(run, memory, step, questions))
+    return RunState(train, memory)
 
 
 def test_without_options_the_algorithm_is_the_published_one(words_model, x64, quick_compilation):  # noqa: F811
@@ -64,11 +67,11 @@ def test_all_questions_keep_being_sampled(words_model, x64):  # noqa: F811
     pmc = PMCConfig(samples=4, min_len=0, reject_wordless=False, max_new_tokens=12)
     run, state = new_run(words_model, dataclasses.replace(pmc, keep_sampling=True), SHORT, seed=5)
     zeros = []
-    for state, record in loop.pmc_steps(run, state):  # noqa: B020
+    for state, record in pmc_steps(run, state):  # noqa: B020
         assert record.questions_sampled == len(record.questions)
         for i in record.questions:
             response = state.memory.tokens[i, : state.memory.length[i]].tolist()
-            assert state.memory.score[i] == loop.score_response(run, i, response)
+            assert state.memory.score[i] == score_response(run, i, response)
             zeros += [(i, tuple(response))] if state.memory.score[i] == 0 else []
     assert len(set(zeros)) > len({i for i, _ in zeros}) > 0
 
@@ -126,8 +129,8 @@ def test_settings_move_linearly_over_a_run(words_model, steps, monkeypatch, x64)
         weights.append(weight)
         return state, PMCLoss(*[jnp.zeros(())] * 3), Norms(jnp.zeros(()), None)
 
-    monkeypatch.setattr(loop, "generate", generated)
-    for _ in loop.pmc_steps(dataclasses.replace(run, train_step=train_step), state):
+    monkeypatch.setattr("pmc_jax.training.responses.generate", generated)
+    for _ in pmc_steps(dataclasses.replace(run, train_step=train_step), state):
         pass
     assert temperatures == pytest.approx(np.linspace(0.5, 1.9, steps))
     assert weights == pytest.approx(np.linspace(2.1, 0.0, steps))

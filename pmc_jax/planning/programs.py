@@ -18,7 +18,7 @@ from pmc_jax.model import ModelConfig, on_mesh, param_specs
 from pmc_jax.model.sharding import partition_spec
 from pmc_jax.model.specs import Params
 from pmc_jax.planning.compiled import collectives, matmul_flops
-from pmc_jax.training.loop import BatchConfig
+from pmc_jax.training.batch import BatchConfig
 from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from pmc_jax.training.step import TrainState, abstract_state, make_train_step
 from pmc_jax.unlearning import LossRows

@@ -13,7 +13,8 @@ from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig, decoding_params
 from pmc_jax.model.specs import Params
-from pmc_jax.training.loop import BatchConfig, response_limit
+from pmc_jax.training.batch import BatchConfig
+from pmc_jax.training.responses import response_limit
 from pmc_jax.unlearning.config import AltPOConfig
 from pmc_jax.unlearning.rewards import response_score
 

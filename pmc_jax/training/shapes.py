@@ -5,8 +5,9 @@ from collections.abc import Iterable
 
 from pmc_jax.buckets import bucket_length, bucket_rows
 from pmc_jax.decoding.layout import cache_lengths, prompt_rows, shapes
-from pmc_jax.training.loop import PMCRun, sample_limit
 from pmc_jax.training.packing import PER_ROW
+from pmc_jax.training.pmc_run import PMCRun
+from pmc_jax.training.responses import sample_limit
 
 
 @dataclasses.dataclass(frozen=True)
