@@ -58,6 +58,7 @@ def contents(directory: Path) -> dict[str, dict]:
     return found
 
 
+@pytest.mark.slow
 def test_an_evaluation_continues_part_by_part(run, capsys, monkeypatch):
     directory = run()
     printed = capsys.readouterr().out
@@ -206,6 +207,7 @@ def test_a_model_is_not_compared_with_itself(run, tmp_path, capsys):
     assert not (tmp_path / "evaluations").exists()
 
 
+@pytest.mark.slow
 def test_compiling_is_told_apart_from_measuring(run):
     """What was compiled for one evaluation serves the next, whose times are like the first's."""
     jax.clear_caches()

@@ -109,7 +109,9 @@ def test_steps_are_close_to_those_in_float32(moment, gradient):
     assert error == 0 if exact else 0 < error < 0.05 * moved
 
 
-@pytest.mark.parametrize("cfg", [CFG, TIED], ids=["untied", "tied"])
+@pytest.mark.parametrize(
+    "cfg", [pytest.param(CFG, marks=pytest.mark.slow, id="untied"), pytest.param(TIED, id="tied")]
+)
 def test_gradients_are_the_rounded_ones(cfg, rng):
     """One micro-batch's are rounded once, and the sum of two after each addition."""
     params = initial(cfg)
@@ -188,6 +190,7 @@ def test_roundings_are_independent_between_elements_steps_moments_and_leaves():
             assert low < (a == b).sum() < high
 
 
+@pytest.mark.slow
 def test_a_continued_run_has_the_same_bits(tmp_path, rng):
     rows = unequal_rows(rng)
     optimizer = optimizer_of("bfloat16")
@@ -242,12 +245,13 @@ def wide(**changes: int) -> ModelConfig:
     return ModelConfig(**sizes)
 
 
+@pytest.mark.slow
 def test_recomputing_more_takes_less_memory():
     found = [temporaries(wide(), rows=16, remat=remat) for remat in ("none", "dots", "full")]
     assert found[0] > 1.5 * found[1] > 1.5 * 1.2 * found[2]
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_gradients_in_bfloat16_take_half_the_memory(accumulation):
     """Of one set of gradients, or of two where micro-batches are summed up."""
     cfg = wide(hidden_size=256, intermediate_size=1024)

@@ -86,6 +86,7 @@ def check_parts(count: int) -> None:
         )
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(x64, quick_compilation):
     check_parts(2)
 

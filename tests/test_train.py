@@ -136,7 +136,9 @@ def test_the_same_command_again_and_other_settings(run, capsys):
     assert [row["questions"] for row in metrics(directory)] != questions
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 5])
+@pytest.mark.parametrize(
+    "stop_at", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_continues_bit_for_bit(run, stop_at, monkeypatch):
     whole = run(name="whole")
     real = method_steps.pmc_steps
@@ -210,6 +212,7 @@ def test_own_files_need_only_questions(run, tmp_path):
     assert summary["after"]["utility"] is not None
 
 
+@pytest.mark.slow
 def test_a_chat_model_with_the_published_settings(
     run, checkpoint_dir, tofu_dir, tmp_path, monkeypatch
 ):
@@ -244,6 +247,7 @@ def test_a_chat_model_with_the_published_settings(
     assert (tmp_path / "runs" / "chat" / "model" / "chat_template.jinja").is_file()
 
 
+@pytest.mark.slow
 def test_few_shapes_are_compiled(run, monkeypatch):
     """A step is compiled once for each shape of its rows, of which there are few."""
     _categorical.clear_cache()

@@ -1,0 +1,292 @@
+"""Ways to write the decode loop side by side: `python benchmarks/decode_variants.py [MODEL …]`.
+
+Each decodes the same rows of the same random model in one compiled program. Beside its time stands
+how many of its tokens are the library's: other keys draw others, and rounding may turn a draw,
+after which a row goes on otherwise. MODEL is a shape of `sampling.py` (1M-4k, …; float32) or of
+`configs/model` (llama3_2_3b, …; bfloat16); without one: two small shapes on a CPU, two published
+ones elsewhere. Adds to `benchmarks/decode_variants.json` under the device's name.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from pmc_jax.decoding import Sampling, nucleus
+from pmc_jax.decoding.sampler import choose
+from pmc_jax.model import ModelConfig, PrefixCache, decode_step, init_params, init_suffix, prefill
+from pmc_jax.model.specs import Params
+
+forward = importlib.import_module(
+    "pmc_jax.model.forward"
+)  # the package has a function of this name
+
+PROMPT, SAMPLES, TOKENS = 24, 10, 32
+SAMPLING = Sampling(0.9, 50, 0.95)
+FILE = Path(__file__).parent / "decode_variants.json"
+
+Caches = Any
+Step = Callable[[Array, Array, Caches], tuple[Array, Caches]]
+"""(newest tokens, step, caches) -> (logits, caches)."""
+
+
+def shape_of(name: str) -> tuple[ModelConfig, Any]:
+    """A model's shape and the dtype it is decoded in."""
+    if not name[0].isdigit():
+        from gpu import model
+
+        return model(name), jnp.bfloat16
+    from sampling import MODELS
+
+    hidden = MODELS[name]["hidden_size"]
+    cfg = ModelConfig(
+        vocab_size=MODELS[name]["vocab_size"], hidden_size=hidden, intermediate_size=4 * hidden,
+        num_layers=MODELS[name]["num_hidden_layers"], num_heads=8, num_kv_heads=8,
+        head_dim=hidden // 8, tie_embeddings=True,
+    )  # fmt: skip
+    return cfg, jnp.float32
+
+
+# --- the layers -----------------------------------------------------------------------------
+
+
+def scanned(params: Params, prefix: PrefixCache, cfg: ModelConfig) -> tuple[Step, Caches]:
+    """The library's: a scan over stacked layers, with their caches in its carry."""
+
+    def step(last: Array, number: Array, caches: Caches) -> tuple[Array, Caches]:
+        return decode_step(params, last, number, prefix, caches, cfg)
+
+    return step, init_suffix(cfg, len(prefix.mask), SAMPLES, TOKENS, prefix.k.dtype)
+
+
+def unrolled(params: Params, prefix: PrefixCache, cfg: ModelConfig) -> tuple[Step, Caches]:
+    """One layer after another, with weights and caches of its own, of which nothing is copied."""
+    dtype = prefix.k.dtype
+    stacked = (params["layers"], prefix.k, prefix.v)
+    layers = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(cfg.num_layers)]
+    layers = jax.lax.optimization_barrier(layers)
+    room = (len(prefix.mask), SAMPLES, cfg.num_kv_heads, TOKENS, cfg.head_dim)
+
+    def step(last: Array, number: Array, caches: Caches) -> tuple[Array, Caches]:
+        place = prefix.mask.sum(axis=1) + number
+        positions = jnp.broadcast_to(place[:, None], last.shape)
+        ropes = forward._ropes(positions, (place + 1)[:, None], cfg, dtype)
+        x, written = forward._embed(params, last, cfg, dtype), []
+
+        def write(cache: Array, new: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(cache, new[:, :, :, None], number, axis=3)
+
+        for (layer, prefix_k, prefix_v), (own_k, own_v) in zip(layers, caches, strict=True):
+
+            def attend(
+                q: Array, k: Array, v: Array, pk=prefix_k, pv=prefix_v, ok=own_k, ov=own_v
+            ) -> tuple[Array, tuple[Array, Array]]:
+                ok, ov = write(ok, k), write(ov, v)
+                mixed = forward.decode_attention(
+                    q, pk, pv, prefix.mask, ok, ov, number,
+                    scale=forward.attention_scale(cfg), softcap=cfg.attention_softcap,
+                )  # fmt: skip
+                return mixed, (ok, ov)
+
+            x, kv = forward.block(x, layer, ropes(None), attend, cfg)
+            written.append(kv)
+        x = forward.normalise(x, params, "final_norm", cfg)
+        return forward.logits(params, x, cfg), written
+
+    empty = [(jnp.zeros(room, dtype), jnp.zeros(room, dtype)) for _ in layers]
+    return step, empty
+
+
+# --- attention, in place of `decode_attention` ----------------------------------------------
+
+
+def multiplied(  # type: ignore[no-untyped-def]
+    q, prefix_k, prefix_v, mask, suffix_k, suffix_v, step, window=None, *, scale, softcap
+):
+    """The suffix's products as multiplications and sums, which can be fused with the softmax."""
+    batch, samples, heads, dim = q.shape
+    q = q.reshape(batch, samples, prefix_k.shape[2], -1, dim) * scale
+    prefix = jnp.einsum("bnhgd,bshd->bnhgs", q, prefix_k).astype(jnp.float32)
+    suffix = (q[..., None, :] * suffix_k[:, :, :, None]).sum(-1).astype(jnp.float32)
+    prefix = jnp.where(mask[:, None, None, None], prefix, -jnp.inf)
+    suffix = jnp.where(jnp.arange(suffix_k.shape[3]) <= step, suffix, -jnp.inf)
+    weights = jax.nn.softmax(jnp.concatenate([prefix, suffix], -1), -1).astype(q.dtype)
+    own = weights[..., prefix.shape[-1] :]
+    mixed = jnp.einsum("bnhgs,bshd->bnhgd", weights[..., : prefix.shape[-1]], prefix_v)
+    mixed += (own[..., None] * suffix_v[:, :, :, None]).sum(-2)
+    return mixed.reshape(batch, samples, heads, dim)
+
+
+def copied(implementation: str) -> Callable[..., Array]:
+    """JAX's attention over a copy of the prompt for every sample, as most decoders have it."""
+
+    def attention(  # type: ignore[no-untyped-def]
+        q, prefix_k, prefix_v, mask, suffix_k, suffix_v, step, window=None, *, scale, softcap
+    ):
+        rows = q.shape[0] * q.shape[1]
+
+        def whole(prefix: Array, suffix: Array) -> Array:
+            shape = (*q.shape[:2], *prefix.shape[1:])
+            suffix = jnp.moveaxis(suffix, 3, 2)
+            both = jnp.concatenate([jnp.broadcast_to(prefix[:, None], shape), suffix], axis=2)
+            return both.reshape(rows, *both.shape[2:])
+
+        written = jnp.broadcast_to(jnp.arange(suffix_k.shape[3]) <= step, (rows, suffix_k.shape[3]))
+        seen = jnp.concatenate([jnp.repeat(mask, q.shape[1], axis=0), written], axis=1)
+        mixed = jax.nn.dot_product_attention(
+            q.reshape(rows, 1, *q.shape[2:]), whole(prefix_k, suffix_k), whole(prefix_v, suffix_v),
+            mask=seen[:, None, None], scale=scale, implementation=implementation,
+        )  # fmt: skip
+        return mixed.reshape(q.shape)
+
+    return attention
+
+
+# --- the whole ------------------------------------------------------------------------------
+
+
+def halves(x: Array, count: int) -> tuple[Array, Array]:
+    """Top-k of the first and of the last prompts' rows, which could run side by side."""
+    found = [jax.lax.top_k(part, count) for part in jnp.array_split(x, 2)]
+    values, places = (jnp.concatenate(parts) for parts in zip(*found, strict=True))
+    return jax.lax.optimization_barrier(values), places
+
+
+def variants(device: str) -> dict[str, dict[str, Any]]:
+    """By name: how `decoded` differs from the library's loop, and what is patched to trace it."""
+    attention = {"multiplied and summed": multiplied, "prompts copied": copied("xla")}
+    if device == "gpu":
+        attention["prompts copied, cuDNN"] = copied("cudnn")
+    patched = {
+        **{
+            f"attention: {name}": (forward, "decode_attention", work)
+            for name, work in attention.items()
+        },
+        "top-k: by blocks": (nucleus, "LARGE_VOCABULARY", 0),
+        "top-k: two halves": (nucleus, "_top_k", halves),
+        "top-k: bisection": (nucleus, "SMALL_TOP_K", 0),
+    }
+    return {
+        "as it is": {},
+        "layers unrolled": {"layers": unrolled},
+        "a fixed number of steps": {"fixed": True},
+        "keys: rbg": {"keys": "rbg"},
+        "keys: unsafe_rbg": {"keys": "unsafe_rbg"},
+        **{name: {"patch": patch} for name, patch in patched.items()},
+    }
+
+
+def decoded(
+    params: Params, logits: Array, prefix: PrefixCache, keys: Array, cfg: ModelConfig,
+    *, layers: Callable[..., tuple[Step, Caches]] = scanned, fixed: bool = False,
+) -> Array:  # fmt: skip
+    """Tokens [prompts, samples, TOKENS]."""
+    prompts, vocab = logits.shape
+    step, caches = layers(params, prefix, cfg)
+    first = jnp.broadcast_to(logits[:, None], (prompts, SAMPLES, vocab))
+    chosen = choose(first, keys, jnp.int32(0), SAMPLING)
+    tokens = jnp.zeros((prompts, SAMPLES, TOKENS), jnp.int32).at[..., 0].set(chosen)
+
+    def advance(state: tuple) -> tuple:
+        last, number, caches, tokens = state
+        found, caches = step(last, number, caches)
+        chosen = choose(found, keys, number + 1, SAMPLING)
+        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, chosen[..., None], number + 1, 2)
+        return chosen, number + 1, caches, tokens
+
+    state = (chosen, jnp.int32(0), caches, tokens)
+    if fixed:
+        state = jax.lax.fori_loop(0, TOKENS - 1, lambda _, state: advance(state), state)
+    else:
+        state = jax.lax.while_loop(lambda state: state[1] < TOKENS - 1, advance, state)
+    return state[3]
+
+
+def compared(name: str, rows: int, repetitions: int) -> dict[str, dict[str, Any]]:
+    """Milliseconds a token of all rows, and the share of tokens that are the library's."""
+    cfg, dtype = shape_of(name)
+    params = init_params(jax.random.key(0), cfg, dtype)
+    prompts = -(-rows // SAMPLES)
+    rng = np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(2, cfg.vocab_size, (prompts, PROMPT)))
+    filled = jax.jit(prefill, static_argnames=("cfg", "dtype"))
+    logits, prefix = filled(params, tokens, tokens > 0, cfg, dtype=dtype)
+    works: dict[str, Callable[[], Array]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for label, changes in variants(jax.default_backend()).items():
+        options = {key: changes[key] for key in ("layers", "fixed") if key in changes}
+        key = jax.random.key(1, impl=changes.get("keys"))
+        arguments = (params, logits, prefix, jax.random.split(key, (prompts, SAMPLES)))
+        with ExitStack() as patches:
+            if "patch" in changes:
+                patches.enter_context(mock.patch.object(*changes["patch"]))
+            program = jax.jit(lambda *a, options=options: decoded(*a, cfg, **options))
+            try:
+                started = time.perf_counter()
+                compiled = program.lower(*arguments).compile()
+                compiling = time.perf_counter() - started
+                result = np.asarray(compiled(*arguments))
+            except Exception as error:  # a kernel that refuses is a finding
+                found[label] = {"refused": str(error).splitlines()[0]}
+                continue
+        works[label] = lambda compiled=compiled, a=arguments: compiled(*a).block_until_ready()
+        found[label] = {"tokens": result, "compile_seconds": compiling, "milliseconds": []}
+    for _ in range(repetitions):
+        for label, work in works.items():
+            started = time.perf_counter()
+            work()
+            spent = time.perf_counter() - started
+            found[label]["milliseconds"].append(spent / (TOKENS - 1) * 1000)
+    expected = found["as it is"]["tokens"]
+    for row in found.values():
+        if "tokens" in row:
+            row["same_tokens"] = float((row.pop("tokens") == expected).mean())
+    return found
+
+
+def main() -> None:
+    """Measure, print a table for each model and number of rows, and keep the numbers."""
+    on_cpu = jax.default_backend() == "cpu"
+    parser = argparse.ArgumentParser(description=__doc__)
+    default = ["1M-4k", "7M-4k"] if on_cpu else ["llama3_2_1b", "llama3_2_3b"]
+    parser.add_argument("models", nargs="*", default=default)
+    parser.add_argument("--rows", nargs="*", type=int, default=[160] if on_cpu else [64, 320, 1280])
+    parser.add_argument("--repetitions", type=int, default=7)
+    options = parser.parse_args()
+    device = jax.devices()[0].device_kind
+    result: dict[str, Any] = {"load_average": os.getloadavg()[0], "models": {}}
+    for name in options.models:
+        for rows in options.rows:
+            found = compared(name, rows, options.repetitions)
+            base = np.median(found["as it is"]["milliseconds"])
+            print(f"\n{name}, {rows} rows on {device}: milliseconds a token of all rows")
+            for label, row in found.items():
+                if "refused" in row:
+                    print(f"  {label:<38}{row['refused'][:60]}", flush=True)
+                    continue
+                spent = np.array(row["milliseconds"])
+                median = np.median(spent)
+                print(
+                    f"  {label:<38}{median:>8.2f} ({spent.min():.2f} to {spent.max():.2f})"
+                    f"{base / median:>7.2f}x  same tokens {row['same_tokens']:.0%}, "
+                    f"compiled in {row['compile_seconds']:.1f} s",
+                    flush=True,
+                )
+            result["models"][f"{name}, {rows} rows"] = found
+    kept = json.loads(FILE.read_text()) if FILE.exists() else {}
+    FILE.write_text(json.dumps({**kept, device: result}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
