@@ -62,8 +62,8 @@ def causal_attention(
 
 def decode_attention(
     q: Float[Array, "batch samples heads head_dim"],
-    prefix_k: Float[Array, "batch prompt kv_heads head_dim"],
-    prefix_v: Float[Array, "batch prompt kv_heads head_dim"],
+    prefix_k: Float[Array, "batch kv_heads prompt head_dim"],
+    prefix_v: Float[Array, "batch kv_heads prompt head_dim"],
     prefix_mask: Bool[Array, "batch prompt"],
     suffix_k: Float[Array, "batch samples kv_heads time head_dim"],
     suffix_v: Float[Array, "batch samples kv_heads time head_dim"],
@@ -79,18 +79,18 @@ def decode_attention(
     one softmax: the weights are exp(score - max) over the sum of both parts' exps.
     """
     batch, samples, heads, head_dim = q.shape
-    q = q.reshape(batch, samples, prefix_k.shape[2], -1, head_dim)
-    prefix = _scores("bnhgd,bshd->bnhgs", q, prefix_k, scale, softcap)
+    q = q.reshape(batch, samples, prefix_k.shape[1], -1, head_dim)
+    prefix = _scores("bnhgd,bhsd->bnhgs", q, prefix_k, scale, softcap)
     suffix = _scores("bnhgd,bnhtd->bnhgt", q, suffix_k, scale, softcap)
     lowest = jnp.finfo(prefix.dtype).min
     # Prompts are padded on the left, so that the suffix follows their last place directly.
-    prompt = prefix_k.shape[1]
+    prompt = prefix_k.shape[2]
     seen = prefix_mask & _within(prompt + step - jnp.arange(prompt), window)
     prefix = jnp.where(seen[:, None, None, None, :], prefix, lowest)
     suffix = jnp.where(_within(step - jnp.arange(suffix_k.shape[3]), window), suffix, lowest)
     top = jnp.maximum(prefix.max(-1, keepdims=True), suffix.max(-1, keepdims=True))
     prefix, suffix = jnp.exp(prefix - top), jnp.exp(suffix - top)
     total = prefix.sum(-1, keepdims=True) + suffix.sum(-1, keepdims=True)
-    mixed = jnp.einsum("bnhgs,bshd->bnhgd", (prefix / total).astype(q.dtype), prefix_v)
+    mixed = jnp.einsum("bnhgs,bhsd->bnhgd", (prefix / total).astype(q.dtype), prefix_v)
     mixed += jnp.einsum("bnhgt,bnhtd->bnhgd", (suffix / total).astype(q.dtype), suffix_v)
     return mixed.reshape(batch, samples, heads, head_dim)

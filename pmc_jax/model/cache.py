@@ -18,8 +18,8 @@ class PrefixCache:
         mask: True at prompt tokens, False at padding.
     """
 
-    k: Float[Array, "layers batch prompt kv_heads head_dim"]
-    v: Float[Array, "layers batch prompt kv_heads head_dim"]
+    k: Float[Array, "layers batch kv_heads prompt head_dim"]
+    v: Float[Array, "layers batch kv_heads prompt head_dim"]
     mask: Bool[Array, "batch prompt"]
 
 
@@ -56,7 +56,7 @@ def place_suffix(suffix: SuffixCache) -> SuffixCache:
 
 def place_prefix(prefix: PrefixCache) -> PrefixCache:
     """The same cache, parted over the mesh by prompts and heads."""
-    k, v = (constrain(x, "layers", "batch", None, "kv_heads", None) for x in (prefix.k, prefix.v))
+    k, v = (constrain(x, "layers", "batch", "kv_heads", None, None) for x in (prefix.k, prefix.v))
     return PrefixCache(k=k, v=v, mask=constrain(prefix.mask, "batch", None))
 
 

@@ -245,6 +245,8 @@ def prefill(
     ropes = _ropes(positions, mask.sum(1, keepdims=True), cfg, dtype)
     x, (k, v) = jax.lax.scan(layer_step, x, _layers(params, cfg))
     last = normalise(x[:, -1], params, "final_norm", cfg)
+    # Heads before tokens, as decode steps multiply by them.
+    k, v = jnp.swapaxes(k, 2, 3), jnp.swapaxes(v, 2, 3)
     return logits(params, last, cfg), place_prefix(PrefixCache(k=k, v=v, mask=mask))
 
 
