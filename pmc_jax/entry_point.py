@@ -1,4 +1,4 @@
-"""The `main` of every command: its configuration composed, its errors as one line."""
+"""The `main` of what Hydra configures: configuration composed, errors as one line."""
 
 import gc
 import os
@@ -126,8 +126,9 @@ def entry_point(task: Callable[[Any], None], name: str, schema: type) -> Callabl
                 print(f"error: {error}", file=sys.stderr)
                 sys.exit(2)
         keep_compiled()
-        # What is imported lives as long as the process; a full collection would walk over it again.
-        gc.freeze()
+        if gc.get_freeze_count() == 0:
+            # What is imported stays for good; full collections would walk over it time and again.
+            gc.freeze()
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(run)()
         if failed:
             print(f"error: {len(failed)} runs of the sweep failed", file=sys.stderr)

@@ -122,7 +122,7 @@ def fixed_before(cfg: Config, inputs: Inputs, params: Params) -> dict[str, Any]:
     return {**found, "seconds": seconds}
 
 
-def pmc_run(
+def steps_of_pmc(
     cfg: Config, method: PMCConfig, inputs: Inputs, optimizer: optax.GradientTransformation
 ) -> Steps:
     """The steps of PMC."""
@@ -158,7 +158,7 @@ def pmc_run(
     return steps
 
 
-def baseline_run(
+def steps_of_baseline(
     cfg: Config, inputs: Inputs, optimizer: optax.GradientTransformation, frozen: Frozen
 ) -> Steps:
     """The steps of any other method."""

@@ -17,7 +17,7 @@ from pmc_jax.config import Config, settings_of
 from pmc_jax.entry_point import entry_point
 from pmc_jax.evaluation import Respondent, quality, questions_asked, sample_rows
 from pmc_jax.files import read_json, write_json, write_json_lines
-from pmc_jax.method_steps import alternative_rows, baseline_run, fixed_before, pmc_run
+from pmc_jax.method_steps import alternative_rows, fixed_before, steps_of_baseline, steps_of_pmc
 from pmc_jax.model import decoding_params, on_mesh, param_count
 from pmc_jax.model.specs import Params
 from pmc_jax.pretrained import weights_dtype
@@ -88,11 +88,11 @@ def train_stage(
     dtype = weights_dtype(cfg.model)
     if isinstance(cfg.method, PMCConfig):
         memory = empty_memory(len(forget), cfg.training.max_length)
-        steps = pmc_run(cfg, cfg.method, inputs, optimizer)
+        steps = steps_of_pmc(cfg, cfg.method, inputs, optimizer)
     else:
         memory = empty_memory(1, 1)  # a method without samples has nothing to remember
         frozen = freeze(cfg.method, params, model.cfg, cfg.model.dtype, cfg.seed)
-        steps = baseline_run(cfg, inputs, optimizer, frozen)
+        steps = steps_of_baseline(cfg, inputs, optimizer, frozen)
     with open_checkpoints(directory / "checkpoints", cfg.checkpoints) as manager:
         like = RunState(abstract_state(model.cfg, optimizer, dtype, inputs.mesh), memory)
         if from_first(manager.latest_step) is not None:

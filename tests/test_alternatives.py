@@ -29,6 +29,8 @@ from pmc_jax.training.objectives import Frozen
 from pmc_jax.training.targets import with_alternatives
 from pmc_jax.unlearning.config import AltPOConfig
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROWS = [ForgetPair(i, f"Where was {who} born?", "In Lisbon.") for i, who in enumerate("AB")]
 QUESTIONS = [row.question for row in ROWS]
 

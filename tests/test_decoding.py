@@ -124,7 +124,7 @@ def rows():
     values = st.sampled_from([-3.0, -1.5, -1.0, 0.0, 0.25, 1.0, 2.0])
     smooth = st.floats(-20, 20, width=32)
 
-    def of_size(size):  # of few, since each is compiled for
+    def of_size(size):  # few sizes: each is a compilation
         return st.one_of(st.lists(one, min_size=size, max_size=size) for one in (values, smooth))
 
     return st.sampled_from([1, 2, 13, 60]).flatmap(of_size)
@@ -133,6 +133,7 @@ def rows():
 TOP_KS = st.sampled_from([0, 1, 2, 5, 12, 13, 40, 59, 60, 70])
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(rows(), TOP_KS, st.floats(0.01, 1.0), st.booleans())
 def test_the_filter_equals_a_sort(values, top_k, top_p, bisect):

@@ -89,6 +89,7 @@ def test_an_evaluation_continues_part_by_part(run, capsys, monkeypatch):
     assert {**again, "seconds": None} == {**summary, "seconds": None}
 
 
+@pytest.mark.slow
 def test_forget_answers_are_written_nowhere(run, tofu_dir):
     """The right answer is one that the random model does not give, and that no question holds."""
     path = tofu_dir / "forget10_perturbed.json"

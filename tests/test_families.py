@@ -30,6 +30,8 @@ from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
 from pmc_jax.model import decode_step, forward, init_suffix, param_count, prefill, token_nll
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LONGROPE = {
     "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1, 1.2, 1.3],
     "long_factor": [2.0, 3.0, 4.0, 5.0],

@@ -109,9 +109,8 @@ def test_steps_are_close_to_those_in_float32(moment, gradient):
     assert error == 0 if exact else 0 < error < 0.05 * moved
 
 
-@pytest.mark.parametrize(
-    "cfg", [pytest.param(CFG, marks=pytest.mark.slow, id="untied"), pytest.param(TIED, id="tied")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("cfg", [CFG, TIED], ids=["untied", "tied"])
 def test_gradients_are_the_rounded_ones(cfg, rng):
     """One micro-batch's are rounded once, and the sum of two after each addition."""
     params = initial(cfg)
@@ -251,7 +250,8 @@ def test_recomputing_more_takes_less_memory():
     assert found[0] > 1.5 * found[1] > 1.5 * 1.2 * found[2]
 
 
-@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 2])
 def test_gradients_in_bfloat16_take_half_the_memory(accumulation):
     """Of one set of gradients, or of two where micro-batches are summed up."""
     cfg = wide(hidden_size=256, intermediate_size=1024)
@@ -271,6 +271,7 @@ def test_without_the_norm_of_the_update_a_cpu_keeps_no_copy_of_it():
     assert kept - spared > 2 * param_count(cfg)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_vocabulary_times_sequence():
     """In V and S it is no more than the sum of a function of each."""
     rows, vocab, time = 8, 2000, 512

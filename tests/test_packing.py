@@ -158,7 +158,11 @@ def test_pmc_has_the_gradients_of_one_sequence_to_a_row(rng, x64):
     assert_same(gradients(objective, batch(together)), gradients(objective, batch(apart)))
 
 
-@pytest.mark.parametrize("name", ["gd_kl", "npo", "simnpo", "dpo", "ceu", "undial", "rmu"])
+@pytest.mark.parametrize(
+    "name",
+    ["gd_kl", "dpo", "rmu"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("npo", "simnpo", "ceu", "undial")],
+)
 def test_methods_have_the_gradients_of_one_sequence_to_a_row(name, rng, x64):
     kinds = {kind: divided(some_pairs(rng, 9), 2, 5) for kind in ("answers", "preferred", "retain")}
     reference = rng.uniform(10, 40, (3, 2, 5))

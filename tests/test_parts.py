@@ -83,6 +83,7 @@ def results(respondent):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_progress_ends_at_the_announced_total(part, respondent, results):
     found, done = results[part]

@@ -10,6 +10,8 @@ from pmc_jax.training.loop import pmc_steps
 from pmc_jax.training.shapes import run_shapes
 from pmc_jax.unlearning.config import PMCConfig
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 BATCHES = {
     "savings": {"prune": True, "wave": 2, "compact": True, "grow_cache": True, "chunk": 2},
     "few rows, unequal steps": {"rows": 8, "batch_size": 2, "accumulation": 1, "compact": True},

@@ -321,6 +321,7 @@ def test_curated_updates_equal_enumeration(case, n):
                 np.testing.assert_allclose(found, wrong, atol=1e-13)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(rewarded(), st.integers(1, 4))
 def test_single_precision_is_enough(case, n):

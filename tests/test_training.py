@@ -101,7 +101,7 @@ def double_llama(monkeypatch):
 
 
 @pytest.mark.usefixtures("double_llama")
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_one_step_equals_torch_in_float64(tied, tmp_path, rng, x64):
     model = random_llama(tie_word_embeddings=tied, attention_bias=True).double()
     model.save_pretrained(tmp_path)

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Int
 MIN_ROWS = 8
 """A step for fewer rows than this costs about as much."""
 
-FIRST_LENGTH = 16
-"""Decode steps that a suffix cache has room for at first; it doubles when it is full."""
+SHORT_LENGTH, FIRST_LENGTH = 16, 32
+"""Decode steps that the suffix cache of short and of long responses has room for at first."""
 
 
 def shapes(
@@ -50,12 +50,14 @@ def prompt_rows(prompts: int, most: int, *, compact: bool = True) -> int:
 def cache_lengths(time: int) -> list[int]:
     """The lengths that the suffix cache takes for responses of up to `time` tokens.
 
-    One that would hardly double has its full length at once, and so has one from a third of it
-    on: each length is a compilation.
+    A long one doubles when it is full. Each length is a compilation: a short one goes to `time` at
+    once, or has it from the start where that would hardly be twice as much.
     """
-    found = [FIRST_LENGTH if time >= 2 * FIRST_LENGTH else time]
+    if time < 2 * FIRST_LENGTH:
+        return [time] if time < 2 * SHORT_LENGTH else [SHORT_LENGTH, time]
+    found = [FIRST_LENGTH]
     while found[-1] < time:
-        found.append(2 * found[-1] if 3 * found[-1] < time else time)
+        found.append(min(2 * found[-1], time))
     return found
 
 

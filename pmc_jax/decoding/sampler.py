@@ -1,7 +1,7 @@
 """The sampler: prefill each prompt once, then decode n samples of it in a compiled loop.
 
 The loop runs in chunks of some decode steps. Between chunks the host may drop rows that nobody
-needs any more, rows that are left move together into a smaller shape, and the cache doubles
+needs any more, rows that are left move together into a smaller shape, and the cache grows
 when it is full, so that attention never reads much more than was written.
 """
 

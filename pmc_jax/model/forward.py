@@ -238,15 +238,16 @@ def prefill(
         x: Array, inputs: tuple[Params, Array | None]
     ) -> tuple[Array, tuple[Array, Array]]:
         layer, window = inputs
-        return block(x, layer, ropes(window), _causal(mask, window, cfg), cfg)
+        x, kv = block(x, layer, ropes(window), _causal(mask, window, cfg), cfg)
+        # Heads before tokens, as decode steps multiply by them.
+        k, v = (jnp.swapaxes(part, 1, 2) for part in kv)
+        return x, (k, v)
 
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     x = _embed(params, tokens, cfg, dtype)
     ropes = _ropes(positions, mask.sum(1, keepdims=True), cfg, dtype)
     x, (k, v) = jax.lax.scan(layer_step, x, _layers(params, cfg))
     last = normalise(x[:, -1], params, "final_norm", cfg)
-    # Heads before tokens, as decode steps multiply by them.
-    k, v = jnp.swapaxes(k, 2, 3), jnp.swapaxes(v, 2, 3)
     return logits(params, last, cfg), place_prefix(PrefixCache(k=k, v=v, mask=mask))
 
 

@@ -289,9 +289,9 @@ def compile_decoding(
         )
         on_program(program)
     if len(lengths) > 1:
-        # While the cache doubles, half of it exists beside the new one.
-        half = shard_bytes(state.suffix) * lengths[-2] // lengths[-1]
-        held = {**kept, **weights, "cache": kept["cache"] + cache["cache"] + half}
+        # While the cache grows, the one that was full exists beside the new one.
+        full = shard_bytes(state.suffix) * lengths[-2] // lengths[-1]
+        held = {**kept, **weights, "cache": kept["cache"] + cache["cache"] + full}
         growing = {**held, "temporaries": 0}
         on_program(Program(f"{name}: grow", growing, sum(held.values()), 0, 0.0, {}, None, 0.0))
 
