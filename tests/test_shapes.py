@@ -6,6 +6,7 @@ import pytest
 from test_savings import PLAIN, new_run, words_model  # noqa: F401
 
 from pmc_jax.decoding import sampler
+from pmc_jax.decoding.layout import cache_lengths
 from pmc_jax.training.loop import pmc_steps
 from pmc_jax.training.shapes import run_shapes
 from pmc_jax.unlearning.config import PMCConfig
@@ -60,3 +61,14 @@ def test_a_run_has_no_shape_that_it_does_not_name(name, limit, words_model, monk
 def test_rows_are_whole_on_every_device_of_a_mesh(words_model, x64):  # noqa: F811
     run, _ = new_run(words_model, PMCConfig(samples=4), PLAIN, seed=3)
     assert all(rows % 4 == 0 for rows, _ in run_shapes(run, multiple=4).training)
+
+
+@pytest.mark.parametrize(
+    ("time", "lengths"),
+    [
+        (16, [16]), (24, [24]), (32, [16, 32]), (48, [16, 48]), (64, [32, 64]),
+        (96, [32, 64, 96]), (192, [32, 64, 128, 192]), (256, [32, 64, 128, 256]),
+    ],
+)  # fmt: skip
+def test_a_cache_is_about_as_long_as_what_it_holds(time, lengths):
+    assert cache_lengths(time) == lengths
