@@ -22,10 +22,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sampling import MODELS, PROMPT_TOKENS, PROMPTS, SAMPLES, TEMPERATURE, TOKENS, TOP_K, TOP_P
+from sampling import (
+    MODELS,
+    PROMPT_TOKENS,
+    PROMPTS,
+    SAMPLES,
+    TEMPERATURE,
+    TOKENS,
+    TOP_K,
+    TOP_P,
+    shape_of,
+)
 
 from pmc_jax.decoding import Decoding, Sampling, generate, sampler
-from pmc_jax.model import ModelConfig, init_params, param_count
+from pmc_jax.model import init_params, param_count
 
 KINDS = {
     "matrix products": r"(nd,dhk|nhk,hkd|nd,df|nf,fd|\.\.\.d,dv)\S*/dot_general",
@@ -64,13 +74,7 @@ def events(directory: Path, module: str) -> list[dict[str, Any]]:
 
 def profiled(name: str) -> dict[str, Any]:
     """Milliseconds of a decode step, and of each kind of operation in it."""
-    shape = MODELS[name]
-    hidden = shape["hidden_size"]
-    cfg = ModelConfig(
-        vocab_size=shape["vocab_size"], hidden_size=hidden, intermediate_size=4 * hidden,
-        num_layers=shape["num_hidden_layers"], num_heads=8, num_kv_heads=8,
-        head_dim=hidden // 8, tie_embeddings=True,
-    )  # fmt: skip
+    cfg = shape_of(name)
     params = init_params(jax.random.key(0), cfg, jnp.float32)
     prompts = np.random.default_rng(0).integers(2, cfg.vocab_size, (PROMPTS, PROMPT_TOKENS))
     texts, compiled_chunk = [], sampler._decode_chunk

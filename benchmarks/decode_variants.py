@@ -28,9 +28,8 @@ from pmc_jax.decoding.sampler import choose
 from pmc_jax.model import ModelConfig, PrefixCache, decode_step, init_params, init_suffix, prefill
 from pmc_jax.model.specs import Params
 
-forward = importlib.import_module(
-    "pmc_jax.model.forward"
-)  # the package has a function of this name
+# By its name, since the package has a function that is called so, too.
+forward = importlib.import_module("pmc_jax.model.forward")
 
 PROMPT, SAMPLES, TOKENS = 24, 10, 32
 SAMPLING = Sampling(0.9, 50, 0.95)
@@ -50,15 +49,9 @@ def shape_of(name: str) -> tuple[ModelConfig, Any]:
         from gpu import model
 
         return model(name), jnp.bfloat16
-    from sampling import MODELS
+    import sampling
 
-    hidden = MODELS[name]["hidden_size"]
-    cfg = ModelConfig(
-        vocab_size=MODELS[name]["vocab_size"], hidden_size=hidden, intermediate_size=4 * hidden,
-        num_layers=MODELS[name]["num_hidden_layers"], num_heads=8, num_kv_heads=8,
-        head_dim=hidden // 8, tie_embeddings=True,
-    )  # fmt: skip
-    return cfg, jnp.float32
+    return sampling.shape_of(name), jnp.float32
 
 
 # --- the layers -----------------------------------------------------------------------------

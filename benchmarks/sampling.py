@@ -69,6 +69,17 @@ DEMO_PROMPT = PromptConfig(
 )
 
 
+def shape_of(name: str) -> ModelConfig:
+    """The model that `raw` makes under this name."""
+    shape = MODELS[name]
+    hidden = shape["hidden_size"]
+    return ModelConfig(
+        vocab_size=shape["vocab_size"], hidden_size=hidden, intermediate_size=4 * hidden,
+        num_layers=shape["num_hidden_layers"], num_heads=8, num_kv_heads=8,
+        head_dim=hidden // 8, tie_embeddings=True,
+    )  # fmt: skip
+
+
 def timed(work: Callable[[int], Any], repetition: int) -> float:
     """Wall time of one call."""
     started = time.perf_counter()
