@@ -38,14 +38,19 @@ from pmc_jax.decoding import Decoding, Sampling, generate, sampler
 from pmc_jax.model import init_params, param_count
 
 KINDS = {
-    "matrix products": r"(nd,dhk|nhk,hkd|nd,df|nf,fd|\.\.\.d,dv)\S*/dot_general",
-    "attention's products": r"(bnhgd|bnhgs|bnhgt),\S*/dot_general|^dot\b",
+    "matrix products": r"(nd,dhk|nhk,hkd|nd,df|nf,fd|\.\.\.d,dv)\S*/dot_general|nvjet|cutlass|xmma",
+    "attention": r"(bnhgd|bnhgs|bnhgt),\S*/dot_general|^dot\b|decode_attention",
     "copies of a layer's weights and cache": r"dynamic.slice|dynamic_update_slice",
-    "top-k": r"top_k|TopK",
+    "top-k": r"top_k|TopK|^sort",
 }
 OTHER = "norms, softmax, rotation, the draw"
 CONTAINERS = ("while", "call", "conditional")
 """Operations whose time is that of what they contain."""
+
+
+def kind_of(described: str) -> str:
+    """The kind of an operation that is described so."""
+    return next((kind for kind, form in KINDS.items() if re.search(form, described)), OTHER)
 
 
 def kinds_of(text: str) -> dict[str, str]:
@@ -58,8 +63,7 @@ def kinds_of(text: str) -> dict[str, str]:
         name = re.search(r'op_name="([^"]*)"', line)
         target = re.search(r'custom_call_target="([^"]*)"', line)
         described = " ".join([match[2], match[1], *(m[1] for m in (name, target) if m)])
-        kind = (k for k, pattern in KINDS.items() if re.search(pattern, described))
-        found[match[1]] = next(kind, OTHER)
+        found[match[1]] = kind_of(described)
     return found
 
 

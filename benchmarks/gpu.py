@@ -2,35 +2,48 @@
 
 Random weights in the published shapes. For decoding: the time of a step at 64, 320 and 1,280 rows,
 rounded up to whole prompts of n = 20, beside the bound Σ max(bytes / bandwidth, FLOPs / peak) over
-weights, cache and filter; what the parts take when they run alone; and variants. For training: the
-optimizer step at the published batch sizes, its model FLOPs utilisation and peak memory.
-From both, the time of the published run. Bandwidth and peak are those of a large copy and a large
-bfloat16 product, measured in the same process. `--tiny` runs all of it on a small
-model, to see that it works.
+weights, cache and filter; where the step's time goes, by kind of operation, from JAX's profiler;
+and, at 320 rows, variants. For training: the optimizer step at the published batch sizes, in the
+published micro-batches and in one, its model FLOPs utilisation and peak memory. From both, the time
+of the published run. Bandwidth and peak are those of a large copy and a large bfloat16 product,
+measured in the same process. `--tiny` runs all of it on a small model, to see that it works.
 """
 
+import os
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+
 import argparse
+import collections
 import dataclasses
+import importlib
 import json
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import yaml
+from decode_time import CONTAINERS, KINDS, OTHER, events, kind_of, kinds_of
 
 from convert.families import family_of
 from pmc_jax.config import config_directory
-from pmc_jax.decoding.sampler import Sampling, _begin, _decode_chunk, _prefill, choose
-from pmc_jax.model import ModelConfig, init_params, param_count
+from pmc_jax.decoding.sampler import Sampling, _begin, _decode_chunk, _prefill
+from pmc_jax.model import ModelConfig, decoding_params, init_params, param_count
 from pmc_jax.model.specs import Params
 from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer
+from pmc_jax.training.packing import divided, packed, row_width
 from pmc_jax.training.step import init_state, make_train_step
 from pmc_jax.unlearning import LossRows
+
+# By its name, since the package has a function that is called so, too.
+forward = importlib.import_module("pmc_jax.model.forward")
 
 MODELS = ("llama3_2_1b", "phi_1_5", "llama3_2_3b", "llama3_1_8b")
 TRAINED = ("llama3_2_1b", "phi_1_5", "llama3_2_3b")
@@ -38,11 +51,13 @@ BATCHES = {"phi_1_5": (16, 4)}
 """Questions in a micro-batch, and micro-batches; of the others (8, 2)."""
 
 ROWS, SAMPLES, PROMPT, ROOM, CHUNK = (64, 320, 1280), 20, 96, 128, 32
-WIDTH, TOKENS = 200, 110
-"""Tokens of a packed row, and of a question with its answer on TOFU, about."""
+MAX_LENGTH, TOKENS = 200, 110
+"""Tokens of a question with its answer on TOFU, at most and about."""
 ANSWER_TOKENS, STEPS = 60, 750
 """Decode steps until the answers of a step have ended, about; and steps of the published run."""
-SAMPLING = Sampling(0.9, 50, 0.95, stop_ids=(0,))
+SAMPLING = Sampling(0.9, 50, 0.95)
+TURNS = 20
+"""Times that a ceiling's product or copy is done in one program."""
 TINY = ModelConfig(
     vocab_size=1024, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4,
     num_kv_heads=2, head_dim=16,
@@ -68,14 +83,14 @@ def seconds(work: Callable[[], Any], repetitions: int = 5) -> float:
 
 
 def ceilings(size: int) -> dict[str, float]:
-    """FLOP/s of a bfloat16 product of `size`² matrices, and bytes/s of a large copy."""
-    a = jnp.ones((size, size), jnp.bfloat16)
-    product = jax.jit(lambda x: x @ x)
-    source = jnp.ones((size, 16 * size), jnp.float32)
-    copy = jax.jit(lambda x: x + 1)
+    """FLOP/s of bfloat16 products of `size`² matrices, and bytes/s of copies of 2 GB."""
+    a = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16) / size**0.5
+    products = jax.jit(lambda a: jax.lax.fori_loop(0, TURNS, lambda _, x: x @ a, a))
+    source = jnp.ones((size, 64 * size), jnp.float32)
+    copies = jax.jit(lambda x: jax.lax.fori_loop(0, TURNS, lambda _, x: x + 1, x))
     return {
-        "flops": 2 * size**3 / seconds(lambda: product(a)),
-        "bytes": 2 * source.nbytes / seconds(lambda: copy(source)),
+        "flops": TURNS * 2 * size**3 / seconds(lambda: products(a)),
+        "bytes": TURNS * 2 * source.nbytes / seconds(lambda: copies(source)),
     }
 
 
@@ -98,83 +113,122 @@ def step_bound(cfg: ModelConfig, rows: int, found: dict[str, float]) -> dict[str
     }
 
 
-def decode(cfg: ModelConfig, params: Params, rows: int, found: dict[str, float]) -> dict[str, Any]:
-    """Seconds of a decode step as it runs, of its parts alone, and of variants."""
-    prompts, dtype = -(-rows // SAMPLES), "bfloat16"
-    tokens = jnp.ones((prompts, PROMPT), jnp.int32)
-    rng = jax.random.key(0)
-    prefill = seconds(lambda: _prefill(params, tokens, tokens > 0, cfg, dtype=dtype))
-    logits, prefix = _prefill(params, tokens, tokens > 0, cfg, dtype=dtype)
-    order = jnp.arange(prompts * SAMPLES).reshape(prompts, SAMPLES)
+@dataclasses.dataclass
+class Steps:
+    """Decode steps from the middle of the cache on, by rows that never end."""
 
-    def chunks(sampling: Sampling, length: int, key: jax.Array = rng) -> float:
-        """Seconds a step, in chunks of `length` from the middle of the cache on."""
-        keys = jax.random.split(key, (prompts, SAMPLES))
-        # Limits that are never reached, so that no row ends.
-        limit = jnp.full(prompts, 10 * ROOM)
-        own, state = _begin(
-            logits, prefix, keys, limit, jnp.arange(prompts), order, length=ROOM, cfg=cfg,
-            sampling=dataclasses.replace(sampling, stop_ids=()), dtype=dtype,
+    cfg: ModelConfig
+    params: Params
+    rows: int
+    sampling: Sampling = SAMPLING
+    key: jax.Array = dataclasses.field(default_factory=lambda: jax.random.key(0))
+
+    def __post_init__(self) -> None:
+        prompts = -(-self.rows // SAMPLES)
+        logits, prefix = self.prefill()
+        self.own, self.state = _begin(
+            logits, prefix, jax.random.split(self.key, (prompts, SAMPLES)),
+            jnp.full(prompts, 10 * ROOM), jnp.arange(prompts),
+            jnp.arange(prompts * SAMPLES).reshape(prompts, SAMPLES),
+            length=ROOM, sampling=self.sampling,
         )  # fmt: skip
-        sampling = dataclasses.replace(sampling, stop_ids=())
+        self.settings = {"cfg": self.cfg, "sampling": self.sampling}
 
-        def run() -> Any:
-            nonlocal state
-            state = dataclasses.replace(state, step=jnp.int32(ROOM // 2))
-            for end in range(ROOM // 2 + length, ROOM // 2 + CHUNK + 1, length):
-                state = _decode_chunk(
-                    params, own, state, jnp.int32(end), cfg=cfg, sampling=sampling
-                )
-                jax.block_until_ready(state.done)
-            return state.tokens
+    def prefill(self) -> Any:
+        """Logits and caches of the prompts."""
+        tokens = jnp.ones((-(-self.rows // SAMPLES), PROMPT), jnp.int32)
+        return _prefill(self.params, tokens, tokens > 0, self.cfg, dtype="bfloat16")
 
-        return seconds(run) / CHUNK
+    def run(self, length: int = CHUNK) -> Any:
+        """`CHUNK` steps, `length` of them between two looks of the host."""
+        self.state = dataclasses.replace(self.state, step=jnp.int32(ROOM // 2))
+        for end in range(ROOM // 2 + length, ROOM // 2 + CHUNK + 1, length):
+            until = jnp.int32(end)
+            self.state = _decode_chunk(self.params, self.own, self.state, until, **self.settings)
+            jax.block_until_ready(self.state.done)
+        return self.state.tokens
 
-    whole = chunks(SAMPLING, CHUNK)
-    bound = step_bound(cfg, prompts * SAMPLES, found)
-    scores = jnp.zeros((prompts, SAMPLES, cfg.vocab_size), jnp.float32)
-    keys = jax.random.split(rng, (prompts, SAMPLES))
-    pick = jax.jit(choose, static_argnames="sampling")
-    parts = {
-        "filter": seconds(lambda: pick(scores, keys, jnp.int32(0), sampling=SAMPLING)),
-        "host": chunks(SAMPLING, 8) - whole,
-    }
-    parts["model"] = whole - parts["filter"]
-    variants = {
-        "as it is": whole,
-        "no filter": chunks(Sampling(0.9), CHUNK),
-        "top-p alone": chunks(Sampling(0.9, 0, 0.95), CHUNK),
-        "greedy": chunks(Sampling(0.0), CHUNK),
-        "rbg keys": chunks(SAMPLING, CHUNK, jax.random.key(0, impl="rbg")),
-    }
+    def seconds(self, length: int = CHUNK) -> float:
+        """Of one step."""
+        return seconds(lambda: self.run(length)) / CHUNK
+
+    def by_kind(self) -> dict[str, float]:
+        """Seconds of a step by kind of operation, which may run side by side."""
+        arguments = (self.params, self.own, self.state, jnp.int32(0))
+        text = _decode_chunk.lower(*arguments, **self.settings).compile().as_text()
+        # A GPU's kernels are called as the operations are, but for the dots.
+        kinds = {name.replace(".", "_"): kind for name, kind in kinds_of(text).items()}
+        with tempfile.TemporaryDirectory() as directory:
+            with jax.profiler.trace(directory, create_perfetto_trace=True):
+                jax.block_until_ready(self.run())
+            rows = events(Path(directory), "jit__decode_chunk")
+        spent: dict[str, float] = collections.Counter()
+        for row in rows:
+            operation = row["args"]["hlo_op"]
+            if operation.startswith("command_buffer"):
+                operation = row["name"]
+            if not operation.startswith(CONTAINERS):
+                kind = kinds.get(operation.replace(".", "_")) or kind_of(operation)
+                spent[kind] += row["dur"] / 1e6 / CHUNK
+        return {kind: spent[kind] for kind in [*KINDS, OTHER]}
+
+
+def decode(cfg: ModelConfig, params: Params, rows: int, found: dict[str, float]) -> dict[str, Any]:
+    """Seconds of a decode step, and where they go."""
+    steps = Steps(cfg, params, rows)
+    whole, count = steps.seconds(), -(-rows // SAMPLES) * SAMPLES
+    bound = step_bound(cfg, count, found)
     return {
-        "rows": prompts * SAMPLES,
-        "prefill_seconds": prefill,
+        "rows": count,
+        "prefill_seconds": seconds(steps.prefill),
         "step_seconds": whole,
-        "tokens_per_second": prompts * SAMPLES / whole,
+        "host_seconds": steps.seconds(8) - whole,
+        "tokens_per_second": count / whole,
         "share_of_bound": sum(bound.values()) / whole,
         "bound": bound,
-        "parts": parts,
-        "variants": variants,
+        "by_kind": steps.by_kind(),
     }
+
+
+def variants(cfg: ModelConfig, weights: Params, rows: int) -> dict[str, float]:
+    """Seconds of a decode step in other ways, each compiled for itself."""
+
+    def without_kernel() -> Steps:
+        _decode_chunk.clear_cache()
+        with mock.patch.object(forward, "has_kernel", lambda *_: False):
+            steps = Steps(cfg, params, rows)
+            steps.run()
+        return steps
+
+    params = decoding_params(weights, cfg, "bfloat16")
+    unrolled = isinstance(params["layers"], tuple)
+    other = decoding_params(weights, cfg, "bfloat16", unrolled=not unrolled)
+    name = "layers in a scan" if unrolled else "layers unrolled"
+    made = {
+        name: lambda: Steps(cfg, other, rows),
+        "attention by XLA": without_kernel,
+        "no filter": lambda: Steps(cfg, params, rows, Sampling(0.9)),
+        "top-p alone": lambda: Steps(cfg, params, rows, Sampling(0.9, 0, 0.95)),
+        "greedy": lambda: Steps(cfg, params, rows, Sampling(0.0)),
+        "rbg keys": lambda: Steps(cfg, params, rows, key=jax.random.key(0, impl="rbg")),
+    }
+    found = {name: make().seconds() for name, make in made.items()}
+    _decode_chunk.clear_cache()
+    return found
 
 
 def train(
     cfg: ModelConfig, questions: int, parts: int, remat: str, found: dict[str, float]
 ) -> dict[str, Any]:
-    """Seconds of an optimizer step with as many retain pairs, in packed rows."""
+    """Seconds of an optimizer step with as many retain pairs, packed as a run does it."""
     optimizer = make_optimizer(OptimizerConfig(), cfg, optax.constant_schedule(1e-5))
     state = init_state(init_params(jax.random.key(0), cfg, jnp.float32), optimizer)
-    per_row = WIDTH // TOKENS
-    rows = -(-2 * questions // per_row)
-    segments = np.zeros((parts, rows, WIDTH), np.int32)
-    for place in range(per_row):
-        segments[:, :, place * TOKENS : (place + 1) * TOKENS] = place + 1
-    real = int((segments > 0).sum())
-    batch = LossRows(
-        jnp.ones(segments.shape, jnp.int32), jnp.asarray(segments), jnp.asarray(segments > 0),
-        retain=jnp.asarray(np.broadcast_to(np.arange(rows)[:, None] % 2 > 0, segments.shape)),
-    )  # fmt: skip
+    drawn = np.random.default_rng(0).normal(TOKENS, TOKENS / 5, 2 * questions * parts)
+    lengths = np.clip(drawn, TOKENS / 2, MAX_LENGTH).astype(int).tolist()
+    pairs = [([1] * (length // 2), [1] * (length - length // 2)) for length in lengths]
+    rows = packed(divided(pairs, parts, 2 * questions), row_width(lengths, MAX_LENGTH))
+    real = int((rows.segments > 0).sum())
+    batch = jax.tree.map(jnp.asarray, LossRows(*rows, retain=rows.segments > questions))
     step = make_train_step(optimizer, cfg, 1.25, dtype="bfloat16", remat=remat)
 
     def run() -> Any:
@@ -187,6 +241,8 @@ def train(
     flops = (6 * param_count(cfg) + attention) * real
     statistics = jax.devices()[0].memory_stats() or {}
     return {
+        "rows": list(rows.tokens.shape),
+        "share_padding": 1 - real / rows.tokens.size,
         "step_seconds": spent,
         "tokens_per_second": real / spent,
         "utilisation": flops / spent / found["flops"],
@@ -194,16 +250,45 @@ def train(
     }
 
 
+def milliseconds(found: dict[str, float]) -> str:
+    """`name 1.23  name 4.56`."""
+    return "  ".join(f"{name} {spent * 1e3:.2f}" for name, spent in found.items())
+
+
 def show_decode(name: str, row: dict[str, Any]) -> None:
-    """A line for the step, one for its parts, one for the variants."""
-    milli = lambda found: "  ".join(f"{k} {v * 1e3:.2f}" for k, v in found.items())  # noqa: E731
+    """A line for the step, one for its bound, one for where its time goes."""
     print(
         f"{name:<13}{row['rows']:>6}{row['step_seconds'] * 1e3:>9.2f} ms"
         f"{row['tokens_per_second']:>11,.0f} tok/s{row['share_of_bound']:>7.0%} of the bound\n"
-        f"{'':<19}bound: {milli(row['bound'])}\n{'':<19}alone: {milli(row['parts'])}\n"
-        f"{'':<19}{milli(row['variants'])}",
+        f"{'':<19}bound: {milliseconds(row['bound'])}\n"
+        f"{'':<19}spent: {milliseconds(row['by_kind'])}  "
+        f"looking every 8 steps {row['host_seconds'] * 1e3:.2f}",
         flush=True,
     )
+
+
+def train_in_ways(
+    name: str, cfg: ModelConfig, policies: Sequence[str], found: dict[str, float]
+) -> dict[str, dict[str, Any]]:
+    """By micro-batches and remat policy: what a step takes, or why it was refused."""
+    questions, parts = (2, 2) if cfg is TINY else BATCHES.get(name, (8, 2))
+    made: dict[str, dict[str, Any]] = {}
+    for size, count in ((questions, parts), (questions * parts, 1)):
+        for remat in policies:
+            label = f"{count}x{size} {remat}"
+            try:
+                made[label] = row = train(cfg, size, count, remat, found)
+            except jax.errors.JaxRuntimeError as error:
+                made[label] = {"refused": str(error).splitlines()[0]}
+                print(f"{name:<13}{label:<12}{made[label]['refused'][:70]}", flush=True)
+                continue
+            print(
+                f"{name:<13}{label:<12}{row['step_seconds'] * 1e3:>9.1f} ms"
+                f"{row['tokens_per_second']:>11,.0f} tok/s{row['utilisation']:>7.0%} utilisation"
+                f"{row['peak_gigabytes']:>7.1f} GB at most so far",
+                flush=True,
+            )
+    return made
 
 
 def main() -> None:
@@ -211,8 +296,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS)
     parser.add_argument("--rows", nargs="*", type=int, default=list(ROWS))
+    parser.add_argument("--variants", nargs="*", default=["llama3_2_3b"], choices=MODELS)
     parser.add_argument("--remat", nargs="*", default=["none", "dots", "full"])
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "gpu.json")
     options = parser.parse_args()
     device = jax.devices()[0].device_kind
     found = ceilings(1024 if options.tiny else 8192)
@@ -220,34 +307,37 @@ def main() -> None:
         f"{device}: products {found['flops'] / 1e12:.2f} TFLOP/s, "
         f"copies {found['bytes'] / 1e9:.0f} GB/s\n"
     )
-    result: dict[str, Any] = {"device": device, "ceilings": found, "decode": {}, "train": {}}
+    result: dict[str, Any] = {
+        "device": device, "jax": jax.__version__, "ceilings": found,
+        "decode": {}, "variants": {}, "train": {},
+    }  # fmt: skip
+
+    def keep() -> None:
+        if not options.tiny:
+            options.out.write_text(json.dumps(result, indent=2) + "\n")
+
     names = ["tiny"] if options.tiny else options.models
     for name in names:
         cfg = TINY if options.tiny else model(name)
-        params = init_params(jax.random.key(0), cfg, jnp.bfloat16)
-        rows = [40] if options.tiny else options.rows
-        result["decode"][name] = [decode(cfg, params, count, found) for count in rows]
-        for row in result["decode"][name]:
-            show_decode(name, row)
+        weights = init_params(jax.random.key(0), cfg, jnp.bfloat16)
+        params = decoding_params(weights, cfg, "bfloat16")
+        result["decode"][name] = rows = []
+        for count in [40] if options.tiny else options.rows:
+            rows.append(decode(cfg, params, count, found))
+            show_decode(name, rows[-1])
+            keep()
         del params
+        if options.tiny or name in options.variants:
+            middle = 40 if options.tiny else ROWS[1]
+            result["variants"][name] = variants(cfg, weights, middle)
+            print(f"{'':<13}{middle:>6} in other ways: {milliseconds(result['variants'][name])}")
+        del weights
     print()
     for name in names if options.tiny else [name for name in names if name in TRAINED]:
-        cfg, own = TINY if options.tiny else model(name), result["train"].setdefault(name, {})
-        questions, parts = (2, 2) if options.tiny else BATCHES.get(name, (8, 2))
-        for remat in options.remat:
-            try:
-                own[remat] = row = train(cfg, questions, parts, remat, found)
-            except jax.errors.JaxRuntimeError as error:
-                own[remat] = {"refused": str(error).splitlines()[0]}
-                print(f"{name:<13}{remat:<6}{own[remat]['refused'][:70]}", flush=True)
-                continue
-            print(
-                f"{name:<13}{remat:<6}{row['step_seconds'] * 1e3:>9.1f} ms"
-                f"{row['tokens_per_second']:>11,.0f} tok/s{row['utilisation']:>7.0%} utilisation"
-                f"{row['peak_gigabytes']:>7.1f} GB at most so far",
-                flush=True,
-            )
-        steps = [row["step_seconds"] for row in own.values() if "step_seconds" in row]
+        cfg = TINY if options.tiny else model(name)
+        result["train"][name] = made = train_in_ways(name, cfg, options.remat, found)
+        keep()
+        steps = [row["step_seconds"] for row in made.values() if "step_seconds" in row]
         sampled = next((row for row in result["decode"][name] if row["rows"] >= 320), None)
         if steps and sampled:
             one = sampled["prefill_seconds"] + ANSWER_TOKENS * sampled["step_seconds"] + min(steps)
@@ -255,9 +345,6 @@ def main() -> None:
                 f"{name}: {STEPS} steps of prefill, {ANSWER_TOKENS} decode steps of 320 rows and "
                 f"an update: {STEPS * one / 60:.1f} minutes, without scoring"
             )
-    if not options.tiny:
-        path = Path(__file__).parent / "gpu.json"
-        path.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

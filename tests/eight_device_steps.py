@@ -164,13 +164,14 @@ def decode_collectives(cfg: ModelConfig, mesh) -> tuple[list, bool, float]:
     params = decoding_params(params, cfg, "float32")
     tokens = jnp.ones((16, 12), jnp.int32)
     _, prefix = jax.jit(prefill, static_argnames="cfg")(params, tokens, tokens > 0, cfg=cfg)
-    suffix = jax.jit(init_suffix, static_argnums=range(5))(cfg, 16, 5, 8, "float32")
+    suffix = jax.jit(init_suffix, static_argnums=(1, 2))(prefix, 5, 8)
     step = jax.jit(decode_step, static_argnames="cfg")
     arguments = (params, tokens[:, :5], jnp.int32(0), prefix, suffix)
     text = step.lower(*arguments, cfg=cfg).compile().as_text()
     _, after = step(*arguments, cfg=cfg)
-    kept = places([after.k, after.v], [suffix.k.sharding] * 2)
-    part = math.prod(suffix.k.sharding.shard_shape(suffix.k.shape)) / suffix.k.size
+    (k,), (new_k,), (new_v,) = suffix.k, after.k, after.v
+    kept = places([new_k, new_v], [k.sharding] * 2)
+    part = math.prod(k.sharding.shard_shape(k.shape)) / k.size
     return collectives(text), kept, part
 
 

@@ -240,7 +240,7 @@ def test_decoding_equals_the_whole_forward_pass(family, tmp_path, rng):
     )
     assert np.abs(np.asarray(first) - whole[:, 0, prompt - 1]).max() <= tolerance
     step_once = jax.jit(decode_step, static_argnames="cfg")
-    suffix = init_suffix(cfg, prompts, samples, time - prompt, jnp.float32)
+    suffix = init_suffix(prefix, samples, time - prompt)
     for step, place in enumerate(range(prompt, time)):
         found, suffix = step_once(params, tokens[:, :, place], step, prefix, suffix, cfg)
         assert np.abs(np.asarray(found) - whole[:, :, place]).max() <= tolerance

@@ -222,7 +222,7 @@ def test_prefill_and_decode_equal_the_whole_forward_pass(name, tmp_path, rng):
     )
     assert np.abs(np.asarray(first) - whole[:, 0, prompt - 1]).max() <= 1e-5
     step_once = jax.jit(decode_step, static_argnames="cfg")
-    suffix = init_suffix(cfg, prompts, samples, 6, jnp.float32)
+    suffix = init_suffix(prefix, samples, 6)
     for step, place in enumerate(range(prompt, time)):
         if step == suffix.length:
             suffix = grow(suffix, 2 * suffix.length)

@@ -150,10 +150,11 @@ _prefill = jax.jit(prefill, static_argnames=("cfg", "dtype"))
 
 
 def _take_prompts(prefix: PrefixCache, prompts: Int[Array, " groups"]) -> PrefixCache:
-    return PrefixCache(k=prefix.k[:, prompts], v=prefix.v[:, prompts], mask=prefix.mask[prompts])
+    k, v = jax.tree.map(lambda stack: stack[:, prompts], (prefix.k, prefix.v))
+    return PrefixCache(k=k, v=v, mask=prefix.mask[prompts])
 
 
-@partial(jax.jit, static_argnames=("length", "cfg", "sampling", "dtype"))
+@partial(jax.jit, static_argnames=("length", "sampling"))
 def _begin(
     logits: Float[Array, "batch vocab"],
     prefix: PrefixCache,
@@ -163,13 +164,12 @@ def _begin(
     rows: Int[Array, "groups slots"],
     *,
     length: int,
-    cfg: ModelConfig,
     sampling: Sampling,
-    dtype: DTypeLike,
     temperature: Float[Array, ""] | None = None,
 ) -> tuple[PrefixCache, DecodeState]:
     """Choose the first token of the rows that are arranged so."""
     groups, slots = rows.shape
+    prefix = _take_prompts(prefix, prompts)
     limits = jnp.broadcast_to(limit[prompts][:, None], rows.shape)
     state = DecodeState(
         tokens=jnp.zeros((groups, slots, length + 1), jnp.int32),
@@ -179,11 +179,11 @@ def _begin(
         keys=keys.reshape(-1)[rows],
         limit=limits,
         step=jnp.zeros((), jnp.int32),
-        suffix=init_suffix(cfg, groups, slots, length, dtype),
+        suffix=init_suffix(prefix, slots, length),
     )
     first = jnp.broadcast_to(logits[prompts][:, None], (*rows.shape, logits.shape[-1]))
     chosen = choose(first, state.keys, state.step, sampling, temperature)
-    return _take_prompts(prefix, prompts), _append(state, chosen, state.step, sampling)
+    return prefix, _append(state, chosen, state.step, sampling)
 
 
 @partial(jax.jit, static_argnames=("cfg", "sampling"), donate_argnames="state")
@@ -325,8 +325,7 @@ def sample(
         prompt_of, row_of = arrange(chosen, smallest_shape(chosen.sum(1), shapes))
         prefix, state = _begin(
             logits, prompts, keys, to_devices(limit), to_devices(prompt_of),
-            to_devices(row_of), length=lengths[0], cfg=cfg, sampling=sampling, dtype=dtype,
-            temperature=temperature,
+            to_devices(row_of), length=lengths[0], sampling=sampling, temperature=temperature,
         )  # fmt: skip
         chunk = partial(_decode_chunk, params, cfg=cfg, sampling=sampling, temperature=temperature)
         _decode_wave(chunk, prefix, state, row_of, found, shapes, lengths, decoding, prune)

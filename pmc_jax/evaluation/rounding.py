@@ -1,10 +1,9 @@
 """Weights rounded to few bits, as a model is when it is deployed on small hardware."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pmc_jax.model import ModelConfig, decay_mask
+from pmc_jax.model import ModelConfig, decay_mask, layer_stacks, parts_of
 from pmc_jax.model.specs import Params
 
 BLOCK = 64
@@ -31,8 +30,12 @@ def round_params(params: Params, cfg: ModelConfig, bits: int) -> Params:
     That is what the common 8-bit and 4-bit formats round.
     """
 
-    def one(leaf: Array, matrix: bool) -> Array:
-        return round_weights(leaf, bits) if matrix else leaf
+    is_matrix = decay_mask(cfg)["layers"]
 
-    layers = jax.tree.map(one, params["layers"], decay_mask(cfg)["layers"])
-    return {**params, "layers": layers}
+    def one(name: str, leaf: Array) -> Array:
+        return round_weights(leaf, bits) if is_matrix[parts_of(name)[0]] else leaf
+
+    stacks = [
+        {name: one(name, leaf) for name, leaf in stack.items()} for stack in layer_stacks(params)
+    ]
+    return {**params, "layers": tuple(stacks)}

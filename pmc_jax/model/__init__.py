@@ -3,7 +3,13 @@
 from pmc_jax.model.attention import Segments
 from pmc_jax.model.cache import PrefixCache, SuffixCache, grow, init_suffix
 from pmc_jax.model.config import ModelConfig, RopeConfig
-from pmc_jax.model.forward import decode_step, forward, layer_states, logits, prefill
+from pmc_jax.model.forward import (
+    decode_step,
+    forward,
+    layer_states,
+    logits,
+    prefill,
+)
 from pmc_jax.model.gradients import gradient_slots, routed
 from pmc_jax.model.nll import negative_log_likelihood, token_nll, token_values
 from pmc_jax.model.sharding import (
@@ -13,7 +19,6 @@ from pmc_jax.model.sharding import (
     choose_mesh,
     constrain,
     constrain_params,
-    decoding_params,
     make_mesh,
     mesh_layout,
     on_mesh,
@@ -29,6 +34,7 @@ from pmc_jax.model.specs import (
     param_count,
     param_specs,
 )
+from pmc_jax.model.stacks import decoding_params, layer_stacks, parts_of
 
 __all__ = [
     "MESH_AXES",
@@ -52,6 +58,7 @@ __all__ = [
     "grow",
     "init_params",
     "init_suffix",
+    "layer_stacks",
     "layer_states",
     "logits",
     "make_mesh",
@@ -61,6 +68,7 @@ __all__ = [
     "param_count",
     "param_shardings",
     "param_specs",
+    "parts_of",
     "prefill",
     "routed",
     "to_devices",

@@ -1,11 +1,15 @@
-"""Key/value caches of the decoder: a shared prompt prefix and one suffix per sample."""
+"""Key/value caches of the decoder: a shared prompt prefix and one suffix per sample.
+
+Both hold one array for each stack of layers that the weights are in (`layer_stacks`).
+"""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, DTypeLike, Float
+from jaxtyping import Array, Bool, Float
 
-from pmc_jax.model.config import ModelConfig
 from pmc_jax.model.sharding import constrain
 
 
@@ -14,12 +18,12 @@ class PrefixCache:
     """Keys and values of left-padded prompts, held once per prompt.
 
     Attributes:
-        k, v: all layers' keys and values.
+        k, v: each stack's keys and values.
         mask: True at prompt tokens, False at padding.
     """
 
-    k: Float[Array, "layers batch kv_heads prompt head_dim"]
-    v: Float[Array, "layers batch kv_heads prompt head_dim"]
+    k: tuple[Float[Array, "layers batch kv_heads prompt head_dim"], ...]
+    v: tuple[Float[Array, "layers batch kv_heads prompt head_dim"], ...]
     mask: Bool[Array, "batch prompt"]
 
 
@@ -31,32 +35,36 @@ class SuffixCache:
     are not read.
     """
 
-    k: Float[Array, "layers batch samples kv_heads time head_dim"]
-    v: Float[Array, "layers batch samples kv_heads time head_dim"]
+    k: tuple[Float[Array, "layers batch samples kv_heads time head_dim"], ...]
+    v: tuple[Float[Array, "layers batch samples kv_heads time head_dim"], ...]
 
     @property
     def length(self) -> int:
         """Decode steps that fit."""
-        return self.k.shape[4]
+        return self.k[0].shape[4]
 
 
-def init_suffix(
-    cfg: ModelConfig, batch: int, samples: int, length: int, dtype: DTypeLike
-) -> SuffixCache:
-    """An empty suffix cache for `length` decode steps."""
-    shape = (cfg.num_layers, batch, samples, cfg.num_kv_heads, length, cfg.head_dim)
-    return place_suffix(SuffixCache(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype)))
+def init_suffix(prefix: PrefixCache, samples: int, length: int) -> SuffixCache:
+    """An empty suffix cache for `length` decode steps of `samples` samples of every prompt."""
+
+    def empty(stack: Array) -> Array:
+        layers, batch, kv_heads, _, head_dim = stack.shape
+        return jnp.zeros((layers, batch, samples, kv_heads, length, head_dim), stack.dtype)
+
+    k, v = jax.tree.map(empty, (prefix.k, prefix.v))
+    return place_suffix(SuffixCache(k=k, v=v))
 
 
-def place_suffix(suffix: SuffixCache) -> SuffixCache:
-    """The same cache, parted over the mesh by prompts and heads."""
+def place_suffix(suffix: Any) -> Any:
+    """The same cache, or part of it, parted over the mesh by prompts and heads."""
     axes = ("layers", "batch", None, "kv_heads", None, None)
     return jax.tree.map(lambda x: constrain(x, *axes), suffix)
 
 
 def place_prefix(prefix: PrefixCache) -> PrefixCache:
     """The same cache, parted over the mesh by prompts and heads."""
-    k, v = (constrain(x, "layers", "batch", "kv_heads", None, None) for x in (prefix.k, prefix.v))
+    axes = ("layers", "batch", "kv_heads", None, None)
+    k, v = jax.tree.map(lambda x: constrain(x, *axes), (prefix.k, prefix.v))
     return PrefixCache(k=k, v=v, mask=constrain(prefix.mask, "batch", None))
 
 

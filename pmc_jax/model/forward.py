@@ -1,11 +1,14 @@
 """The decoder's forward pass: whole sequences, prompt prefill, and single decode steps.
 
-All three run the same `block` over stacked layer weights with `lax.scan`; they
-differ only in what a query attends to. Matrix products run in the dtype of the
+All three run the same `block` over stacks of layer weights, with `lax.scan` within a stack;
+they differ only in what a query attends to. Matrix products run in the dtype of the
 hidden state, everything else in at least fp32.
 """
 
+import itertools
+import operator
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +22,12 @@ from pmc_jax.model.attention import (
 )
 from pmc_jax.model.cache import PrefixCache, SuffixCache, place_prefix, place_suffix
 from pmc_jax.model.config import ModelConfig
+from pmc_jax.model.decode_kernel import decode_kernel, has_kernel
 from pmc_jax.model.gradients import opened
 from pmc_jax.model.rope import rope_tables, rotate
 from pmc_jax.model.sharding import constrain, gather
 from pmc_jax.model.specs import Params, param_specs
+from pmc_jax.model.stacks import joined_name, layer_stacks
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -69,6 +74,18 @@ def linear(x: Array, layer: Params, name: str, equation: str) -> Array:
     return y if bias is None else y + bias.astype(x.dtype)
 
 
+def linears(x: Array, layer: Params, sizes: dict[str, int], equation: str) -> tuple[Array, ...]:
+    """x·W of several weights by name, each of so many along its first output axis.
+
+    They may lie side by side as one (`joined`).
+    """
+    name = joined_name(list(sizes))
+    if name not in layer:
+        return tuple(linear(x, layer, name, equation) for name in sizes)
+    ends = list(itertools.accumulate(sizes.values()))
+    return tuple(jnp.split(linear(x, layer, name, equation), ends[:-1], axis=2))
+
+
 def block(
     x: Float[Array, "batch rows embed"],
     layer: Params,
@@ -80,7 +97,8 @@ def block(
     layer = gather(layer, param_specs(cfg)["layers"])
     x = constrain(x, "batch", None, None)
     h = normalise(x, layer, "attn_norm", cfg)
-    q, k, v = (linear(h, layer, name, "nd,dhk->nhk") for name in ("q", "k", "v"))
+    sizes = {"q": cfg.num_heads, "k": cfg.num_kv_heads, "v": cfg.num_kv_heads}
+    q, k, v = linears(h, layer, sizes, "nd,dhk->nhk")
     q = constrain(q, "batch", None, "heads", None)
     k, v = (constrain(y, "batch", None, "kv_heads", None) for y in (k, v))
     if cfg.qk_norm:
@@ -103,9 +121,11 @@ def mlp(
 ) -> Float[Array, "batch rows embed"]:
     """down(act(gate(h)) · up(h)), or down(act(up(h)))."""
     act = ACTIVATIONS[cfg.activation]
-    up = linear(h, layer, "up", "nd,df->nf")
-    wide = act(linear(h, layer, "gate", "nd,df->nf")) * up if cfg.gated_mlp else act(up)
-    return linear(wide, layer, "down", "nf,fd->nd")
+    if cfg.gated_mlp:
+        sizes = dict.fromkeys(("gate", "up"), cfg.intermediate_size)
+        gate, up = linears(h, layer, sizes, "nd,df->nf")
+        return linear(act(gate) * up, layer, "down", "nf,fd->nd")
+    return linear(act(linear(h, layer, "up", "nd,df->nf")), layer, "down", "nf,fd->nd")
 
 
 def attention_scale(cfg: ModelConfig) -> float:
@@ -141,9 +161,36 @@ def _ropes(
     return choose
 
 
-def _layers(params: Params, cfg: ModelConfig) -> tuple[Params, Array | None]:
-    """What the scan over layers reads: weights, and windows if there are any."""
-    return params["layers"], jnp.asarray(cfg.windows, jnp.int32) if cfg.windows else None
+def _height(stack: Any) -> int:
+    """Layers in a stack."""
+    return len(jax.tree.leaves(stack)[0])
+
+
+def _layers(
+    params: Params, cfg: ModelConfig, most: int | None = None
+) -> list[tuple[Params, Array | None]]:
+    """What the scan over each stack reads: weights, and windows if there are any.
+
+    Of the first `most` layers only, if it is given.
+    """
+    first, found = 0, []
+    last = cfg.num_layers if most is None else most
+    for whole in layer_stacks(params):
+        stack = jax.tree.map(operator.itemgetter(slice(last - first)), whole)
+        windows = cfg.windows[first:][: _height(stack)]
+        found.append((stack, jnp.asarray(windows, jnp.int32) if windows else None))
+        first += _height(stack)
+        if first == last:
+            break
+    return found
+
+
+def _over_layers(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, stack: Any) -> Any:
+    """`lax.scan` over a stack; of a single layer, without the loop."""
+    if _height(stack) > 1:
+        return jax.lax.scan(step, carry, stack)
+    carry, out = step(carry, jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), stack))
+    return carry, jax.tree.map(lambda leaf: leaf[None], out)
 
 
 def _causal(segments: Segments, window: Array | None, cfg: ModelConfig) -> Attend:
@@ -186,10 +233,8 @@ def layer_states(
         layer_step = jax.checkpoint(layer_step, policy=REMAT_POLICIES[remat])
     x = _embed(params, tokens, cfg, dtype)
     ropes = _ropes(positions, segment_lengths(segments), cfg, dtype)
-    stacked = _layers(params, cfg)
-    if layers is not None:
-        stacked = jax.tree.map(lambda leaf: leaf[:layers], stacked)
-    x, _ = jax.lax.scan(layer_step, x, stacked)
+    for stack in _layers(params, cfg, layers):
+        x, _ = _over_layers(layer_step, x, stack)
     return x
 
 
@@ -246,7 +291,11 @@ def prefill(
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     x = _embed(params, tokens, cfg, dtype)
     ropes = _ropes(positions, mask.sum(1, keepdims=True), cfg, dtype)
-    x, (k, v) = jax.lax.scan(layer_step, x, _layers(params, cfg))
+    caches = []
+    for stack in _layers(params, cfg):
+        x, kv = _over_layers(layer_step, x, stack)
+        caches.append(kv)
+    k, v = zip(*caches, strict=True)
     last = normalise(x[:, -1], params, "final_norm", cfg)
     return logits(params, last, cfg), place_prefix(PrefixCache(k=k, v=v, mask=mask))
 
@@ -261,19 +310,19 @@ def decode_step(
 ) -> tuple[Float[Array, "batch samples vocab"], SuffixCache]:
     """Feed each sample's token number `step` and return the logits of the next one.
 
-    The suffix cache travels in the scan's carry, so that it is updated in place.
+    A stack's suffix cache travels in its scan's carry, so that it is updated in place.
     """
     place = prefix.mask.sum(axis=1) + step
     positions = jnp.broadcast_to(place[:, None], tokens.shape)
-    dtype = suffix.k.dtype
+    dtype = suffix.k[0].dtype
     x = _embed(params, tokens, cfg, dtype)
     ropes = _ropes(positions, (place + 1)[:, None], cfg, dtype)
 
     def layer_step(
-        carry: tuple[Array, SuffixCache],
+        carry: tuple[Array, Array, Array],
         inputs: tuple[tuple[Params, Array | None], Array, Array, Array],
-    ) -> tuple[tuple[Array, SuffixCache], None]:
-        x, suffix = carry
+    ) -> tuple[tuple[Array, Array, Array], None]:
+        x, suffix_k, suffix_v = carry
         (layer, window), prefix_k, prefix_v, index = inputs
 
         def write(cache: Array, new: Array) -> Array:
@@ -281,19 +330,25 @@ def decode_step(
             return jax.lax.dynamic_update_slice(cache, new[None, :, :, :, None], start)
 
         def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
-            new_k, new_v = write(suffix.k, k), write(suffix.v, v)
-            mixed = decode_attention(
-                q, prefix_k, prefix_v, prefix.mask, new_k[index], new_v[index], step, window,
+            new_k, new_v = write(suffix_k, k), write(suffix_v, v)
+            own_k, own_v = new_k[index], new_v[index]
+            attention = decode_kernel if has_kernel(q, own_k) else decode_attention
+            mixed = attention(
+                q, prefix_k, prefix_v, prefix.mask, own_k, own_v, step, window,
                 scale=attention_scale(cfg), softcap=cfg.attention_softcap,
             )  # fmt: skip
             return mixed, (new_k, new_v)
 
         x, (k, v) = block(x, layer, ropes(window), attend, cfg)
-        return (x, place_suffix(SuffixCache(k=k, v=v))), None
+        return (x, *place_suffix((k, v))), None
 
-    zero = jnp.zeros_like(step)
-    numbers = jnp.arange(cfg.num_layers, dtype=step.dtype)
-    layers = (_layers(params, cfg), prefix.k, prefix.v, numbers)
-    (x, suffix), _ = jax.lax.scan(layer_step, (x, suffix), layers)
+    zero, written = jnp.zeros_like(step), []
+    caches = zip(prefix.k, prefix.v, suffix.k, suffix.v, strict=True)
+    for stack, (*prefix_kv, own_k, own_v) in zip(_layers(params, cfg), caches, strict=True):
+        numbers = jnp.arange(len(own_k), dtype=step.dtype)
+        inputs = (stack, *prefix_kv, numbers)
+        (x, *kv), _ = _over_layers(layer_step, (x, own_k, own_v), inputs)
+        written.append(kv)
+    k, v = zip(*written, strict=True)
     x = normalise(x, params, "final_norm", cfg)
-    return logits(params, x, cfg), suffix
+    return logits(params, x, cfg), SuffixCache(k=k, v=v)

@@ -9,7 +9,6 @@ what is computed. Without one, nothing here does anything.
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import jax
@@ -174,26 +173,14 @@ def constrain_params(params: Params, cfg: ModelConfig) -> Params:
 
 def gather(leaves: Params, specs: Params) -> Params:
     """Weights whole along "data", as a matrix product of parted batches needs them."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return leaves
 
     def one(leaf: Array, spec: Spec) -> Array:
         axes = spec.axes[len(spec.axes) - leaf.ndim :]  # within the scan: no layers
         return constrain(leaf, *(None if axis == "embed" else axis for axis in axes))
 
     return {name: one(leaf, specs[name]) for name, leaf in leaves.items()}
-
-
-@partial(jax.jit, static_argnames=("cfg", "dtype"))
-def decoding_params(params: Params, cfg: ModelConfig, dtype: DTypeLike) -> Params:
-    """Weights to decode with: in `dtype`, and whole along "data".
-
-    Every decode step reads all of them, so they are gathered once and not at every step.
-    """
-
-    def one(leaf: Array, spec: Spec) -> Array:
-        axes = (None if axis == "embed" else axis for axis in spec.axes)
-        return constrain(leaf.astype(dtype), *axes)
-
-    return jax.tree.map(one, params, param_specs(cfg))
 
 
 def param_shardings(cfg: ModelConfig, mesh: Mesh) -> Params:

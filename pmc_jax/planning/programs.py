@@ -271,7 +271,7 @@ def compile_decoding(
                 shaped((largest,), jnp.int32),
                 shaped((largest, samples), jnp.int32),
             ),
-            {"length": lengths[-1], "dtype": job.dtype, **static},
+            {"length": lengths[-1], "sampling": sampling},
             {**beside, **weights},
             {kind: kept[kind] for kind in ("cache", "logits")},
         )
