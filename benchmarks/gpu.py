@@ -20,7 +20,7 @@ import importlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,6 +33,7 @@ import yaml
 from decode_time import CONTAINERS, KINDS, OTHER, events, kind_of, kinds_of
 
 from convert.families import family_of
+from pmc_jax.compilation import keep_compiled
 from pmc_jax.config import config_directory
 from pmc_jax.decoding.sampler import Sampling, _begin, _decode_chunk, _prefill
 from pmc_jax.model import ModelConfig, decoding_params, init_params, param_count
@@ -45,16 +46,18 @@ from pmc_jax.unlearning import LossRows
 # By its name, since the package has a function that is called so, too.
 forward = importlib.import_module("pmc_jax.model.forward")
 
-MODELS = ("llama3_2_1b", "phi_1_5", "llama3_2_3b", "llama3_1_8b")
-TRAINED = ("llama3_2_1b", "phi_1_5", "llama3_2_3b")
-BATCHES = {"phi_1_5": (16, 4)}
+MODELS = ("llama3_2_3b", "llama3_2_1b", "phi_1_5", "llama3_1_8b")
+TRAINED = ("llama3_2_3b", "llama3_2_1b", "phi_1_5", "tiny")
+"""Those whose weights, moments and gradients in float32 one device may hold."""
+BATCHES = {"phi_1_5": (16, 4), "tiny": (2, 2)}
 """Questions in a micro-batch, and micro-batches; of the others (8, 2)."""
 
-ROWS, SAMPLES, PROMPT, ROOM, CHUNK = (64, 320, 1280), 20, 96, 128, 32
+ROWS, MIDDLE, SAMPLES, PROMPT, ROOM, CHUNK = (64, 320, 1280), 320, 20, 96, 128, 32
 MAX_LENGTH, TOKENS = 200, 110
 """Tokens of a question with its answer on TOFU, at most and about."""
-ANSWER_TOKENS, STEPS = 60, 750
-"""Decode steps until the answers of a step have ended, about; and steps of the published run."""
+ANSWER_TOKENS, VISITS = 60, {"phi_1_5": 40 * 400}
+"""Decode steps until the answers of a step have ended, about; and questions visited in the
+published run, in which the others have 30 epochs of 400."""
 SAMPLING = Sampling(0.9, 50, 0.95)
 TURNS = 20
 """Times that a ceiling's product or copy is done in one program."""
@@ -190,30 +193,41 @@ def decode(cfg: ModelConfig, params: Params, rows: int, found: dict[str, float])
     }
 
 
+def other_loops() -> dict[str, Any]:
+    """By name: what to patch while a decode chunk is compiled."""
+
+    def fixed(_: Any, advance: Callable[[Any], Any], state: Any) -> Any:
+        return jax.lax.fori_loop(0, CHUNK, lambda _, state: advance(state), state)
+
+    return {
+        "attention by XLA": mock.patch.object(forward, "has_kernel", lambda *_: False),
+        "a fixed number of steps": mock.patch.object(jax.lax, "while_loop", fixed),
+    }
+
+
 def variants(cfg: ModelConfig, weights: Params, rows: int) -> dict[str, float]:
     """Seconds of a decode step in other ways, each compiled for itself."""
-
-    def without_kernel() -> Steps:
-        _decode_chunk.clear_cache()
-        with mock.patch.object(forward, "has_kernel", lambda *_: False):
-            steps = Steps(cfg, params, rows)
-            steps.run()
-        return steps
-
     params = decoding_params(weights, cfg, "bfloat16")
     unrolled = isinstance(params["layers"], tuple)
     other = decoding_params(weights, cfg, "bfloat16", unrolled=not unrolled)
+    found = {"as it is": Steps(cfg, params, rows).seconds()}
     name = "layers in a scan" if unrolled else "layers unrolled"
-    made = {
-        name: lambda: Steps(cfg, other, rows),
-        "attention by XLA": without_kernel,
-        "no filter": lambda: Steps(cfg, params, rows, Sampling(0.9)),
-        "top-p alone": lambda: Steps(cfg, params, rows, Sampling(0.9, 0, 0.95)),
-        "greedy": lambda: Steps(cfg, params, rows, Sampling(0.0)),
-        "rbg keys": lambda: Steps(cfg, params, rows, key=jax.random.key(0, impl="rbg")),
-    }
-    found = {name: make().seconds() for name, make in made.items()}
+    found[name] = Steps(cfg, other, rows).seconds()
+    del other
+    for name, patch in other_loops().items():
+        _decode_chunk.clear_cache()
+        with patch:
+            steps = Steps(cfg, params, rows)
+            steps.run()
+        found[name] = steps.seconds()
     _decode_chunk.clear_cache()
+    for name, sampling in (
+        ("no filter", Sampling(0.9)),
+        ("top-p alone", Sampling(0.9, 0, 0.95)),
+        ("greedy", Sampling(0.0)),
+    ):
+        found[name] = Steps(cfg, params, rows, sampling).seconds()
+    found["rbg keys"] = Steps(cfg, params, rows, key=jax.random.key(0, impl="rbg")).seconds()
     return found
 
 
@@ -251,8 +265,8 @@ def train(
 
 
 def milliseconds(found: dict[str, float]) -> str:
-    """`name 1.23  name 4.56`."""
-    return "  ".join(f"{name} {spent * 1e3:.2f}" for name, spent in found.items())
+    """`name 1.23, name 4.56`."""
+    return ", ".join(f"{name} {spent * 1e3:.2f}" for name, spent in found.items())
 
 
 def show_decode(name: str, row: dict[str, Any]) -> None:
@@ -261,90 +275,104 @@ def show_decode(name: str, row: dict[str, Any]) -> None:
         f"{name:<13}{row['rows']:>6}{row['step_seconds'] * 1e3:>9.2f} ms"
         f"{row['tokens_per_second']:>11,.0f} tok/s{row['share_of_bound']:>7.0%} of the bound\n"
         f"{'':<19}bound: {milliseconds(row['bound'])}\n"
-        f"{'':<19}spent: {milliseconds(row['by_kind'])}  "
-        f"looking every 8 steps {row['host_seconds'] * 1e3:.2f}",
+        f"{'':<19}spent: {milliseconds(row['by_kind'])}\n"
+        f"{'':<19}looking every 8 steps {row['host_seconds'] * 1e3:.2f}; "
+        f"prefill {row['prefill_seconds'] * 1e3:.2f}",
         flush=True,
     )
 
 
-def train_in_ways(
-    name: str, cfg: ModelConfig, policies: Sequence[str], found: dict[str, float]
-) -> dict[str, dict[str, Any]]:
-    """By micro-batches and remat policy: what a step takes, or why it was refused."""
-    questions, parts = (2, 2) if cfg is TINY else BATCHES.get(name, (8, 2))
-    made: dict[str, dict[str, Any]] = {}
-    for size, count in ((questions, parts), (questions * parts, 1)):
-        for remat in policies:
-            label = f"{count}x{size} {remat}"
-            try:
-                made[label] = row = train(cfg, size, count, remat, found)
-            except jax.errors.JaxRuntimeError as error:
-                made[label] = {"refused": str(error).splitlines()[0]}
-                print(f"{name:<13}{label:<12}{made[label]['refused'][:70]}", flush=True)
-                continue
-            print(
-                f"{name:<13}{label:<12}{row['step_seconds'] * 1e3:>9.1f} ms"
-                f"{row['tokens_per_second']:>11,.0f} tok/s{row['utilisation']:>7.0%} utilisation"
-                f"{row['peak_gigabytes']:>7.1f} GB at most so far",
-                flush=True,
-            )
-    return made
+def show_train(name: str, label: str, row: dict[str, Any]) -> None:
+    """A line for an optimizer step."""
+    if "refused" in row:
+        print(f"{name:<13}{label:<12}{row['refused'][:70]}", flush=True)
+        return
+    print(
+        f"{name:<13}{label:<12}{row['step_seconds'] * 1e3:>9.1f} ms"
+        f"{row['tokens_per_second']:>11,.0f} tok/s{row['utilisation']:>7.0%} utilisation"
+        f"{row['peak_gigabytes']:>7.1f} GB at most so far",
+        flush=True,
+    )
+
+
+def measure(
+    name: str, options: argparse.Namespace, found: dict[str, float], own: dict[str, Any],
+    keep: Callable[[], None],
+) -> None:  # fmt: skip
+    """All of one model into `own`, which is kept after every part."""
+    cfg, parts = TINY if name == "tiny" else model(name), options.parts
+    own["ceilings"] = found
+    weights = init_params(jax.random.key(0), cfg, jnp.bfloat16)
+    if "decode" in parts:
+        params = decoding_params(weights, cfg, "bfloat16")
+        own["decode"] = []
+        for rows in [40] if name == "tiny" else options.rows:
+            own["decode"].append(decode(cfg, params, rows, found))
+            show_decode(name, own["decode"][-1])
+            keep()
+        del params
+    if "variants" in parts:
+        own["variants"] = variants(cfg, weights, 40 if name == "tiny" else MIDDLE)
+        print(f"{'':<13}{MIDDLE:>6} rows in other ways: {milliseconds(own['variants'])}")
+        keep()
+    del weights
+    questions, accumulation = BATCHES.get(name, (8, 2))
+    if "train" in parts and name in TRAINED:
+        own["train"] = {}
+        for count in dict.fromkeys((1, accumulation)):
+            for remat in options.remat:
+                label = f"{count}x{questions * accumulation // count} {remat}"
+                try:
+                    row = train(cfg, questions * accumulation // count, count, remat, found)
+                except jax.errors.JaxRuntimeError as error:
+                    row = {"refused": str(error).splitlines()[0]}
+                own["train"][label] = row
+                show_train(name, label, row)
+                keep()
+    show_run(name, own, VISITS.get(name, 30 * 400) // (questions * accumulation))
+
+
+def show_run(name: str, own: dict[str, Any], count: int) -> None:
+    """What the published run would take, if both halves of a step are known."""
+    steps = [r["step_seconds"] for r in own.get("train", {}).values() if "step_seconds" in r]
+    sampled = next((row for row in own.get("decode", []) if row["rows"] >= MIDDLE), None)
+    if steps and sampled:
+        one = sampled["prefill_seconds"] + ANSWER_TOKENS * sampled["step_seconds"] + min(steps)
+        print(
+            f"{name}: {count} steps of prefill, {ANSWER_TOKENS} decode steps of {sampled['rows']} "
+            f"rows and an update: {count * one / 60:.1f} minutes, without scoring\n"
+        )
 
 
 def main() -> None:
-    """Measure, print, and write `benchmarks/gpu.json`, or nothing with `--tiny`."""
+    """Measure, print, and write `benchmarks/gpu.json`, or nothing with `--tiny`.
+
+    What an earlier call measured on the same kind of device, and this one does not, stays.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--parts", nargs="*", default=["decode", "variants", "train"])
     parser.add_argument("--rows", nargs="*", type=int, default=list(ROWS))
-    parser.add_argument("--variants", nargs="*", default=["llama3_2_3b"], choices=MODELS)
-    parser.add_argument("--remat", nargs="*", default=["none", "dots", "full"])
+    parser.add_argument("--remat", nargs="*", default=["dots", "none", "full"])
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "gpu.json")
     options = parser.parse_args()
-    device = jax.devices()[0].device_kind
+    keep_compiled()
     found = ceilings(1024 if options.tiny else 8192)
+    device, version = jax.devices()[0].device_kind, jax.__version__
     print(
-        f"{device}: products {found['flops'] / 1e12:.2f} TFLOP/s, "
+        f"{device}, jax {version}: products {found['flops'] / 1e12:.2f} TFLOP/s, "
         f"copies {found['bytes'] / 1e9:.0f} GB/s\n"
     )
-    result: dict[str, Any] = {
-        "device": device, "jax": jax.__version__, "ceilings": found,
-        "decode": {}, "variants": {}, "train": {},
-    }  # fmt: skip
+    kept = json.loads(options.out.read_text()) if options.out.exists() else {}
+    result = {**kept, device: {**kept.get(device, {}), "jax": version}}
 
     def keep() -> None:
         if not options.tiny:
             options.out.write_text(json.dumps(result, indent=2) + "\n")
 
-    names = ["tiny"] if options.tiny else options.models
-    for name in names:
-        cfg = TINY if options.tiny else model(name)
-        weights = init_params(jax.random.key(0), cfg, jnp.bfloat16)
-        params = decoding_params(weights, cfg, "bfloat16")
-        result["decode"][name] = rows = []
-        for count in [40] if options.tiny else options.rows:
-            rows.append(decode(cfg, params, count, found))
-            show_decode(name, rows[-1])
-            keep()
-        del params
-        if options.tiny or name in options.variants:
-            middle = 40 if options.tiny else ROWS[1]
-            result["variants"][name] = variants(cfg, weights, middle)
-            print(f"{'':<13}{middle:>6} in other ways: {milliseconds(result['variants'][name])}")
-        del weights
-    print()
-    for name in names if options.tiny else [name for name in names if name in TRAINED]:
-        cfg = TINY if options.tiny else model(name)
-        result["train"][name] = made = train_in_ways(name, cfg, options.remat, found)
-        keep()
-        steps = [row["step_seconds"] for row in made.values() if "step_seconds" in row]
-        sampled = next((row for row in result["decode"][name] if row["rows"] >= 320), None)
-        if steps and sampled:
-            one = sampled["prefill_seconds"] + ANSWER_TOKENS * sampled["step_seconds"] + min(steps)
-            print(
-                f"{name}: {STEPS} steps of prefill, {ANSWER_TOKENS} decode steps of 320 rows and "
-                f"an update: {STEPS * one / 60:.1f} minutes, without scoring"
-            )
+    for name in ["tiny"] if options.tiny else options.models:
+        measure(name, options, found, result[device].setdefault(name, {}), keep)
 
 
 if __name__ == "__main__":

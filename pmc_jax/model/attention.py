@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pmc_jax.model.products import wide_einsum
+
 Segments = Bool[Array, "batch time"] | Int[Array, "batch time"]
 """Which sequence of its row a token belongs to; 0 at padding.
 
@@ -26,9 +28,8 @@ def segment_lengths(segments: Segments) -> Int[Array, "batch time"]:
 
 
 def _scores(equation: str, q: Array, k: Array, scale: float, softcap: float | None) -> Array:
-    """Scaled and capped query-key products, accumulated in at least fp32."""
-    dtype = jnp.promote_types(q.dtype, jnp.float32)
-    scores = jnp.einsum(equation, q, k, preferred_element_type=dtype) * scale
+    """Scaled and capped query-key products, in at least fp32."""
+    scores = wide_einsum(equation, q, k) * scale
     return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
 
@@ -52,12 +53,12 @@ def causal_attention(
     """Each position attends to the positions of its own segment up to itself."""
     batch, time, heads, head_dim = q.shape
     q = q.reshape(batch, time, k.shape[2], -1, head_dim)
-    scores = _scores("bthgd,bshd->bhgts", q, k, scale, softcap)
+    scores = _scores("bthgd,bshd->bhtgs", q, k, scale, softcap)
     place = jnp.arange(time)
     allowed = _within(place[:, None] - place, window) & same_segment(segments)
-    scores = jnp.where(allowed[:, None, None], scores, jnp.finfo(scores.dtype).min)
+    scores = jnp.where(allowed[:, None, :, None], scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhgts,bshd->bthgd", weights, v).reshape(batch, time, heads, head_dim)
+    return jnp.einsum("bhtgs,bshd->bthgd", weights, v).reshape(batch, time, heads, head_dim)
 
 
 def decode_attention(

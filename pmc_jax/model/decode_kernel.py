@@ -17,8 +17,11 @@ try:
 except ImportError:  # JAX has announced that it will be removed
     triton = None  # type: ignore[assignment]
 
-KEYS, WARPS, STAGES = 64, 4, 2
-"""Keys that are read at a time, by so many warps, and how many such reads are under way."""
+KEYS = 64
+"""Keys that are read at a time."""
+
+ENOUGH_PROGRAMS = 256
+"""About two for every processor of a large GPU: fewer leave some without work."""
 
 LEAST_ROWS = 16
 """Rows that the smallest product of a GPU's matrix units has."""
@@ -122,13 +125,16 @@ def decode_kernel(
     """`decode_attention` for prompts that are padded on the left.
 
     `together` samples of a prompt share a program, and with it the reading of the prompt's
-    keys and values; None: as many as fill the smallest matrix product.
+    keys and values; None: as many as fill the smallest matrix product, or one where that
+    would leave few programs.
     """
     batch, samples, heads, head_dim = q.shape
     kv_heads, prompt, room = prefix_k.shape[1], prefix_k.shape[2], suffix_k.shape[3]
     per_head = heads // kv_heads
     if together is None:
         together = min(samples, max(1, LEAST_ROWS // per_head))
+        if batch * kv_heads * pl.cdiv(samples, together) < ENOUGH_PROGRAMS:
+            together = 1
     first_of_prompt = prompt - prefix_mask.sum(axis=1)
     first_own = jnp.zeros_like(step)
     if window is not None:
@@ -146,7 +152,7 @@ def decode_kernel(
         kernel,
         out_shape=jax.ShapeDtypeStruct(matrices[0].shape, q.dtype),
         grid=(batch, kv_heads, pl.cdiv(samples, together)),
-        compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=STAGES),
+        compiler_params=triton.CompilerParams(num_warps=4 if together > 1 else 2, num_stages=2),
         interpret=interpret,
         name="decode_attention",
     )(*matrices, seen)

@@ -24,6 +24,7 @@ from pmc_jax.model.cache import PrefixCache, SuffixCache, place_prefix, place_su
 from pmc_jax.model.config import ModelConfig
 from pmc_jax.model.decode_kernel import decode_kernel, has_kernel
 from pmc_jax.model.gradients import opened
+from pmc_jax.model.products import wide_einsum
 from pmc_jax.model.rope import rope_tables, rotate
 from pmc_jax.model.sharding import constrain, gather
 from pmc_jax.model.specs import Params, param_specs
@@ -259,12 +260,9 @@ def logits(
     """Next-token logits in at least fp32."""
     head = params["embed"].T if cfg.tie_embeddings else params["lm_head"]
     head = constrain(head, None, "vocab")
-    wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    found = jnp.einsum(
-        "...d,dv->...v", hidden, head.astype(hidden.dtype), preferred_element_type=wide
-    )
+    found = wide_einsum("...d,dv->...v", hidden, head.astype(hidden.dtype))
     if cfg.head_bias:
-        found = found + params["lm_head_bias"].astype(wide)
+        found = found + params["lm_head_bias"].astype(found.dtype)
     cap = cfg.logit_softcap
     return found if cap is None else cap * jnp.tanh(found / cap)
 

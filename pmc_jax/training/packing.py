@@ -11,8 +11,8 @@ from pmc_jax.buckets import bucket_length, bucket_rows
 Pair = tuple[Sequence[int], Sequence[int]]
 """Prompt and answer as token ids."""
 
-PER_ROW = 4
-"""Sequences of mean length that a row has room for, unless `max_length` is less."""
+PER_ROW, LONGEST_PER_ROW = 4, 2
+"""Sequences of mean length that a row has room for, unless so many of the longest take less."""
 
 Item = TypeVar("Item")
 
@@ -31,11 +31,20 @@ class PackedRows(NamedTuple):
     loss_mask: Bool[np.ndarray, "parts rows width"]
 
 
-def row_width(lengths: Sequence[int], max_length: int) -> int:
+def widest_row(max_length: int, shards: int) -> int:
+    """Most tokens of a row.
+
+    A wide row has less padding, since more sequences fit into one another's gaps; but several
+    `shards` are better filled by more rows.
+    """
+    return max_length * (LONGEST_PER_ROW if shards == 1 else 1)
+
+
+def row_width(lengths: Sequence[int], max_length: int, shards: int = 1) -> int:
     """Tokens of a row for sequences of these lengths, of which none is over `max_length`."""
     longest = max(lengths, default=1)
     typical = sum(lengths) // max(len(lengths), 1)
-    return min(bucket_length(max(longest, PER_ROW * typical)), max_length)
+    return min(bucket_length(max(longest, PER_ROW * typical)), widest_row(max_length, shards))
 
 
 def first_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
