@@ -23,8 +23,8 @@ KEYS = 64
 ENOUGH_PROGRAMS = 256
 """About two for every processor of a large GPU: fewer leave some without work."""
 
-LEAST_ROWS = 16
-"""Rows that the smallest product of a GPU's matrix units has."""
+LEAST_ROWS, MOST_TOGETHER = 16, 8
+"""Rows that the smallest product of a GPU's matrix units has; most samples to a program."""
 
 MOST_ELEMENTS = 2**31
 """Elements of an array that 32-bit offsets reach."""
@@ -92,19 +92,30 @@ def _attend(
         at = (first_block + turn % blocks) * KEYS + jnp.arange(KEYS)
         base = ((batch * samples + sample) * heads + head) * room
         visible = (at >= first_own)[None, :] & (own == sample)[:, None]
-        # Those beyond the last sample have no keys to read.
-        end = jnp.where(sample < samples, end_own, 0)
-        return take_in(state, suffix_k, suffix_v, base, at, end, visible)
+        return take_in(state, suffix_k, suffix_v, base, at, end_own, visible)
 
     state = (
         jnp.full(rows, lowest),
         jnp.zeros(rows, jnp.float32),
         jnp.zeros((rows, q_ref.shape[1]), jnp.float32),
     )
+    turns = jnp.minimum(together, samples - first) * blocks
     state = jax.lax.fori_loop(first_of_prompt // KEYS, pl.cdiv(prompt, KEYS), over_prompt, state)
-    _, total, mixed = jax.lax.fori_loop(0, together * blocks, over_samples, state)
+    _, total, mixed = jax.lax.fori_loop(0, turns, over_samples, state)
     mixed = (mixed / total[:, None]).astype(q.dtype)
     triton.store(out.at[place[:, None], dim], mixed, mask=real)
+
+
+def samples_together(groups: int, samples: int, per_head: int) -> int:
+    """Samples that share a program.
+
+    As many as fill the smallest matrix product, but no more than `MOST_TOGETHER`, which are
+    read one after another, and about as many in each program of a group. One, where that would
+    leave few programs.
+    """
+    most = min(MOST_TOGETHER, max(1, LEAST_ROWS // per_head))
+    parts = pl.cdiv(samples, most)
+    return pl.cdiv(samples, parts) if groups * parts >= ENOUGH_PROGRAMS else 1
 
 
 def decode_kernel(
@@ -125,16 +136,13 @@ def decode_kernel(
     """`decode_attention` for prompts that are padded on the left.
 
     `together` samples of a prompt share a program, and with it the reading of the prompt's
-    keys and values; None: as many as fill the smallest matrix product, or one where that
-    would leave few programs.
+    keys and values; None: as `samples_together` has it.
     """
     batch, samples, heads, head_dim = q.shape
     kv_heads, prompt, room = prefix_k.shape[1], prefix_k.shape[2], suffix_k.shape[3]
     per_head = heads // kv_heads
     if together is None:
-        together = min(samples, max(1, LEAST_ROWS // per_head))
-        if batch * kv_heads * pl.cdiv(samples, together) < ENOUGH_PROGRAMS:
-            together = 1
+        together = samples_together(batch * kv_heads, samples, per_head)
     first_of_prompt = prompt - prefix_mask.sum(axis=1)
     first_own = jnp.zeros_like(step)
     if window is not None:
