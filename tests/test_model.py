@@ -31,6 +31,7 @@ from pmc_jax.model import (
     token_nll,
 )
 from pmc_jax.model.forward import REMAT_POLICIES
+from pmc_jax.model.products import wide_einsum
 from pmc_jax.model.rope import inverse_frequencies
 
 LLAMA3 = {
@@ -249,6 +250,38 @@ def test_bfloat16_is_close(tmp_path, rng):
     half, full = our_logits(checkpoint, tokens, dtype=jnp.bfloat16), our_logits(checkpoint, tokens)
     assert half.dtype == np.float32
     assert 0 < np.abs(half - full).max() < 0.05 * np.abs(full).max()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_gradients_of_wide_products_are_of_narrow_ones(dtype, rng):
+    """The value is as exact as float32; its cotangent is rounded, and the gradients once more."""
+    a = jnp.asarray(rng.normal(size=(3, 5)), dtype)
+    b = jnp.asarray(rng.normal(size=(5, 7)), dtype)
+    weights = jnp.asarray(rng.normal(size=(3, 7)), jnp.float32)
+
+    def loss(a, b):
+        found = wide_einsum("nd,dv->nv", a, b)
+        assert found.dtype == jnp.float32
+        return (found * weights).sum(), found
+
+    gradients, value = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(a, b)
+    wide_a, wide_b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    cotangent = np.asarray(weights.astype(dtype), np.float64)
+    np.testing.assert_allclose(value, wide_a @ wide_b, rtol=0, atol=1e-5)
+    expected = (cotangent @ wide_b.T, wide_a.T @ cotangent)
+    for gradient, exact in zip(gradients, expected, strict=True):
+        assert gradient.dtype == dtype
+        error = np.abs(np.asarray(gradient, np.float64) - exact)
+        assert (error <= float(jnp.finfo(dtype).eps) * np.abs(exact) + 1e-5).all()
+
+
+def test_wide_products_of_wide_numbers_are_plain_ones():
+    a = jnp.ones((4, 4))
+
+    def traced(function):
+        return str(jax.make_jaxpr(jax.grad(lambda a: function("ij,jk->ik", a, a).sum()))(a))
+
+    assert traced(wide_einsum) == traced(jnp.einsum)
 
 
 def test_remat_leaves_gradients_alone(tmp_path, rng):

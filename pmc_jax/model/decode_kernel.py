@@ -26,19 +26,26 @@ ENOUGH_PROGRAMS = 256
 LEAST_ROWS, MOST_TOGETHER = 16, 8
 """Rows that the smallest product of a GPU's matrix units has; most samples to a program."""
 
-MOST_ELEMENTS = 2**31
-"""Elements of an array that 32-bit offsets reach."""
+HEAD_DIMS, MOST_ELEMENTS, LEAST_CAPABILITY = (16, 32, 64, 128, 256), 2**31, 8.0
+"""Where there is a kernel: head dimensions, fewer elements of an array than 32-bit offsets reach,
+and GPUs that Triton compiles for."""
+
+
+def compute_capability(device: Any) -> float:
+    """That of an NVIDIA GPU; 0 of other devices."""
+    found = str(getattr(device, "compute_capability", ""))
+    return float(found) if found[:1].isdigit() else 0.0
 
 
 def has_kernel(q: Array, suffix: Array) -> bool:
     """Whether there is a kernel for such queries and keys where the program will run."""
-    head_dim = q.shape[-1]
     return (
         triton is not None
         and jax.default_backend() == "gpu"
+        and compute_capability(jax.devices()[0]) >= LEAST_CAPABILITY
         and jax.sharding.get_abstract_mesh().empty
         and q.dtype in (jnp.bfloat16, jnp.float16)
-        and head_dim in (16, 32, 64, 128, 256)
+        and q.shape[-1] in HEAD_DIMS
         and suffix.size < MOST_ELEMENTS
     )
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from pmc_jax.buckets import bucket_length
+from pmc_jax.buckets import bucket_length, bucket_rows
 from pmc_jax.decoding.layout import cache_lengths
 from pmc_jax.decoding.sampler import Sampling, _begin, _decode_chunk, _prefill
 from pmc_jax.model import ModelConfig, on_mesh, param_specs
@@ -20,6 +20,7 @@ from pmc_jax.model.specs import Params
 from pmc_jax.planning.compiled import collectives, matmul_flops
 from pmc_jax.training.batch import BatchConfig
 from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from pmc_jax.training.packing import widest_row
 from pmc_jax.training.step import TrainState, abstract_state, make_train_step
 from pmc_jax.unlearning import LossRows
 from pmc_jax.unlearning.config import PMCConfig
@@ -148,10 +149,11 @@ def _compile(
 
 
 def loss_rows(job: Job) -> LossRows:
-    """The rows of an optimizer step, as long as they may be."""
-    per_question = 1 + job.pmc.retain_per_forget
-    rows = job.batch.batch_size * per_question
-    shape = (job.batch.accumulation, rows, job.batch.max_length)
+    """The rows of an optimizer step, all sequences as long as they may be."""
+    sequences = job.batch.batch_size * (1 + job.pmc.retain_per_forget)
+    width = widest_row(job.batch.max_length, job.data)
+    rows = bucket_rows(-(-sequences // (width // job.batch.max_length)))
+    shape = (job.batch.accumulation, -(-rows // job.data) * job.data, width)
 
     def make() -> LossRows:
         tokens, mask = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
