@@ -25,7 +25,15 @@ from jaxtyping import Array
 
 from pmc_jax.decoding import Sampling, nucleus
 from pmc_jax.decoding.sampler import choose
-from pmc_jax.model import ModelConfig, PrefixCache, decode_step, init_params, init_suffix, prefill
+from pmc_jax.model import (
+    ModelConfig,
+    PrefixCache,
+    decode_step,
+    decoding_params,
+    init_params,
+    init_suffix,
+    prefill,
+)
 from pmc_jax.model.specs import Params
 
 # By its name, since the package has a function that is called so, too.
@@ -38,10 +46,6 @@ FILE = Path(__file__).parent / "decode_variants.json"
 CUDNN = "prompts copied, cuDNN"
 """The one variant that may be refused, since it is a library's kernel for some shapes."""
 
-Caches = Any
-Step = Callable[[Array, Array, Caches], tuple[Array, Caches]]
-"""(newest tokens, step, caches) -> (logits, caches)."""
-
 
 def shape_of(name: str) -> tuple[ModelConfig, Any]:
     """A model's shape and the dtype it is decoded in."""
@@ -52,56 +56,6 @@ def shape_of(name: str) -> tuple[ModelConfig, Any]:
     import sampling
 
     return sampling.shape_of(name), jnp.float32
-
-
-# --- the layers -----------------------------------------------------------------------------
-
-
-def scanned(params: Params, prefix: PrefixCache, cfg: ModelConfig) -> tuple[Step, Caches]:
-    """The library's: a scan over stacked layers, with their caches in its carry."""
-
-    def step(last: Array, number: Array, caches: Caches) -> tuple[Array, Caches]:
-        return decode_step(params, last, number, prefix, caches, cfg)
-
-    return step, init_suffix(cfg, len(prefix.mask), SAMPLES, TOKENS, prefix.k.dtype)
-
-
-def unrolled(params: Params, prefix: PrefixCache, cfg: ModelConfig) -> tuple[Step, Caches]:
-    """One layer after another, with weights and caches of its own, of which nothing is copied."""
-    dtype = prefix.k.dtype
-    stacked = (params["layers"], prefix.k, prefix.v)
-    layers = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(cfg.num_layers)]
-    layers = jax.lax.optimization_barrier(layers)
-    room = (len(prefix.mask), SAMPLES, cfg.num_kv_heads, TOKENS, cfg.head_dim)
-
-    def step(last: Array, number: Array, caches: Caches) -> tuple[Array, Caches]:
-        place = prefix.mask.sum(axis=1) + number
-        positions = jnp.broadcast_to(place[:, None], last.shape)
-        ropes = forward._ropes(positions, (place + 1)[:, None], cfg, dtype)
-        x, written = forward._embed(params, last, cfg, dtype), []
-
-        def write(cache: Array, new: Array) -> Array:
-            return jax.lax.dynamic_update_slice_in_dim(cache, new[:, :, :, None], number, axis=3)
-
-        for (layer, prefix_k, prefix_v), (own_k, own_v) in zip(layers, caches, strict=True):
-
-            def attend(
-                q: Array, k: Array, v: Array, pk=prefix_k, pv=prefix_v, ok=own_k, ov=own_v
-            ) -> tuple[Array, tuple[Array, Array]]:
-                ok, ov = write(ok, k), write(ov, v)
-                mixed = forward.decode_attention(
-                    q, pk, pv, prefix.mask, ok, ov, number,
-                    scale=forward.attention_scale(cfg), softcap=cfg.attention_softcap,
-                )  # fmt: skip
-                return mixed, (ok, ov)
-
-            x, kv = forward.block(x, layer, ropes(None), attend, cfg)
-            written.append(kv)
-        x = forward.normalise(x, params, "final_norm", cfg)
-        return forward.logits(params, x, cfg), written
-
-    empty = [(jnp.zeros(room, dtype), jnp.zeros(room, dtype)) for _ in layers]
-    return step, empty
 
 
 # --- attention, in place of `decode_attention` ----------------------------------------------
@@ -160,46 +114,49 @@ def halves(x: Array, count: int) -> tuple[Array, Array]:
 
 def variants(device: str, vocab: int) -> dict[str, dict[str, Any]]:
     """By name: how `decoded` differs from the library's loop, and what is patched to trace it."""
+    no_kernel = (forward, "has_kernel", lambda *_: False)
     attention = {"multiplied and summed": multiplied, "prompts copied": copied("xla")}
     if device == "gpu":
-        attention[CUDNN] = copied("cudnn")
+        attention |= {CUDNN: copied("cudnn"), "by XLA": forward.decode_attention}
     if vocab < nucleus.LARGE_VOCABULARY:
-        other_top_k = {"top-k: by blocks": (nucleus, "LARGE_VOCABULARY", 0)}
+        other_top_k = {"top-k: by blocks": [(nucleus, "LARGE_VOCABULARY", 0)]}
     else:
-        other_top_k = {"top-k: at once": (nucleus, "LARGE_VOCABULARY", vocab + 1)}
+        other_top_k = {"top-k: at once": [(nucleus, "LARGE_VOCABULARY", vocab + 1)]}
     patched = {
         **{
-            f"attention: {name}": (forward, "decode_attention", work)
+            f"attention: {name}": [no_kernel, (forward, "decode_attention", work)]
             for name, work in attention.items()
         },
         **other_top_k,
-        "top-k: two halves": (nucleus, "_top_k", halves),
-        "top-k: bisection": (nucleus, "SMALL_TOP_K", 0),
+        "top-k: two halves": [(nucleus, "_top_k", halves)],
+        "top-k: bisection": [(nucleus, "SMALL_TOP_K", 0)],
     }
+    unrolled = device == "gpu"  # as it is
+    other = "layers in a scan" if unrolled else "layers unrolled"
     return {
         "as it is": {},
-        "layers unrolled": {"layers": unrolled},
+        other: {"unrolled": not unrolled},
         "a fixed number of steps": {"fixed": True},
         "keys: rbg": {"keys": "rbg"},
         "keys: unsafe_rbg": {"keys": "unsafe_rbg"},
-        **{name: {"patch": patch} for name, patch in patched.items()},
+        **{name: {"patches": patches} for name, patches in patched.items()},
     }
 
 
 def decoded(
     params: Params, logits: Array, prefix: PrefixCache, keys: Array, cfg: ModelConfig,
-    *, layers: Callable[..., tuple[Step, Caches]] = scanned, fixed: bool = False,
+    *, fixed: bool = False,
 ) -> Array:  # fmt: skip
     """Tokens [prompts, samples, TOKENS]."""
     prompts, vocab = logits.shape
-    step, caches = layers(params, prefix, cfg)
+    caches = init_suffix(prefix, SAMPLES, TOKENS)
     first = jnp.broadcast_to(logits[:, None], (prompts, SAMPLES, vocab))
     chosen = choose(first, keys, jnp.int32(0), SAMPLING)
     tokens = jnp.zeros((prompts, SAMPLES, TOKENS), jnp.int32).at[..., 0].set(chosen)
 
     def advance(state: tuple) -> tuple:
         last, number, caches, tokens = state
-        found, caches = step(last, number, caches)
+        found, caches = decode_step(params, last, number, prefix, caches, cfg)
         chosen = choose(found, keys, number + 1, SAMPLING)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, chosen[..., None], number + 1, 2)
         return chosen, number + 1, caches, tokens
@@ -215,21 +172,22 @@ def decoded(
 def compared(name: str, rows: int, repetitions: int) -> dict[str, dict[str, Any]]:
     """Milliseconds a token of all rows, and the share of tokens that are the library's."""
     cfg, dtype = shape_of(name)
-    params = init_params(jax.random.key(0), cfg, dtype)
+    weights = init_params(jax.random.key(0), cfg, dtype)
     prompts = -(-rows // SAMPLES)
     rng = np.random.default_rng(0)
     tokens = jnp.asarray(rng.integers(2, cfg.vocab_size, (prompts, PROMPT)))
     filled = jax.jit(prefill, static_argnames=("cfg", "dtype"))
-    logits, prefix = filled(params, tokens, tokens > 0, cfg, dtype=dtype)
     works: dict[str, Callable[[], Array]] = {}
     found: dict[str, dict[str, Any]] = {}
     for label, changes in variants(jax.default_backend(), cfg.vocab_size).items():
-        options = {key: changes[key] for key in ("layers", "fixed") if key in changes}
+        options = {key: changes[key] for key in ("fixed",) if key in changes}
         key = jax.random.key(1, impl=changes.get("keys"))
+        params = decoding_params(weights, cfg, dtype, unrolled=changes.get("unrolled"))
+        logits, prefix = filled(params, tokens, tokens > 0, cfg, dtype=dtype)
         arguments = (params, logits, prefix, jax.random.split(key, (prompts, SAMPLES)))
         with ExitStack() as patches:
-            if "patch" in changes:
-                patches.enter_context(mock.patch.object(*changes["patch"]))
+            for patch in changes.get("patches", ()):
+                patches.enter_context(mock.patch.object(*patch))
             program = jax.jit(lambda *a, options=options: decoded(*a, cfg, **options))
             try:
                 started = time.perf_counter()

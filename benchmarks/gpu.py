@@ -2,11 +2,12 @@
 
 Random weights in the published shapes. For decoding: the time of a step at 64, 320 and 1,280 rows,
 rounded up to whole prompts of n = 20, beside the bound Σ max(bytes / bandwidth, FLOPs / peak) over
-weights, cache and filter; where the step's time goes, by kind of operation, from JAX's profiler;
-and, at 320 rows, variants. For training: the optimizer step at the published batch sizes, in the
-published micro-batches and in one, its model FLOPs utilisation and peak memory. From both, the time
-of the published run. Bandwidth and peak are those of a large copy and a large bfloat16 product,
-measured in the same process. `--tiny` runs all of it on a small model, to see that it works.
+weights, cache and filter; and where the step's time goes, by kind of operation, from JAX's
+profiler (other ways to write it are in `decode_variants.py`). For training: the optimizer step at
+the published batch sizes, in the published micro-batches and in one, its model FLOPs utilisation
+and peak memory. From both, the time of the published run. Bandwidth and peak are those of large
+copies and bfloat16 products, measured in the same process. `--tiny` runs all of it on a small
+model, to see that it works.
 """
 
 import os
@@ -16,14 +17,12 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
 import argparse
 import collections
 import dataclasses
-import importlib
 import json
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -43,16 +42,15 @@ from pmc_jax.training.packing import divided, packed, row_width
 from pmc_jax.training.step import init_state, make_train_step
 from pmc_jax.unlearning import LossRows
 
-# By its name, since the package has a function that is called so, too.
-forward = importlib.import_module("pmc_jax.model.forward")
-
 MODELS = ("llama3_2_3b", "llama3_2_1b", "phi_1_5", "llama3_1_8b")
 TRAINED = ("llama3_2_3b", "llama3_2_1b", "phi_1_5", "tiny")
 """Those whose weights, moments and gradients in float32 one device may hold."""
 BATCHES = {"phi_1_5": (16, 4), "tiny": (2, 2)}
 """Questions in a micro-batch, and micro-batches; of the others (8, 2)."""
 
-ROWS, MIDDLE, SAMPLES, PROMPT, ROOM, CHUNK = (64, 320, 1280), 320, 20, 96, 128, 32
+ROWS, MIDDLE, SAMPLES, PROMPT = (64, 320, 1280), 320, 20, 96
+ROOM, FIRST, CHUNK = 128, 64, 32
+"""Decode steps that the cache has room for, the first of those measured, and their number."""
 MAX_LENGTH, TOKENS = 200, 110
 """Tokens of a question with its answer on TOFU, at most and about."""
 ANSWER_TOKENS, VISITS = 60, {"phi_1_5": 40 * 400}
@@ -98,10 +96,10 @@ def ceilings(size: int) -> dict[str, float]:
 
 
 def step_bound(cfg: ModelConfig, rows: int, found: dict[str, float]) -> dict[str, float]:
-    """Least seconds of one decode step by part, in bfloat16, with the cache half full."""
+    """Least seconds of one decode step by part, in bfloat16, in the middle of those measured."""
     embed = cfg.vocab_size * cfg.hidden_size
     weights = param_count(cfg) - (0 if cfg.tie_embeddings else embed)
-    prompts, written = -(-rows // SAMPLES), ROOM // 2
+    prompts, written = -(-rows // SAMPLES), FIRST + CHUNK // 2
     per_key = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim * 2
     keys = PROMPT + written
     attention = 4 * cfg.num_layers * cfg.num_heads * cfg.head_dim * rows * keys
@@ -123,19 +121,17 @@ class Steps:
     cfg: ModelConfig
     params: Params
     rows: int
-    sampling: Sampling = SAMPLING
-    key: jax.Array = dataclasses.field(default_factory=lambda: jax.random.key(0))
 
     def __post_init__(self) -> None:
         prompts = -(-self.rows // SAMPLES)
         logits, prefix = self.prefill()
         self.own, self.state = _begin(
-            logits, prefix, jax.random.split(self.key, (prompts, SAMPLES)),
+            logits, prefix, jax.random.split(jax.random.key(0), (prompts, SAMPLES)),
             jnp.full(prompts, 10 * ROOM), jnp.arange(prompts),
             jnp.arange(prompts * SAMPLES).reshape(prompts, SAMPLES),
-            length=ROOM, sampling=self.sampling,
+            length=ROOM, sampling=SAMPLING,
         )  # fmt: skip
-        self.settings = {"cfg": self.cfg, "sampling": self.sampling}
+        self.settings = {"cfg": self.cfg, "sampling": SAMPLING}
 
     def prefill(self) -> Any:
         """Logits and caches of the prompts."""
@@ -144,8 +140,8 @@ class Steps:
 
     def run(self, length: int = CHUNK) -> Any:
         """`CHUNK` steps, `length` of them between two looks of the host."""
-        self.state = dataclasses.replace(self.state, step=jnp.int32(ROOM // 2))
-        for end in range(ROOM // 2 + length, ROOM // 2 + CHUNK + 1, length):
+        self.state = dataclasses.replace(self.state, step=jnp.int32(FIRST))
+        for end in range(FIRST + length, FIRST + CHUNK + 1, length):
             until = jnp.int32(end)
             self.state = _decode_chunk(self.params, self.own, self.state, until, **self.settings)
             jax.block_until_ready(self.state.done)
@@ -191,44 +187,6 @@ def decode(cfg: ModelConfig, params: Params, rows: int, found: dict[str, float])
         "bound": bound,
         "by_kind": steps.by_kind(),
     }
-
-
-def other_loops() -> dict[str, Any]:
-    """By name: what to patch while a decode chunk is compiled."""
-
-    def fixed(_: Any, advance: Callable[[Any], Any], state: Any) -> Any:
-        return jax.lax.fori_loop(0, CHUNK, lambda _, state: advance(state), state)
-
-    return {
-        "attention by XLA": mock.patch.object(forward, "has_kernel", lambda *_: False),
-        "a fixed number of steps": mock.patch.object(jax.lax, "while_loop", fixed),
-    }
-
-
-def variants(cfg: ModelConfig, weights: Params, rows: int) -> dict[str, float]:
-    """Seconds of a decode step in other ways, each compiled for itself."""
-    params = decoding_params(weights, cfg, "bfloat16")
-    unrolled = isinstance(params["layers"], tuple)
-    other = decoding_params(weights, cfg, "bfloat16", unrolled=not unrolled)
-    found = {"as it is": Steps(cfg, params, rows).seconds()}
-    name = "layers in a scan" if unrolled else "layers unrolled"
-    found[name] = Steps(cfg, other, rows).seconds()
-    del other
-    for name, patch in other_loops().items():
-        _decode_chunk.clear_cache()
-        with patch:
-            steps = Steps(cfg, params, rows)
-            steps.run()
-        found[name] = steps.seconds()
-    _decode_chunk.clear_cache()
-    for name, sampling in (
-        ("no filter", Sampling(0.9)),
-        ("top-p alone", Sampling(0.9, 0, 0.95)),
-        ("greedy", Sampling(0.0)),
-    ):
-        found[name] = Steps(cfg, params, rows, sampling).seconds()
-    found["rbg keys"] = Steps(cfg, params, rows, key=jax.random.key(0, impl="rbg")).seconds()
-    return found
 
 
 def train(
@@ -311,10 +269,6 @@ def measure(
             show_decode(name, own["decode"][-1])
             keep()
         del params
-    if "variants" in parts:
-        own["variants"] = variants(cfg, weights, 40 if name == "tiny" else MIDDLE)
-        print(f"{'':<13}{MIDDLE:>6} rows in other ways: {milliseconds(own['variants'])}")
-        keep()
     del weights
     questions, accumulation = BATCHES.get(name, (8, 2))
     if "train" in parts and name in TRAINED:
@@ -351,7 +305,7 @@ def main() -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--parts", nargs="*", default=["decode", "variants", "train"])
+    parser.add_argument("--parts", nargs="*", default=["decode", "train"])
     parser.add_argument("--rows", nargs="*", type=int, default=list(ROWS))
     parser.add_argument("--remat", nargs="*", default=["dots", "none", "full"])
     parser.add_argument("--tiny", action="store_true")

@@ -43,14 +43,22 @@ def test_greedy_equals_transformers_generate_token_for_token(tiny, rng):
     limit = 2 * FIRST_LENGTH + 5
     found = decode(checkpoint, prompts, Sampling(0.0, stop_ids=stops), limit, rows=64)
     lengths = set()
-    for prompt, (response,) in zip(prompts, found, strict=True):
+    # Prompts of one length at a time, so that theirs need no padding.
+    for width in {len(prompt) for prompt in prompts}:
+        own = [i for i, prompt in enumerate(prompts) if len(prompt) == width]
+        tokens = torch.tensor([prompts[i] for i in own])
         with torch.no_grad():
             whole = model.generate(
-                torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)).long(),
-                max_new_tokens=limit, do_sample=False, eos_token_id=list(stops), pad_token_id=0,
+                tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=limit,
+                do_sample=False, eos_token_id=list(stops), pad_token_id=0,
             )  # fmt: skip
-        assert response == whole[0, len(prompt) :].tolist()
-        lengths.add(len(response))
+        for i, row in zip(own, whole[:, width:].tolist(), strict=True):
+            (response,) = found[i]
+            assert response == row[: len(response)]
+            # Theirs goes on only with padding, after the same end.
+            assert response[-1] in stops or len(response) == limit
+            assert not any(row[len(response) :])
+            lengths.add(len(response))
     assert min(lengths) < FIRST_LENGTH and max(lengths) == limit
 
 

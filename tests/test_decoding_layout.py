@@ -131,9 +131,8 @@ def test_joined_weights_are_rounded_as_those_alone(rng):
     params["layers"]["q_bias"] += 0.1234567
     decode = partial(decoding_params, cfg=cfg, dtype=jnp.float32, unrolled=True)
     found, expected = round_params(decode(params), cfg, 4), round_params(params, cfg, 4)
-    (expected,) = layer_stacks(expected)
-    assert not np.array_equal(expected["q"], params["layers"]["q"])
-    expected = decode({**params, "layers": expected})
+    assert not np.array_equal(expected["layers"]["q"], params["layers"]["q"])
+    expected = decode(expected)
     for a, b in zip(layer_stacks(found), layer_stacks(expected), strict=True):
         for name, leaf in b.items():
             np.testing.assert_array_equal(a[name], leaf, err_msg=name)
@@ -142,7 +141,7 @@ def test_joined_weights_are_rounded_as_those_alone(rng):
 # --- the attention kernel -------------------------------------------------------------------
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(st.data())
 def test_the_kernel_equals_decode_attention(data):
     """Whatever is written behind the newest token, which is never read."""

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pmc_jax.model import ModelConfig, decay_mask, layer_stacks, parts_of
+from pmc_jax.model import ModelConfig, decay_mask, map_stacks, parts_of
 from pmc_jax.model.specs import Params
 
 BLOCK = 64
@@ -29,13 +29,12 @@ def round_params(params: Params, cfg: ModelConfig, bits: int) -> Params:
 
     That is what the common 8-bit and 4-bit formats round.
     """
-
     is_matrix = decay_mask(cfg)["layers"]
 
     def one(name: str, leaf: Array) -> Array:
         return round_weights(leaf, bits) if is_matrix[parts_of(name)[0]] else leaf
 
-    stacks = [
-        {name: one(name, leaf) for name, leaf in stack.items()} for stack in layer_stacks(params)
-    ]
-    return {**params, "layers": tuple(stacks)}
+    def change(stack: Params) -> Params:
+        return {name: one(name, leaf) for name, leaf in stack.items()}
+
+    return map_stacks(change, params)

@@ -34,7 +34,7 @@ from pmc_jax.model.specs import (
     param_count,
     param_specs,
 )
-from pmc_jax.model.stacks import decoding_params, layer_stacks, parts_of
+from pmc_jax.model.stacks import decoding_params, layer_stacks, map_stacks, parts_of
 
 __all__ = [
     "MESH_AXES",
@@ -62,6 +62,7 @@ __all__ = [
     "layer_states",
     "logits",
     "make_mesh",
+    "map_stacks",
     "mesh_layout",
     "negative_log_likelihood",
     "on_mesh",

@@ -1,7 +1,7 @@
 """How the layers' weights lie: all in one stack, or as it is best to decode with them."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -20,6 +20,13 @@ def layer_stacks(params: Params) -> tuple[Params, ...]:
     """The layers' weights: one stack of all of them, or several that follow one another."""
     layers = params["layers"]
     return layers if isinstance(layers, tuple) else (layers,)
+
+
+def map_stacks(change: Callable[[Params], Params], params: Params) -> Params:
+    """`params` with every stack changed."""
+    layers = params["layers"]
+    changed = tuple(map(change, layers)) if isinstance(layers, tuple) else change(layers)
+    return {**params, "layers": changed}
 
 
 def joined_name(names: Sequence[str]) -> str:
