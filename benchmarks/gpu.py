@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import yaml
-from decode_time import CONTAINERS, KINDS, OTHER, events, kind_of, kinds_of
+from operations import CONTAINERS, KINDS, OTHER, events, kind_of, kinds_of
 
 from convert.families import family_of
 from pmc_jax.compilation import keep_compiled
@@ -48,7 +48,9 @@ TRAINED = ("llama3_2_3b", "llama3_2_1b", "phi_1_5", "tiny")
 BATCHES = {"phi_1_5": (16, 4), "tiny": (2, 2)}
 """Questions in a micro-batch, and micro-batches; of the others (8, 2)."""
 
-ROWS, MIDDLE, SAMPLES, PROMPT = (64, 320, 1280), 320, 20, 96
+ROWS, SAMPLES, PROMPT = (64, 320, 1280), 20, 96
+PUBLISHED_ROWS = 320
+"""Of a step of the published runs: 16 questions times 20 samples, or 64 times 5."""
 ROOM, FIRST, CHUNK = 128, 64, 32
 """Decode steps that the cache has room for, the first of those measured, and their number."""
 MAX_LENGTH, TOKENS = 200, 110
@@ -84,13 +86,23 @@ def seconds(work: Callable[[], Any], repetitions: int = 5) -> float:
 
 
 def ceilings(size: int) -> dict[str, float]:
-    """FLOP/s of bfloat16 products of `size`² matrices, and bytes/s of copies of 2 GB."""
-    a = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16) / size**0.5
-    products = jax.jit(lambda a: jax.lax.fori_loop(0, TURNS, lambda _, x: x @ a, a))
+    """FLOP/s of bfloat16 products of square matrices, and bytes/s of copies of `size`²·256 bytes.
+
+    Of products the best of two sizes: a GPU lowers its clock under many large ones.
+    """
+
+    @jax.jit
+    def products(a: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, TURNS, lambda _, x: x @ a, a)
+
+    def flops(size: int) -> float:
+        a = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16) / size**0.5
+        return TURNS * 2 * size**3 / seconds(lambda: products(a))
+
     source = jnp.ones((size, 64 * size), jnp.float32)
     copies = jax.jit(lambda x: jax.lax.fori_loop(0, TURNS, lambda _, x: x + 1, x))
     return {
-        "flops": TURNS * 2 * size**3 / seconds(lambda: products(a)),
+        "flops": max(flops(size), flops(size // 2)),
         "bytes": TURNS * 2 * source.nbytes / seconds(lambda: copies(source)),
     }
 
@@ -259,20 +271,18 @@ def measure(
 ) -> None:  # fmt: skip
     """All of one model into `own`, which is kept after every part."""
     cfg, parts = TINY if name == "tiny" else model(name), options.parts
-    own["ceilings"] = found
     weights = init_params(jax.random.key(0), cfg, jnp.bfloat16)
     if "decode" in parts:
         params = decoding_params(weights, cfg, "bfloat16")
-        own["decode"] = []
         for rows in [40] if name == "tiny" else options.rows:
-            own["decode"].append(decode(cfg, params, rows, found))
-            show_decode(name, own["decode"][-1])
+            row = decode(cfg, params, rows, found)
+            own.setdefault("decode", {})[str(row["rows"])] = {**row, "ceilings": found}
+            show_decode(name, row)
             keep()
         del params
     del weights
     questions, accumulation = BATCHES.get(name, (8, 2))
     if "train" in parts and name in TRAINED:
-        own["train"] = {}
         for count in dict.fromkeys((1, accumulation)):
             for remat in options.remat:
                 label = f"{count}x{questions * accumulation // count} {remat}"
@@ -280,7 +290,7 @@ def measure(
                     row = train(cfg, questions * accumulation // count, count, remat, found)
                 except jax.errors.JaxRuntimeError as error:
                     row = {"refused": str(error).splitlines()[0]}
-                own["train"][label] = row
+                own.setdefault("train", {})[label] = {**row, "ceilings": found}
                 show_train(name, label, row)
                 keep()
     show_run(name, own, VISITS.get(name, 30 * 400) // (questions * accumulation))
@@ -289,7 +299,7 @@ def measure(
 def show_run(name: str, own: dict[str, Any], count: int) -> None:
     """What the published run would take, if both halves of a step are known."""
     steps = [r["step_seconds"] for r in own.get("train", {}).values() if "step_seconds" in r]
-    sampled = next((row for row in own.get("decode", []) if row["rows"] >= MIDDLE), None)
+    sampled = own.get("decode", {}).get(str(PUBLISHED_ROWS))
     if steps and sampled:
         one = sampled["prefill_seconds"] + ANSWER_TOKENS * sampled["step_seconds"] + min(steps)
         print(

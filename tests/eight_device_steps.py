@@ -21,6 +21,7 @@ from pmc_jax.model import (
     decoding_params,
     init_params,
     init_suffix,
+    layer_stacks,
     make_mesh,
     on_mesh,
     param_shardings,
@@ -158,21 +159,25 @@ def check_narrow(kv_heads: int, data: int, model_axis: int) -> dict[str, object]
     }
 
 
-def decode_collectives(cfg: ModelConfig, mesh) -> tuple[list, bool, float]:
-    """A decode step's collectives, whether its cache stays in place, and a device's part of it."""
+def decode_collectives(
+    cfg: ModelConfig, mesh, unrolled: bool = False
+) -> tuple[list, bool, float, np.ndarray]:
+    """A decode step's collectives, whether its cache stays in place, a device's part of it, and
+    the logits."""
     params = jax.device_put(init_params(jax.random.key(0), cfg), param_shardings(cfg, mesh))
-    params = decoding_params(params, cfg, "float32")
+    params = decoding_params(params, cfg, "float32", unrolled=unrolled)
     tokens = jnp.ones((16, 12), jnp.int32)
     _, prefix = jax.jit(prefill, static_argnames="cfg")(params, tokens, tokens > 0, cfg=cfg)
     suffix = jax.jit(init_suffix, static_argnums=(1, 2))(prefix, 5, 8)
     step = jax.jit(decode_step, static_argnames="cfg")
     arguments = (params, tokens[:, :5], jnp.int32(0), prefix, suffix)
     text = step.lower(*arguments, cfg=cfg).compile().as_text()
-    _, after = step(*arguments, cfg=cfg)
-    (k,), (new_k,), (new_v,) = suffix.k, after.k, after.v
-    kept = places([new_k, new_v], [k.sharding] * 2)
+    logits, after = step(*arguments, cfg=cfg)
+    k, stacks = suffix.k[0], len(layer_stacks(params))
+    assert stacks == (cfg.num_layers if unrolled else 1)
+    kept = places([*after.k, *after.v], [k.sharding] * 2 * stacks)
     part = math.prod(k.sharding.shard_shape(k.shape)) / k.size
-    return collectives(text), kept, part
+    return collectives(text), kept, part, np.asarray(logits)
 
 
 def check(kv_heads: int, data: int, model_axis: int, expected) -> dict[str, object]:
@@ -180,7 +185,8 @@ def check(kv_heads: int, data: int, model_axis: int, expected) -> dict[str, obje
     cfg, mesh = model(kv_heads), make_mesh(data, model_axis)
     with on_mesh(mesh):
         state, loss, train = train_state(cfg, mesh)
-        decode, kept, part = decode_collectives(cfg, mesh)
+        decode, *cache, logits = decode_collectives(cfg, mesh)
+        unrolled, *own_cache, own_logits = decode_collectives(cfg, mesh, unrolled=True)
     shardings = param_shardings(cfg, mesh)
     adam = state.opt_state[0]
     one, loss_of_one, method_results = expected
@@ -199,8 +205,12 @@ def check(kv_heads: int, data: int, model_axis: int, expected) -> dict[str, obje
         "error": max(float(abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs),
         "train": train,
         "decode": decode,
-        "cache_kept": kept,
-        "cache_part": part,
+        "cache": cache,
+        "unrolled": {
+            "decode": unrolled,
+            "cache": own_cache,
+            "error": float(abs(own_logits - logits).max()),
+        },
     }
 
 

@@ -19,12 +19,9 @@ from pmc_jax.evaluation.rounding import BLOCK, round_params
 from pmc_jax.model import (
     ModelConfig,
     decoding_params,
-    forward,
     init_params,
     layer_stacks,
     layer_states,
-    make_mesh,
-    on_mesh,
     parts_of,
 )
 from pmc_jax.model import decode_kernel as kernel_module
@@ -95,19 +92,6 @@ def test_the_first_layers_of_unrolled_weights(rng):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def test_on_a_mesh_unrolled_weights_are_parted_and_not_joined(rng):
-    mesh = make_mesh(1, 1)
-    params = init_params(jax.random.key(0), CFG)
-    tokens, mask = jnp.asarray(rng.integers(0, 97, (2, 7))), jnp.ones((2, 7), bool)
-    run = jax.jit(partial(forward, cfg=CFG))
-    with on_mesh(mesh):
-        unrolled = decoding_params(params, CFG, jnp.float32, unrolled=True)
-        assert set(layer_stacks(unrolled)[0]) == set(params["layers"])
-        found = run(unrolled, tokens, positions_of(mask), mask)
-    expected = run(params, tokens, positions_of(mask), mask)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-
-
 def test_weights_are_unrolled_on_gpus_only(monkeypatch):
     params = init_params(jax.random.key(0), CFG)
     assert len(layer_stacks(decoding_params(params, CFG, jnp.float32))) == 1
@@ -153,9 +137,11 @@ def test_the_kernel_equals_decode_attention(data):
     window = pick(None, 0, 5, 40, 200)
     together = pick(None, *range(1, samples + 1))
     softcap = pick(None, 2.0)
+    on_gpu = jax.default_backend() == "gpu"  # where the kernel is compiled, float32 is rounded
+    dtype = pick(jnp.bfloat16) if on_gpu else pick(jnp.float32, jnp.bfloat16)
 
     def some(*shape: int) -> jax.Array:
-        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+        return jnp.asarray(rng.normal(size=shape), dtype)
 
     q = some(batch, samples, kv_heads * per_head, head_dim)
     prefix = [some(batch, kv_heads, prompt, head_dim) for _ in range(2)]
@@ -165,11 +151,16 @@ def test_the_kernel_equals_decode_attention(data):
     behind = [x.at[..., step + 1 :, :].set(jnp.nan) for x in suffix]
     rest = (jnp.int32(step), None if window is None else jnp.int32(window))
     scales = {"scale": head_dim**-0.5, "softcap": softcap}
-    expected = decode_attention(q, *prefix, mask, *suffix, *rest, **scales)
+    wide_q, *wide = (x.astype(jnp.float32) for x in (q, *prefix, *suffix))
+    with jax.default_matmul_precision("highest"):
+        expected = decode_attention(wide_q, *wide[:2], mask, *wide[2:], *rest, **scales)
     found = decode_kernel(
-        q, *prefix, mask, *behind, *rest, **scales, together=together, interpret=True
+        q, *prefix, mask, *behind, *rest, **scales, together=together, interpret=not on_gpu
     )
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+    assert found.dtype == dtype
+    difference = jnp.linalg.norm(found.astype(jnp.float32) - expected)
+    tolerance = 1e-2 if dtype == jnp.bfloat16 else 1e-6
+    assert difference <= tolerance * jnp.linalg.norm(expected)
 
 
 def test_decoding_with_the_kernel_samples_the_same(monkeypatch):

@@ -103,17 +103,23 @@ def test_weights_are_gathered_one_layer_at_a_time(steps, layout):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_decoding_moves_neither_weights_nor_cache(steps, layout):
-    """Only sums of partial products, over "model", and they have the hidden state's size."""
+    """Only sums of partial products, over "model", and they have the hidden state's size.
+
+    With all layers in one stack, and with one stack a layer, which give the same logits.
+    """
     data, model = int(layout[0]), int(layout[2])
-    found = steps[f"4 {layout}"]
-    assert {(kind, *shape) for kind, shape, _ in found["decode"]} <= {
-        ("all-reduce", 16 // data, 5, 128),
-        ("all-reduce", 16 // data * 5, 128),  # tokens along one axis
-    }
-    assert bool(found["decode"]) == (model > 1)
-    assert found["cache_kept"]
-    # Four heads cannot be shared by eight: then every device has all of them.
-    assert found["cache_part"] == (1 / 8 if model < 8 else 1)
+    step = steps[f"4 {layout}"]
+    for found in (step, step["unrolled"]):
+        assert {(kind, *shape) for kind, shape, _ in found["decode"]} <= {
+            ("all-reduce", 16 // data, 5, 128),
+            ("all-reduce", 16 // data * 5, 128),  # tokens along one axis
+        }
+        assert bool(found["decode"]) == (model > 1)
+        kept, part = found["cache"]
+        assert kept
+        # Four heads cannot be shared by eight: then every device has all of them.
+        assert part == (1 / 8 if model < 8 else 1)
+    assert step["unrolled"]["error"] < 1e-5
 
 
 @pytest.mark.slow

@@ -27,7 +27,9 @@ def round_weights(weights: Float[Array, "*shape"], bits: int) -> Float[Array, "*
 def round_params(params: Params, cfg: ModelConfig, bits: int) -> Params:
     """The layers' weight matrices rounded to `bits`; norms, biases and embeddings stay.
 
-    That is what the common 8-bit and 4-bit formats round.
+    That is what the common 8-bit and 4-bit formats round. Weights that lie side by side (`joined`)
+    are rounded as those alone if a row of each has a multiple of `BLOCK` weights, as in all
+    published models.
     """
     is_matrix = decay_mask(cfg)["layers"]
 

@@ -3,7 +3,7 @@
 Both hold one array for each stack of layers that the weights are in (`layer_stacks`).
 """
 
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from pmc_jax.model.sharding import constrain
+
+Part = TypeVar("Part")
 
 
 @struct.dataclass
@@ -55,8 +57,8 @@ def init_suffix(prefix: PrefixCache, samples: int, length: int) -> SuffixCache:
     return place_suffix(SuffixCache(k=k, v=v))
 
 
-def place_suffix(suffix: Any) -> Any:
-    """The same cache, or part of it, parted over the mesh by prompts and heads."""
+def place_suffix(suffix: Part) -> Part:
+    """The same cache, or stacks of it, parted over the mesh by prompts and heads."""
     axes = ("layers", "batch", None, "kv_heads", None, None)
     return jax.tree.map(lambda x: constrain(x, *axes), suffix)
 

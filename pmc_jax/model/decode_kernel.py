@@ -23,12 +23,20 @@ KEYS = 64
 ENOUGH_PROGRAMS = 256
 """About two for every processor of a large GPU: fewer leave some without work."""
 
-LEAST_ROWS, MOST_TOGETHER = 16, 8
-"""Rows that the smallest product of a GPU's matrix units has; most samples to a program."""
+LEAST_ROWS = 16
+"""Rows that the smallest product of a GPU's matrix units has."""
 
-HEAD_DIMS, MOST_ELEMENTS, LEAST_CAPABILITY = (16, 32, 64, 128, 256), 2**31, 8.0
-"""Where there is a kernel: head dimensions, fewer elements of an array than 32-bit offsets reach,
-and GPUs that Triton compiles for."""
+MOST_TOGETHER = 8
+"""Most samples to a program, which reads them one after another."""
+
+HEAD_DIMS = (16, 32, 64, 128, 256)
+"""Those that Triton has blocks of."""
+
+MOST_ELEMENTS = 2**31
+"""Elements of an array that 32-bit offsets reach."""
+
+LEAST_CAPABILITY = 8.0
+"""Compute capability of the oldest GPUs that Triton compiles for."""
 
 
 def compute_capability(device: Any) -> float:
@@ -37,7 +45,7 @@ def compute_capability(device: Any) -> float:
     return float(found) if found[:1].isdigit() else 0.0
 
 
-def has_kernel(q: Array, suffix: Array) -> bool:
+def has_kernel(q: Array, *caches: Array) -> bool:
     """Whether there is a kernel for such queries and keys where the program will run."""
     return (
         triton is not None
@@ -46,7 +54,7 @@ def has_kernel(q: Array, suffix: Array) -> bool:
         and jax.sharding.get_abstract_mesh().empty
         and q.dtype in (jnp.bfloat16, jnp.float16)
         and q.shape[-1] in HEAD_DIMS
-        and suffix.size < MOST_ELEMENTS
+        and max(cache.size for cache in caches) < MOST_ELEMENTS
     )
 
 
@@ -140,7 +148,7 @@ def decode_kernel(
     together: int | None = None,
     interpret: bool = False,
 ) -> Float[Array, "batch samples heads head_dim"]:
-    """`decode_attention` for prompts that are padded on the left.
+    """`decode_attention`, for prompts that are padded on the left; where `has_kernel` says so.
 
     `together` samples of a prompt share a program, and with it the reading of the prompt's
     keys and values; None: as `samples_together` has it.

@@ -168,20 +168,20 @@ def _height(stack: Any) -> int:
 
 
 def _layers(
-    params: Params, cfg: ModelConfig, most: int | None = None
+    params: Params, cfg: ModelConfig, layers: int | None = None
 ) -> list[tuple[Params, Array | None]]:
     """What the scan over each stack reads: weights, and windows if there are any.
 
-    Of the first `most` layers only, if it is given.
+    Of the first `layers` only, if it is given.
     """
     first, found = 0, []
-    last = cfg.num_layers if most is None else most
+    count = cfg.num_layers if layers is None else layers
     for whole in layer_stacks(params):
-        stack = jax.tree.map(operator.itemgetter(slice(last - first)), whole)
+        stack = jax.tree.map(operator.itemgetter(slice(count - first)), whole)
         windows = cfg.windows[first:][: _height(stack)]
         found.append((stack, jnp.asarray(windows, jnp.int32) if windows else None))
         first += _height(stack)
-        if first == last:
+        if first == count:
             break
     return found
 
@@ -330,7 +330,7 @@ def decode_step(
         def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
             new_k, new_v = write(suffix_k, k), write(suffix_v, v)
             own_k, own_v = new_k[index], new_v[index]
-            attention = decode_kernel if has_kernel(q, own_k) else decode_attention
+            attention = decode_kernel if has_kernel(q, prefix_k, own_k) else decode_attention
             mixed = attention(
                 q, prefix_k, prefix_v, prefix.mask, own_k, own_v, step, window,
                 scale=attention_scale(cfg), softcap=cfg.attention_softcap,
