@@ -34,6 +34,7 @@ from pmc_jax.model import (
     init_suffix,
     prefill,
 )
+from pmc_jax.model.attention import decode_attention
 from pmc_jax.model.specs import Params
 
 # By its name, since the package has a function that is called so, too.
@@ -58,7 +59,7 @@ def shape_of(name: str) -> tuple[ModelConfig, Any]:
     return sampling.shape_of(name), jnp.float32
 
 
-# --- attention, in place of `decode_attention` ----------------------------------------------
+# --- attention, in place of the best ----------------------------------------------
 
 
 def multiplied(  # type: ignore[no-untyped-def]
@@ -114,17 +115,16 @@ def halves(x: Array, count: int) -> tuple[Array, Array]:
 
 def variants(device: str, vocab: int) -> dict[str, dict[str, Any]]:
     """By name: how `decoded` differs from the library's loop, and what is patched to trace it."""
-    no_kernel = (forward, "has_kernel", lambda *_: False)
     attention = {"multiplied and summed": multiplied, "prompts copied": copied("xla")}
     if device == "gpu":
-        attention |= {CUDNN: copied("cudnn"), "by XLA": forward.decode_attention}
+        attention |= {CUDNN: copied("cudnn"), "by XLA": decode_attention}
     if vocab < nucleus.LARGE_VOCABULARY:
         other_top_k = {"top-k: by blocks": [(nucleus, "LARGE_VOCABULARY", 0)]}
     else:
         other_top_k = {"top-k: at once": [(nucleus, "LARGE_VOCABULARY", vocab + 1)]}
     patched = {
         **{
-            f"attention: {name}": [no_kernel, (forward, "decode_attention", work)]
+            f"attention: {name}": [(forward, "best_decode_attention", lambda *_, work=work: work)]
             for name, work in attention.items()
         },
         **other_top_k,

@@ -1,6 +1,7 @@
 """What GPUs decode with, on a CPU: unrolled and joined weights, and the attention kernel."""
 
 import importlib
+import sys
 from functools import partial
 from types import SimpleNamespace
 
@@ -24,14 +25,14 @@ from pmc_jax.model import (
     layer_states,
     parts_of,
 )
-from pmc_jax.model import decode_kernel as kernel_module
-from pmc_jax.model.attention import decode_attention
-from pmc_jax.model.decode_kernel import (
+from pmc_jax.model import attention as attention_module
+from pmc_jax.model.attention import (
+    best_decode_attention,
     compute_capability,
-    decode_kernel,
+    decode_attention,
     has_kernel,
-    samples_together,
 )
+from pmc_jax.model.decode_kernel import decode_kernel, samples_together
 
 # By its name, since the package has a function that is called so, too.
 forward_module = importlib.import_module("pmc_jax.model.forward")
@@ -173,8 +174,7 @@ def test_decoding_with_the_kernel_samples_the_same(monkeypatch):
         used.append(True)
         return decode_kernel(*args, **options, interpret=True)
 
-    monkeypatch.setattr(forward_module, "has_kernel", lambda *_: True)
-    monkeypatch.setattr(forward_module, "decode_kernel", interpreted)
+    monkeypatch.setattr(forward_module, "best_decode_attention", lambda *_: interpreted)
     jax.clear_caches()
     assert sampled(params, CFG, "float32") == expected
     assert used
@@ -191,15 +191,16 @@ def test_where_there_is_a_kernel(monkeypatch):
     assert not has_kernel(q.astype(jnp.float32), keys)
     assert not has_kernel(q[..., :48], keys)
     with monkeypatch.context() as patch:
-        patch.setattr(kernel_module, "MOST_ELEMENTS", keys.size)
+        patch.setattr(attention_module, "MOST_ELEMENTS", keys.size)
         assert not has_kernel(q, keys)
     for capability in ("7.5", "gfx942", None):
         gpu.compute_capability = capability
         assert not has_kernel(q, keys), capability
-    gpu.compute_capability = "8.0"
-    monkeypatch.setattr(kernel_module, "triton", None)
-    assert not has_kernel(q, keys)
     assert compute_capability(object()) == 0
+    gpu.compute_capability = "8.0"
+    assert best_decode_attention(q, keys) is decode_kernel
+    monkeypatch.setitem(sys.modules, "pmc_jax.model.decode_kernel", None)  # fails to import
+    assert best_decode_attention(q, keys) is decode_attention
 
 
 @given(st.integers(1, 4096), st.integers(1, 64), st.integers(1, 20))

@@ -14,6 +14,9 @@ from jaxtyping import Array, Float, Int, Key
 SMALL_TOP_K = 128
 """Up to here `lax.top_k` is cheaper than bisection over the whole vocabulary."""
 
+TOP_K_PARTS = 4
+"""Parts of the rows whose largest logits a CPU looks for side by side."""
+
 LARGE_VOCABULARY, TOP_BLOCK = 16_384, 32
 """From this size on, `largest` looks at blocks of so many tokens first."""
 
@@ -73,7 +76,14 @@ def largest(
 
 
 def _top_k(x: Float[Array, "*batch size"], count: int) -> tuple[Array, Array]:
-    values, places = jax.lax.top_k(x, count)
+    """`lax.top_k`, by parts of the rows on a CPU, which takes one core for each."""
+    rows = x.reshape(-1, x.shape[-1])
+    on_one_cpu = jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().empty
+    parts = min(TOP_K_PARTS if on_one_cpu else 1, max(len(rows), 1))
+    found = [jax.lax.top_k(part, count) for part in jnp.array_split(rows, parts)]
+    values, places = (
+        jnp.concatenate(own).reshape(*x.shape[:-1], count) for own in zip(*found, strict=True)
+    )
     # Without the barrier XLA takes part of the result only, and sorts all of x for it. One
     # around both results would crash its compilation for a mesh.
     return jax.lax.optimization_barrier(values), places

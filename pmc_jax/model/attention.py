@@ -4,11 +4,23 @@
 `window` w > 0 hides the positions w and more before the query.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pmc_jax.model.products import wide_einsum
+
+HEAD_DIMS = (16, 32, 64, 128, 256)
+"""Those that Triton has blocks of."""
+
+MOST_ELEMENTS = 2**31
+"""Elements of an array that 32-bit offsets reach."""
+
+LEAST_CAPABILITY = 8.0
+"""Compute capability of the oldest GPUs that Triton compiles for."""
 
 Segments = Bool[Array, "batch time"] | Int[Array, "batch time"]
 """Which sequence of its row a token belongs to; 0 at padding.
@@ -95,3 +107,32 @@ def decode_attention(
     mixed = jnp.einsum("bnhgs,bhsd->bnhgd", (prefix / total).astype(q.dtype), prefix_v)
     mixed += jnp.einsum("bnhgt,bnhtd->bnhgd", (suffix / total).astype(q.dtype), suffix_v)
     return mixed.reshape(batch, samples, heads, head_dim)
+
+
+def compute_capability(device: Any) -> float:
+    """That of an NVIDIA GPU; 0 of other devices."""
+    found = str(getattr(device, "compute_capability", ""))
+    return float(found) if found[:1].isdigit() else 0.0
+
+
+def has_kernel(q: Array, *caches: Array) -> bool:
+    """Whether there is a kernel for such queries and keys where the program will run."""
+    return (
+        jax.default_backend() == "gpu"
+        and compute_capability(jax.devices()[0]) >= LEAST_CAPABILITY
+        and jax.sharding.get_abstract_mesh().empty
+        and q.dtype in (jnp.bfloat16, jnp.float16)
+        and q.shape[-1] in HEAD_DIMS
+        and max(cache.size for cache in caches) < MOST_ELEMENTS
+    )
+
+
+def best_decode_attention(q: Array, *caches: Array) -> Callable[..., Array]:
+    """`decode_attention`, or the kernel that computes the same where there is one."""
+    if not has_kernel(q, *caches):
+        return decode_attention
+    try:  # only here, since Pallas takes half a second to import
+        from pmc_jax.model.decode_kernel import decode_kernel
+    except ImportError:  # JAX has announced that it will remove Pallas' Triton
+        return decode_attention
+    return decode_kernel

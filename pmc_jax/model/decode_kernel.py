@@ -10,12 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, Int
-
-try:
-    from jax.experimental.pallas import triton
-except ImportError:  # JAX has announced that it will be removed
-    triton = None  # type: ignore[assignment]
 
 KEYS = 64
 """Keys that are read at a time."""
@@ -28,34 +24,6 @@ LEAST_ROWS = 16
 
 MOST_TOGETHER = 8
 """Most samples to a program, which reads them one after another."""
-
-HEAD_DIMS = (16, 32, 64, 128, 256)
-"""Those that Triton has blocks of."""
-
-MOST_ELEMENTS = 2**31
-"""Elements of an array that 32-bit offsets reach."""
-
-LEAST_CAPABILITY = 8.0
-"""Compute capability of the oldest GPUs that Triton compiles for."""
-
-
-def compute_capability(device: Any) -> float:
-    """That of an NVIDIA GPU; 0 of other devices."""
-    found = str(getattr(device, "compute_capability", ""))
-    return float(found) if found[:1].isdigit() else 0.0
-
-
-def has_kernel(q: Array, *caches: Array) -> bool:
-    """Whether there is a kernel for such queries and keys where the program will run."""
-    return (
-        triton is not None
-        and jax.default_backend() == "gpu"
-        and compute_capability(jax.devices()[0]) >= LEAST_CAPABILITY
-        and jax.sharding.get_abstract_mesh().empty
-        and q.dtype in (jnp.bfloat16, jnp.float16)
-        and q.shape[-1] in HEAD_DIMS
-        and max(cache.size for cache in caches) < MOST_ELEMENTS
-    )
 
 
 def _attend(

@@ -16,13 +16,12 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from pmc_jax.model.attention import (
     Segments,
+    best_decode_attention,
     causal_attention,
-    decode_attention,
     segment_lengths,
 )
 from pmc_jax.model.cache import PrefixCache, SuffixCache, place_prefix, place_suffix
 from pmc_jax.model.config import ModelConfig
-from pmc_jax.model.decode_kernel import decode_kernel, has_kernel
 from pmc_jax.model.gradients import opened
 from pmc_jax.model.products import wide_einsum
 from pmc_jax.model.rope import rope_tables, rotate
@@ -330,8 +329,7 @@ def decode_step(
         def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
             new_k, new_v = write(suffix_k, k), write(suffix_v, v)
             own_k, own_v = new_k[index], new_v[index]
-            attention = decode_kernel if has_kernel(q, prefix_k, own_k) else decode_attention
-            mixed = attention(
+            mixed = best_decode_attention(q, prefix_k, own_k)(
                 q, prefix_k, prefix_v, prefix.mask, own_k, own_v, step, window,
                 scale=attention_scale(cfg), softcap=cfg.attention_softcap,
             )  # fmt: skip
