@@ -67,10 +67,9 @@ def test_bucket_rows_is_the_next_of_its_series():
 
 @given(lengths.filter(len), st.integers(WIDTH, 400))
 def test_a_row_holds_the_longest_and_some_of_mean_length(found, most):
-    for shards, widest in ((1, 2 * most), (2, most), (8, most)):
-        width = row_width(found, most, shards)
-        assert max(found) <= width <= widest
-        assert width == widest or width >= 4 * (sum(found) // len(found))
+    width = row_width(found, most)
+    assert max(found) <= width <= 2 * most
+    assert width == 2 * most or width >= 4 * (sum(found) // len(found))
 
 
 @settings(deadline=None)

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int, Key
 SMALL_TOP_K = 128
 """Up to here `lax.top_k` is cheaper than bisection over the whole vocabulary."""
 
-TOP_K_PARTS = 4
-"""Parts of the rows whose largest logits a CPU looks for side by side."""
+TOP_K_PARTS = 2
+"""Parts of the rows whose largest logits a CPU looks for side by side; of 2 to 8 the fastest."""
 
 LARGE_VOCABULARY, TOP_BLOCK = 16_384, 32
 """From this size on, `largest` looks at blocks of so many tokens first."""

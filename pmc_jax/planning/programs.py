@@ -20,7 +20,7 @@ from pmc_jax.model.specs import Params
 from pmc_jax.planning.compiled import collectives, matmul_flops
 from pmc_jax.training.batch import BatchConfig
 from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from pmc_jax.training.packing import widest_row
+from pmc_jax.training.packing import LONGEST_PER_ROW
 from pmc_jax.training.step import TrainState, abstract_state, make_train_step
 from pmc_jax.unlearning import LossRows
 from pmc_jax.unlearning.config import PMCConfig
@@ -151,8 +151,8 @@ def _compile(
 def loss_rows(job: Job) -> LossRows:
     """The rows of an optimizer step, all sequences as long as they may be."""
     sequences = job.batch.batch_size * (1 + job.pmc.retain_per_forget)
-    width = widest_row(job.batch.max_length, job.data)
-    rows = bucket_rows(-(-sequences // (width // job.batch.max_length)))
+    rows = bucket_rows(-(-sequences // LONGEST_PER_ROW))
+    width = LONGEST_PER_ROW * job.batch.max_length
     shape = (job.batch.accumulation, -(-rows // job.data) * job.data, width)
 
     def make() -> LossRows:

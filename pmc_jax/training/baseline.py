@@ -125,8 +125,7 @@ def method_batch(run: BaselineRun, step: int, questions: Sequence[int]) -> Metho
         for pairs in kinds
     )
     lengths = [len(p) + len(a) for p, a in (*answers, *preferred, *retain)]
-    width = row_width(lengths, batch.max_length, batch_shards())
-    rows = partial(answer_rows, run, width=width)
+    rows = partial(answer_rows, run, width=row_width(lengths, batch.max_length))
     size, wide = batch.batch_size, run.answer_reference.dtype
     return MethodBatch(
         answers=rows(
@@ -168,9 +167,8 @@ def reference_nll(
             train_sequence(prompt, answer, template.end_id, batch.max_length, template.stop_ids)
             for prompt, answer in pairs[first : first + size]
         ]
-        shards = batch_shards()
-        width = row_width([len(p) + len(a) for p, a in sequences], batch.max_length, shards)
-        rows = packed([sequences], width, shards)
+        width = row_width([len(p) + len(a) for p, a in sequences], batch.max_length)
+        rows = packed([sequences], width, batch_shards())
         arrays = (to_devices(array[0], "batch", None) for array in rows)
         found.append(to_host(summed(params, *arrays))[: len(sequences)])
     return np.concatenate(found) if found else np.zeros(0, jnp.promote_types(dtype, jnp.float32))

@@ -80,8 +80,7 @@ def build_rows(
         train_sequence(prompt, answer, template.end_id, batch.max_length, template.stop_ids)
         for prompt, answer in pairs
     ]
-    shards = batch_shards()
-    width = row_width([len(p) + len(a) for p, a in sequences], batch.max_length, shards)
+    width = row_width([len(p) + len(a) for p, a in sequences], batch.max_length)
     collapse = divided(sequences[: len(questions)], batch.accumulation, batch.batch_size)
     retain = divided(
         sequences[len(questions) :],
@@ -91,7 +90,7 @@ def build_rows(
     rows = packed(
         [[*own, *pairs] for own, pairs in zip(collapse, retain, strict=True)],
         width,
-        shards,
+        batch_shards(),
     )
     collapsing = np.array([len(own) for own in collapse])
     return LossRows(

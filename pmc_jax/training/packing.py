@@ -31,20 +31,14 @@ class PackedRows(NamedTuple):
     loss_mask: Bool[np.ndarray, "parts rows width"]
 
 
-def widest_row(max_length: int, shards: int) -> int:
-    """Most tokens of a row.
+def row_width(lengths: Sequence[int], max_length: int) -> int:
+    """Tokens of a row for sequences of these lengths, of which none is over `max_length`.
 
-    A wide row has less padding, since more sequences fit into one another's gaps; but several
-    `shards` are better filled by more rows.
+    A wide row has less padding, since more sequences fit into one another's gaps.
     """
-    return max_length * (LONGEST_PER_ROW if shards == 1 else 1)
-
-
-def row_width(lengths: Sequence[int], max_length: int, shards: int = 1) -> int:
-    """Tokens of a row for sequences of these lengths, of which none is over `max_length`."""
     longest = max(lengths, default=1)
     typical = sum(lengths) // max(len(lengths), 1)
-    return min(bucket_length(max(longest, PER_ROW * typical)), widest_row(max_length, shards))
+    return min(bucket_length(max(longest, PER_ROW * typical)), LONGEST_PER_ROW * max_length)
 
 
 def first_fit(lengths: Sequence[int], width: int) -> list[list[int]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from pmc_jax.buckets import bucket_length, bucket_rows
 from pmc_jax.decoding.layout import cache_lengths, prompt_rows, shapes
-from pmc_jax.training.packing import PER_ROW, widest_row
+from pmc_jax.training.packing import LONGEST_PER_ROW, PER_ROW
 from pmc_jax.training.pmc_run import PMCRun
 from pmc_jax.training.responses import sample_limit
 
@@ -67,7 +67,7 @@ def training_shapes(run: PMCRun, multiple: int) -> list[tuple[int, int]]:
         *(min(batch.max_length, length) for length in retain),
     )
     widths = {
-        min(width, widest_row(batch.max_length, multiple))
+        min(width, LONGEST_PER_ROW * batch.max_length)
         for width in buckets_between(PER_ROW * shortest, PER_ROW * longest)
     }
     visited = len(prompts) % batch.questions_per_step or batch.questions_per_step
