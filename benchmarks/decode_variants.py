@@ -106,13 +106,6 @@ def copied(implementation: str) -> Callable[..., Array]:
 # --- the whole ------------------------------------------------------------------------------
 
 
-def halves(x: Array, count: int) -> tuple[Array, Array]:
-    """Top-k of the first and of the last prompts' rows, which could run side by side."""
-    found = [jax.lax.top_k(part, count) for part in jnp.array_split(x, 2)]
-    values, places = (jnp.concatenate(parts) for parts in zip(*found, strict=True))
-    return jax.lax.optimization_barrier(values), places
-
-
 def variants(device: str, vocab: int) -> dict[str, dict[str, Any]]:
     """By name: how `decoded` differs from the library's loop, and what is patched to trace it."""
     attention = {"multiplied and summed": multiplied, "prompts copied": copied("xla")}
@@ -128,7 +121,7 @@ def variants(device: str, vocab: int) -> dict[str, dict[str, Any]]:
             for name, work in attention.items()
         },
         **other_top_k,
-        "top-k: two halves": [(nucleus, "_top_k", halves)],
+        "top-k: all rows at once": [(nucleus, "TOP_K_PARTS", 1)],
         "top-k: bisection": [(nucleus, "SMALL_TOP_K", 0)],
     }
     unrolled = device == "gpu"  # as it is
