@@ -88,7 +88,7 @@ def seconds(work: Callable[[], Any], repetitions: int = 5) -> float:
 def ceilings(size: int) -> dict[str, float]:
     """FLOP/s of bfloat16 products of square matrices, and bytes/s of copies of `size`²·256 bytes.
 
-    Of products the best of two sizes: a GPU lowers its clock under many large ones.
+    Of products the best of two sizes: long series of large ones have been slower than smaller ones.
     """
 
     @jax.jit
