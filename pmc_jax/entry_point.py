@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pmc_jax.compilation import keep_compiled
+from pmc_jax.compilation import compile_sooner_on_cpus, keep_compiled
 from pmc_jax.config import check_values, config_directory
 from pmc_jax.errors import Stopped, UserError
 from pmc_jax.processes import end_all, is_first, several
@@ -126,6 +126,7 @@ def entry_point(task: Callable[[Any], None], name: str, schema: type) -> Callabl
                 print(f"error: {error}", file=sys.stderr)
                 sys.exit(2)
         keep_compiled()
+        compile_sooner_on_cpus()
         if gc.get_freeze_count() == 0:
             # What is imported stays for good; full collections would walk over it time and again.
             gc.freeze()

@@ -1,11 +1,13 @@
 """The measures against hand-computed values and `rouge_score`."""
 
+import jax
 import numpy as np
 import pytest
+from examined import FORGET, NEW_TOKENS, hf_answer, recall
 from rouge_score import rouge_scorer
 
 from pmc_jax.data.rows import EvaluationRow
-from pmc_jax.evaluation import Answer, Evaluation, EvaluationConfig, measures
+from pmc_jax.evaluation import Answer, Evaluation, EvaluationConfig, evaluate, measures, quality
 from pmc_jax.evaluation.quality import (
     attacked_rows,
     holds_secret,
@@ -101,3 +103,26 @@ def test_answers_in_which_rouge_sees_nothing_are_not_compared():
 )
 def test_degenerate_answers(text, degenerate):
     assert is_degenerate(text) is degenerate
+
+
+def test_sets_are_decoded_together_and_told_apart(respondent, reference):
+    """Each row once a set, in few shapes; answers, scores and order as if sets came one by one."""
+    here, there, who = FORGET
+    sets = {"forget": [who, here, who], "retain": [there, here], "world_facts": []}
+    batches = []
+    cfg = EvaluationConfig(NEW_TOKENS, attack_samples=0)
+    found = evaluate(
+        respondent, sets, cfg, jax.random.key(0), lambda *batch: batches.append(batch[0])
+    )
+    assert batches == [4] and found.sampled == []
+    assert list(found.greedy) == list(sets)
+    for name, rows in sets.items():
+        texts = [hf_answer(reference, row) for row in rows]
+        told = [(a.set, a.id, a.text, a.rouge) for a in found.greedy[name]]
+        assert told == [
+            (name, row.id, text, recall(row, text)) for row, text in zip(rows, texts, strict=True)
+        ]
+    rows = quality(respondent, sets, cfg, jax.random.key(0))["answers"]
+    assert [(row["set"], row["id"]) for row in rows] == [
+        ("forget", 2), ("forget", 0), ("retain", 1), ("retain", 0),
+    ]  # fmt: skip

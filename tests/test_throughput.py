@@ -1,5 +1,7 @@
 """Speeds in the log against closed forms, and where compiled programs are kept."""
 
+import importlib.util
+import os
 import time
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from pmc_jax.compilation import (
     MIN_SECONDS,
     cache_directory,
     compile_seconds,
+    compile_sooner_on_cpus,
     covered,
     keep_compiled,
 )
@@ -60,6 +63,31 @@ def test_programs_are_kept_unless_settings_say_otherwise(tmp_path, monkeypatch):
     finally:
         for name, value in former.items():
             jax.config.update(name, value)
+
+
+@pytest.mark.parametrize(
+    ("platforms", "installed", "flags", "expected"),
+    [
+        ("cpu", "jax_plugins", "", "--xla_backend_optimization_level=1"),
+        (None, None, "--xla_dump_to=x", "--xla_dump_to=x --xla_backend_optimization_level=1"),
+        (None, "jax_plugins", "", ""),
+        ("cuda,cpu", None, "", ""),
+        ("cpu", "libtpu", "", ""),
+        ("cpu", None, "--xla_backend_optimization_level=3", "--xla_backend_optimization_level=3"),
+    ],
+)
+def test_only_cpus_get_programs_that_compile_sooner(
+    platforms, installed, flags, expected, monkeypatch
+):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == installed or None)
+    former = jax.config.jax_platforms
+    jax.config.update("jax_platforms", platforms)
+    try:
+        compile_sooner_on_cpus()
+    finally:
+        jax.config.update("jax_platforms", former)
+    assert os.environ["XLA_FLAGS"] == expected
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=8))

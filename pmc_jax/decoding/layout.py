@@ -22,16 +22,15 @@ def shapes(
     """The (groups, slots) in which up to `prompts` · `samples` rows are decoded, largest first.
 
     In a `wave`, not 0, no prompt has more rows than that at a time. If they are to be compact,
-    each has about half the rows of the one before it. Slots go first, so that what is left of
-    many prompts finds room; then groups.
+    each has about a quarter of the rows of the one before it: every one is a compilation. Slots
+    go first, so that what is left of many prompts finds room; then groups.
     """
-    found = [(prompts, min(wave or samples, samples))]
-    while compact and (rows := found[-1][0] * found[-1][1]) > MIN_ROWS:
-        groups, slots = found[-1]
-        halved = (groups, -(-slots // 2)) if slots > 1 else (-(-groups // 2), 1)
-        if halved[0] * halved[1] == rows:
-            break
-        found.append(halved)
+    groups, slots = prompts, min(wave or samples, samples)
+    found = [(groups, slots)]
+    while compact and groups * slots > MIN_ROWS:
+        for _ in range(2):
+            groups, slots = (groups, -(-slots // 2)) if slots > 1 else (-(-groups // 2), 1)
+        found.append((groups, slots))
     return found
 
 

@@ -60,7 +60,7 @@ def generated(x: Examination, name: str, rows: Sequence[EvaluationRow]) -> list[
     """The model's greedy answers."""
     cfg = x.evaluation
     found = answers(
-        x.respondent, name, rows, Sampling(temperature=0.0),
+        x.respondent, [(name, row) for row in rows], Sampling(temperature=0.0),
         jax.random.fold_in(x.key, GREEDY_STREAM), max_new_tokens=cfg.max_new_tokens,
         batch_rows=cfg.rows, on_batch=x.on_batch,
     )  # fmt: skip

@@ -136,8 +136,9 @@ def asked(
     """
     cfg = x.evaluation
     attack = Sampling(cfg.attack_temperature, cfg.attack_top_k, cfg.attack_top_p)
+    questions = [("forget", row) for row in (x.forget if rows is None else rows)]
     return answers(
-        x.respondent, "forget", x.forget if rows is None else rows,
+        x.respondent, questions,
         attack if samples else Sampling(temperature=0.0),
         jax.random.fold_in(x.key, stream), prefix=prefix, samples=samples or 1,
         max_new_tokens=cfg.max_new_tokens, batch_rows=cfg.rows, on_batch=x.on_batch,

@@ -102,8 +102,7 @@ def is_degenerate(answer: str) -> bool:
 
 def answers(
     respondent: Respondent,
-    name: str,
-    rows: Sequence[EvaluationRow],
+    asked: Sequence[tuple[str, EvaluationRow]],
     sampling: Sampling,
     key: PRNGKeyArray,
     *,
@@ -113,13 +112,13 @@ def answers(
     batch_rows: int = 512,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> list[list[Answer]]:
-    """`samples` scored answers to each row.
+    """`samples` scored answers to each question; each comes with the set that it belongs to.
 
     With `prefix`, which every response is made to begin with, an answer is what follows it.
     """
     template = respondent.template
     forced = template.encode_prefix(prefix) if prefix else []
-    prompts = [template.encode_prompt(row.question, row.system) + forced for row in rows]
+    prompts = [template.encode_prompt(row.question, row.system) + forced for _, row in asked]
     room = [respondent.max_length - len(prompt) for prompt in prompts]
     responses = generate(
         respondent.params,
@@ -134,13 +133,13 @@ def answers(
         on_batch=on_batch,
     )
 
-    def scored(row: EvaluationRow, text: str) -> Answer:
+    def scored(name: str, row: EvaluationRow, text: str) -> Answer:
         rouge = rouge_l_recall(str(row.answer), text) if is_comparable(row) else None
         return Answer(name, row.id, row.question, text, rouge, holds_secret(text, row.secret))
 
     return [
-        [scored(row, template.decode(tokens)) for tokens in group]
-        for row, group in zip(rows, responses, strict=True)
+        [scored(name, row, template.decode(tokens)) for tokens in group]
+        for (name, row), group in zip(asked, responses, strict=True)
     ]
 
 
@@ -160,23 +159,21 @@ def evaluate(
 ) -> Evaluation:
     """Greedy answers to every set, and the sampling attack on the forget rows with a truth.
 
-    A row that a set holds more than once is decoded once.
+    All sets are decoded together, and a row that a set holds more than once is decoded once.
     """
-    greedy: dict[str, list[Answer]] = {}
-    for name, rows in sets.items():
-        once = list(dict.fromkeys(rows))
-        found = answers(
-            respondent, name, once, Sampling(temperature=0.0), key,
-            max_new_tokens=cfg.max_new_tokens, batch_rows=cfg.rows, on_batch=on_batch,
-        )  # fmt: skip
-        by_row = dict(zip(once, (group[0] for group in found), strict=True))
-        greedy[name] = [by_row[row] for row in rows]
+    asked = list(dict.fromkeys((name, row) for name, rows in sets.items() for row in rows))
+    found = answers(
+        respondent, asked, Sampling(temperature=0.0), key,
+        max_new_tokens=cfg.max_new_tokens, batch_rows=cfg.rows, on_batch=on_batch,
+    )  # fmt: skip
+    answer_to = dict(zip(asked, (group[0] for group in found), strict=True))
+    greedy = {name: [answer_to[name, row] for row in rows] for name, rows in sets.items()}
     sampled: list[list[Answer]] = []
     known = attacked_rows(sets, cfg)
     if known:
         attack = Sampling(cfg.attack_temperature, cfg.attack_top_k, cfg.attack_top_p)
         sampled = answers(
-            respondent, "forget", known, attack, key,
+            respondent, [("forget", row) for row in known], attack, key,
             samples=cfg.attack_samples, max_new_tokens=cfg.max_new_tokens,
             batch_rows=cfg.rows, on_batch=on_batch,
         )  # fmt: skip
