@@ -1,4 +1,4 @@
-"""Where compiled programs are kept, so that the next run need not compile them again."""
+"""How long compiling takes, what makes it shorter, and where compiled programs are kept."""
 
 import hashlib
 import importlib.util
@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import jax
@@ -81,18 +82,22 @@ def keep_compiled() -> None:
 
 def finds_cpus_alone() -> bool:
     """Whether JAX will compile for CPUs only, as far as can be told before it looks for devices."""
-    if importlib.util.find_spec("libtpu"):  # by which `pmc_jax.plan` compiles without a TPU
-        return False
+    places = "TPU_LIBRARY_PATH", "PJRT_NAMES_AND_LIBRARY_PATHS"
+    if importlib.util.find_spec("libtpu") or any(name in os.environ for name in places):
+        return False  # what compiles for TPUs, in `pmc_jax.plan` also without one, reads the flags
     platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
-    return platforms == "cpu" if platforms else importlib.util.find_spec("jax_plugins") is None
+    if platforms:
+        return platforms == "cpu"
+    return not importlib.util.find_spec("jax_plugins") and not entry_points(group="jax_plugins")
 
 
 def compile_sooner_on_cpus() -> None:
     """Have LLVM optimise less for CPUs, unless `XLA_FLAGS` say how much.
 
-    XLA has vectorised and fused before, so that programs run as fast and compile in three
-    quarters of the time. To be called before JAX looks for devices, and reads the flags.
+    Programs were seen to run as fast (`benchmarks/LOG.md`). To be called before JAX looks for
+    devices, and reads the flags. `XLA_FLAGS` that name a file of flags stay as they are.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if finds_cpus_alone() and LLVM_LEVEL not in flags:
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    names_a_file = flags and not flags.startswith("-")
+    if finds_cpus_alone() and not names_a_file and LLVM_LEVEL not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {LLVM_LEVEL}=1".strip()

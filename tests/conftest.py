@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from convert.load import load_checkpoint
+from pmc_jax.compilation import compile_sooner_on_cpus
 from pmc_jax.data.prompts import PromptConfig, load_tokenizer, make_template
 from pmc_jax.evaluation import Respondent
 
@@ -34,6 +35,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and commands share 
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     jax.config.update("jax_compilation_cache_dir", shared.name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+compile_sooner_on_cpus()  # as commands do: they share what is kept
 torch.set_num_threads(1)
 # How long an example takes says more about what else the machine does than about the code.
 settings.register_profile("no deadline", deadline=None)

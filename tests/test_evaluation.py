@@ -106,7 +106,7 @@ def test_degenerate_answers(text, degenerate):
 
 
 def test_sets_are_decoded_together_and_told_apart(respondent, reference):
-    """Each row once a set, in few shapes; answers, scores and order as if sets came one by one."""
+    """Each row once a set; answers, scores and order as if sets came one by one."""
     here, there, who = FORGET
     sets = {"forget": [who, here, who], "retain": [there, here], "world_facts": []}
     batches = []

@@ -6,7 +6,7 @@ import pytest
 from test_savings import PLAIN, new_run, words_model  # noqa: F401
 
 from pmc_jax.decoding import sampler
-from pmc_jax.decoding.layout import cache_lengths
+from pmc_jax.decoding.layout import cache_lengths, shapes
 from pmc_jax.training.loop import pmc_steps
 from pmc_jax.training.shapes import run_shapes
 from pmc_jax.unlearning.config import PMCConfig
@@ -72,3 +72,20 @@ def test_rows_are_whole_on_every_device_of_a_mesh(words_model, x64):  # noqa: F8
 )  # fmt: skip
 def test_a_cache_is_about_as_long_as_what_it_holds(time, lengths):
     assert cache_lengths(time) == lengths
+
+
+@pytest.mark.parametrize(
+    ("prompts", "samples", "options", "expected"),
+    [
+        (512, 1, {}, [(512, 1), (128, 1), (32, 1), (8, 1)]),
+        (16, 20, {}, [(16, 20), (16, 5), (16, 2), (8, 1)]),
+        (16, 20, {"wave": 5}, [(16, 5), (16, 2), (8, 1)]),
+        (16, 20, {"compact": False}, [(16, 20)]),
+        (16, 1, {}, [(16, 1), (8, 1)]),
+        (9, 1, {}, [(9, 1), (5, 1)]),
+        (3, 5, {}, [(3, 5), (3, 2)]),
+        (8, 1, {}, [(8, 1)]),
+    ],
+)
+def test_shapes_are_a_quarter_apart(prompts, samples, options, expected):
+    assert shapes(prompts, samples, **options) == expected

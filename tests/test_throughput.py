@@ -1,7 +1,9 @@
-"""Speeds in the log against closed forms, and where compiled programs are kept."""
+"""Speeds in the log against closed forms; how programs are compiled and where they are kept."""
 
 import importlib.util
 import os
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -74,12 +76,18 @@ def test_programs_are_kept_unless_settings_say_otherwise(tmp_path, monkeypatch):
         ("cuda,cpu", None, "", ""),
         ("cpu", "libtpu", "", ""),
         ("cpu", None, "--xla_backend_optimization_level=3", "--xla_backend_optimization_level=3"),
+        ("cpu", None, "file-of-flags", "file-of-flags"),
+        ("cpu", None, None, "--xla_backend_optimization_level=1"),
     ],
 )
 def test_only_cpus_get_programs_that_compile_sooner(
     platforms, installed, flags, expected, monkeypatch
 ):
-    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setenv("XLA_FLAGS", flags or "")
+    if flags is None:
+        monkeypatch.delenv("XLA_FLAGS")
+    for place in ("TPU_LIBRARY_PATH", "PJRT_NAMES_AND_LIBRARY_PATHS"):
+        monkeypatch.delenv(place, raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == installed or None)
     former = jax.config.jax_platforms
     jax.config.update("jax_platforms", platforms)
@@ -88,6 +96,19 @@ def test_only_cpus_get_programs_that_compile_sooner(
     finally:
         jax.config.update("jax_platforms", former)
     assert os.environ["XLA_FLAGS"] == expected
+
+
+def test_xla_reads_its_flags_after_all_imports():
+    """Else, as where a module computes something when it is imported, no level would reach it."""
+    program = (
+        "import os, jax, pmc_jax.train, pmc_jax.evaluate; "
+        "os.environ['XLA_FLAGS'] = '--no_such_flag'; jax.device_count()"
+    )
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode and "no_such_flag" in done.stderr
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=8))

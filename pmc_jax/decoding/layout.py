@@ -29,7 +29,8 @@ def shapes(
     found = [(groups, slots)]
     while compact and groups * slots > MIN_ROWS:
         for _ in range(2):
-            groups, slots = (groups, -(-slots // 2)) if slots > 1 else (-(-groups // 2), 1)
+            if groups * slots > MIN_ROWS:
+                groups, slots = (groups, -(-slots // 2)) if slots > 1 else (-(-groups // 2), 1)
         found.append((groups, slots))
     return found
 

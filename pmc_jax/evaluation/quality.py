@@ -102,7 +102,7 @@ def is_degenerate(answer: str) -> bool:
 
 def answers(
     respondent: Respondent,
-    asked: Sequence[tuple[str, EvaluationRow]],
+    questions: Sequence[tuple[str, EvaluationRow]],
     sampling: Sampling,
     key: PRNGKeyArray,
     *,
@@ -112,13 +112,13 @@ def answers(
     batch_rows: int = 512,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> list[list[Answer]]:
-    """`samples` scored answers to each question; each comes with the set that it belongs to.
+    """`samples` scored answers to each of the questions, which come with the names of their sets.
 
     With `prefix`, which every response is made to begin with, an answer is what follows it.
     """
     template = respondent.template
     forced = template.encode_prefix(prefix) if prefix else []
-    prompts = [template.encode_prompt(row.question, row.system) + forced for _, row in asked]
+    prompts = [template.encode_prompt(row.question, row.system) + forced for _, row in questions]
     room = [respondent.max_length - len(prompt) for prompt in prompts]
     responses = generate(
         respondent.params,
@@ -139,7 +139,7 @@ def answers(
 
     return [
         [scored(name, row, template.decode(tokens)) for tokens in group]
-        for (name, row), group in zip(asked, responses, strict=True)
+        for (name, row), group in zip(questions, responses, strict=True)
     ]
 
 
@@ -161,12 +161,12 @@ def evaluate(
 
     All sets are decoded together, and a row that a set holds more than once is decoded once.
     """
-    asked = list(dict.fromkeys((name, row) for name, rows in sets.items() for row in rows))
+    once = list(dict.fromkeys((name, row) for name, rows in sets.items() for row in rows))
     found = answers(
-        respondent, asked, Sampling(temperature=0.0), key,
-        max_new_tokens=cfg.max_new_tokens, batch_rows=cfg.rows, on_batch=on_batch,
+        respondent, once, Sampling(temperature=0.0), key,
+        max_new_tokens=cfg.max_new_tokens, batch_rows=min(cfg.rows, len(once)), on_batch=on_batch,
     )  # fmt: skip
-    answer_to = dict(zip(asked, (group[0] for group in found), strict=True))
+    answer_to = dict(zip(once, (group[0] for group in found), strict=True))
     greedy = {name: [answer_to[name, row] for row in rows] for name, rows in sets.items()}
     sampled: list[list[Answer]] = []
     known = attacked_rows(sets, cfg)
