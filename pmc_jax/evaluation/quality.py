@@ -160,11 +160,13 @@ def evaluate(
     """Greedy answers to every set, and the sampling attack on the forget rows with a truth.
 
     All sets are decoded together, and a row that a set holds more than once is decoded once.
+    Their shapes are for the next power of two of rows, which a mesh divides.
     """
     once = list(dict.fromkeys((name, row) for name, rows in sets.items() for row in rows))
+    most = min(cfg.rows, 1 << (len(once) - 1).bit_length())
     found = answers(
         respondent, once, Sampling(temperature=0.0), key,
-        max_new_tokens=cfg.max_new_tokens, batch_rows=min(cfg.rows, len(once)), on_batch=on_batch,
+        max_new_tokens=cfg.max_new_tokens, batch_rows=most, on_batch=on_batch,
     )  # fmt: skip
     answer_to = dict(zip(once, (group[0] for group in found), strict=True))
     greedy = {name: [answer_to[name, row] for row in rows] for name, rows in sets.items()}
