@@ -1,6 +1,11 @@
 """The few distinct lengths to which sequences are padded."""
 
 
+def power_of_two(count: int) -> int:
+    """The smallest power of two that is no less than `count`, which is at least 1."""
+    return 1 << (count - 1).bit_length()
+
+
 def bucket_length(length: int) -> int:
     """The smallest of 16, 24, 32, 48, 64, 96, 128, 192, … that holds `length` tokens.
 
@@ -8,7 +13,7 @@ def bucket_length(length: int) -> int:
     """
     if length <= 16:
         return 16
-    power = 1 << (length - 1).bit_length()
+    power = power_of_two(length)
     return 3 * power // 4 if length <= 3 * power // 4 else power
 
 

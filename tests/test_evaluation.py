@@ -1,5 +1,7 @@
 """The measures against hand-computed values and `rouge_score`."""
 
+import importlib
+
 import jax
 import numpy as np
 import pytest
@@ -126,3 +128,21 @@ def test_sets_are_decoded_together_and_told_apart(respondent, reference):
     assert [(row["set"], row["id"]) for row in rows] == [
         ("forget", 2), ("forget", 0), ("retain", 1), ("retain", 0),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "rows"), [(0, 512, 1), (3, 512, 4), (5, 512, 8), (5, 4, 4)]
+)
+def test_evaluation_decodes_in_a_power_of_two_of_rows(count, most, rows, respondent, monkeypatch):
+    seen = []
+
+    def generate(params, prompts, **options):
+        seen.append(options["rows"])
+        return [[[]] for _ in prompts]
+
+    module = importlib.import_module("pmc_jax.evaluation.quality")
+    monkeypatch.setattr(module, "generate", generate)
+    asked = [EvaluationRow(i, "Who?", "Oslo") for i in range(count)]
+    cfg = EvaluationConfig(NEW_TOKENS, rows=most, attack_samples=0)
+    found = evaluate(respondent, {"retain": asked}, cfg, jax.random.key(0))
+    assert seen == [rows] and len(found.greedy["retain"]) == count

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pmc_jax import compilation
 from pmc_jax.compilation import (
     MIN_SECONDS,
     cache_directory,
@@ -75,6 +76,9 @@ def test_programs_are_kept_unless_settings_say_otherwise(tmp_path, monkeypatch):
         (None, "jax_plugins", "", ""),
         ("cuda,cpu", None, "", ""),
         ("cpu", "libtpu", "", ""),
+        (None, "an entry point", "", ""),
+        ("cpu", "TPU_LIBRARY_PATH", "", ""),
+        ("cpu", "PJRT_NAMES_AND_LIBRARY_PATHS", "", ""),
         ("cpu", None, "--xla_backend_optimization_level=3", "--xla_backend_optimization_level=3"),
         ("cpu", None, "file-of-flags", "file-of-flags"),
         ("cpu", None, None, "--xla_backend_optimization_level=1"),
@@ -88,7 +92,11 @@ def test_only_cpus_get_programs_that_compile_sooner(
         monkeypatch.delenv("XLA_FLAGS")
     for place in ("TPU_LIBRARY_PATH", "PJRT_NAMES_AND_LIBRARY_PATHS"):
         monkeypatch.delenv(place, raising=False)
+        if place == installed:
+            monkeypatch.setenv(place, "library.so")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == installed or None)
+    found = ["plugin"] if installed == "an entry point" else []
+    monkeypatch.setattr(compilation, "entry_points", lambda group: found)
     former = jax.config.jax_platforms
     jax.config.update("jax_platforms", platforms)
     try:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from pmc_jax.buckets import bucket_length
+from pmc_jax.buckets import bucket_length, power_of_two
 from pmc_jax.data.batches import loss_rows
 from pmc_jax.evaluation.quality import Respondent
 from pmc_jax.model import ModelConfig, forward, to_devices, to_host
@@ -102,7 +102,7 @@ def answer_scores(
     found: dict[int, TokenScores] = {}
     for first in range(0, len(order), rows):
         chosen = order[first : first + rows]
-        batch = min(rows, 1 << (len(chosen) - 1).bit_length())
+        batch = min(rows, power_of_two(len(chosen)))
         filled = [pairs[i] for i in chosen] + [pairs[chosen[0]]] * (batch - len(chosen))
         prompts, answers = zip(*filled, strict=True)
         tokens, mask, _ = loss_rows(prompts, answers, bucket_length(lengths[chosen[-1]]))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike, PRNGKeyArray
 
+from pmc_jax.buckets import power_of_two
 from pmc_jax.data.prompts import PromptTemplate
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.decoding import Sampling, generate
@@ -163,7 +164,7 @@ def evaluate(
     Their shapes are for the next power of two of rows, which a mesh divides.
     """
     once = list(dict.fromkeys((name, row) for name, rows in sets.items() for row in rows))
-    most = min(cfg.rows, 1 << (len(once) - 1).bit_length())
+    most = min(cfg.rows, power_of_two(max(len(once), 1)))
     found = answers(
         respondent, once, Sampling(temperature=0.0), key,
         max_new_tokens=cfg.max_new_tokens, batch_rows=most, on_batch=on_batch,

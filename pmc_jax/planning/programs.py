@@ -237,8 +237,7 @@ def compile_decoding(
     before it needs less, and is left out unless it is refused. `beside` is what a device holds
     all the time.
     """
-    largest = max(1, min(prompts, job.batch.rows // samples))
-    batch = min(largest, 1 << (largest - 1).bit_length())
+    batch = max(1, min(prompts, job.batch.rows // samples))
     width, time_ = bucket_length(job.prompt_tokens), response_room(job)
     params = weights_to_decode(job, mesh)
     weights = {"decoding params": shard_bytes(params)}
@@ -270,8 +269,8 @@ def compile_decoding(
                 prefix,
                 keys,
                 shaped((batch,), jnp.int32),
-                shaped((largest,), jnp.int32),
-                shaped((largest, samples), jnp.int32),
+                shaped((batch,), jnp.int32),
+                shaped((batch, samples), jnp.int32),
             ),
             {"length": lengths[-1], "sampling": sampling},
             {**beside, **weights},
