@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -34,7 +35,7 @@ from pmc_jax.model import (
     init_suffix,
     prefill,
 )
-from pmc_jax.model.attention import decode_attention
+from pmc_jax.model.attention import decode_attention, write_and_attend
 from pmc_jax.model.specs import Params
 
 # By its name, since the package has a function that is called so, too.
@@ -79,6 +80,11 @@ def multiplied(  # type: ignore[no-untyped-def]
     return mixed.reshape(batch, samples, heads, dim)
 
 
+def attending(attention: Callable[..., Array]) -> Callable[..., Any]:
+    """What a decode step asks for its attention, to be told this one."""
+    return lambda *_: partial(write_and_attend, attention=attention)
+
+
 def copied(implementation: str) -> Callable[..., Array]:
     """JAX's attention over a copy of the prompt for every sample, as most decoders have it."""
 
@@ -115,9 +121,20 @@ def variants(device: str, vocab: int) -> dict[str, dict[str, Any]]:
         other_top_k = {"top-k: by blocks": [(nucleus, "LARGE_VOCABULARY", 0)]}
     else:
         other_top_k = {"top-k: at once": [(nucleus, "LARGE_VOCABULARY", vocab + 1)]}
+    kernel: dict[str, list[tuple]] = {}
+    if device == "gpu":
+        from pmc_jax.model import decode_kernel
+
+        kernel = {
+            "kernel: 64 keys at a time": [(decode_kernel, "WIDTH", 64)],
+            "kernel: a program for each sample": [
+                (decode_kernel, "samples_together", lambda *_: 1)
+            ],
+        }
     patched = {
+        **kernel,
         **{
-            f"attention: {name}": [(forward, "best_decode_attention", lambda *_, work=work: work)]
+            f"attention: {name}": [(forward, "best_write_and_attend", attending(work))]
             for name, work in attention.items()
         },
         **other_top_k,

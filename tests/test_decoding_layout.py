@@ -1,4 +1,4 @@
-"""What GPUs decode with, on a CPU: unrolled and joined weights, and the attention kernel."""
+"""What GPUs compute with, on a CPU: unrolled and joined weights, the kernel, other attention."""
 
 import importlib
 import sys
@@ -27,12 +27,16 @@ from pmc_jax.model import (
 )
 from pmc_jax.model import attention as attention_module
 from pmc_jax.model.attention import (
-    best_decode_attention,
+    best_causal_attention,
+    best_write_and_attend,
+    causal_attention,
     compute_capability,
-    decode_attention,
+    flash_attention,
+    has_flash,
     has_kernel,
+    write_and_attend,
 )
-from pmc_jax.model.decode_kernel import decode_kernel, samples_together
+from pmc_jax.model.decode_kernel import samples_together, write_and_attend_kernel
 
 # By its name, since the package has a function that is called so, too.
 forward_module = importlib.import_module("pmc_jax.model.forward")
@@ -128,15 +132,16 @@ def test_joined_weights_are_rounded_as_those_alone(rng):
 
 @settings(max_examples=5)
 @given(st.data())
-def test_the_kernel_equals_decode_attention(data):
-    """Whatever is written behind the newest token, which is never read."""
+def test_the_kernel_equals_write_and_attend(data):
+    """Whatever is written at the newest token and behind it, which is never read."""
     pick = lambda *of: data.draw(st.sampled_from(of))  # noqa: E731
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     batch, samples, kv_heads, per_head = pick(1, 2), pick(1, 3, 7), pick(1, 2), pick(1, 3, 4)
     prompt, room, head_dim = pick(8, 24, 130), pick(16, 80), pick(16, 32)
-    step = data.draw(st.integers(0, room - 1))
-    window = pick(None, 0, 5, 40, 200)
-    together = pick(None, *range(1, samples + 1))
+    layers, half = pick(1, 3), pick(0.5, 0.25, 0.375)
+    layer, step = (data.draw(st.integers(0, most - 1)) for most in (layers, room))
+    window = pick(None, 0, 1, 5, 40, 200)
+    together, abreast = pick(None, *range(1, samples + 1)), pick(1, 2, 8)
     softcap = pick(None, 2.0)
     on_gpu = jax.default_backend() == "gpu"  # where the kernel is compiled, float32 is rounded
     dtype = pick(jnp.bfloat16) if on_gpu else pick(jnp.float32, jnp.bfloat16)
@@ -145,23 +150,37 @@ def test_the_kernel_equals_decode_attention(data):
         return jnp.asarray(rng.normal(size=shape), dtype)
 
     q = some(batch, samples, kv_heads * per_head, head_dim)
+    k, v = (some(batch, samples, kv_heads, head_dim) for _ in range(2))
+    angles = jnp.asarray(rng.uniform(0, 6, (batch, 1, int(head_dim * half))), jnp.float32)
+    rope = (jnp.cos(angles), jnp.sin(angles))
     prefix = [some(batch, kv_heads, prompt, head_dim) for _ in range(2)]
-    suffix = [some(batch, samples, kv_heads, room, head_dim) for _ in range(2)]
+    suffix = [some(layers, batch, samples, kv_heads, room, head_dim) for _ in range(2)]
     lengths = rng.integers(1, prompt + 1, batch)
     mask = jnp.asarray(np.arange(prompt) >= prompt - lengths[:, None])
-    behind = [x.at[..., step + 1 :, :].set(jnp.nan) for x in suffix]
-    rest = (jnp.int32(step), None if window is None else jnp.int32(window))
+    behind = [x.at[layer, ..., step:, :].set(jnp.nan) for x in suffix]
+    place = (jnp.int32(layer), jnp.int32(step), None if window is None else jnp.int32(window))
     scales = {"scale": head_dim**-0.5, "softcap": softcap}
-    wide_q, *wide = (x.astype(jnp.float32) for x in (q, *prefix, *suffix))
+    wide = [x.astype(jnp.float32) for x in (q, k, v)]
+    wide_prefix, wide_suffix = ([x.astype(jnp.float32) for x in own] for own in (prefix, suffix))
     with jax.default_matmul_precision("highest"):
-        expected = decode_attention(wide_q, *wide[:2], mask, *wide[2:], *rest, **scales)
-    found = decode_kernel(
-        q, *prefix, mask, *behind, *rest, **scales, together=together, interpret=not on_gpu
-    )
+        expected, *written = write_and_attend(
+            *wide, rope, *wide_prefix, mask, *wide_suffix, *place, **scales
+        )
+    found, *caches = write_and_attend_kernel(
+        q, k, v, rope, *prefix, mask, *behind, *place, **scales,
+        together=together, abreast=abreast, interpret=not on_gpu,
+    )  # fmt: skip
     assert found.dtype == dtype
-    difference = jnp.linalg.norm(found.astype(jnp.float32) - expected)
+    new = (layer, ..., step, slice(None))
+    pairs = [(found, expected)]
+    pairs += [(own[new], wanted[new]) for own, wanted in zip(caches, written, strict=True)]
     tolerance = 1e-2 if dtype == jnp.bfloat16 else 1e-6
-    assert difference <= tolerance * jnp.linalg.norm(expected)
+    for own, wanted in pairs:
+        difference = jnp.linalg.norm(own.astype(jnp.float32) - wanted)
+        assert difference <= tolerance * jnp.linalg.norm(wanted)
+    for own, before in zip(caches, behind, strict=True):  # nothing else is written
+        own, before = (np.array(x.at[new].set(0), np.float32) for x in (own, before))
+        np.testing.assert_array_equal(own, before)
 
 
 def test_decoding_with_the_kernel_samples_the_same(monkeypatch):
@@ -172,9 +191,9 @@ def test_decoding_with_the_kernel_samples_the_same(monkeypatch):
 
     def interpreted(*args, **options):
         used.append(True)
-        return decode_kernel(*args, **options, interpret=True)
+        return write_and_attend_kernel(*args, **options, interpret=True)
 
-    monkeypatch.setattr(forward_module, "best_decode_attention", lambda *_: interpreted)
+    monkeypatch.setattr(forward_module, "best_write_and_attend", lambda *_: interpreted)
     jax.clear_caches()
     assert sampled(params, CFG, "float32") == expected
     assert used
@@ -198,17 +217,76 @@ def test_where_there_is_a_kernel(monkeypatch):
         assert not has_kernel(q, keys), capability
     assert compute_capability(object()) == 0
     gpu.compute_capability = "8.0"
-    assert best_decode_attention(q, keys) is decode_kernel
+    assert best_write_and_attend(q, keys) is write_and_attend_kernel
     monkeypatch.setitem(sys.modules, "pmc_jax.model.decode_kernel", None)  # fails to import
-    assert best_decode_attention(q, keys) is decode_attention
+    assert best_write_and_attend(q, keys) is write_and_attend
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_flash_attention_and_its_gradient(head_dim, window, rng):
+    """Of rows of several sequences with padding on both sides, by cuDNN where there is a GPU."""
+    on_gpu = jax.default_backend() == "gpu"
+    dtype, tolerance = (jnp.bfloat16, 1e-2) if on_gpu else (jnp.float32, 1e-5)
+    flash = partial(flash_attention, implementation="cudnn" if on_gpu else "xla")
+    q, k, v, out = (
+        jnp.asarray(rng.normal(size=(2, 40, heads, head_dim)), dtype) for heads in (6, 2, 2, 6)
+    )
+    segments = jnp.asarray(np.repeat([[0, 1, 2, 0], [1, 2, 3, 3]], [3, 12, 20, 5], axis=1))
+    window = None if window is None else jnp.int32(window)
+
+    def with_gradient(attention, *arrays):
+        def weighted(*qkv):
+            mixed = attention(*qkv, segments, window, scale=0.1)
+            return (mixed * out * (segments > 0)[..., None, None]).astype(jnp.float32).sum(), mixed
+
+        gradients, mixed = jax.grad(weighted, argnums=(0, 1, 2), has_aux=True)(*arrays)
+        return mixed, *gradients
+
+    wide = [x.astype(jnp.float32) for x in (q, k, v)]
+    with jax.default_matmul_precision("highest"):
+        expected = with_gradient(causal_attention, *wide)
+    found = with_gradient(flash, q, k, v)
+    assert all(x.dtype == dtype for x in found)
+    for own, wanted in zip(found, expected, strict=True):
+        difference = jnp.linalg.norm(own.astype(jnp.float32) - wanted)
+        assert difference <= tolerance * jnp.linalg.norm(wanted)
+
+
+def test_where_there_is_flash_attention(monkeypatch):
+    q = jnp.zeros((2, 6, 4, 64), jnp.bfloat16)
+    assert not has_flash(q, None)  # on a CPU
+    assert best_causal_attention(q, 2.0).keywords == {"softcap": 2.0}
+    gpu = SimpleNamespace(compute_capability="9.0")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    assert best_causal_attention(q, None) is flash_attention
+    assert not has_flash(q, 2.0)
+    assert not has_flash(q.astype(jnp.float32), None)
+    assert not has_flash(q[:, :5], None)
+    assert not has_flash(jnp.zeros((2, 6, 4, 256), jnp.bfloat16), None)
+    assert has_flash(jnp.zeros((2, 6, 4, 128), jnp.bfloat16), None)
+    gpu.compute_capability = "7.5"
+    assert not has_flash(q, None)
 
 
 @given(st.integers(1, 4096), st.integers(1, 64), st.integers(1, 20))
-def test_samples_share_programs_evenly_where_there_are_many(groups, samples, per_head):
+def test_samples_share_programs_where_there_are_many(groups, samples, per_head):
     together = samples_together(groups, samples, per_head)
-    assert 1 <= together <= min(samples, 8)
-    assert together == 1 or together * per_head <= 16
+    most = max(1, min(8, 16 // per_head, samples))
+    assert 1 <= together <= most
     programs = groups * -(-samples // together)
     assert programs >= min(256, groups * samples)
-    # One sample less to a program would make one more program of each group, or it is even.
-    assert -(-samples // together) * together - samples < -(-samples // together) or together == 1
+    # With no fewer programs as many samples as there may be, but for being even among them.
+    if together < most:
+        more = groups * -(-samples // (together + 1))
+        assert more < min(256, programs) or more < programs or together % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("prompts", "kv_heads", "per_head", "together"),
+    [(4, 8, 3, 2), (16, 8, 3, 5), (4, 8, 4, 2), (16, 8, 4, 4), (4, 32, 1, 8), (64, 8, 3, 5)],
+)
+def test_samples_that_share_programs_in_the_published_runs(prompts, kv_heads, per_head, together):
+    """The fastest found on a GPU for 20 samples (benchmarks/LOG.md)."""
+    assert samples_together(prompts * kv_heads, 20, per_head) == together

@@ -5,16 +5,21 @@
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pmc_jax.model.products import wide_einsum
+from pmc_jax.model.rope import Rope, rotate
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
 """Those that Triton has blocks of."""
+
+FLASH_HEAD_DIMS = range(8, 129, 8)
+"""Those that cuDNN has attention and its gradient for, on all those GPUs."""
 
 MOST_ELEMENTS = 2**31
 """Elements of an array that 32-bit offsets reach."""
@@ -52,6 +57,12 @@ def _within(distance: Array, window: Int[Array, ""] | None) -> Array:
     return (distance >= 0) & ((distance < window) | (window <= 0))
 
 
+def _allowed(segments: Segments, window: Int[Array, ""] | None) -> Bool[Array, "batch time time"]:
+    """Whether a position attends to another."""
+    place = jnp.arange(segments.shape[1])
+    return _within(place[:, None] - place, window) & same_segment(segments)
+
+
 def causal_attention(
     q: Float[Array, "batch time heads head_dim"],
     k: Float[Array, "batch time kv_heads head_dim"],
@@ -66,11 +77,27 @@ def causal_attention(
     batch, time, heads, head_dim = q.shape
     q = q.reshape(batch, time, k.shape[2], -1, head_dim)
     scores = _scores("bthgd,bshd->bhtgs", q, k, scale, softcap)
-    place = jnp.arange(time)
-    allowed = _within(place[:, None] - place, window) & same_segment(segments)
-    scores = jnp.where(allowed[:, None, :, None], scores, jnp.finfo(scores.dtype).min)
+    allowed = _allowed(segments, window)[:, None, :, None]
+    scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bhtgs,bshd->bthgd", weights, v).reshape(batch, time, heads, head_dim)
+
+
+def flash_attention(
+    q: Float[Array, "batch time heads head_dim"],
+    k: Float[Array, "batch time kv_heads head_dim"],
+    v: Float[Array, "batch time kv_heads head_dim"],
+    segments: Segments,
+    window: Int[Array, ""] | None = None,
+    *,
+    scale: float,
+    implementation: Literal["xla", "cudnn"] = "cudnn",
+) -> Float[Array, "batch time heads head_dim"]:
+    """`causal_attention` without its scores in memory, by cuDNN; where `has_flash` says so."""
+    allowed = _allowed(segments, window)[:, None]
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=allowed, scale=scale, is_causal=True, implementation=implementation
+    )
 
 
 def decode_attention(
@@ -109,30 +136,86 @@ def decode_attention(
     return mixed.reshape(batch, samples, heads, head_dim)
 
 
+def write_and_attend(
+    q: Float[Array, "batch samples heads head_dim"],
+    k: Float[Array, "batch samples kv_heads head_dim"],
+    v: Float[Array, "batch samples kv_heads head_dim"],
+    rope: Rope,
+    prefix_k: Float[Array, "batch kv_heads prompt head_dim"],
+    prefix_v: Float[Array, "batch kv_heads prompt head_dim"],
+    prefix_mask: Bool[Array, "batch prompt"],
+    suffix_k: Float[Array, "layers batch samples kv_heads time head_dim"],
+    suffix_v: Float[Array, "layers batch samples kv_heads time head_dim"],
+    layer: Int[Array, ""],
+    step: Int[Array, ""],
+    window: Int[Array, ""] | None = None,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    attention: Callable[..., Array] = decode_attention,
+) -> tuple[
+    Float[Array, "batch samples heads head_dim"],
+    Float[Array, "layers batch samples kv_heads time head_dim"],
+    Float[Array, "layers batch samples kv_heads time head_dim"],
+]:
+    """The new token's attention, and the stack's suffix with its keys and values at `step`.
+
+    Queries and keys come as they are projected, and are rotated by `rope`, one angle of each
+    dimension for all samples of a prompt.
+    """
+
+    def write(cache: Array, new: Array) -> Array:
+        start = (layer, zero, zero, zero, step, zero)
+        return jax.lax.dynamic_update_slice(cache, new[None, :, :, :, None], start)
+
+    zero = jnp.zeros_like(step)
+    suffix_k, suffix_v = write(suffix_k, rotate(k, *rope)), write(suffix_v, v)
+    mixed = attention(
+        rotate(q, *rope), prefix_k, prefix_v, prefix_mask, suffix_k[layer], suffix_v[layer],
+        step, window, scale=scale, softcap=softcap,
+    )  # fmt: skip
+    return mixed, suffix_k, suffix_v
+
+
 def compute_capability(device: Any) -> float:
     """That of an NVIDIA GPU; 0 of other devices."""
     found = str(getattr(device, "compute_capability", ""))
     return float(found) if found[:1].isdigit() else 0.0
 
 
-def has_kernel(q: Array, *caches: Array) -> bool:
-    """Whether there is a kernel for such queries and keys where the program will run."""
+def on_one_gpu(q: Array) -> bool:
+    """Whether a program of such queries is for a single GPU that has matrix units for them."""
     return (
         jax.default_backend() == "gpu"
         and compute_capability(jax.devices()[0]) >= LEAST_CAPABILITY
         and jax.sharding.get_abstract_mesh().empty
         and q.dtype in (jnp.bfloat16, jnp.float16)
-        and q.shape[-1] in HEAD_DIMS
-        and max(cache.size for cache in caches) < MOST_ELEMENTS
     )
 
 
-def best_decode_attention(q: Array, *caches: Array) -> Callable[..., Array]:
-    """`decode_attention`, or the kernel that computes the same where there is one."""
+def has_kernel(q: Array, *caches: Array) -> bool:
+    """Whether there is a kernel for such queries and keys where the program will run."""
+    small = max(cache.size for cache in caches) < MOST_ELEMENTS
+    return on_one_gpu(q) and q.shape[-1] in HEAD_DIMS and small
+
+
+def has_flash(q: Array, softcap: float | None) -> bool:
+    """Whether cuDNN has attention for such queries where the program will run."""
+    time, head_dim = q.shape[1], q.shape[3]
+    return on_one_gpu(q) and softcap is None and time % 2 == 0 and head_dim in FLASH_HEAD_DIMS
+
+
+def best_causal_attention(q: Array, softcap: float | None) -> Callable[..., Array]:
+    """`causal_attention` with this `softcap`, or cuDNN's where there is one."""
+    return flash_attention if has_flash(q, softcap) else partial(causal_attention, softcap=softcap)
+
+
+def best_write_and_attend(q: Array, *caches: Array) -> Callable[..., tuple[Array, Array, Array]]:
+    """`write_and_attend`, or the kernel that computes the same where there is one."""
     if not has_kernel(q, *caches):
-        return decode_attention
+        return write_and_attend
     try:  # only here, since Pallas takes half a second to import
-        from pmc_jax.model.decode_kernel import decode_kernel
+        from pmc_jax.model.decode_kernel import write_and_attend_kernel
     except ImportError:  # JAX has announced that it will remove Pallas' Triton
-        return decode_attention
-    return decode_kernel
+        return write_and_attend
+    return write_and_attend_kernel

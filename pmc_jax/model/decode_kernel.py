@@ -1,6 +1,6 @@
-"""Decode attention as one kernel for one GPU, where XLA makes a dozen.
+"""Rotation, cache and attention of a decode step as one kernel for one GPU, where XLA makes many.
 
-What `decode_attention` computes, by an online softmax (Milakov and Gimelshein 2018): of the
+What `write_and_attend` computes, by an online softmax (Milakov and Gimelshein 2018): of the
 suffix only what is written is read, and nothing between the two products is stored.
 """
 
@@ -13,7 +13,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, Int
 
-KEYS = 64
+from pmc_jax.model.rope import Rope
+
+WIDTH = 32
 """Keys that are read at a time."""
 
 ENOUGH_PROGRAMS = 256
@@ -23,128 +25,181 @@ LEAST_ROWS = 16
 """Rows that the smallest product of a GPU's matrix units has."""
 
 MOST_TOGETHER = 8
-"""Most samples to a program, which reads them one after another."""
+"""Most samples to a program, which reads them one or two after another."""
 
 
-def _attend(
-    q_ref: Any, prefix_k: Any, prefix_v: Any, suffix_k: Any, suffix_v: Any, seen: Any, out: Any,
-    *, samples: int, heads: int, together: int, per_head: int, prompt: int, room: int,
-    scale: float, softcap: float | None,
+def _write_and_attend(
+    projected: Any, cos: Any, sin: Any, prefix_k: Any, prefix_v: Any, suffix_k: Any, suffix_v: Any,
+    seen: Any, out: Any, out_k: Any, out_v: Any,
+    *, samples: int, heads: int, together: int, abreast: int, per_head: int, prompt: int,
+    room: int, scale: float, softcap: float | None,
 ) -> None:  # fmt: skip
     """`together` samples of a prompt, and the query heads that share one key-value head.
 
-    All refs but `seen` are matrices, a vector of a head to a row.
+    All refs but `seen` are matrices, a vector of a head to a row, or of a prompt's angles; `out_k`
+    and `out_v` are the memory of `suffix_k` and `suffix_v`. Of `abreast` samples the keys are
+    read at once.
     """
     batch, head, first = pl.program_id(0), pl.program_id(1), pl.program_id(2) * together
     rows = max(LEAST_ROWS, pl.next_power_of_2(together * per_head))
-    row, dim = jnp.arange(rows), jnp.arange(q_ref.shape[1])[None, :]
+    row, dim = jnp.arange(rows), jnp.arange(projected.shape[1])
     own = first + row // per_head
-    real = ((row < together * per_head) & (own < samples))[:, None]
-    place = ((batch * samples + own) * heads + head) * per_head + row % per_head
-    q = triton.load(q_ref.at[place[:, None], dim], mask=real, other=0)
+    real = (row < together * per_head) & (own < samples)
+    sequence = batch * samples + own
     lowest = jnp.finfo(jnp.float32).min
 
-    def read(ref: Any, base: Any, at: Array, end: Any) -> Array:
-        return triton.load(ref.at[(base + at)[:, None], dim], mask=(at < end)[:, None], other=0)
+    def read(ref: Any, at: Array, columns: Array, there: Array) -> Array:
+        return triton.load(ref.at[at[:, None], columns[None, :]], mask=there[:, None], other=0)
 
-    def take_in(state: Any, keys: Any, values: Any, base: Any, at: Array, end: Any, visible: Any):  # type: ignore[no-untyped-def]
-        """The state after the keys in places `at` < `end`, whose vectors begin at row `base`."""
+    # As `rotate` has it: every dimension with its partner's, where it has one.
+    half = cos.shape[1]
+    turns = dim < 2 * half
+    partner = jnp.where(turns, jnp.where(dim < half, dim + half, dim - half), dim)
+    angle = (batch, dim % half)
+    along = triton.load(cos.at[angle], mask=turns, other=1)[None, :]
+    across = triton.load(sin.at[angle], mask=turns, other=0)
+    across = jnp.where(dim < half, -across, across)[None, :]
+
+    def rotated(at: Array) -> Array:
+        x, other = read(projected, at, dim, real), read(projected, at, partner, real)
+        return (x.astype(along.dtype) * along + other.astype(along.dtype) * across).astype(x.dtype)
+
+    def capped(scores: Array) -> Array:
+        scores = scores * scale
+        return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
+
+    # The vectors of a sequence: of all queries' heads, then of all keys', then of all values'.
+    vectors = sequence * heads * (per_head + 2)
+    q = rotated(vectors + head * per_head + row % per_head)
+    new_k = rotated(vectors + heads * per_head + head)
+    new_v = read(projected, vectors + heads * (per_head + 1) + head, dim, real)
+
+    layer, first_of_prompt, first_own, step = (seen[batch, i] for i in range(4))
+    caches = (layer * pl.num_programs(0) + batch) * samples
+    place = (((caches + own) * heads + head) * room + step)[:, None]
+    # The queries that share a key all write it.
+    triton.store(out_k.at[place, dim[None, :]], new_k, mask=real[:, None])
+    triton.store(out_v.at[place, dim[None, :]], new_v, mask=real[:, None])
+
+    def take_in(state: Any, k: Array, v: Array, visible: Array) -> Any:
+        """The state after some more keys."""
         top, total, mixed = state
-        scores = triton.dot(q, read(keys, base, at, end), trans_b=True) * scale
-        if softcap is not None:
-            scores = softcap * jnp.tanh(scores / softcap)
-        scores = jnp.where(visible & (at < end)[None, :], scores, lowest)
+        scores = jnp.where(visible, capped(triton.dot(q, k, trans_b=True)), lowest)
         best = jnp.maximum(top, scores.max(axis=1))
         kept, weights = jnp.exp(top - best), jnp.exp(scores - best[:, None])
-        mixed = mixed * kept[:, None]
-        mixed += triton.dot(weights.astype(q.dtype), read(values, base, at, end))
+        mixed = mixed * kept[:, None] + triton.dot(weights.astype(q.dtype), v)
         return best, total * kept + weights.sum(axis=1), mixed
 
-    first_of_prompt, first_own, end_own = seen[batch, 0], seen[batch, 1], seen[batch, 2]
-    prompt_base = (batch * heads + head) * prompt
-
     def over_prompt(block: Any, state: Any) -> Any:
-        at = block * KEYS + jnp.arange(KEYS)
-        visible = (at >= first_of_prompt)[None, :]
-        return take_in(state, prefix_k, prefix_v, prompt_base, at, prompt, visible)
+        at = block * WIDTH + jnp.arange(WIDTH)
+        base, there = (batch * heads + head) * prompt + at, at < prompt
+        visible = (there & (at >= first_of_prompt))[None, :]
+        k, v = (read(ref, base, dim, there) for ref in (prefix_k, prefix_v))
+        return take_in(state, k, v, visible)
 
-    first_block, blocks = first_own // KEYS, pl.cdiv(end_own, KEYS) - first_own // KEYS
+    keys = WIDTH // abreast
+    first_block = first_own // keys
+    blocks = pl.cdiv(step, keys) - first_block
+    end = jnp.minimum(first + together, samples)
 
     def over_samples(turn: Any, state: Any) -> Any:
-        sample = first + turn // blocks
-        at = (first_block + turn % blocks) * KEYS + jnp.arange(KEYS)
-        base = ((batch * samples + sample) * heads + head) * room
-        visible = (at >= first_own)[None, :] & (own == sample)[:, None]
-        return take_in(state, suffix_k, suffix_v, base, at, end_own, visible)
+        lane = jnp.arange(WIDTH)
+        sample = first + turn // blocks * abreast + lane // keys
+        at = (first_block + turn % blocks) * keys + lane % keys
+        base = ((caches + sample) * heads + head) * room + at
+        there = (sample < end) & (at < step)
+        visible = (there & (at >= first_own))[None, :] & (own[:, None] == sample[None, :])
+        k, v = (read(ref, base, dim, there) for ref in (suffix_k, suffix_v))
+        return take_in(state, k, v, visible)
 
-    state = (
-        jnp.full(rows, lowest),
-        jnp.zeros(rows, jnp.float32),
-        jnp.zeros((rows, q_ref.shape[1]), jnp.float32),
-    )
-    turns = jnp.minimum(together, samples - first) * blocks
-    state = jax.lax.fori_loop(first_of_prompt // KEYS, pl.cdiv(prompt, KEYS), over_prompt, state)
-    _, total, mixed = jax.lax.fori_loop(0, turns, over_samples, state)
+    newest = capped((q.astype(jnp.float32) * new_k.astype(jnp.float32)).sum(axis=1))
+    state = (newest, jnp.ones(rows, jnp.float32), new_v.astype(jnp.float32))
+    state = jax.lax.fori_loop(first_of_prompt // WIDTH, pl.cdiv(prompt, WIDTH), over_prompt, state)
+    groups = pl.cdiv(end - first, abreast)
+    _, total, mixed = jax.lax.fori_loop(0, groups * blocks, over_samples, state)
     mixed = (mixed / total[:, None]).astype(q.dtype)
-    triton.store(out.at[place[:, None], dim], mixed, mask=real)
+    place = ((sequence * heads + head) * per_head + row % per_head)[:, None]
+    triton.store(out.at[place, dim[None, :]], mixed, mask=real[:, None])
 
 
 def samples_together(groups: int, samples: int, per_head: int) -> int:
-    """Samples that share a program.
+    """Samples that share a program: the most that leave enough programs.
 
-    As many as fill the smallest matrix product, but no more than `MOST_TOGETHER`, which are
-    read one after another, and about as many in each program of a group. One, where that would
-    leave few programs.
+    No more than fill the smallest matrix product, or `MOST_TOGETHER`; about as many in each program
+    of a group, and an even number where that costs nothing.
     """
-    most = min(MOST_TOGETHER, max(1, LEAST_ROWS // per_head))
-    parts = pl.cdiv(samples, most)
-    return pl.cdiv(samples, parts) if groups * parts >= ENOUGH_PROGRAMS else 1
+    most = min(MOST_TOGETHER, max(1, LEAST_ROWS // per_head), samples)
+    while most > 1 and groups * pl.cdiv(samples, most) < ENOUGH_PROGRAMS:
+        most -= 1
+    evenly = pl.cdiv(samples, pl.cdiv(samples, most))
+    return min(most, evenly + evenly % 2)
 
 
-def decode_kernel(
+def write_and_attend_kernel(
     q: Float[Array, "batch samples heads head_dim"],
+    k: Float[Array, "batch samples kv_heads head_dim"],
+    v: Float[Array, "batch samples kv_heads head_dim"],
+    rope: Rope,
     prefix_k: Float[Array, "batch kv_heads prompt head_dim"],
     prefix_v: Float[Array, "batch kv_heads prompt head_dim"],
     prefix_mask: Bool[Array, "batch prompt"],
-    suffix_k: Float[Array, "batch samples kv_heads time head_dim"],
-    suffix_v: Float[Array, "batch samples kv_heads time head_dim"],
+    suffix_k: Float[Array, "layers batch samples kv_heads time head_dim"],
+    suffix_v: Float[Array, "layers batch samples kv_heads time head_dim"],
+    layer: Int[Array, ""],
     step: Int[Array, ""],
     window: Int[Array, ""] | None = None,
     *,
     scale: float,
     softcap: float | None = None,
     together: int | None = None,
+    abreast: int | None = None,
     interpret: bool = False,
-) -> Float[Array, "batch samples heads head_dim"]:
-    """`decode_attention`, for prompts that are padded on the left; where `has_kernel` says so.
+) -> tuple[
+    Float[Array, "batch samples heads head_dim"],
+    Float[Array, "layers batch samples kv_heads time head_dim"],
+    Float[Array, "layers batch samples kv_heads time head_dim"],
+]:
+    """`write_and_attend`, for prompts that are padded on the left; where `has_kernel` says so.
 
     `together` samples of a prompt share a program, and with it the reading of the prompt's
-    keys and values; None: as `samples_together` has it.
+    keys and values; None: as `samples_together` has it. The keys of `abreast` of them, a power
+    of two, are read at once; None: of two, if their number is even.
     """
     batch, samples, heads, head_dim = q.shape
-    kv_heads, prompt, room = prefix_k.shape[1], prefix_k.shape[2], suffix_k.shape[3]
+    kv_heads, prompt, room = prefix_k.shape[1], prefix_k.shape[2], suffix_k.shape[4]
     per_head = heads // kv_heads
     if together is None:
         together = samples_together(batch * kv_heads, samples, per_head)
+    if abreast is None:
+        abreast = 2 - together % 2
     first_of_prompt = prompt - prefix_mask.sum(axis=1)
     first_own = jnp.zeros_like(step)
     if window is not None:
         furthest = jnp.where(window > 0, step - window + 1, -prompt)
         first_of_prompt = jnp.clip(prompt + furthest, first_of_prompt, prompt)
         first_own = jnp.maximum(furthest, 0)
-    columns = (first_of_prompt, first_own, step + 1)
+    columns = (layer, first_of_prompt, first_own, step)
     seen = jnp.stack([jnp.broadcast_to(x, batch).astype(jnp.int32) for x in columns], axis=1)
     kernel = partial(
-        _attend, samples=samples, heads=kv_heads, together=together, per_head=per_head,
-        prompt=prompt, room=room, scale=scale, softcap=softcap,
+        _write_and_attend, samples=samples, heads=kv_heads, together=together, abreast=abreast,
+        per_head=per_head, prompt=prompt, room=room, scale=scale, softcap=softcap,
     )  # fmt: skip
-    matrices = [x.reshape(-1, head_dim) for x in (q, prefix_k, prefix_v, suffix_k, suffix_v)]
-    found = pl.pallas_call(
+    # Of joined weights, q, k and v lie side by side as they are.
+    projected = jnp.concatenate([q, k, v], axis=2)
+    caches = (prefix_k, prefix_v, suffix_k, suffix_v)
+    matrices = [x.reshape(-1, x.shape[-1]) for x in (projected, *rope, *caches)]
+    shapes = [(q.size // head_dim, head_dim), *(x.shape for x in matrices[-2:])]
+    mixed, suffix_k_out, suffix_v_out = pl.pallas_call(
         kernel,
-        out_shape=jax.ShapeDtypeStruct(matrices[0].shape, q.dtype),
+        out_shape=[jax.ShapeDtypeStruct(shape, q.dtype) for shape in shapes],
         grid=(batch, kv_heads, pl.cdiv(samples, together)),
-        compiler_params=triton.CompilerParams(num_warps=4 if together > 1 else 2, num_stages=2),
+        input_output_aliases={5: 1, 6: 2},
+        compiler_params=triton.CompilerParams(num_warps=2, num_stages=3),
         interpret=interpret,
         name="decode_attention",
     )(*matrices, seen)
-    return found.reshape(q.shape)
+    return (
+        mixed.reshape(q.shape),
+        suffix_k_out.reshape(suffix_k.shape),
+        suffix_v_out.reshape(suffix_v.shape),
+    )

@@ -16,15 +16,15 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from pmc_jax.model.attention import (
     Segments,
-    best_decode_attention,
-    causal_attention,
+    best_causal_attention,
+    best_write_and_attend,
     segment_lengths,
 )
 from pmc_jax.model.cache import PrefixCache, SuffixCache, place_prefix, place_suffix
 from pmc_jax.model.config import ModelConfig
 from pmc_jax.model.gradients import opened
 from pmc_jax.model.products import wide_einsum
-from pmc_jax.model.rope import rope_tables, rotate
+from pmc_jax.model.rope import Rope, rope_tables, rotate
 from pmc_jax.model.sharding import constrain, gather
 from pmc_jax.model.specs import Params, param_specs
 from pmc_jax.model.stacks import joined_name, layer_stacks
@@ -42,7 +42,6 @@ REMAT_POLICIES = {
 }
 
 Attend = Callable[[Array, Array, Array], tuple[Array, tuple[Array, Array]]]
-Rope = tuple[Array, Array]
 
 
 def normalise(
@@ -89,11 +88,13 @@ def linears(x: Array, layer: Params, sizes: dict[str, int], equation: str) -> tu
 def block(
     x: Float[Array, "batch rows embed"],
     layer: Params,
-    rope: Rope,
     attend: Attend,
     cfg: ModelConfig,
 ) -> tuple[Float[Array, "batch rows embed"], tuple[Array, Array]]:
-    """One pre-norm layer. `attend(q, k, v)` gives the mixed values and the new cache."""
+    """One pre-norm layer.
+
+    `attend(q, k, v)` rotates queries and keys, and gives the mixed values and the new cache.
+    """
     layer = gather(layer, param_specs(cfg)["layers"])
     x = constrain(x, "batch", None, None)
     h = normalise(x, layer, "attn_norm", cfg)
@@ -103,7 +104,7 @@ def block(
     k, v = (constrain(y, "batch", None, "kv_heads", None) for y in (k, v))
     if cfg.qk_norm:
         q, k = normalise(q, layer, "q_norm", cfg), normalise(k, layer, "k_norm", cfg)
-    mixed, kv = attend(rotate(q, *rope), rotate(k, *rope), v)
+    mixed, kv = attend(q, k, v)
     attended = linear(mixed, layer, "o", "nhk,hkd->nd")
     if cfg.parallel_block:
         return x + attended + mlp(h, layer, cfg), kv
@@ -193,14 +194,13 @@ def _over_layers(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, stack:
     return carry, jax.tree.map(lambda leaf: leaf[None], out)
 
 
-def _causal(segments: Segments, window: Array | None, cfg: ModelConfig) -> Attend:
+def _causal(segments: Segments, rope: Rope, window: Array | None, cfg: ModelConfig) -> Attend:
     """Attention within whole sequences."""
 
     def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
-        mixed = causal_attention(
-            q, k, v, segments, window,
-            scale=attention_scale(cfg), softcap=cfg.attention_softcap,
-        )  # fmt: skip
+        k = rotate(k, *rope)
+        attention = best_causal_attention(q, cfg.attention_softcap)
+        mixed = attention(rotate(q, *rope), k, v, segments, window, scale=attention_scale(cfg))
         return mixed, (k, v)
 
     return attend
@@ -226,11 +226,11 @@ def layer_states(
 
     def layer_step(x: Array, inputs: tuple[Params, Array | None]) -> tuple[Array, None]:
         layer, window = inputs
-        x, _ = block(x, opened(layer), ropes(window), _causal(segments, window, cfg), cfg)
+        x, _ = block(x, opened(layer), _causal(segments, ropes(window), window, cfg), cfg)
         return x, None
 
     if remat != "none":
-        layer_step = jax.checkpoint(layer_step, policy=REMAT_POLICIES[remat])
+        layer_step = jax.checkpoint(layer_step, policy=REMAT_POLICIES[remat], prevent_cse=False)
     x = _embed(params, tokens, cfg, dtype)
     ropes = _ropes(positions, segment_lengths(segments), cfg, dtype)
     for stack in _layers(params, cfg, layers):
@@ -280,7 +280,7 @@ def prefill(
         x: Array, inputs: tuple[Params, Array | None]
     ) -> tuple[Array, tuple[Array, Array]]:
         layer, window = inputs
-        x, kv = block(x, layer, ropes(window), _causal(mask, window, cfg), cfg)
+        x, kv = block(x, layer, _causal(mask, ropes(window), window, cfg), cfg)
         # Heads before tokens, as decode steps multiply by them.
         k, v = (jnp.swapaxes(part, 1, 2) for part in kv)
         return x, (k, v)
@@ -309,36 +309,29 @@ def decode_step(
 
     A stack's suffix cache travels in its scan's carry, so that it is updated in place.
     """
-    place = prefix.mask.sum(axis=1) + step
-    positions = jnp.broadcast_to(place[:, None], tokens.shape)
+    position = (prefix.mask.sum(axis=1) + step)[:, None]  # of all samples of a prompt
     dtype = suffix.k[0].dtype
     x = _embed(params, tokens, cfg, dtype)
-    ropes = _ropes(positions, (place + 1)[:, None], cfg, dtype)
+    ropes = _ropes(position, position + 1, cfg, dtype)
 
     def layer_step(
         carry: tuple[Array, Array, Array],
         inputs: tuple[tuple[Params, Array | None], Array, Array, Array],
     ) -> tuple[tuple[Array, Array, Array], None]:
         x, suffix_k, suffix_v = carry
-        (layer, window), prefix_k, prefix_v, index = inputs
-
-        def write(cache: Array, new: Array) -> Array:
-            start = (index, zero, zero, zero, step, zero)
-            return jax.lax.dynamic_update_slice(cache, new[None, :, :, :, None], start)
+        (layer, window), prefix_k, prefix_v, number = inputs
 
         def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
-            new_k, new_v = write(suffix_k, k), write(suffix_v, v)
-            own_k, own_v = new_k[index], new_v[index]
-            mixed = best_decode_attention(q, prefix_k, own_k)(
-                q, prefix_k, prefix_v, prefix.mask, own_k, own_v, step, window,
-                scale=attention_scale(cfg), softcap=cfg.attention_softcap,
+            mixed, new_k, new_v = best_write_and_attend(q, prefix_k, suffix_k)(
+                q, k, v, ropes(window), prefix_k, prefix_v, prefix.mask, suffix_k, suffix_v,
+                number, step, window, scale=attention_scale(cfg), softcap=cfg.attention_softcap,
             )  # fmt: skip
             return mixed, (new_k, new_v)
 
-        x, (k, v) = block(x, layer, ropes(window), attend, cfg)
+        x, (k, v) = block(x, layer, attend, cfg)
         return (x, *place_suffix((k, v))), None
 
-    zero, written = jnp.zeros_like(step), []
+    written = []
     caches = zip(prefix.k, prefix.v, suffix.k, suffix.v, strict=True)
     for stack, (*prefix_kv, own_k, own_v) in zip(_layers(params, cfg), caches, strict=True):
         numbers = jnp.arange(len(own_k), dtype=step.dtype)

@@ -8,6 +8,9 @@ from jaxtyping import Array, Float, Int
 
 from pmc_jax.model.config import RopeConfig
 
+Rope = tuple[Float[Array, "*places half"], Float[Array, "*places half"]]
+"""Cosines and sines of rotation angles."""
+
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int, long: bool = False) -> np.ndarray:
     """Radians per position of each rotated pair, `[head_dim · partial / 2]`, after rope scaling.
@@ -36,7 +39,7 @@ def rope_tables(
     rope: RopeConfig,
     head_dim: int,
     dtype: jnp.dtype,
-) -> tuple[Float[Array, "*batch time half"], Float[Array, "*batch time half"]]:
+) -> Rope:
     """Cosines and sines of the rotation angles at `positions` of sequences of `lengths`.
 
     A row has one length, or one for every place where it holds several sequences.
@@ -52,12 +55,13 @@ def rope_tables(
 
 def rotate(
     x: Float[Array, "*batch time heads head_dim"],
-    cos: Float[Array, "*batch time half"],
-    sin: Float[Array, "*batch time half"],
+    cos: Float[Array, "*batch #time half"],
+    sin: Float[Array, "*batch #time half"],
 ) -> Float[Array, "*batch time heads head_dim"]:
     """Rotate the pairs (x_i, x_{i + half}) of each head's first 2 · half dimensions.
 
-    In the tables' dtype; the dimensions after them stay as they are.
+    In the tables' dtype, which have an angle for each time or one for all; the dimensions after
+    them stay as they are.
     """
     half = cos.shape[-1]
     first, second = x[..., :half].astype(cos.dtype), x[..., half : 2 * half].astype(cos.dtype)
