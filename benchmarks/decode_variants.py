@@ -35,7 +35,11 @@ from pmc_jax.model import (
     init_suffix,
     prefill,
 )
-from pmc_jax.model.attention import decode_attention, write_and_attend
+from pmc_jax.model.attention import (
+    best_write_and_attend,
+    decode_attention,
+    write_and_attend,
+)
 from pmc_jax.model.specs import Params
 
 # By its name, since the package has a function that is called so, too.
@@ -112,6 +116,12 @@ def copied(implementation: str) -> Callable[..., Array]:
 # --- the whole ------------------------------------------------------------------------------
 
 
+def has_decode_kernel() -> bool:
+    """Whether bfloat16 is decoded with the attention kernel here."""
+    q, cache = jnp.zeros((1, 1, 1, 64), jnp.bfloat16), jnp.zeros((1, 1, 1, 64), jnp.bfloat16)
+    return best_write_and_attend(q, cache) is not write_and_attend
+
+
 def variants(device: str, vocab: int) -> dict[str, dict[str, Any]]:
     """By name: how `decoded` differs from the library's loop, and what is patched to trace it."""
     attention = {"multiplied and summed": multiplied, "prompts copied": copied("xla")}
@@ -122,11 +132,13 @@ def variants(device: str, vocab: int) -> dict[str, dict[str, Any]]:
     else:
         other_top_k = {"top-k: at once": [(nucleus, "LARGE_VOCABULARY", vocab + 1)]}
     kernel: dict[str, list[tuple]] = {}
-    if device == "gpu":
-        from pmc_jax.model import decode_kernel
-
+    if has_decode_kernel():
+        decode_kernel = importlib.import_module("pmc_jax.model.decode_kernel")
         kernel = {
-            "kernel: 64 keys at a time": [(decode_kernel, "WIDTH", 64)],
+            "kernel: twice the keys at a time": [
+                (decode_kernel, "KEYS", 2 * decode_kernel.KEYS),
+                (decode_kernel, "WIDTH", 2 * decode_kernel.WIDTH),
+            ],
             "kernel: a program for each sample": [
                 (decode_kernel, "samples_together", lambda *_: 1)
             ],

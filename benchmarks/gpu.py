@@ -7,7 +7,8 @@ profiler (other ways to write it are in `decode_variants.py`). For training: the
 the published batch sizes, in the published micro-batches and in one, its model FLOPs utilisation
 and peak memory. From both, the time of the published run. Bandwidth and peak are those of large
 copies and bfloat16 products, measured in the same process. `--tiny` runs all of it on a small
-model, to see that it works.
+model, to see that it works. `--kept --peak 770` measures nothing, and prints what earlier calls
+found with shares of another peak.
 """
 
 import os
@@ -311,6 +312,22 @@ def show_run(name: str, own: dict[str, Any], count: int) -> None:
         )
 
 
+def show_kept(kept: dict[str, Any], peak: float | None) -> None:
+    """What earlier calls measured, with shares of `peak` FLOP/s, or of the peaks of their own."""
+    for device, models in kept.items():
+        print(f"{device}, jax {models['jax']}\n")
+        for name in filter(models.__contains__, MODELS):
+            for row in models[name].get("decode", {}).values():
+                found = row["ceilings"] | ({"flops": peak} if peak else {})
+                bound = step_bound(model(name), row["rows"], found)
+                share = sum(bound.values()) / row["step_seconds"]
+                show_decode(name, {**row, "bound": bound, "share_of_bound": share})
+            for label, row in models[name].get("train", {}).items():
+                own = row["ceilings"]["flops"]
+                used = row.get("utilisation", 0) * own / (peak or own)
+                show_train(name, label, {**row, "utilisation": used})
+
+
 def main() -> None:
     """Measure, print, and write `benchmarks/gpu.json`, or nothing with `--tiny`.
 
@@ -323,7 +340,13 @@ def main() -> None:
     parser.add_argument("--remat", nargs="*", default=["dots", "none", "full"])
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "gpu.json")
+    parser.add_argument("--kept", action="store_true", help="print what earlier calls measured")
+    parser.add_argument("--peak", type=float, help="TFLOP/s that shares of what is kept are of")
     options = parser.parse_args()
+    kept = json.loads(options.out.read_text()) if options.out.exists() else {}
+    if options.kept:
+        show_kept(kept, options.peak and options.peak * 1e12)
+        return
     keep_compiled()
     found = ceilings(1024 if options.tiny else 8192)
     device, version = jax.devices()[0].device_kind, jax.__version__
@@ -331,7 +354,6 @@ def main() -> None:
         f"{device}, jax {version}: products {found['flops'] / 1e12:.2f} TFLOP/s, "
         f"copies {found['bytes'] / 1e9:.0f} GB/s\n"
     )
-    kept = json.loads(options.out.read_text()) if options.out.exists() else {}
     result = {**kept, device: {**kept.get(device, {}), "jax": version}}
 
     def keep() -> None:

@@ -4,6 +4,7 @@
 `window` w > 0 hides the positions w and more before the query.
 """
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -13,13 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pmc_jax.model.products import wide_einsum
-from pmc_jax.model.rope import Rope, rotate
+from pmc_jax.model.rope import rotate
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
 """Those that Triton has blocks of."""
 
 FLASH_HEAD_DIMS = range(8, 129, 8)
-"""Those that cuDNN has attention and its gradient for, on all those GPUs."""
+"""Those that cuDNN has attention and its gradient for, on all GPUs that Triton compiles for."""
 
 MOST_ELEMENTS = 2**31
 """Elements of an array that 32-bit offsets reach."""
@@ -93,7 +94,10 @@ def flash_attention(
     scale: float,
     implementation: Literal["xla", "cudnn"] = "cudnn",
 ) -> Float[Array, "batch time heads head_dim"]:
-    """`causal_attention` without its scores in memory, by cuDNN; where `has_flash` says so."""
+    """`causal_attention` without its scores in memory, by cuDNN; where `has_flash` says so.
+
+    What is in memory is the mask, which JAX has cuDNN add to the scores, and its gradient.
+    """
     allowed = _allowed(segments, window)[:, None]
     return jax.nn.dot_product_attention(
         q, k, v, mask=allowed, scale=scale, is_causal=True, implementation=implementation
@@ -140,7 +144,7 @@ def write_and_attend(
     q: Float[Array, "batch samples heads head_dim"],
     k: Float[Array, "batch samples kv_heads head_dim"],
     v: Float[Array, "batch samples kv_heads head_dim"],
-    rope: Rope,
+    rope: tuple[Float[Array, "batch 1 half"], Float[Array, "batch 1 half"]],
     prefix_k: Float[Array, "batch kv_heads prompt head_dim"],
     prefix_v: Float[Array, "batch kv_heads prompt head_dim"],
     prefix_mask: Bool[Array, "batch prompt"],
@@ -200,9 +204,14 @@ def has_kernel(q: Array, *caches: Array) -> bool:
 
 
 def has_flash(q: Array, softcap: float | None) -> bool:
-    """Whether cuDNN has attention for such queries where the program will run."""
+    """Whether cuDNN has attention for such queries where the program will run.
+
+    And whether it may be used: its gradient has the same bits each time only by chance, so that
+    `XLA_FLAGS` that ask for deterministic operations rule it out.
+    """
     time, head_dim = q.shape[1], q.shape[3]
-    return on_one_gpu(q) and softcap is None and time % 2 == 0 and head_dim in FLASH_HEAD_DIMS
+    there = softcap is None and time % 2 == 0 and head_dim in FLASH_HEAD_DIMS
+    return there and on_one_gpu(q) and "deterministic" not in os.environ.get("XLA_FLAGS", "")
 
 
 def best_causal_attention(q: Array, softcap: float | None) -> Callable[..., Array]:

@@ -13,10 +13,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, Int
 
-from pmc_jax.model.rope import Rope
+KEYS, ABREAST = 16, 2
+"""Keys of a sample that are read at a time, and samples whose keys are. Both are fixed, so that a
+sample's attention has the same bits whatever shares its program."""
 
-WIDTH = 32
-"""Keys that are read at a time."""
+WIDTH = KEYS * ABREAST
+"""Keys of a prompt that are read at a time."""
 
 ENOUGH_PROGRAMS = 256
 """About two for every processor of a large GPU: fewer leave some without work."""
@@ -25,22 +27,22 @@ LEAST_ROWS = 16
 """Rows that the smallest product of a GPU's matrix units has."""
 
 MOST_TOGETHER = 8
-"""Most samples to a program, which reads them one or two after another."""
+"""Most samples to a program."""
 
 
 def _write_and_attend(
     projected: Any, cos: Any, sin: Any, prefix_k: Any, prefix_v: Any, suffix_k: Any, suffix_v: Any,
-    seen: Any, out: Any, out_k: Any, out_v: Any,
-    *, samples: int, heads: int, together: int, abreast: int, per_head: int, prompt: int,
-    room: int, scale: float, softcap: float | None,
+    places: Any, out: Any, out_k: Any, out_v: Any,
+    *, samples: int, kv_heads: int, together: int, per_head: int, prompt: int, room: int,
+    scale: float, softcap: float | None,
 ) -> None:  # fmt: skip
     """`together` samples of a prompt, and the query heads that share one key-value head.
 
-    All refs but `seen` are matrices, a vector of a head to a row, or of a prompt's angles; `out_k`
-    and `out_v` are the memory of `suffix_k` and `suffix_v`. Of `abreast` samples the keys are
-    read at once.
+    All refs but `places` are matrices, a vector of a head to a row, or of a prompt's angles.
+    `out_k` and `out_v` are the memory of `suffix_k` and `suffix_v`.
     """
     batch, head, first = pl.program_id(0), pl.program_id(1), pl.program_id(2) * together
+    layer, first_of_prompt, first_own, step = (places[batch, i] for i in range(4))
     rows = max(LEAST_ROWS, pl.next_power_of_2(together * per_head))
     row, dim = jnp.arange(rows), jnp.arange(projected.shape[1])
     own = first + row // per_head
@@ -53,30 +55,29 @@ def _write_and_attend(
 
     # As `rotate` has it: every dimension with its partner's, where it has one.
     half = cos.shape[1]
-    turns = dim < 2 * half
-    partner = jnp.where(turns, jnp.where(dim < half, dim + half, dim - half), dim)
+    has_partner = dim < 2 * half
+    partner = jnp.where(has_partner, jnp.where(dim < half, dim + half, dim - half), dim)
     angle = (batch, dim % half)
-    along = triton.load(cos.at[angle], mask=turns, other=1)[None, :]
-    across = triton.load(sin.at[angle], mask=turns, other=0)
-    across = jnp.where(dim < half, -across, across)[None, :]
+    cosine = triton.load(cos.at[angle], mask=has_partner, other=1)[None, :]
+    sine = triton.load(sin.at[angle], mask=has_partner, other=0)
+    sine = jnp.where(dim < half, -sine, sine)[None, :]
 
     def rotated(at: Array) -> Array:
         x, other = read(projected, at, dim, real), read(projected, at, partner, real)
-        return (x.astype(along.dtype) * along + other.astype(along.dtype) * across).astype(x.dtype)
+        return (x.astype(sine.dtype) * cosine + other.astype(sine.dtype) * sine).astype(x.dtype)
 
     def capped(scores: Array) -> Array:
         scores = scores * scale
         return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
     # The vectors of a sequence: of all queries' heads, then of all keys', then of all values'.
-    vectors = sequence * heads * (per_head + 2)
+    vectors = sequence * kv_heads * (per_head + 2)
     q = rotated(vectors + head * per_head + row % per_head)
-    new_k = rotated(vectors + heads * per_head + head)
-    new_v = read(projected, vectors + heads * (per_head + 1) + head, dim, real)
+    new_k = rotated(vectors + kv_heads * per_head + head)
+    new_v = read(projected, vectors + kv_heads * (per_head + 1) + head, dim, real)
 
-    layer, first_of_prompt, first_own, step = (seen[batch, i] for i in range(4))
     caches = (layer * pl.num_programs(0) + batch) * samples
-    place = (((caches + own) * heads + head) * room + step)[:, None]
+    place = (((caches + own) * kv_heads + head) * room + step)[:, None]
     # The queries that share a key all write it.
     triton.store(out_k.at[place, dim[None, :]], new_k, mask=real[:, None])
     triton.store(out_v.at[place, dim[None, :]], new_v, mask=real[:, None])
@@ -92,21 +93,20 @@ def _write_and_attend(
 
     def over_prompt(block: Any, state: Any) -> Any:
         at = block * WIDTH + jnp.arange(WIDTH)
-        base, there = (batch * heads + head) * prompt + at, at < prompt
+        base, there = (batch * kv_heads + head) * prompt + at, at < prompt
         visible = (there & (at >= first_of_prompt))[None, :]
         k, v = (read(ref, base, dim, there) for ref in (prefix_k, prefix_v))
         return take_in(state, k, v, visible)
 
-    keys = WIDTH // abreast
-    first_block = first_own // keys
-    blocks = pl.cdiv(step, keys) - first_block
+    first_block = first_own // KEYS
+    blocks = pl.cdiv(step, KEYS) - first_block
     end = jnp.minimum(first + together, samples)
 
     def over_samples(turn: Any, state: Any) -> Any:
         lane = jnp.arange(WIDTH)
-        sample = first + turn // blocks * abreast + lane // keys
-        at = (first_block + turn % blocks) * keys + lane % keys
-        base = ((caches + sample) * heads + head) * room + at
+        sample = first + turn // blocks * ABREAST + lane // KEYS
+        at = (first_block + turn % blocks) * KEYS + lane % KEYS
+        base = ((caches + sample) * kv_heads + head) * room + at
         there = (sample < end) & (at < step)
         visible = (there & (at >= first_own))[None, :] & (own[:, None] == sample[None, :])
         k, v = (read(ref, base, dim, there) for ref in (suffix_k, suffix_v))
@@ -115,10 +115,10 @@ def _write_and_attend(
     newest = capped((q.astype(jnp.float32) * new_k.astype(jnp.float32)).sum(axis=1))
     state = (newest, jnp.ones(rows, jnp.float32), new_v.astype(jnp.float32))
     state = jax.lax.fori_loop(first_of_prompt // WIDTH, pl.cdiv(prompt, WIDTH), over_prompt, state)
-    groups = pl.cdiv(end - first, abreast)
+    groups = pl.cdiv(end - first, ABREAST)
     _, total, mixed = jax.lax.fori_loop(0, groups * blocks, over_samples, state)
     mixed = (mixed / total[:, None]).astype(q.dtype)
-    place = ((sequence * heads + head) * per_head + row % per_head)[:, None]
+    place = ((sequence * kv_heads + head) * per_head + row % per_head)[:, None]
     triton.store(out.at[place, dim[None, :]], mixed, mask=real[:, None])
 
 
@@ -139,7 +139,7 @@ def write_and_attend_kernel(
     q: Float[Array, "batch samples heads head_dim"],
     k: Float[Array, "batch samples kv_heads head_dim"],
     v: Float[Array, "batch samples kv_heads head_dim"],
-    rope: Rope,
+    rope: tuple[Float[Array, "batch 1 half"], Float[Array, "batch 1 half"]],
     prefix_k: Float[Array, "batch kv_heads prompt head_dim"],
     prefix_v: Float[Array, "batch kv_heads prompt head_dim"],
     prefix_mask: Bool[Array, "batch prompt"],
@@ -152,7 +152,6 @@ def write_and_attend_kernel(
     scale: float,
     softcap: float | None = None,
     together: int | None = None,
-    abreast: int | None = None,
     interpret: bool = False,
 ) -> tuple[
     Float[Array, "batch samples heads head_dim"],
@@ -162,16 +161,13 @@ def write_and_attend_kernel(
     """`write_and_attend`, for prompts that are padded on the left; where `has_kernel` says so.
 
     `together` samples of a prompt share a program, and with it the reading of the prompt's
-    keys and values; None: as `samples_together` has it. The keys of `abreast` of them, a power
-    of two, are read at once; None: of two, if their number is even.
+    keys and values; None: as `samples_together` has it.
     """
     batch, samples, heads, head_dim = q.shape
     kv_heads, prompt, room = prefix_k.shape[1], prefix_k.shape[2], suffix_k.shape[4]
     per_head = heads // kv_heads
     if together is None:
         together = samples_together(batch * kv_heads, samples, per_head)
-    if abreast is None:
-        abreast = 2 - together % 2
     first_of_prompt = prompt - prefix_mask.sum(axis=1)
     first_own = jnp.zeros_like(step)
     if window is not None:
@@ -179,9 +175,9 @@ def write_and_attend_kernel(
         first_of_prompt = jnp.clip(prompt + furthest, first_of_prompt, prompt)
         first_own = jnp.maximum(furthest, 0)
     columns = (layer, first_of_prompt, first_own, step)
-    seen = jnp.stack([jnp.broadcast_to(x, batch).astype(jnp.int32) for x in columns], axis=1)
+    places = jnp.stack([jnp.broadcast_to(x, batch).astype(jnp.int32) for x in columns], axis=1)
     kernel = partial(
-        _write_and_attend, samples=samples, heads=kv_heads, together=together, abreast=abreast,
+        _write_and_attend, samples=samples, kv_heads=kv_heads, together=together,
         per_head=per_head, prompt=prompt, room=room, scale=scale, softcap=softcap,
     )  # fmt: skip
     # Of joined weights, q, k and v lie side by side as they are.
@@ -196,8 +192,8 @@ def write_and_attend_kernel(
         input_output_aliases={5: 1, 6: 2},
         compiler_params=triton.CompilerParams(num_warps=2, num_stages=3),
         interpret=interpret,
-        name="decode_attention",
-    )(*matrices, seen)
+        name="decode_attention",  # which `benchmarks/operations.py` looks for
+    )(*matrices, places)
     return (
         mixed.reshape(q.shape),
         suffix_k_out.reshape(suffix_k.shape),

@@ -229,6 +229,8 @@ def layer_states(
         x, _ = block(x, opened(layer), _causal(segments, ropes(window), window, cfg), cfg)
         return x, None
 
+    # A scan's body needs no barrier between what is computed and computed again; with one, XLA
+    # copies each layer's weights out of their stack before it rounds them.
     if remat != "none":
         layer_step = jax.checkpoint(layer_step, policy=REMAT_POLICIES[remat], prevent_cse=False)
     x = _embed(params, tokens, cfg, dtype)

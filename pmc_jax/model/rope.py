@@ -39,7 +39,7 @@ def rope_tables(
     rope: RopeConfig,
     head_dim: int,
     dtype: jnp.dtype,
-) -> Rope:
+) -> tuple[Float[Array, "*batch time half"], Float[Array, "*batch time half"]]:
     """Cosines and sines of the rotation angles at `positions` of sequences of `lengths`.
 
     A row has one length, or one for every place where it holds several sequences.
