@@ -109,6 +109,7 @@ def test_forget_answers_are_written_nowhere(run, tofu_dir):
     assert {"relearning_forget_worst", "rounding_4_worst"} <= summary["measures"]["tiny"].keys()
 
 
+@pytest.mark.slow
 def test_tofu_logs_of_one_model_serve_another(run, tofu_dir, tmp_path):
     """With a holdout set, and right answers kept because they were asked for."""
     held_out = (tofu_dir / "forget10.json").read_text().replace("Lisbon", "Bergen")

@@ -308,6 +308,7 @@ def test_iterate_repeats_and_normalises():
         np.testing.assert_allclose(found, expected, atol=1e-14)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(rewarded(), st.integers(1, 4))
 def test_curated_updates_equal_enumeration(case, n):
