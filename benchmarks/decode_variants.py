@@ -116,13 +116,13 @@ def copied(implementation: str) -> Callable[..., Array]:
 # --- the whole ------------------------------------------------------------------------------
 
 
-def has_decode_kernel() -> bool:
-    """Whether bfloat16 is decoded with the attention kernel here."""
-    q, cache = jnp.zeros((1, 1, 1, 64), jnp.bfloat16), jnp.zeros((1, 1, 1, 64), jnp.bfloat16)
-    return best_write_and_attend(q, cache) is not write_and_attend
+def has_decode_kernel(dtype: Any) -> bool:
+    """Whether the attention kernel decodes in this dtype here."""
+    some = jnp.zeros((1, 1, 1, 64), dtype)
+    return best_write_and_attend(some, some) is not write_and_attend
 
 
-def variants(device: str, vocab: int) -> dict[str, dict[str, Any]]:
+def variants(device: str, vocab: int, dtype: Any) -> dict[str, dict[str, Any]]:
     """By name: how `decoded` differs from the library's loop, and what is patched to trace it."""
     attention = {"multiplied and summed": multiplied, "prompts copied": copied("xla")}
     if device == "gpu":
@@ -132,7 +132,7 @@ def variants(device: str, vocab: int) -> dict[str, dict[str, Any]]:
     else:
         other_top_k = {"top-k: at once": [(nucleus, "LARGE_VOCABULARY", vocab + 1)]}
     kernel: dict[str, list[tuple]] = {}
-    if has_decode_kernel():
+    if has_decode_kernel(dtype):
         decode_kernel = importlib.import_module("pmc_jax.model.decode_kernel")
         kernel = {
             "kernel: twice the keys at a time": [
@@ -202,7 +202,7 @@ def compared(name: str, rows: int, repetitions: int) -> dict[str, dict[str, Any]
     layouts: dict[bool | None, tuple] = {}
     works: dict[str, Callable[[], Array]] = {}
     found: dict[str, dict[str, Any]] = {}
-    for label, changes in variants(jax.default_backend(), cfg.vocab_size).items():
+    for label, changes in variants(jax.default_backend(), cfg.vocab_size, dtype).items():
         key = jax.random.key(1, impl=changes.get("keys"))
         unrolled = changes.get("unrolled")
         if unrolled not in layouts:

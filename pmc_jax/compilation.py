@@ -94,7 +94,7 @@ def finds_cpus_alone() -> bool:
 def compile_sooner_on_cpus() -> None:
     """Have LLVM optimise less for CPUs, unless `XLA_FLAGS` say how much.
 
-    What is compiled so runs as fast (`benchmarks/LOG.md`). To be called before JAX looks for
+    Programs were seen to run as fast (`benchmarks/LOG.md`). To be called before JAX looks for
     devices, and reads the flags. `XLA_FLAGS` that name a file of flags stay as they are.
     """
     flags = os.environ.get("XLA_FLAGS", "").strip()

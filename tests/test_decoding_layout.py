@@ -346,5 +346,5 @@ def test_samples_share_programs_where_there_are_many(groups, samples, per_head):
     [(4, 8, 3, 2), (16, 8, 3, 5), (4, 8, 4, 2), (16, 8, 4, 4), (4, 32, 1, 8), (64, 8, 3, 5)],
 )
 def test_samples_that_share_programs_in_the_published_runs(prompts, kv_heads, per_head, together):
-    """The fastest found on a GPU for 20 samples (benchmarks/LOG.md)."""
+    """For 20 samples: what was timed on a GPU (benchmarks/LOG.md)."""
     assert samples_together(prompts * kv_heads, 20, per_head) == together
