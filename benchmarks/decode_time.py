@@ -34,13 +34,14 @@ from sampling import (
 )
 
 from pmc_jax.decoding import Decoding, Sampling, generate, sampler
-from pmc_jax.model import init_params, param_count
+from pmc_jax.model import decoding_params, init_params, param_count
 
 
 def profiled(name: str) -> dict[str, Any]:
     """Milliseconds of a decode step, and of each kind of operation in it."""
     cfg = shape_of(name)
     params = init_params(jax.random.key(0), cfg, jnp.float32)
+    params = decoding_params(params, cfg, jnp.float32)
     prompts = np.random.default_rng(0).integers(2, cfg.vocab_size, (PROMPTS, PROMPT_TOKENS))
     texts, compiled_chunk = [], sampler._decode_chunk
 

@@ -40,6 +40,7 @@ from pmc_jax.model.attention import (
     decode_attention,
     write_and_attend,
 )
+from pmc_jax.model.cache import squeeze_single, unsqueeze_single
 from pmc_jax.model.specs import Params
 
 # By its name, since the package has a function that is called so, too.
@@ -153,7 +154,7 @@ def variants(device: str, vocab: int, dtype: Any) -> dict[str, dict[str, Any]]:
         "top-k: all rows at once": [(nucleus, "TOP_K_PARTS", 1)],
         "top-k: bisection": [(nucleus, "SMALL_TOP_K", 0)],
     }
-    unrolled = device == "gpu"  # as it is
+    unrolled = device in ("gpu", "cpu")  # as it is
     other = "layers in a scan" if unrolled else "layers unrolled"
     return {
         "as it is": {},
@@ -178,12 +179,13 @@ def decoded(
 
     def advance(state: tuple) -> tuple:
         last, number, caches, tokens = state
-        found, caches = decode_step(params, last, number, prefix, caches, cfg)
+        whole = unsqueeze_single(caches)
+        found, caches = decode_step(params, last, number, prefix, whole, cfg)
         chosen = choose(found, keys, number + 1, SAMPLING)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, chosen[..., None], number + 1, 2)
-        return chosen, number + 1, caches, tokens
+        return chosen, number + 1, squeeze_single(caches), tokens
 
-    state = (chosen, jnp.int32(0), caches, tokens)
+    state = (chosen, jnp.int32(0), squeeze_single(caches), tokens)
     if fixed:
         state = jax.lax.fori_loop(0, TOKENS - 1, lambda _, state: advance(state), state)
     else:

@@ -27,7 +27,7 @@ import numpy as np
 
 from pmc_jax.decoding import Decoding, Sampling, generate
 from pmc_jax.decoding.sampler import _prefill
-from pmc_jax.model import ModelConfig, init_params
+from pmc_jax.model import ModelConfig, decoding_params, init_params
 from pmc_jax.model.specs import Params
 
 CFG = ModelConfig(
@@ -124,7 +124,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args()
-    params, load = init_params(jax.random.key(0), CFG, jnp.float32), os.getloadavg()[0]
+    params = decoding_params(init_params(jax.random.key(0), CFG), CFG, jnp.float32)
+    load = os.getloadavg()[0]
     curves: dict[str, Any] = {}
     for name, values in VALUES.items():
         works = [dataclasses.replace(BASE, **{name: value}) for value in values]

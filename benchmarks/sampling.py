@@ -39,7 +39,7 @@ from pmc_jax.data import DataConfig, load_dataset
 from pmc_jax.data.encode import encode
 from pmc_jax.data.prompts import PromptConfig
 from pmc_jax.decoding import Decoding, Sampling, generate
-from pmc_jax.model import ModelConfig, param_count
+from pmc_jax.model import ModelConfig, decoding_params, param_count
 from pmc_jax.pretrained import ModelSource, load_pretrained, path_of
 from pmc_jax.training.batch import BatchConfig
 from pmc_jax.training.checkpoints import RunState
@@ -159,12 +159,13 @@ def raw(name: str, repetitions: int, found: dict[str, float]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         model.save_pretrained(directory)
         ours = load_checkpoint(directory)
+    params = decoding_params(ours.params, ours.cfg, "float32")
     prompts = np.random.default_rng(0).integers(2, shape["vocab_size"], (PROMPTS, PROMPT_TOKENS))
     ids = torch.tensor(prompts)
 
     def decode(repetition: int) -> None:
         rows = generate(
-            ours.params, prompts.tolist(), cfg=ours.cfg,
+            params, prompts.tolist(), cfg=ours.cfg,
             sampling=Sampling(TEMPERATURE, TOP_K, TOP_P), key=jax.random.key(repetition),
             limits=[TOKENS] * PROMPTS, samples=SAMPLES,
             decoding=Decoding(chunk=TOKENS),

@@ -224,6 +224,34 @@ def test_draws_keep_ties_with_the_last_of_the_top_together(top_k, top_p):
     assert chi_square_p(counts, weights / weights.sum()) > 1e-6
 
 
+def drawn_by_sorting(uniform, logits, top_k, top_p):
+    """The token by inversion: largest first, of equals the lower, ties beyond top-k last."""
+    order = np.lexsort((np.arange(len(logits)), -logits))
+    weights = np.exp(logits[order] - logits.max())
+    weights[~sorted_keep(logits, top_k, top_p)[order]] = 0
+    return order[np.argmax(np.cumsum(weights) > uniform * weights.sum())]
+
+
+@pytest.mark.parametrize("distinct", [3, 40, 10**6])
+@pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (7, 0.9), (50, 1.0), (50, 0.7)])
+@pytest.mark.parametrize("vocab", [300, 16_391])
+def test_draws_are_those_of_a_sort(vocab, top_k, top_p, distinct, rng):
+    """Of rows with ties at the last of the top and of rows without, in one call, in float64."""
+    logits = rng.integers(0, distinct, (24, vocab)) * (6 / distinct)
+    logits[::3] = rng.normal(size=(8, vocab))
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(1), 24)
+        logits = jnp.asarray(logits)
+        found = jax.jit(draw, static_argnums=(2, 3))(keys, logits, top_k, top_p, 0.7)
+        uniform = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float64))(keys)
+        scaled = np.asarray(jnp.asarray(logits) * (1 / jnp.asarray(0.7)))
+    expected = [
+        drawn_by_sorting(*row, top_k, top_p)
+        for row in zip(np.asarray(uniform), scaled, strict=True)
+    ]
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("distinct", [3, 40, 10_000])
 @pytest.mark.parametrize("count", [1, 7, 50])
 def test_the_largest_of_a_large_vocabulary(distinct, count, rng):

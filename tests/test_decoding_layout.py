@@ -1,9 +1,12 @@
-"""What GPUs compute with, on a CPU: unrolled and joined weights, the kernel, other attention."""
+"""Unrolled and joined weights, and what only GPUs compute with, on a CPU: the kernel, cuDNN."""
 
 import importlib
+import re
 import sys
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 from test_families import random_model
 from test_model import SWITCHES, load, our_logits, positions_of
 
-from pmc_jax.decoding import Sampling, generate
+from pmc_jax.decoding import Sampling, generate, sampler
 from pmc_jax.evaluation.rounding import BLOCK, round_params
 from pmc_jax.model import (
     ModelConfig,
@@ -23,6 +26,7 @@ from pmc_jax.model import (
     init_params,
     layer_stacks,
     layer_states,
+    make_mesh,
     parts_of,
 )
 from pmc_jax.model import attention as attention_module
@@ -97,11 +101,41 @@ def test_the_first_layers_of_unrolled_weights(rng):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def test_weights_are_unrolled_on_gpus_only(monkeypatch):
+@pytest.mark.parametrize(
+    ("backend", "alone", "unrolled"),
+    [
+        ("gpu", True, True), ("gpu", False, True), ("cpu", True, True), ("cpu", False, False),
+        ("tpu", True, False),
+    ],
+)  # fmt: skip
+def test_where_weights_are_unrolled(backend, alone, unrolled, monkeypatch):
     params = init_params(jax.random.key(0), CFG)
-    assert len(layer_stacks(decoding_params(params, CFG, jnp.float32))) == 1
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert len(layer_stacks(decoding_params(params, CFG, jnp.float32))) == CFG.num_layers
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    with nullcontext() if alone else jax.set_mesh(make_mesh(1, 1)):
+        found = decoding_params(params, CFG, jnp.float32)
+    assert len(layer_stacks(found)) == (CFG.num_layers if unrolled else 1)
+
+
+def test_caches_of_unrolled_weights_are_written_in_place():
+    """XLA may copy them on their way into the loop and out of it, but not at every step."""
+    params = decoding_params(init_params(jax.random.key(0), CFG), CFG, jnp.float32, unrolled=True)
+    compiled = []
+
+    def reading(*arguments, **options):
+        again = jax.jit(lambda: decode_chunk(*arguments, **options))
+        compiled.append(again.lower().compile().as_text())
+        return decode_chunk(*arguments, **options)
+
+    decode_chunk = sampler._decode_chunk
+    with mock.patch.object(sampler, "_decode_chunk", reading):
+        sampled(params, CFG, "float32")
+    assert compiled
+    cache = r"= f32\[(?:1,)?4,3,2,\d+,16\]\S*"
+    for text in compiled:
+        computations = dict(re.findall(r"^%?([\w.-]+) (.*?^})", text, re.DOTALL | re.MULTILINE))
+        bodies = [computations[name] for name in re.findall(r"body=%?([\w.-]+)", text)]
+        (body,) = [body for body in bodies if re.search(rf"{cache} fusion\(", body)]
+        assert not re.search(rf"{cache} copy\(", body)
 
 
 def test_the_names_of_joined_weights():

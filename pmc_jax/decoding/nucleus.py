@@ -9,13 +9,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 SMALL_TOP_K = 128
 """Up to here `lax.top_k` is cheaper than bisection over the whole vocabulary."""
 
-TOP_K_PARTS = 2
-"""Parts of the rows whose largest logits a CPU looks for side by side; of 2 to 8 the fastest."""
+TOP_K_PARTS = 16
+"""Parts of the rows whose largest logits a CPU looks for. XLA has them side by side on its threads
+only if there are so many; fewer were seen to run one after the other."""
 
 LARGE_VOCABULARY, TOP_BLOCK = 16_384, 32
 """From this size on, `largest` looks at blocks of so many tokens first."""
@@ -54,23 +55,23 @@ def _largest_threshold(
 
 
 def largest(
-    logits: Float[Array, "*batch vocab"], count: int
+    logits: Float[Array, "*batch vocab"], count: int, scale: ArrayLike = 1.0
 ) -> tuple[Float[Array, "*batch count"], Int[Array, "*batch count"]]:
-    """The `count` largest logits and their tokens; of equals the lower token comes first.
+    """The `count` largest of logits · scale and their tokens; of equals the lower one comes first.
 
     In a large vocabulary they are looked for in the `count` blocks that have the largest
     maxima, which hold them all: a block with one of them is among these, and of blocks that
-    tie so are the first ones.
+    tie so are the first ones. Only what is looked at there is multiplied.
     """
     *batch, vocab = logits.shape
     if vocab < LARGE_VOCABULARY or vocab < 2 * count * TOP_BLOCK:
-        return _top_k(logits, count)
+        return _top_k(logits * scale, count)
     padding = [(0, 0)] * len(batch) + [(0, -vocab % TOP_BLOCK)]
     padded = jnp.pad(logits, padding, constant_values=-jnp.inf)
     blocks = padded.reshape(*batch, -1, TOP_BLOCK)
-    chosen = jnp.sort(_top_k(blocks.max(-1), count)[1], axis=-1)
+    chosen = jnp.sort(_top_k(blocks.max(-1) * scale, count)[1], axis=-1)
     candidates = jnp.take_along_axis(blocks, chosen[..., None], axis=-2)
-    values, place = _top_k(candidates.reshape(*batch, -1), count)
+    values, place = _top_k(candidates.reshape(*batch, -1) * scale, count)
     block = jnp.take_along_axis(chosen, place // TOP_BLOCK, axis=-1)
     return values, block * TOP_BLOCK + place % TOP_BLOCK
 
@@ -89,25 +90,25 @@ def _top_k(x: Float[Array, "*batch size"], count: int) -> tuple[Array, Array]:
     return jax.lax.optimization_barrier(values), places
 
 
-def _top_values(
-    logits: Float[Array, "*batch vocab"], top_k: int, top_p: float
-) -> tuple[
-    Float[Array, "*batch k"],
-    Int[Array, "*batch k"],
-    Int[Array, "*batch 1"],
-    Float[Array, "*batch 1"],
-]:
-    """The k largest logits, their tokens, how many ties with the last one lie beyond them, and
-    the threshold of both filters."""
-    values, tokens = largest(logits, top_k)
+def _count_beyond(
+    logits: Float[Array, "*batch vocab"], values: Float[Array, "*batch k"]
+) -> Int[Array, "*batch 1"]:
+    """How many ties with the last of the k largest lie beyond them."""
     kth = values[..., -1:]
-    beyond = (logits == kth).sum(-1, keepdims=True) - (values == kth).sum(-1, keepdims=True)
+    return (logits == kth).sum(-1, keepdims=True) - (values == kth).sum(-1, keepdims=True)
+
+
+def _threshold_of(
+    values: Float[Array, "*batch k"], beyond: Int[Array, "*batch 1"], top_p: float
+) -> Float[Array, "*batch 1"]:
+    """The threshold of both filters, by the k largest logits and the number of ties beyond."""
+    kth = values[..., -1:]
     if top_p >= 1:
-        return values, tokens, beyond, kth
+        return kth
     weights = jnp.exp(values - values[..., :1])
     total = weights.sum(-1, keepdims=True) + beyond * weights[..., -1:]
     reached = jnp.cumsum(weights, axis=-1) >= top_p * total
-    return values, tokens, beyond, jnp.where(reached, values, kth).max(-1, keepdims=True)
+    return jnp.where(reached, values, kth).max(-1, keepdims=True)
 
 
 def _is_small(top_k: int, vocab: int) -> bool:
@@ -125,7 +126,8 @@ def filter_threshold(
     """
     vocab = logits.shape[-1]
     if _is_small(top_k, vocab):
-        return _top_values(logits, top_k, top_p)[-1]
+        values, _ = largest(logits, top_k)
+        return _threshold_of(values, _count_beyond(logits, values), top_p)
     threshold = logits.min(-1, keepdims=True)
     if 0 < top_k < vocab:
         threshold = _largest_threshold(logits, lambda kept: kept.sum(-1, keepdims=True) >= top_k)
@@ -159,29 +161,43 @@ def _draw_from_top(
     logits: Float[Array, "*batch vocab"],
     top_k: int,
     top_p: float,
+    scale: ArrayLike,
 ) -> Int[Array, "*batch"]:
-    """`draw` by the k largest logits: the vocabulary is read for these and for ties beyond them.
+    """`draw` by the k largest of logits · scale.
 
-    The ties come last, as if they were one token; which of them it is is only looked up where
-    a row has drawn it.
+    One more tells whether others tie with the last of them. Only where a row has such ties is
+    the vocabulary read again. They come last, as if they were one token, and which of them it
+    is is looked up.
     """
-    values, tokens, beyond, threshold = _top_values(logits, top_k, top_p)
-    weights = jnp.where(values >= threshold, jnp.exp(values - values[..., :1]), 0)
-    kth, last = values[..., -1:], weights[..., -1:]
-    weights = jnp.concatenate([weights, beyond * last], axis=-1)
-    target = uniform * weights.sum(-1, keepdims=True)
-    place, before = _first_above(weights, target)
-    found = jnp.take_along_axis(tokens, jnp.minimum(place, top_k - 1), axis=-1)
-    is_tie = place == top_k
+    more, tokens = largest(logits, min(top_k + 1, logits.shape[-1]), scale)
+    values, tokens = more[..., :top_k], tokens[..., :top_k]
+    kth = values[..., -1:]
 
-    def look_up() -> Int[Array, "*batch 1"]:
+    def drawn(beyond: Int[Array, "*batch 1"]) -> tuple[Array, Array, Array]:
+        """The token, whether it is one of the ties instead, and which of these."""
+        threshold = _threshold_of(values, beyond, top_p)
+        weights = jnp.where(values >= threshold, jnp.exp(values - values[..., :1]), 0)
+        last = weights[..., -1:]
+        weights = jnp.concatenate([weights, beyond * last], axis=-1)
+        target = uniform * weights.sum(-1, keepdims=True)
+        place, before = _first_above(weights, target)
+        found = jnp.take_along_axis(tokens, jnp.minimum(place, top_k - 1), axis=-1)
         number = jnp.floor((target - before) / last).astype(jnp.int32)
-        number = jnp.clip(number, 0, beyond - 1) + (values == kth).sum(-1, keepdims=True)
-        order = jnp.cumsum(logits == kth, axis=-1)
+        return found, place == top_k, jnp.clip(number, 0, beyond - 1)
+
+    def with_ties() -> Int[Array, "*batch 1"]:
+        scaled = logits * scale
+        found, is_tie, number = drawn(_count_beyond(scaled, values))
+        number += (values == kth).sum(-1, keepdims=True)
+        order = jnp.cumsum(scaled == kth, axis=-1)
         tie = jnp.argmax(order == number + 1, axis=-1, keepdims=True)
         return jnp.where(is_tie, tie.astype(found.dtype), found)
 
-    return jax.lax.cond(is_tie.any(), look_up, lambda: found)[..., 0].astype(jnp.int32)
+    def without() -> Int[Array, "*batch 1"]:
+        return drawn(jnp.zeros_like(kth, jnp.int32))[0]
+
+    tied = (more[..., top_k:] == kth).any()
+    return jax.lax.cond(tied, with_ties, without)[..., 0].astype(jnp.int32)
 
 
 def greedy(logits: Float[Array, "*batch vocab"]) -> Int[Array, "*batch"]:
@@ -200,17 +216,21 @@ def draw(
     logits: Float[Array, "*batch vocab"],
     top_k: int = 0,
     top_p: float = 1.0,
+    temperature: ArrayLike = 1.0,
 ) -> Int[Array, "*batch"]:
-    """Draw a token per row from the filtered softmax, by inversion of its distribution.
+    """Draw a token per row from the filtered softmax of logits / temperature.
 
-    One uniform number a row replaces the vocabulary's worth of Gumbel noise that
-    `jax.random.categorical` needs. `keys` has the rows' shape.
+    By inversion of its distribution: one uniform number a row replaces the vocabulary's worth of
+    Gumbel noise that `jax.random.categorical` needs. `keys` has the rows' shape.
     """
     *batch, vocab = logits.shape
     each = jax.vmap(lambda key: jax.random.uniform(key, (1,), logits.dtype))
     uniform = each(keys.reshape(-1)).reshape(*batch, 1)
+    # Multiplied, since XLA divides in one place and multiplies in another, and ties would be lost.
+    scale = 1 / jnp.asarray(temperature, logits.dtype)
     if _is_small(top_k, vocab):
-        return _draw_from_top(uniform, logits, top_k, top_p)
+        return _draw_from_top(uniform, logits, top_k, top_p, scale)
+    logits = logits * scale
     weights = jnp.exp(logits - logits.max(-1, keepdims=True))
     if top_k > 0 or top_p < 1:
         weights = jnp.where(logits >= filter_threshold(logits, top_k, top_p), weights, 0)

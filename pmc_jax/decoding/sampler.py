@@ -28,6 +28,7 @@ from pmc_jax.model import (
     to_devices,
     to_host,
 )
+from pmc_jax.model.cache import squeeze_single, unsqueeze_single
 from pmc_jax.model.specs import Params
 
 WAITING, RUNNING, FINISHED, DROPPED = range(4)
@@ -123,17 +124,16 @@ def choose(
     `temperature`, of a program that is compiled for any, is in place of that of `sampling`.
     """
     if sampling.stop_ids and sampling.min_new_tokens:
-        held = logits.at[..., jnp.asarray(sampling.stop_ids)].set(-jnp.inf)
-        logits = jnp.where(index < sampling.min_new_tokens, held, logits)
+        stops = jnp.asarray(sampling.stop_ids)
+        held = jnp.where(index < sampling.min_new_tokens, -jnp.inf, logits[..., stops])
+        logits = logits.at[..., stops].set(held)
     if sampling.temperature == 0:
         return greedy(logits)
     keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys.reshape(-1))
     return draw(
-        keys.reshape(logits.shape[:-1]),
-        logits / (sampling.temperature if temperature is None else temperature),
-        sampling.top_k,
-        sampling.top_p,
-    )
+        keys.reshape(logits.shape[:-1]), logits, sampling.top_k, sampling.top_p,
+        sampling.temperature if temperature is None else temperature,
+    )  # fmt: skip
 
 
 def _append(state: DecodeState, chosen: Array, index: Array, sampling: Sampling) -> DecodeState:
@@ -203,13 +203,16 @@ def _decode_chunk(
         return (state.step < until) & ~state.done.all()
 
     def advance(state: DecodeState) -> DecodeState:
-        logits, suffix = decode_step(params, state.last, state.step, prefix, state.suffix, cfg)
+        whole = unsqueeze_single(state.suffix)
+        logits, suffix = decode_step(params, state.last, state.step, prefix, whole, cfg)
         index = state.step + 1
         chosen = choose(logits, state.keys, index, sampling, temperature)
         state = _append(state, chosen, index, sampling)
-        return dataclasses.replace(state, step=index, suffix=suffix)
+        return dataclasses.replace(state, step=index, suffix=squeeze_single(suffix))
 
-    return jax.lax.while_loop(running, advance, state)
+    state = dataclasses.replace(state, suffix=squeeze_single(state.suffix))
+    state = jax.lax.while_loop(running, advance, state)
+    return dataclasses.replace(state, suffix=unsqueeze_single(state.suffix))
 
 
 @partial(jax.jit, static_argnames="length")

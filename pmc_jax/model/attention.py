@@ -124,8 +124,10 @@ def decode_attention(
     """
     batch, samples, heads, head_dim = q.shape
     q = q.reshape(batch, samples, prefix_k.shape[1], -1, head_dim)
-    prefix = _scores("bnhgd,bhsd->bnhgs", q, prefix_k, scale, softcap)
+    # Heads before samples, so that a prompt's products are with its keys and values as they lie.
+    prefix = _scores("bhngd,bhsd->bhngs", jnp.swapaxes(q, 1, 2), prefix_k, scale, softcap)
     suffix = _scores("bnhgd,bnhtd->bnhgt", q, suffix_k, scale, softcap)
+    suffix = jnp.swapaxes(suffix, 1, 2)
     lowest = jnp.finfo(prefix.dtype).min
     # Prompts are padded on the left, so that the suffix follows their last place directly.
     prompt = prefix_k.shape[2]
@@ -135,8 +137,9 @@ def decode_attention(
     top = jnp.maximum(prefix.max(-1, keepdims=True), suffix.max(-1, keepdims=True))
     prefix, suffix = jnp.exp(prefix - top), jnp.exp(suffix - top)
     total = prefix.sum(-1, keepdims=True) + suffix.sum(-1, keepdims=True)
-    mixed = jnp.einsum("bnhgs,bhsd->bnhgd", (prefix / total).astype(q.dtype), prefix_v)
-    mixed += jnp.einsum("bnhgt,bnhtd->bnhgd", (suffix / total).astype(q.dtype), suffix_v)
+    prefix, suffix = ((part / total).astype(q.dtype) for part in (prefix, suffix))
+    mixed = jnp.swapaxes(jnp.einsum("bhngs,bhsd->bhngd", prefix, prefix_v), 1, 2)
+    mixed += jnp.einsum("bnhgt,bnhtd->bnhgd", jnp.swapaxes(suffix, 1, 2), suffix_v)
     return mixed.reshape(batch, samples, heads, head_dim)
 
 
@@ -169,13 +172,18 @@ def write_and_attend(
     """
 
     def write(cache: Array, new: Array) -> Array:
-        start = (layer, zero, zero, zero, step, zero)
-        return jax.lax.dynamic_update_slice(cache, new[None, :, :, :, None], start)
+        if len(cache) == 1:  # as the loop carries it: see `squeeze_single`
+            return jax.lax.dynamic_update_slice(cache[0], new[..., None, :], place)[None]
+        return jax.lax.dynamic_update_slice(cache, new[None, ..., None, :], (layer, *place))
+
+    def own(cache: Array) -> Array:
+        return cache[0] if len(cache) == 1 else cache[layer]
 
     zero = jnp.zeros_like(step)
+    place = (zero, zero, zero, step, zero)
     suffix_k, suffix_v = write(suffix_k, rotate(k, *rope)), write(suffix_v, v)
     mixed = attention(
-        rotate(q, *rope), prefix_k, prefix_v, prefix_mask, suffix_k[layer], suffix_v[layer],
+        rotate(q, *rope), prefix_k, prefix_v, prefix_mask, own(suffix_k), own(suffix_v),
         step, window, scale=scale, softcap=softcap,
     )  # fmt: skip
     return mixed, suffix_k, suffix_v

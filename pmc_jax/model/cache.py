@@ -14,6 +14,9 @@ from pmc_jax.model.sharding import constrain
 
 Part = TypeVar("Part")
 
+AXES = 6
+"""Those of a stack's suffix cache: layers, batch, samples, heads, time and dimensions."""
+
 
 @struct.dataclass
 class PrefixCache:
@@ -34,16 +37,16 @@ class SuffixCache:
     """Keys and values of the tokens decoded so far, one row per sample of each prompt.
 
     All rows write position t at decode step t; positions after the current step
-    are not read.
+    are not read. A loop carries stacks of one layer without their axis (`squeeze_single`).
     """
 
-    k: tuple[Float[Array, "layers batch samples kv_heads time head_dim"], ...]
-    v: tuple[Float[Array, "layers batch samples kv_heads time head_dim"], ...]
+    k: tuple[Float[Array, "*layers batch samples kv_heads time head_dim"], ...]
+    v: tuple[Float[Array, "*layers batch samples kv_heads time head_dim"], ...]
 
     @property
     def length(self) -> int:
         """Decode steps that fit."""
-        return self.k[0].shape[4]
+        return self.k[0].shape[-2]
 
 
 def init_suffix(prefix: PrefixCache, samples: int, length: int) -> SuffixCache:
@@ -74,3 +77,17 @@ def grow(suffix: SuffixCache, length: int) -> SuffixCache:
     """The same cache with room for `length` decode steps."""
     room = [(0, 0)] * 4 + [(0, length - suffix.length), (0, 0)]
     return place_suffix(jax.tree.map(lambda x: jnp.pad(x, room), suffix))
+
+
+def squeeze_single(suffix: SuffixCache) -> SuffixCache:
+    """The cache for a loop to carry: stacks of a single layer without their first axis.
+
+    A decode step writes to them so. XLA for CPUs writes in place only where an array has one
+    shape all the time; else it copies the cache at every step.
+    """
+    return jax.tree.map(lambda x: x[0] if len(x) == 1 else x, suffix)
+
+
+def unsqueeze_single(suffix: SuffixCache) -> SuffixCache:
+    """The cache of which `squeeze_single` made this one."""
+    return jax.tree.map(lambda x: x if x.ndim == AXES else x[None], suffix)

@@ -311,10 +311,16 @@ def decode_step(
 
     A stack's suffix cache travels in its scan's carry, so that it is updated in place.
     """
-    position = (prefix.mask.sum(axis=1) + step)[:, None]  # of all samples of a prompt
     dtype = suffix.k[0].dtype
     x = _embed(params, tokens, cfg, dtype)
-    ropes = _ropes(position, position + 1, cfg, dtype)
+    # Angles of every place that there may be, since XLA computes them once for all steps.
+    places = jnp.arange(prefix.mask.shape[1] + suffix.length, dtype=step.dtype)[None]
+    tables = _ropes(places, places + 1, cfg, dtype)
+    position = prefix.mask.sum(axis=1) + step  # of all samples of a prompt
+
+    def ropes(window: Array | None) -> Rope:
+        cos, sin = tables(window)
+        return cos[0, position, None], sin[0, position, None]
 
     def layer_step(
         carry: tuple[Array, Array, Array],

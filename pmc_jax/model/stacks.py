@@ -59,10 +59,12 @@ def decoding_params(
     Every decode step reads all of them, so they are gathered once and not at every step. If
     they are `unrolled`, each layer is a stack of its own, which is read where it is, and on a
     single device its weights are `joined`. None: on GPUs, where XLA copies what a scan takes
-    from a stack, and puts weights that multiply the same input side by side, at every step.
+    from a stack, and puts weights that multiply the same input side by side, at every step; and
+    on a single CPU, where it copies a layer's suffix cache, too.
     """
     if unrolled is None:
-        unrolled = jax.default_backend() == "gpu"
+        alone = jax.sharding.get_abstract_mesh().empty
+        unrolled = jax.default_backend() == "gpu" or (jax.default_backend() == "cpu" and alone)
     return _decoding_params(params, cfg, dtype, unrolled)
 
 
