@@ -34,13 +34,14 @@ from pmc_jax.model import (
     init_params,
     init_suffix,
     prefill,
+    squeeze_single,
+    unsqueeze_single,
 )
 from pmc_jax.model.attention import (
     best_write_and_attend,
     decode_attention,
     write_and_attend,
 )
-from pmc_jax.model.cache import squeeze_single, unsqueeze_single
 from pmc_jax.model.specs import Params
 
 # By its name, since the package has a function that is called so, too.

@@ -252,6 +252,29 @@ def test_draws_are_those_of_a_sort(vocab, top_k, top_p, distinct, rng):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("vocab", [300, 20_000])
+@pytest.mark.parametrize("given", [True, False], ids=["given temperature", "any temperature"])
+def test_ties_in_one_row_change_no_other(vocab, given, rng):
+    """Also where the program scales logits before, as a soft cap does, which XLA may move."""
+    x = rng.normal(size=(64, vocab)).astype(np.float32) * 20
+    x[0] = rng.integers(0, 3, vocab)
+    without = np.concatenate([rng.normal(size=(1, vocab)).astype(np.float32), x[1:]])
+
+    @jax.jit
+    def sampled(keys, x, temperature):
+        capped = 30 * jnp.tanh(x / 30)
+        return draw(keys, capped, 7, 0.9, 0.9 if given else temperature)
+
+    found, expected = [], []
+    for number in range(20):
+        keys = jax.random.split(jax.random.key(number), 64)
+        found.append(sampled(keys, x, 0.9))
+        expected.append(sampled(keys, without, 0.9))
+    found, expected = np.stack(found), np.stack(expected)
+    np.testing.assert_array_equal(found[:, 1:], expected[:, 1:])
+    assert (x[0, found[:, 0]] == 2).all()
+
+
 @pytest.mark.parametrize("distinct", [3, 40, 10_000])
 @pytest.mark.parametrize("count", [1, 7, 50])
 def test_the_largest_of_a_large_vocabulary(distinct, count, rng):

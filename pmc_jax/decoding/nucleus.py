@@ -15,8 +15,8 @@ SMALL_TOP_K = 128
 """Up to here `lax.top_k` is cheaper than bisection over the whole vocabulary."""
 
 TOP_K_PARTS = 16
-"""Parts of the rows whose largest logits a CPU looks for. XLA has them side by side on its threads
-only if there are so many; fewer were seen to run one after the other."""
+"""Parts of the rows whose largest logits a CPU looks for. On two cores XLA ran 16 side by side, up
+to 12 one after the other."""
 
 LARGE_VOCABULARY, TOP_BLOCK = 16_384, 32
 """From this size on, `largest` looks at blocks of so many tokens first."""
@@ -95,7 +95,8 @@ def _count_beyond(
 ) -> Int[Array, "*batch 1"]:
     """How many ties with the last of the k largest lie beyond them."""
     kth = values[..., -1:]
-    return (logits == kth).sum(-1, keepdims=True) - (values == kth).sum(-1, keepdims=True)
+    found = (logits == kth).sum(-1, keepdims=True) - (values == kth).sum(-1, keepdims=True)
+    return found.astype(jnp.int32)
 
 
 def _threshold_of(
@@ -165,39 +166,37 @@ def _draw_from_top(
 ) -> Int[Array, "*batch"]:
     """`draw` by the k largest of logits · scale.
 
-    One more tells whether others tie with the last of them. Only where a row has such ties is
-    the vocabulary read again. They come last, as if they were one token, and which of them it
-    is is looked up.
+    One more tells whether others tie with the last of them; only then are they counted. Ties
+    beyond the k largest come last, together as one token. If a row has drawn it, the vocabulary
+    is searched for which.
     """
+    # A barrier, so that what scales logits before is not put together with the scale in one of
+    # the places where they are multiplied by it: equals would no longer be equal.
+    logits = jax.lax.optimization_barrier(logits)
     more, tokens = largest(logits, min(top_k + 1, logits.shape[-1]), scale)
-    values, tokens = more[..., :top_k], tokens[..., :top_k]
-    kth = values[..., -1:]
+    values, tokens, kth = more[..., :top_k], tokens[..., :top_k], more[..., top_k - 1 : top_k]
+    beyond = jax.lax.cond(
+        (more[..., top_k:] == kth).any(),
+        lambda: _count_beyond(logits * scale, values),
+        lambda: jnp.zeros_like(kth, jnp.int32),
+    )
+    threshold = _threshold_of(values, beyond, top_p)
+    weights = jnp.where(values >= threshold, jnp.exp(values - values[..., :1]), 0)
+    last = weights[..., -1:]
+    weights = jnp.concatenate([weights, beyond * last], axis=-1)
+    target = uniform * weights.sum(-1, keepdims=True)
+    place, before = _first_above(weights, target)
+    found = jnp.take_along_axis(tokens, jnp.minimum(place, top_k - 1), axis=-1)
+    is_tie = place == top_k
 
-    def drawn(beyond: Int[Array, "*batch 1"]) -> tuple[Array, Array, Array]:
-        """The token, whether it is one of the ties instead, and which of these."""
-        threshold = _threshold_of(values, beyond, top_p)
-        weights = jnp.where(values >= threshold, jnp.exp(values - values[..., :1]), 0)
-        last = weights[..., -1:]
-        weights = jnp.concatenate([weights, beyond * last], axis=-1)
-        target = uniform * weights.sum(-1, keepdims=True)
-        place, before = _first_above(weights, target)
-        found = jnp.take_along_axis(tokens, jnp.minimum(place, top_k - 1), axis=-1)
+    def look_up() -> Int[Array, "*batch 1"]:
         number = jnp.floor((target - before) / last).astype(jnp.int32)
-        return found, place == top_k, jnp.clip(number, 0, beyond - 1)
-
-    def with_ties() -> Int[Array, "*batch 1"]:
-        scaled = logits * scale
-        found, is_tie, number = drawn(_count_beyond(scaled, values))
-        number += (values == kth).sum(-1, keepdims=True)
-        order = jnp.cumsum(scaled == kth, axis=-1)
+        number = jnp.clip(number, 0, beyond - 1) + (values == kth).sum(-1, keepdims=True)
+        order = jnp.cumsum(logits * scale == kth, axis=-1)
         tie = jnp.argmax(order == number + 1, axis=-1, keepdims=True)
         return jnp.where(is_tie, tie.astype(found.dtype), found)
 
-    def without() -> Int[Array, "*batch 1"]:
-        return drawn(jnp.zeros_like(kth, jnp.int32))[0]
-
-    tied = (more[..., top_k:] == kth).any()
-    return jax.lax.cond(tied, with_ties, without)[..., 0].astype(jnp.int32)
+    return jax.lax.cond(is_tie.any(), look_up, lambda: found)[..., 0].astype(jnp.int32)
 
 
 def greedy(logits: Float[Array, "*batch vocab"]) -> Int[Array, "*batch"]:
@@ -226,7 +225,7 @@ def draw(
     *batch, vocab = logits.shape
     each = jax.vmap(lambda key: jax.random.uniform(key, (1,), logits.dtype))
     uniform = each(keys.reshape(-1)).reshape(*batch, 1)
-    # Multiplied, since XLA divides in one place and multiplies in another, and ties would be lost.
+    # XLA divides by the temperature in one place and multiplies by its inverse in another.
     scale = 1 / jnp.asarray(temperature, logits.dtype)
     if _is_small(top_k, vocab):
         return _draw_from_top(uniform, logits, top_k, top_p, scale)

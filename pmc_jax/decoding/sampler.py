@@ -25,10 +25,11 @@ from pmc_jax.model import (
     grow,
     init_suffix,
     prefill,
+    squeeze_single,
     to_devices,
     to_host,
+    unsqueeze_single,
 )
-from pmc_jax.model.cache import squeeze_single, unsqueeze_single
 from pmc_jax.model.specs import Params
 
 WAITING, RUNNING, FINISHED, DROPPED = range(4)

@@ -1,7 +1,14 @@
 """The decoder: configuration, weight table, forward pass, KV cache."""
 
 from pmc_jax.model.attention import Segments
-from pmc_jax.model.cache import PrefixCache, SuffixCache, grow, init_suffix
+from pmc_jax.model.cache import (
+    PrefixCache,
+    SuffixCache,
+    grow,
+    init_suffix,
+    squeeze_single,
+    unsqueeze_single,
+)
 from pmc_jax.model.config import ModelConfig, RopeConfig
 from pmc_jax.model.forward import (
     decode_step,
@@ -72,8 +79,10 @@ __all__ = [
     "parts_of",
     "prefill",
     "routed",
+    "squeeze_single",
     "to_devices",
     "to_host",
     "token_nll",
     "token_values",
+    "unsqueeze_single",
 ]

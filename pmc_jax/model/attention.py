@@ -172,7 +172,7 @@ def write_and_attend(
     """
 
     def write(cache: Array, new: Array) -> Array:
-        if len(cache) == 1:  # as the loop carries it: see `squeeze_single`
+        if len(cache) == 1:  # without its axis, as a loop carries it (`squeeze_single`)
             return jax.lax.dynamic_update_slice(cache[0], new[..., None, :], place)[None]
         return jax.lax.dynamic_update_slice(cache, new[None, ..., None, :], (layer, *place))
 

@@ -14,8 +14,8 @@ from pmc_jax.model.sharding import constrain
 
 Part = TypeVar("Part")
 
-AXES = 6
-"""Those of a stack's suffix cache: layers, batch, samples, heads, time and dimensions."""
+SUFFIX_AXES = 6
+"""How many axes a stack's suffix cache has."""
 
 
 @struct.dataclass
@@ -90,4 +90,4 @@ def squeeze_single(suffix: SuffixCache) -> SuffixCache:
 
 def unsqueeze_single(suffix: SuffixCache) -> SuffixCache:
     """The cache of which `squeeze_single` made this one."""
-    return jax.tree.map(lambda x: x if x.ndim == AXES else x[None], suffix)
+    return jax.tree.map(lambda x: x if x.ndim == SUFFIX_AXES else x[None], suffix)

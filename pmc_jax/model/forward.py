@@ -21,7 +21,7 @@ from pmc_jax.model.attention import (
     segment_lengths,
 )
 from pmc_jax.model.cache import PrefixCache, SuffixCache, place_prefix, place_suffix
-from pmc_jax.model.config import ModelConfig
+from pmc_jax.model.config import ModelConfig, RopeConfig
 from pmc_jax.model.gradients import opened
 from pmc_jax.model.products import wide_einsum
 from pmc_jax.model.rope import Rope, rope_tables, rotate
@@ -146,13 +146,19 @@ def _ropes(
     lengths: Int[Array, "batch #rows"],
     cfg: ModelConfig,
     dtype: DTypeLike,
+    chosen: Callable[[Array], Array] = lambda table: table,
 ) -> Callable[[Array | None], Rope]:
-    """The rotation's tables for a layer of a given window."""
+    """The rotation's tables for a layer of a given window, or what is `chosen` of them."""
     wide = jnp.promote_types(dtype, jnp.float32)
-    everywhere = rope_tables(positions, lengths, cfg.rope, cfg.head_dim, wide)
+
+    def tables(rope: RopeConfig) -> Rope:
+        cos, sin = rope_tables(positions, lengths, rope, cfg.head_dim, wide)
+        return chosen(cos), chosen(sin)
+
+    everywhere = tables(cfg.rope)
     if cfg.local_rope is None:
         return lambda window: everywhere
-    local = rope_tables(positions, lengths, cfg.local_rope, cfg.head_dim, wide)
+    local = tables(cfg.local_rope)
 
     def choose(window: Array | None) -> Rope:
         if window is None:
@@ -313,14 +319,11 @@ def decode_step(
     """
     dtype = suffix.k[0].dtype
     x = _embed(params, tokens, cfg, dtype)
-    # Angles of every place that there may be, since XLA computes them once for all steps.
+    # Angles of all places, not of this step's alone: XLA computes them once, before a loop, and
+    # does not do so anew in all that is rotated.
     places = jnp.arange(prefix.mask.shape[1] + suffix.length, dtype=step.dtype)[None]
-    tables = _ropes(places, places + 1, cfg, dtype)
-    position = prefix.mask.sum(axis=1) + step  # of all samples of a prompt
-
-    def ropes(window: Array | None) -> Rope:
-        cos, sin = tables(window)
-        return cos[0, position, None], sin[0, position, None]
+    position = prefix.mask.sum(axis=1, keepdims=True) + step  # of all samples of a prompt
+    ropes = _ropes(places, places + 1, cfg, dtype, lambda table: table[0, position])
 
     def layer_step(
         carry: tuple[Array, Array, Array],

@@ -58,13 +58,13 @@ def decoding_params(
 
     Every decode step reads all of them, so they are gathered once and not at every step. If
     they are `unrolled`, each layer is a stack of its own, which is read where it is, and on a
-    single device its weights are `joined`. None: on GPUs, where XLA copies what a scan takes
-    from a stack, and puts weights that multiply the same input side by side, at every step; and
-    on a single CPU, where it copies a layer's suffix cache, too.
+    single device its weights are `joined`. None: on GPUs, and on CPUs without a mesh. What a
+    scan takes from a stack, XLA copies there at every step, suffix caches included. It takes a
+    second copy of the weights.
     """
     if unrolled is None:
-        alone = jax.sharding.get_abstract_mesh().empty
-        unrolled = jax.default_backend() == "gpu" or (jax.default_backend() == "cpu" and alone)
+        backend, no_mesh = jax.default_backend(), jax.sharding.get_abstract_mesh().empty
+        unrolled = backend == "gpu" or (backend == "cpu" and no_mesh)
     return _decoding_params(params, cfg, dtype, unrolled)
 
 

@@ -169,7 +169,7 @@ def train_state(job: Job, mesh: Mesh) -> TrainState:
 
 
 def weights_to_decode(job: Job, mesh: Mesh) -> Params:
-    """The results of `decoding_params`, in one stack; GPUs have the same bytes in many."""
+    """The results of `decoding_params`, in one stack; GPUs have a stack for each layer."""
 
     def one(spec: Any) -> jax.ShapeDtypeStruct:
         axes = [None if axis == "embed" else axis for axis in spec.axes]
