@@ -232,8 +232,8 @@ def drawn_by_sorting(uniform, logits, top_k, top_p):
     return order[np.argmax(np.cumsum(weights) > uniform * weights.sum())]
 
 
-@pytest.mark.parametrize("distinct", [3, 40, 10**6])
-@pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (7, 0.9), (50, 1.0), (50, 0.7)])
+@pytest.mark.parametrize("distinct", [3, 10**6])
+@pytest.mark.parametrize(("top_k", "top_p"), [(7, 0.9), (50, 1.0), (50, 0.7)])
 @pytest.mark.parametrize("vocab", [300, 16_391])
 def test_draws_are_those_of_a_sort(vocab, top_k, top_p, distinct, rng):
     """Of rows with ties at the last of the top and of rows without, in one call, in float64."""
