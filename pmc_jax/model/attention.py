@@ -171,13 +171,15 @@ def write_and_attend(
     dimension for all samples of a prompt.
     """
 
+    alone = len(suffix_k) == 1 and jax.sharding.get_abstract_mesh().empty
+
     def write(cache: Array, new: Array) -> Array:
-        if len(cache) == 1:  # without its axis, as a loop carries it (`squeeze_single`)
+        if alone:  # without its axis, as a loop carries it (`squeeze_single`)
             return jax.lax.dynamic_update_slice(cache[0], new[..., None, :], place)[None]
         return jax.lax.dynamic_update_slice(cache, new[None, ..., None, :], (layer, *place))
 
     def own(cache: Array) -> Array:
-        return cache[0] if len(cache) == 1 else cache[layer]
+        return cache[0] if alone else cache[layer]
 
     zero = jnp.zeros_like(step)
     place = (zero, zero, zero, step, zero)

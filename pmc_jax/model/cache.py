@@ -83,8 +83,11 @@ def squeeze_single(suffix: SuffixCache) -> SuffixCache:
     """The cache for a loop to carry: stacks of a single layer without their first axis.
 
     A decode step writes to them so. XLA for CPUs writes in place only where an array has one
-    shape all the time; else it copies the cache at every step.
+    shape all the time; else it copies the cache at every step. On a mesh they stay as they are,
+    since XLA would gather a cache that is not parted by heads.
     """
+    if not jax.sharding.get_abstract_mesh().empty:
+        return suffix
     return jax.tree.map(lambda x: x[0] if len(x) == 1 else x, suffix)
 
 
