@@ -22,12 +22,14 @@ from pmc_jax.decoding import Sampling, generate, sampler
 from pmc_jax.evaluation.rounding import BLOCK, round_params
 from pmc_jax.model import (
     ModelConfig,
+    SuffixCache,
     decoding_params,
     init_params,
     layer_stacks,
     layer_states,
     make_mesh,
     parts_of,
+    squeeze_single,
 )
 from pmc_jax.model import attention as attention_module
 from pmc_jax.model.attention import (
@@ -143,6 +145,20 @@ def test_caches_of_unrolled_weights_are_written_in_place():
         ]  # fmt: skip
         assert len(computed) == 2 * CFG.num_layers, computed
         assert all("dynamic-update-slice" in line for line in computed), computed
+
+
+def test_unrolled_weights_on_a_mesh_sample_the_same():
+    """There one-layer caches keep their axis, and weights are not joined."""
+    cache = jnp.zeros((1, 2, 3, 2, 16, 16))
+    suffix = SuffixCache(k=(cache,), v=(cache,))
+    with jax.enable_x64(True):
+        params = init_params(jax.random.key(0), CFG, jnp.float64)
+        unrolled = partial(decoding_params, params, CFG, jnp.float64, unrolled=True)
+        expected = sampled(unrolled(), CFG)
+        assert squeeze_single(suffix).k[0].shape == cache.shape[1:]
+        with jax.set_mesh(make_mesh(1, 1)):
+            assert squeeze_single(suffix).k[0].shape == cache.shape
+            assert sampled(unrolled(), CFG) == expected
 
 
 def test_the_names_of_joined_weights():

@@ -58,9 +58,9 @@ def decoding_params(
 
     Every decode step reads all of them, so they are gathered once and not at every step. If
     they are `unrolled`, each layer is a stack of its own, which is read where it is, and on a
-    single device its weights are `joined`. None: on GPUs, and on CPUs without a mesh. What a
-    scan takes from a stack, XLA copies there at every step, suffix caches included. It takes a
-    second copy of the weights.
+    single device its weights are `joined`. None: on GPUs, and on CPUs without a mesh, where
+    XLA copies what a scan takes from a stack at every step, suffix caches included. Unrolled
+    weights are a second copy.
     """
     if unrolled is None:
         backend, no_mesh = jax.default_backend(), jax.sharding.get_abstract_mesh().empty
