@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
+from pmc_jax.native import has_native, native_call
+
 SMALL_TOP_K = 128
 """Up to here `lax.top_k` is cheaper than bisection over the whole vocabulary."""
 
@@ -64,6 +66,8 @@ def largest(
     tie so are the first ones. Only what is looked at there is multiplied.
     """
     *batch, vocab = logits.shape
+    if has_native(logits.dtype):
+        return _native_top_k(logits, count, scale)
     if vocab < LARGE_VOCABULARY or vocab < 2 * count * TOP_BLOCK:
         return _top_k(logits * scale, count)
     padding = [(0, 0)] * len(batch) + [(0, -vocab % TOP_BLOCK)]
@@ -74,6 +78,21 @@ def largest(
     values, place = _top_k(candidates.reshape(*batch, -1) * scale, count)
     block = jnp.take_along_axis(chosen, place // TOP_BLOCK, axis=-1)
     return values, block * TOP_BLOCK + place % TOP_BLOCK
+
+
+def _native_top_k(
+    x: Float[Array, "*batch size"], count: int, scale: ArrayLike
+) -> tuple[Float[Array, "*batch count"], Int[Array, "*batch count"]]:
+    """`lax.top_k` of x · scale by a kernel, which scales as it reads."""
+    rows = x.reshape(-1, x.shape[-1])
+    shape = len(rows), count
+    found = native_call(
+        "top_k",
+        [jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct(shape, jnp.int32)],
+        rows, jnp.asarray(scale, x.dtype).reshape(1),
+    )  # fmt: skip
+    values, places = (own.reshape(*x.shape[:-1], count) for own in found)
+    return values, places
 
 
 def _top_k(x: Float[Array, "*batch size"], count: int) -> tuple[Array, Array]:
@@ -224,7 +243,20 @@ def draw(
     """
     *batch, vocab = logits.shape
     each = jax.vmap(lambda key: jax.random.uniform(key, (1,), logits.dtype))
-    uniform = each(keys.reshape(-1)).reshape(*batch, 1)
+    uniform = each(keys.reshape(-1))
+    # Rows in one axis, as the product that made them has them: no copy for the barrier below.
+    drawn = _draw(uniform, logits.reshape(-1, vocab), top_k, top_p, temperature)
+    return drawn.reshape(batch)
+
+
+def _draw(
+    uniform: Float[Array, "rows 1"],
+    logits: Float[Array, "rows vocab"],
+    top_k: int,
+    top_p: float,
+    temperature: ArrayLike,
+) -> Int[Array, " rows"]:
+    rows, vocab = logits.shape
     # XLA divides by the temperature in one place and multiplies by its inverse in another.
     scale = 1 / jnp.asarray(temperature, logits.dtype)
     if _is_small(top_k, vocab):
@@ -233,8 +265,7 @@ def draw(
     weights = jnp.exp(logits - logits.max(-1, keepdims=True))
     if top_k > 0 or top_p < 1:
         weights = jnp.where(logits >= filter_threshold(logits, top_k, top_p), weights, 0)
-    padding = [(0, 0)] * len(batch) + [(0, -vocab % BLOCK)]
-    blocks = jnp.pad(weights, padding).reshape(*batch, -1, BLOCK)
+    blocks = jnp.pad(weights, [(0, 0), (0, -vocab % BLOCK)]).reshape(rows, -1, BLOCK)
     sums = blocks.sum(-1)
     target = uniform * sums.sum(-1, keepdims=True)
     block, before = _first_above(sums, target)

@@ -15,12 +15,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pmc_jax.model.products import wide_einsum
 from pmc_jax.model.rope import rotate
+from pmc_jax.native import has_native
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
 """Those that Triton has blocks of."""
 
 FLASH_HEAD_DIMS = range(8, 129, 8)
 """Those that cuDNN has attention and its gradient for, on all GPUs that Triton compiles for."""
+
+VECTOR = 8
+"""Floats that the kernel for CPUs computes with at a time: it has whole vectors only."""
 
 MOST_ELEMENTS = 2**31
 """Elements of an array that 32-bit offsets reach."""
@@ -191,6 +195,28 @@ def write_and_attend(
     return mixed, suffix_k, suffix_v
 
 
+def first_visible(
+    prefix_mask: Bool[Array, "batch prompt"],
+    layer: Int[Array, ""],
+    step: Int[Array, ""],
+    window: Int[Array, ""] | None,
+) -> Int[Array, "batch 4"]:
+    """What decode kernels are told: layer, first places of prompt and suffix to read, and step.
+
+    Of prompts that are padded on the left; all places after the first ones are read.
+    """
+    prompt = prefix_mask.shape[1]
+    first_of_prompt = prompt - prefix_mask.sum(axis=1)
+    first_own = jnp.zeros_like(step)
+    if window is not None:
+        furthest = jnp.where(window > 0, step - window + 1, -prompt)
+        first_of_prompt = jnp.clip(prompt + furthest, first_of_prompt, prompt)
+        first_own = jnp.maximum(furthest, 0)
+    columns = (layer, first_of_prompt, first_own, step)
+    rows = [jnp.broadcast_to(x, len(prefix_mask)).astype(jnp.int32) for x in columns]
+    return jnp.stack(rows, axis=1)
+
+
 def compute_capability(device: Any) -> float:
     """That of an NVIDIA GPU; 0 of other devices."""
     found = str(getattr(device, "compute_capability", ""))
@@ -231,6 +257,10 @@ def best_causal_attention(q: Array, softcap: float | None) -> Callable[..., Arra
 
 def best_write_and_attend(q: Array, *caches: Array) -> Callable[..., tuple[Array, Array, Array]]:
     """`write_and_attend`, or the kernel that computes the same where there is one."""
+    if q.shape[-1] % VECTOR == 0 and has_native(q.dtype):
+        from pmc_jax.model.decode_kernel_cpu import write_and_attend_native
+
+        return write_and_attend_native
     if not has_kernel(q, *caches):
         return write_and_attend
     try:  # only here, since Pallas takes half a second to import

@@ -13,6 +13,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, Int
 
+from pmc_jax.model.attention import first_visible
+
 KEYS, ABREAST = 16, 2
 """Keys of a sample that are read at a time, and samples whose keys are. Both are fixed, so that a
 sample's attention has the same bits whatever shares its program."""
@@ -168,14 +170,7 @@ def write_and_attend_kernel(
     per_head = heads // kv_heads
     if together is None:
         together = samples_together(batch * kv_heads, samples, per_head)
-    first_of_prompt = prompt - prefix_mask.sum(axis=1)
-    first_own = jnp.zeros_like(step)
-    if window is not None:
-        furthest = jnp.where(window > 0, step - window + 1, -prompt)
-        first_of_prompt = jnp.clip(prompt + furthest, first_of_prompt, prompt)
-        first_own = jnp.maximum(furthest, 0)
-    columns = (layer, first_of_prompt, first_own, step)
-    places = jnp.stack([jnp.broadcast_to(x, batch).astype(jnp.int32) for x in columns], axis=1)
+    places = first_visible(prefix_mask, layer, step, window)
     kernel = partial(
         _write_and_attend, samples=samples, kv_heads=kv_heads, together=together,
         per_head=per_head, prompt=prompt, room=room, scale=scale, softcap=softcap,
