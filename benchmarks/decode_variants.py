@@ -118,25 +118,30 @@ def copied(implementation: str) -> Callable[..., Array]:
 # --- the whole ------------------------------------------------------------------------------
 
 
-def has_decode_kernel(dtype: Any) -> bool:
-    """Whether the attention kernel decodes in this dtype here."""
-    some = jnp.zeros((1, 1, 1, 64), dtype)
-    return best_write_and_attend(some, some) is not write_and_attend
-
-
 def variants(device: str, vocab: int, dtype: Any) -> dict[str, dict[str, Any]]:
     """By name: how `decoded` differs from the library's loop, and what is patched to trace it."""
+    some = jnp.zeros((1, 1, 1, 64), dtype)
+    kernel = best_write_and_attend(some, some)
     attention = {"multiplied and summed": multiplied, "prompts copied": copied("xla")}
+    if kernel is not write_and_attend:
+        attention["by XLA"] = decode_attention
     if device == "gpu":
-        attention |= {CUDNN: copied("cudnn"), "by XLA": decode_attention}
+        attention[CUDNN] = copied("cudnn")
+    without: list[tuple] = [(nucleus, "has_native", lambda _: False)]
+    top_k: dict[str, list[tuple]] = {
+        "all rows at once": [*without, (nucleus, "TOP_K_PARTS", 1)],
+        "bisection": [(nucleus, "SMALL_TOP_K", 0)],
+    }
+    if nucleus.has_native(dtype):
+        top_k["by XLA"] = without
     if vocab < nucleus.LARGE_VOCABULARY:
-        other_top_k = {"top-k: by blocks": [(nucleus, "LARGE_VOCABULARY", 0)]}
+        top_k["by blocks"] = [*without, (nucleus, "LARGE_VOCABULARY", 0)]
     else:
-        other_top_k = {"top-k: at once": [(nucleus, "LARGE_VOCABULARY", vocab + 1)]}
-    kernel: dict[str, list[tuple]] = {}
-    if has_decode_kernel(dtype):
+        top_k["at once"] = [*without, (nucleus, "LARGE_VOCABULARY", vocab + 1)]
+    settings: dict[str, list[tuple]] = {}
+    if kernel.__name__ == "write_and_attend_kernel":
         decode_kernel = importlib.import_module("pmc_jax.model.decode_kernel")
-        kernel = {
+        settings = {
             "kernel: twice the keys at a time": [
                 (decode_kernel, "KEYS", 2 * decode_kernel.KEYS),
                 (decode_kernel, "WIDTH", 2 * decode_kernel.WIDTH),
@@ -146,14 +151,12 @@ def variants(device: str, vocab: int, dtype: Any) -> dict[str, dict[str, Any]]:
             ],
         }
     patched = {
-        **kernel,
+        **settings,
         **{
             f"attention: {name}": [(forward, "best_write_and_attend", attending(work))]
             for name, work in attention.items()
         },
-        **other_top_k,
-        "top-k: all rows at once": [(nucleus, "TOP_K_PARTS", 1)],
-        "top-k: bisection": [(nucleus, "SMALL_TOP_K", 0)],
+        **{f"top-k: {name}": patches for name, patches in top_k.items()},
     }
     unrolled = device in ("gpu", "cpu")  # as it is
     other = "layers in a scan" if unrolled else "layers unrolled"

@@ -8,7 +8,7 @@ from typing import Any
 
 KINDS = {
     "matrix products": r"(nd,dhk|nhk,hkd|nd,df|nf,fd|\.\.\.d,dv)\S*/dot_general|nvjet|cutlass|xmma",
-    "attention": r"b(nh|hn)g[dst],\S*/dot_general|^dot\b|decode_attention",
+    "attention": r"b(nh|hn)g[dst],\S*/dot_general|^dot\b|decode_attention|write_and_attend",
     "copies of a layer's weights and cache": r"dynamic.slice|dynamic_update_slice",
     "top-k": r"top_k|TopK|^sort",
 }

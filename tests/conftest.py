@@ -8,6 +8,7 @@ from typing import Any
 
 import absl.logging
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -26,7 +27,10 @@ from transformers import (
 from convert.load import load_checkpoint
 from pmc_jax.compilation import compile_sooner_on_cpus
 from pmc_jax.data.prompts import PromptConfig, load_tokenizer, make_template
+from pmc_jax.decoding import nucleus
 from pmc_jax.evaluation import Respondent
+from pmc_jax.model import attention
+from pmc_jax.native import has_native
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and commands share the session's
@@ -218,6 +222,19 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(params=["kernels", "XLA"])
+def native(request, monkeypatch):
+    """With the kernels in C++ where there are some, and with XLA's operations alone."""
+    if request.param == "XLA":
+        for module in (attention, nucleus):
+            monkeypatch.setattr(module, "has_native", lambda _: False)
+    elif not has_native(jnp.float32):
+        pytest.skip("needs CPUs and a C++ compiler")
+    jax.clear_caches()
+    yield request.param
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 from jaxtyping import Array, DTypeLike
 
@@ -53,12 +54,12 @@ def compiled(command: Sequence[str], directory: Path) -> Path:
         OSError: if the compiler or the directory cannot be used.
         subprocess.CalledProcessError: if it does not compile them.
     """
-    call = [*command, *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCE)]
-    told = [SOURCE.read_text(), jax.__version__, *call]
+    told = [SOURCE.read_text(), jaxlib.__version__, *command, *FLAGS]
     path = directory / f"kernels-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.so"
     if path.exists():
         return path
     directory.mkdir(parents=True, exist_ok=True)
+    call = [*command, *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCE)]
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         made = Path(scratch) / path.name
         for number, native in enumerate(FOR_THIS_PROCESSOR, 1):

@@ -1,0 +1,261 @@
+"""The kernels in C++ against XLA's operations, and where they are used, kept and done without."""
+
+import subprocess
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import Phase, example, given, settings
+from hypothesis import strategies as st
+from test_decoding_layout import CFG, attended, check_kernel, one_device_mesh, sampled
+
+from pmc_jax import native as native_module
+from pmc_jax.decoding import nucleus
+from pmc_jax.decoding.nucleus import largest
+from pmc_jax.model import decoding_params, init_params
+from pmc_jax.model.attention import best_write_and_attend, write_and_attend
+from pmc_jax.model.decode_kernel_cpu import write_and_attend_native
+from pmc_jax.native import compiled, compiler, has_native
+
+needs_kernels = pytest.mark.skipif(
+    not has_native(jnp.float32), reason="needs CPUs and a C++ compiler"
+)
+
+
+# --- attention --------------------------------------------------------------------------------
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "case",
+    [
+        {},
+        {"head_dim": 8, "prompt": 1, "room": 1, "step": 0},
+        {"head_dim": 24, "prompt": 13, "window": 0},
+        {"head_dim": 80, "half": 0.2, "window": 1},
+        {"head_dim": 32, "half": 0.375, "softcap": 2.0},
+        {"window": 5, "step": 0},
+        {"window": 50, "prompt": 130},  # begins within the prompt
+        {"window": 20, "step": 79, "layers": 3, "layer": 2},  # begins within the suffix
+        {"samples": 7, "kv_heads": 1, "per_head": 1, "half": 0.25},
+        {"samples": 1, "batch": 1, "per_head": 5},
+    ],
+    ids=str,
+)
+def test_attention_equals_that_of_xla(case):
+    """Whatever is written at the newest token and behind it, which is never read."""
+    check_kernel(jax.jit(write_and_attend_native, static_argnames=("scale", "softcap")), **case)
+
+
+@needs_kernels
+@settings(max_examples=3, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(st.data())
+def test_attention_in_other_shapes(data):
+    pick = lambda *of: data.draw(st.sampled_from(of))  # noqa: E731
+    room = pick(1, 16, 80)
+    check_kernel(
+        write_and_attend_native, seed=data.draw(st.integers(0, 2**32 - 1)),
+        samples=pick(1, 3, 8), batch=pick(1, 2), kv_heads=pick(1, 2), per_head=pick(1, 3, 4),
+        prompt=pick(1, 8, 21, 130), room=room, head_dim=pick(8, 16, 40),
+        step=data.draw(st.integers(0, room - 1)), window=pick(None, 0, 1, 5, 40, 200),
+        softcap=pick(None, 2.0), half=pick(0.5, 0.25, 0.375),
+    )  # fmt: skip
+
+
+@needs_kernels
+def test_attention_does_not_depend_on_the_batch():
+    """To the bit, nor on the prompt's bucket or the room in the cache."""
+    arguments, options = attended(0, batch=3, samples=7, prompt=24, room=80)
+    q, k, v, rope, prefix_k, prefix_v, mask, suffix_k, suffix_v, *places = arguments
+    whole, *_ = write_and_attend_native(*arguments, **options)
+    chosen, few = slice(1, 2), slice(2, 5)
+    wider = [(0, 0), (0, 0), (16, 0), (0, 0)]
+    alone, *_ = write_and_attend_native(
+        *(x[chosen, few] for x in (q, k, v)), tuple(table[chosen] for table in rope),
+        *(jnp.pad(x[chosen], wider, constant_values=7.0) for x in (prefix_k, prefix_v)),
+        jnp.pad(mask[chosen], wider[1:3]),
+        *(x[:, chosen, few, :, :48] for x in (suffix_k, suffix_v)), *places, **options,
+    )  # fmt: skip
+    np.testing.assert_array_equal(alone, whole[chosen, few])
+
+
+@needs_kernels
+def test_what_is_not_a_number_stays_so():
+    """In the one sample whose key it is."""
+    arguments, options = attended(0)
+    k = arguments[1].at[1, 2, 0, 3].set(jnp.nan)
+    found, *_ = write_and_attend_native(arguments[0], k, *arguments[2:], **options)
+    expected = np.zeros(found.shape, bool)
+    expected[1, 2, :3] = True  # the queries that share the key
+    np.testing.assert_array_equal(np.isnan(found), expected)
+
+
+# --- the largest ------------------------------------------------------------------------------
+
+
+SOME = st.one_of(
+    # Some threads of XLA take subnormal products for 0.
+    st.floats(width=32).filter(lambda x: not 0 < abs(x) < 1e-30),
+    st.sampled_from([0.0, -0.0, 1.0, float("inf"), float("-inf"), float("nan"), -float("nan")]),
+)
+
+
+@partial(jax.jit, static_argnums=1)
+def largest_by_both(x, count, scale):
+    return largest(x, count, scale), jax.lax.top_k(x * scale, count)
+
+
+@needs_kernels
+@settings(max_examples=100)
+@given(
+    some=st.lists(SOME, min_size=1, max_size=40),
+    shape=st.sampled_from([(1, 1), (6, 17), (9, 300), (6, 4096)]),
+    count=st.sampled_from([1, 51]),
+    scale=st.sampled_from([1.0, 0.9, 1 / 3]),
+    seed=st.integers(0, 2**32 - 1),
+)
+@example(some=[0.0], shape=(6, 4096), count=51, scale=1.0, seed=0)
+@example(some=[float("-inf"), 1.0], shape=(6, 4096), count=51, scale=0.9, seed=0)
+def test_the_largest_are_those_of_lax_top_k(some, shape, count, scale, seed):
+    """Values to the bit and places, whatever ties: few values over and over, or all different."""
+    rng = np.random.default_rng(seed)
+    often = rng.random((shape[0], 1)) < 0.7
+    x = np.where(often, rng.choice(np.float32(some), shape), rng.normal(size=shape))
+    count = min(count, shape[1])
+    found, expected = largest_by_both(np.float32(x), count, np.float32(scale))
+    np.testing.assert_array_equal(found[1], expected[1])
+    values = (np.asarray(own[0]).view(np.int32) for own in (found, expected))
+    np.testing.assert_array_equal(*values)
+
+
+# --- where they are used ----------------------------------------------------------------------
+
+
+@needs_kernels
+def test_decoding_with_kernels_samples_the_same(monkeypatch):
+    """As XLA's operations alone, by the same keys, where the program has both kernels."""
+    params = decoding_params(init_params(jax.random.key(0), CFG), CFG, jnp.float32)
+    called, call = [], native_module.native_call
+
+    def counting(name, *args, **options):
+        called.append(name)
+        return call(name, *args, **options)
+
+    for place in ("pmc_jax.model.decode_kernel_cpu", "pmc_jax.decoding.nucleus"):
+        monkeypatch.setattr(f"{place}.native_call", counting)
+    jax.clear_caches()
+    found = sampled(params, CFG, "float32")
+    assert set(called) == {"write_and_attend", "top_k"}
+    called.clear()
+    for place in ("pmc_jax.model.attention", "pmc_jax.decoding.nucleus"):
+        monkeypatch.setattr(f"{place}.has_native", lambda _: False)
+    jax.clear_caches()
+    assert sampled(params, CFG, "float32") == found
+    assert not called
+    jax.clear_caches()
+
+
+@needs_kernels
+def test_where_kernels_are_used(monkeypatch):
+    q = jnp.zeros((2, 3, 4, 16))
+    assert best_write_and_attend(q, q) is write_and_attend_native
+    assert best_write_and_attend(q[..., :12], q) is write_and_attend
+    assert not has_native(jnp.bfloat16) and not has_native(jnp.float64)
+    with jax.set_mesh(one_device_mesh()):
+        assert not has_native(jnp.float32)
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: "tpu")
+        assert not has_native(jnp.float32)
+    monkeypatch.setattr(native_module, "_registered", lambda: None)
+    assert not has_native(jnp.float32)
+    assert best_write_and_attend(q, q) is write_and_attend
+
+
+def test_double_precision_has_xlas_operations(monkeypatch):
+    """So that what is promised in float64 does not depend on the machine."""
+    monkeypatch.setattr(nucleus, "native_call", None)
+    with jax.enable_x64(True):
+        values, _ = largest(jnp.arange(20.0), 3)
+    np.testing.assert_array_equal(values, [19, 18, 17])
+
+
+# --- compiling --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_source(tmp_path, monkeypatch):
+    """Something to compile that takes no time."""
+    path = tmp_path / "short.cc"
+    path.write_text("int one() { return 1; }")
+    monkeypatch.setattr(native_module, "SOURCE", path)
+    return path
+
+
+@needs_kernels
+def test_kernels_are_compiled_once(short_source, tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    path = compiled(compiler(), kept)
+    assert [path] == list(kept.iterdir())  # and nothing half done
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", None)
+        assert compiled(compiler(), kept) == path
+    short_source.write_text("int two() { return 2; }")
+    assert compiled(compiler(), kept) != path
+    short_source.write_text("int three() { return }")
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        compiled(compiler(), kept)
+    assert "error" in failed.value.stderr
+    assert len(list(kept.iterdir())) == 2
+
+
+@needs_kernels
+def test_compilers_that_do_not_know_a_flag(short_source, tmp_path, monkeypatch):
+    flags = (("--no-such-flag",), *native_module.FOR_THIS_PROCESSOR)
+    monkeypatch.setattr(native_module, "FOR_THIS_PROCESSOR", flags)
+    assert compiled(compiler(), tmp_path).stat().st_size > 0
+
+
+def test_the_compiler_is_that_of_cxx(monkeypatch):
+    monkeypatch.setenv("CXX", "ccache g++ -m64")
+    assert compiler() == ["ccache", "g++", "-m64"]
+    monkeypatch.setenv("CXX", "")
+    assert compiler() == []
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", "")
+    assert compiler() == []
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        (None, "found no C++ compiler (c++, g++, clang++): decoding will be slower"),
+        ("", None),  # kernels are not wanted
+        ("/no/such/compiler", "could not compile kernels, decoding will be slower: "),
+        ("false", "could not compile kernels, decoding will be slower: "),
+    ],
+)
+def test_without_a_compiler_one_line_says_so(named, said, monkeypatch, caplog, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if named is None:
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setenv("PATH", "")
+    else:
+        monkeypatch.setenv("CXX", named)
+    assert native_module._registered.__wrapped__() is None
+    if said is None:
+        assert not caplog.messages
+    else:
+        (line,) = caplog.messages
+        assert line.startswith(said) and "\n" not in line
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_a_cache_that_cannot_be_written(monkeypatch, caplog, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("CXX", "c++")
+    assert native_module._registered.__wrapped__() is None
+    (line,) = caplog.messages
+    assert line.startswith("could not compile kernels, decoding will be slower: ")
