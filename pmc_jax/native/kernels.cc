@@ -265,17 +265,15 @@ ffi::Error WriteAndAttend(ffi::ThreadPool pool, F32 projected, F32 cosine, F32 s
       for (int64_t i = 0; i < seen + own_size; i += kLanes) store(row + i, load(row + i) / total);
     }
     product(rows, scores, width, values + start * dim, dim, seen, dim, mixed, dim);
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* weights = scores + r * width + seen;
-      const float* own_values = own(own_v->typed_data(), r / per_head);
-      int64_t s = r / per_head, j = r % per_head, heads = kv_heads * per_head;
-      float* to = out->typed_data() + ((b * samples + s) * heads + head * per_head + j) * dim;
-      for (int64_t i = 0; i < dim; i += kLanes) {
-        Floats total = load(mixed + r * dim + i);
-        for (int64_t t = first_own; t <= step; ++t) {
-          total += load(own_values + t * dim + i) * weights[t];
-        }
-        store(to + i, total);
+    int64_t heads = kv_heads * per_head, own_tokens = step + 1 - first_own;
+    for (int64_t s = 0; s < samples; ++s) {
+      const float* weights = scores + s * per_head * width + seen + first_own;
+      const float* of_prompt = mixed + s * per_head * dim;
+      const float* own_values = own(own_v->typed_data(), s) + first_own * dim;
+      float* to = out->typed_data() + ((b * samples + s) * heads + head * per_head) * dim;
+      product(per_head, weights, width, own_values, dim, own_tokens, dim, to, dim);
+      for (int64_t i = 0; i < per_head * dim; i += kLanes) {
+        store(to + i, load(to + i) + load(of_prompt + i));
       }
     }
   };
