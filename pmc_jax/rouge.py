@@ -18,9 +18,10 @@ def _stem(word: str) -> str:
     return _STEMMER.stem(word) if len(word) > 3 else word
 
 
-def rouge_words(text: str) -> list[str]:
+@functools.lru_cache(maxsize=1 << 15)
+def rouge_words(text: str) -> tuple[str, ...]:
     """The stemmed words of `text`: runs of [a-z0-9] after lowercasing."""
-    return [_stem(word) for word in re.findall(r"[a-z0-9]+", text.lower())]
+    return tuple(_stem(word) for word in re.findall(r"[a-z0-9]+", text.lower()))
 
 
 def words_of(text: str) -> list[str]:

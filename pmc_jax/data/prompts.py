@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Collection, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +127,14 @@ def make_template(
     return PromptTemplate(tokenizer, cfg, chat, tuple(eos_token_ids))
 
 
+@lru_cache(maxsize=1 << 15)
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: tuple[int, ...]) -> str:
+    """The text of tokens but special ones. Many samples are alike, and all are read twice."""
+    return str(
+        tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class PromptTemplate:
     """Encodes prompts and answers so that prompt ids + answer ids are the whole text's ids."""
@@ -235,11 +243,7 @@ class PromptTemplate:
         return "" if self.chat else self.cfg.answer.partition("{answer}")[0].lstrip()
 
     def _text(self, ids: Sequence[int]) -> str:
-        return str(
-            self.tokenizer.decode(
-                list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
+        return _decoded(self.tokenizer, tuple(ids))
 
     @cached_property
     def _adds_bos(self) -> bool:
