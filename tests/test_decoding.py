@@ -1,5 +1,8 @@
 """The sampler against `transformers` generate, sorts, and exact probabilities."""
 
+import re
+from contextlib import nullcontext
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +18,7 @@ from pmc_jax.decoding import Decoding, Sampling, draw, filter_threshold, generat
 from pmc_jax.decoding import nucleus as nucleus_module
 from pmc_jax.decoding.layout import FIRST_LENGTH, shapes
 from pmc_jax.decoding.nucleus import greedy, largest
+from pmc_jax.model import make_mesh
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +277,22 @@ def test_ties_in_one_row_change_no_other(vocab, given, native, rng):
     found, expected = np.stack(found), np.stack(expected)
     np.testing.assert_array_equal(found[:, 1:], expected[:, 1:])
     assert (x[0, found[:, 0]] == 2).all()
+
+
+@pytest.mark.parametrize("vocab", [300, 20_000])
+@pytest.mark.parametrize("on_a_mesh", [False, True])
+def test_no_row_is_sorted(vocab, on_a_mesh, native):
+    """XLA sorts all of it, where it does not see that only the largest are asked for."""
+    keys, logits = jax.random.split(jax.random.key(0), 24), jnp.zeros((24, vocab))
+    with jax.set_mesh(make_mesh(1, 1)) if on_a_mesh else nullcontext():
+        lowered = jax.jit(draw, static_argnums=(2, 3)).lower(keys, logits, 7, 0.9, 0.7)
+        text = lowered.compile().as_text()
+    assert not re.search(rf"24,{vocab}\].* sort\(", text)
+    called = set(re.findall(r'custom_call_target="(\w+)"', text))
+    if native == "kernels" and not on_a_mesh:
+        assert len(called) == 1 and called.pop().endswith("_top_k")
+    else:
+        assert called == {"TopK"}
 
 
 @pytest.mark.parametrize("distinct", [3, 40, 10_000])

@@ -193,7 +193,7 @@ def _draw_from_top(
     # the places where they are multiplied by it: equals would no longer be equal.
     logits = jax.lax.optimization_barrier(logits)
     more, tokens = largest(logits, min(top_k + 1, logits.shape[-1]), scale)
-    values, tokens, kth = more[..., :top_k], tokens[..., :top_k], more[..., top_k - 1 : top_k]
+    values, kth = more[..., :top_k], more[..., top_k - 1 : top_k]
     beyond = jax.lax.cond(
         (more[..., top_k:] == kth).any(),
         lambda: _count_beyond(logits * scale, values),
