@@ -39,6 +39,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and commands share 
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     jax.config.update("jax_compilation_cache_dir", shared.name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+if "XDG_CACHE_HOME" not in os.environ:  # kernels for CPUs
+    os.environ["XDG_CACHE_HOME"] = os.environ["JAX_COMPILATION_CACHE_DIR"]
 compile_sooner_on_cpus()  # as commands do: they share what is kept
 torch.set_num_threads(1)
 # How long an example takes says more about what else the machine does than about the code.

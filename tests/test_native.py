@@ -13,7 +13,7 @@ from test_decoding_layout import CFG, attended, check_kernel, one_device_mesh, s
 
 from pmc_jax import native as native_module
 from pmc_jax.decoding import nucleus
-from pmc_jax.decoding.nucleus import largest
+from pmc_jax.decoding.nucleus import draw, largest
 from pmc_jax.model import decoding_params, init_params
 from pmc_jax.model.attention import best_write_and_attend, write_and_attend
 from pmc_jax.model.decode_kernel_cpu import write_and_attend_native
@@ -65,13 +65,14 @@ def test_attention_in_other_shapes(data):
 
 
 @needs_kernels
-def test_attention_does_not_depend_on_the_batch():
+@pytest.mark.parametrize(("extra", "window"), [(16, None), (11, None), (3, 50)])
+def test_attention_does_not_depend_on_the_batch(extra, window):
     """To the bit, nor on the prompt's bucket or the room in the cache."""
-    arguments, options = attended(0, batch=3, samples=7, prompt=24, room=80)
+    arguments, options = attended(0, batch=3, samples=7, prompt=24, room=80, window=window)
     q, k, v, rope, prefix_k, prefix_v, mask, suffix_k, suffix_v, *places = arguments
     whole, *_ = write_and_attend_native(*arguments, **options)
     chosen, few = slice(1, 2), slice(2, 5)
-    wider = [(0, 0), (0, 0), (16, 0), (0, 0)]
+    wider = [(0, 0), (0, 0), (extra, 0), (0, 0)]
     alone, *_ = write_and_attend_native(
         *(x[chosen, few] for x in (q, k, v)), tuple(table[chosen] for table in rope),
         *(jnp.pad(x[chosen], wider, constant_values=7.0) for x in (prefix_k, prefix_v)),
@@ -79,6 +80,23 @@ def test_attention_does_not_depend_on_the_batch():
         *(x[:, chosen, few, :, :48] for x in (suffix_k, suffix_v)), *places, **options,
     )  # fmt: skip
     np.testing.assert_array_equal(alone, whole[chosen, few])
+
+
+@needs_kernels
+def test_few_prompts_are_parted_by_samples():
+    """Which no result shows."""
+    arguments, options = attended(0, batch=1, kv_heads=1, samples=11)
+    q, k, v, *shared, suffix_k, suffix_v, layer, step, window = arguments
+    whole, *caches = write_and_attend_native(*arguments, **options)
+    for j in range(11):
+        of = slice(j, j + 1)
+        alone, *own = write_and_attend_native(
+            q[:, of], k[:, of], v[:, of], *shared, suffix_k[:, :, of], suffix_v[:, :, of],
+            layer, step, window, **options,
+        )  # fmt: skip
+        np.testing.assert_array_equal(alone, whole[:, of])
+        for cache, wanted in zip(own, caches, strict=True):
+            np.testing.assert_array_equal(cache, wanted[:, :, of])
 
 
 @needs_kernels
@@ -128,6 +146,17 @@ def test_the_largest_are_those_of_lax_top_k(some, shape, count, scale, seed):
     np.testing.assert_array_equal(found[1], expected[1])
     values = (np.asarray(own[0]).view(np.int32) for own in (found, expected))
     np.testing.assert_array_equal(*values)
+
+
+def test_more_than_there_are(native):
+    with pytest.raises(ValueError, match=r"top_k|largest"):
+        largest(jnp.zeros((2, 5)), 6)
+
+
+def test_draws_can_be_mapped(native):
+    keys, logits = jax.random.split(jax.random.key(0), (3, 4)), jnp.arange(360.0).reshape(3, 4, 30)
+    found = jax.vmap(partial(draw, top_k=7, top_p=0.9))(keys, logits % 11)
+    np.testing.assert_array_equal(found, draw(keys, logits % 11, 7, 0.9))
 
 
 # --- where they are used ----------------------------------------------------------------------
@@ -188,7 +217,7 @@ def test_double_precision_has_xlas_operations(monkeypatch):
 def short_source(tmp_path, monkeypatch):
     """Something to compile that takes no time."""
     path = tmp_path / "short.cc"
-    path.write_text("int one() { return 1; }")
+    path.write_text('extern "C" int one() { return 1; }')
     monkeypatch.setattr(native_module, "SOURCE", path)
     return path
 
@@ -232,17 +261,24 @@ def test_the_compiler_is_that_of_cxx(monkeypatch):
     [
         (None, "found no C++ compiler (c++, g++, clang++): decoding will be slower"),
         ("", None),  # kernels are not wanted
-        ("/no/such/compiler", "could not compile kernels, decoding will be slower: "),
-        ("false", "could not compile kernels, decoding will be slower: "),
+        ("/no/such/compiler", "have no kernels, decoding will be slower: [Errno 2]"),
+        ("false", "have no kernels, decoding will be slower: Command '['false'"),
+        ("c++ '", "have no kernels, decoding will be slower: No closing quotation"),
+        ("complaining", "have no kernels, decoding will be slower: x.cc:3:1: error: no such thing"),
     ],
 )
 def test_without_a_compiler_one_line_says_so(named, said, monkeypatch, caplog, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    complaining = tmp_path / "complaining"
+    complaining.write_text(
+        "#!/bin/sh\nprintf 'x.cc: In function f:\\nx.cc:3:1: error: no such thing\\n' >&2; exit 1"
+    )
+    complaining.chmod(0o755)
     if named is None:
         monkeypatch.delenv("CXX", raising=False)
         monkeypatch.setenv("PATH", "")
     else:
-        monkeypatch.setenv("CXX", named)
+        monkeypatch.setenv("CXX", str(complaining) if named == "complaining" else named)
     assert native_module._registered.__wrapped__() is None
     if said is None:
         assert not caplog.messages
@@ -258,4 +294,45 @@ def test_a_cache_that_cannot_be_written(monkeypatch, caplog, tmp_path):
     monkeypatch.setenv("CXX", "c++")
     assert native_module._registered.__wrapped__() is None
     (line,) = caplog.messages
-    assert line.startswith("could not compile kernels, decoding will be slower: ")
+    assert line.startswith("have no kernels, decoding will be slower: ")
+
+
+def test_without_a_home_one_line_says_so(monkeypatch, caplog):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(native_module, "cache_directory", homeless)
+    monkeypatch.setenv("CXX", "c++")
+    assert native_module._registered.__wrapped__() is None
+    assert caplog.messages == [
+        "have no kernels, decoding will be slower: Could not determine home directory."
+    ]
+
+
+@needs_kernels
+def test_kept_kernels_that_cannot_be_loaded_are_compiled_again(short_source, tmp_path, monkeypatch):
+    monkeypatch.setattr(native_module, "cache_directory", lambda: tmp_path / "kept")
+    path = compiled(compiler(), tmp_path / "kept")
+    path.write_bytes(b"")
+    digest, library = native_module._loaded()
+    assert digest in path.name and path.stat().st_size > 0
+    assert library.one() == 1
+
+
+@needs_kernels
+def test_the_name_of_a_kernel_tells_its_version(short_source, tmp_path, monkeypatch):
+    """So that programs that JAX keeps never call another one."""
+    paths = {compiled(compiler(), tmp_path)}
+    for changed in (
+        (native_module, "FLAGS", (*native_module.FLAGS, "-g")),
+        (native_module.jaxlib, "__version__", "0.0"),
+        (native_module.platform, "libc_ver", lambda: ("glibc", "2.0")),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(*changed)
+            paths.add(compiled(compiler(), tmp_path))
+    paths.add(compiled([*compiler(), "-Wall"], tmp_path))
+    assert len(paths) == 5
+    monkeypatch.undo()
+    digest, _ = native_module._loaded()
+    assert native_module._registered() == f"pmc_jax_{digest}_"

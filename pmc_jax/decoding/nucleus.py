@@ -84,6 +84,8 @@ def _native_top_k(
     x: Float[Array, "*batch size"], count: int, scale: ArrayLike
 ) -> tuple[Float[Array, "*batch count"], Int[Array, "*batch count"]]:
     """`lax.top_k` of x · scale by a kernel, which scales as it reads."""
+    if not 0 < count <= x.shape[-1]:
+        raise ValueError(f"there are no {count} largest of {x.shape[-1]}")
     rows = x.reshape(-1, x.shape[-1])
     shape = len(rows), count
     found = native_call(

@@ -15,16 +15,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pmc_jax.model.products import wide_einsum
 from pmc_jax.model.rope import rotate
-from pmc_jax.native import has_native
+from pmc_jax.native import VECTOR, has_native
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
 """Those that Triton has blocks of."""
 
 FLASH_HEAD_DIMS = range(8, 129, 8)
 """Those that cuDNN has attention and its gradient for, on all GPUs that Triton compiles for."""
-
-VECTOR = 8
-"""Floats that the kernel for CPUs computes with at a time: it has whole vectors only."""
 
 MOST_ELEMENTS = 2**31
 """Elements of an array that 32-bit offsets reach."""
@@ -195,7 +192,7 @@ def write_and_attend(
     return mixed, suffix_k, suffix_v
 
 
-def first_visible(
+def kernel_places(
     prefix_mask: Bool[Array, "batch prompt"],
     layer: Int[Array, ""],
     step: Int[Array, ""],

@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, Int
 
-from pmc_jax.model.attention import first_visible
+from pmc_jax.model.attention import kernel_places
 
 KEYS, ABREAST = 16, 2
 """Keys of a sample that are read at a time, and samples whose keys are. Both are fixed, so that a
@@ -170,7 +170,7 @@ def write_and_attend_kernel(
     per_head = heads // kv_heads
     if together is None:
         together = samples_together(batch * kv_heads, samples, per_head)
-    places = first_visible(prefix_mask, layer, step, window)
+    places = kernel_places(prefix_mask, layer, step, window)
     kernel = partial(
         _write_and_attend, samples=samples, kv_heads=kv_heads, together=together,
         per_head=per_head, prompt=prompt, room=room, scale=scale, softcap=softcap,

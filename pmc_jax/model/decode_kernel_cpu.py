@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pmc_jax.model.attention import VECTOR, first_visible
-from pmc_jax.native import native_call
+from pmc_jax.model.attention import kernel_places
+from pmc_jax.native import VECTOR, native_call
 
 
 def write_and_attend_native(
@@ -45,7 +45,7 @@ def write_and_attend_native(
         [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, *caches)],
         jnp.concatenate([q, k, v], axis=2),  # of joined weights, as they lie
         *(table[:, 0] for table in rope),
-        prompt_k, prompt_v, *caches, first_visible(mask, layer, step, window),
+        prompt_k, prompt_v, *caches, kernel_places(mask, layer, step, window),
         in_place={5: 1, 6: 2}, scale=scale, softcap=softcap or 0.0,
     )  # fmt: skip
     new_k, new_v = (x.reshape(suffix_k.shape) for x in written)

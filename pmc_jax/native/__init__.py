@@ -9,6 +9,7 @@ import functools
 import hashlib
 import logging
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -33,6 +34,9 @@ FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w")
 FOR_THIS_PROCESSOR = (("-march=native",), ("-mcpu=native",), ())
 """How compilers are told to use all that the processor has; the first that they understand."""
 
+VECTOR = 8
+"""`kLanes` of `kernels.cc`: attention has whole vectors only."""
+
 COMPILERS = ("c++", "g++", "clang++")
 
 
@@ -47,6 +51,15 @@ def compiler() -> list[str]:
     return [found for found in map(shutil.which, COMPILERS) if found][:1]
 
 
+def _flags(command: Sequence[str]) -> tuple[str, ...]:
+    """How this compiler is told to use all that the processor has, as far as it can be."""
+    for native in FOR_THIS_PROCESSOR:
+        call = [*command, *FLAGS, *native, "-x", "c++", "-E", os.devnull]
+        if subprocess.run(call, capture_output=True).returncode == 0:
+            return native
+    return ()
+
+
 def compiled(command: Sequence[str], directory: Path) -> Path:
     """The compiled kernels, which are kept in `directory`.
 
@@ -54,43 +67,54 @@ def compiled(command: Sequence[str], directory: Path) -> Path:
         OSError: if the compiler or the directory cannot be used.
         subprocess.CalledProcessError: if it does not compile them.
     """
-    told = [SOURCE.read_text(), jaxlib.__version__, *command, *FLAGS]
-    path = directory / f"kernels-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.so"
+    told = [SOURCE.read_text(), jaxlib.__version__, platform.libc_ver(), FOR_THIS_PROCESSOR]
+    digest = hashlib.sha256(repr([*told, *command, *FLAGS]).encode()).hexdigest()
+    path = directory / f"kernels-{digest[:16]}.so"
     if path.exists():
         return path
     directory.mkdir(parents=True, exist_ok=True)
-    call = [*command, *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCE)]
+    call = [*command, *FLAGS, *_flags(command), f"-I{jax.ffi.include_dir()}", str(SOURCE)]
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         made = Path(scratch) / path.name
-        for number, native in enumerate(FOR_THIS_PROCESSOR, 1):
-            last = number == len(FOR_THIS_PROCESSOR)
-            done = subprocess.run(
-                [*call, *native, "-o", str(made)], check=last, capture_output=True, text=True
-            )
-            if done.returncode == 0:
-                break
-        made.replace(path)
+        subprocess.run([*call, "-o", str(made)], check=True, capture_output=True, text=True)
+        if not path.exists():  # else another process was faster, and may use its file already
+            made.replace(path)
     return path
+
+
+def _loaded() -> tuple[str, ctypes.CDLL] | None:
+    """Digest and library of the compiled kernels; None if no compiler is named."""
+    command = compiler()
+    if not command:
+        return None
+    path = compiled(command, cache_directory())
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:  # cut short, or of another system that shares the directory
+        path.unlink()
+        library = ctypes.CDLL(str(compiled(command, cache_directory())))
+    return path.stem.removeprefix("kernels-"), library
 
 
 @functools.cache
 def _registered() -> str | None:
     """What the names of the kernels begin with that XLA knows; None where there are none."""
-    command = compiler()
-    if not command:
+    try:
+        found = _loaded()
+    except (OSError, ValueError, RuntimeError, subprocess.CalledProcessError) as error:
+        said = (getattr(error, "stderr", None) or "").strip() or str(error)
+        lines = said.splitlines()
+        line = next((line for line in lines if "error" in line), lines[0])
+        logger.warning("have no kernels, decoding will be slower: %s", line.strip())
+        return None
+    if found is None:
         if "CXX" not in os.environ:
             usual = ", ".join(COMPILERS)
             logger.warning("found no C++ compiler (%s): decoding will be slower", usual)
         return None
-    try:
-        path = compiled(command, cache_directory())
-        library = ctypes.CDLL(str(path))
-    except (OSError, subprocess.CalledProcessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        logger.warning("could not compile kernels, decoding will be slower: %s", said[0])
-        return None
+    digest, library = found
     # Programs that JAX keeps name the kernels they call: other kernels, another name.
-    prefix = f"pmc_jax_{path.stem.removeprefix('kernels-')}_"
+    prefix = f"pmc_jax_{digest}_"
     for name in ("write_and_attend", "top_k"):
         handler = jax.ffi.pycapsule(getattr(library, f"pmc_jax_{name}"))
         jax.ffi.register_ffi_target(prefix + name, handler, platform="cpu")
@@ -98,7 +122,7 @@ def _registered() -> str | None:
 
 
 def has_native(dtype: DTypeLike) -> bool:
-    """Whether there are kernels for arrays of this dtype where the program will run."""
+    """Whether there are kernels for arrays of this dtype where programs run that name no device."""
     return (
         jax.default_backend() == "cpu"
         and jax.sharding.get_abstract_mesh().empty
@@ -116,7 +140,9 @@ def native_call(
 ) -> Sequence[Array]:
     """What the kernel computes from its operands and attributes, where `has_native` says so.
 
-    `in_place` has the operands whose memory a result takes.
+    `in_place` has the operands whose memory a result takes. There are no gradients.
     """
-    call = jax.ffi.ffi_call(f"{_registered()}{name}", results, input_output_aliases=in_place)
+    call = jax.ffi.ffi_call(
+        f"{_registered()}{name}", results, vmap_method="sequential", input_output_aliases=in_place
+    )
     return call(*operands, **{key: np.float32(value) for key, value in attributes.items()})

@@ -1,8 +1,9 @@
 // What a decode step on CPUs spends most time on besides matrix products, where XLA takes one core
 // or many passes: attention over a prompt and a sample's own tokens, and the largest logits.
 //
-// A vector is of eight floats, which compilers map to whatever the processor has. No result
-// depends on which thread computes it, or on what else is in the batch.
+// A vector is of eight floats, which compilers map to whatever the processor has. No result depends
+// on what else is in the batch, nor (but for subnormal numbers, which some threads of XLA may take
+// for 0) on the thread that computes it.
 
 #include <algorithm>
 #include <atomic>
@@ -54,21 +55,18 @@ float sum(Floats x) {
   return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
 }
 
-// Calls work(item, scratch) for 0 <= item < count on the threads of XLA's pool and on this one,
-// which takes part instead of waiting for threads that may all be busy. Scratch is a thread's own.
-void in_parallel(ffi::ThreadPool pool, int64_t count, int64_t scratch_size,
-                 const std::function<void(int64_t, float*)>& work) {
+// Calls work(item) for 0 <= item < count on the threads of XLA's pool and on this one, which takes
+// part instead of waiting for threads that may all be busy. Exceptions end the process: none may
+// leave `work` while others still use it, nor pass through XLA.
+template <typename Work>
+void in_parallel(ffi::ThreadPool pool, int64_t count, const Work& work) {
   struct Progress {
     std::atomic<int64_t> next{0}, finished{0};
   };
   auto progress = std::make_shared<Progress>();
   // Whoever comes too late finds no item left, and does not touch `work`, which may be gone.
-  auto take_part = [progress, count, scratch_size, &work] {
-    std::vector<float> scratch;
-    for (int64_t item; (item = progress->next++) < count; ++progress->finished) {
-      if (scratch.empty()) scratch.resize(scratch_size + 1);
-      work(item, scratch.data());
-    }
+  auto take_part = [progress, count, &work]() noexcept {
+    for (int64_t item; (item = progress->next++) < count; ++progress->finished) work(item);
   };
   int64_t helpers = std::min(pool.num_threads(), count) - 1;
   for (int64_t i = 0; i < helpers; ++i) pool.Schedule([take_part] { take_part(); });
@@ -158,7 +156,7 @@ void rotate(const float* x, const float* cosine, const float* sine, int64_t half
   std::memcpy(out + 2 * half, x + 2 * half, (dim - 2 * half) * sizeof(float));
 }
 
-// Has the processor read ahead, which it does not do by itself from one page to the next.
+// Lets the processor read ahead, which it does not do by itself from one page to the next.
 void prefetch(const float* from, int64_t size) {
   constexpr int64_t kLine = 64 / sizeof(float);
   for (int64_t i = 0; i < size; i += kLine) __builtin_prefetch(from + i);
@@ -184,6 +182,90 @@ float soften(float* scores, int64_t size, float softcap) {
   return sum(total);
 }
 
+// Some samples of a prompt, and the query heads that share one key-value head. What is of a sample
+// comes `next_…` floats after that of the one before.
+struct Head {
+  int64_t count, per_head, dim, half;
+  int64_t first_own, step;  // own tokens: the first visible one, the newest
+  float scale, softcap;
+  const float *cosine, *sine;                // [half]
+  int64_t hidden, seen, prompt_row;          // places of the prompt: invisible ones first
+  const float *prompt_k, *prompt_v;          // [dim, seen], rows `prompt_row` apart; [seen, dim]
+  const float *q, *k, *v;                    // [per_head, dim], [dim], [dim]
+  int64_t next_sequence, next_out, next_own;
+  float *out, *own_k, *own_v;                // [per_head, dim], [room, dim], [room, dim]
+};
+
+// The newest keys and values, to the caches; the queries, rotated, to [count * per_head, dim].
+void rotate_and_write(const Head& head, float* queries) {
+  const int64_t newest = head.step * head.dim;
+  for (int64_t s = 0; s < head.count; ++s) {
+    prefetch(head.own_k + s * head.next_own + newest, head.dim);
+    prefetch(head.own_v + s * head.next_own + newest, head.dim);
+  }
+  auto rotated = [&](const float* x, float* to) {
+    rotate(x, head.cosine, head.sine, head.half, head.dim, to);
+  };
+  for (int64_t s = 0; s < head.count; ++s) {
+    for (int64_t j = 0; j < head.per_head; ++j) {
+      int64_t row = s * head.per_head + j;
+      rotated(head.q + s * head.next_sequence + j * head.dim, queries + row * head.dim);
+    }
+  }
+  for (int64_t s = 0; s < head.count; ++s) {
+    rotated(head.k + s * head.next_sequence, head.own_k + s * head.next_own + newest);
+    std::memcpy(head.own_v + s * head.next_own + newest, head.v + s * head.next_sequence,
+                head.dim * sizeof(float));
+  }
+}
+
+// The softmax of all queries, to rows of `width` weights: of the prompt's places, then of own tokens.
+void weigh(const Head& head, const float* queries, int64_t width, float* weights) {
+  int64_t own_size = width - head.seen, dim = head.dim;
+  product(head.count * head.per_head, queries, dim, head.prompt_k, head.prompt_row, dim, head.seen,
+          weights, width);
+  int64_t first = head.first_own * dim, read = (head.step + 1) * dim - first;
+  for (int64_t s = 0; s < head.count; ++s) {
+    const float* own_k = head.own_k + s * head.next_own;
+    prefetch(own_k + (s + 1 < head.count ? head.next_own : 0) + first, read);
+    prefetch(head.own_v + s * head.next_own + first, read);
+    for (int64_t r = s * head.per_head; r < (s + 1) * head.per_head; ++r) {
+      float *row = weights + r * width, *own = row + head.seen;
+      std::fill(row, row + head.hidden, kLowest);
+      std::fill(own, own + own_size, kLowest);
+      for (int64_t t = head.first_own; t <= head.step; ++t) {
+        own[t] = head.scale * dot(queries + r * dim, own_k + t * dim, dim);
+      }
+      float total = soften(row, width, head.softcap);
+      for (int64_t i = 0; i < width; i += kLanes) store(row + i, load(row + i) / total);
+    }
+  }
+}
+
+// Values by their weights. `of_prompt` [count * per_head, dim] is for what prompts contribute.
+void mix(const Head& head, const float* weights, int64_t width, float* of_prompt) {
+  int64_t size = head.per_head * head.dim, own_tokens = head.step + 1 - head.first_own;
+  product(head.count * head.per_head, weights, width, head.prompt_v, head.dim, head.seen, head.dim,
+          of_prompt, head.dim);
+  for (int64_t s = 0; s < head.count; ++s) {
+    const float* own_weights = weights + s * head.per_head * width + head.seen + head.first_own;
+    const float* values = head.own_v + s * head.next_own + head.first_own * head.dim;
+    float* to = head.out + s * head.next_out;
+    product(head.per_head, own_weights, width, values, head.dim, own_tokens, head.dim, to, head.dim);
+    for (int64_t i = 0; i < size; i += kLanes) {
+      store(to + i, load(to + i) + load(of_prompt + s * size + i));
+    }
+  }
+}
+
+void attend(const Head& head) {
+  int64_t rows = head.count * head.per_head, width = head.seen + rounded_up(head.step + 1);
+  std::unique_ptr<float[]> queries(new float[rows * head.dim]), weights(new float[rows * width]);
+  rotate_and_write(head, queries.get());
+  weigh(head, queries.get(), width, weights.get());
+  mix(head, weights.get(), width, queries.get());
+}
+
 using F32 = ffi::Buffer<ffi::F32>;
 using S32 = ffi::Buffer<ffi::S32>;
 
@@ -200,7 +282,7 @@ ffi::Error WriteAndAttend(ffi::ThreadPool pool, F32 projected, F32 cosine, F32 s
   int64_t batch = sizes[0], kv_heads = sizes[1], prompt = sizes[2], dim = sizes[3];
   int64_t samples = projected.dimensions()[1], per_head = projected.dimensions()[2] / kv_heads - 2;
   int64_t room = own_k->dimensions()[own_k->dimensions().size() - 2];
-  int64_t half = cosine.dimensions()[1], rows = samples * per_head;
+  int64_t half = cosine.dimensions()[1];
   if (dim % kLanes != 0 || prompt % kLanes != 0) {
     return ffi::Error::InvalidArgument("head_dim and prompt must be multiples of 8");
   }
@@ -208,76 +290,45 @@ ffi::Error WriteAndAttend(ffi::ThreadPool pool, F32 projected, F32 cosine, F32 s
       own_v->typed_data() != own_v_before.typed_data()) {
     return ffi::Error::Internal("the caches were to be written in place");
   }
-  int64_t width = prompt + rounded_up(room);
+  // Few prompts with few heads are parted by samples, too, so that all threads have work.
+  int64_t heads = batch * kv_heads, wanted = 2 * pool.num_threads();
+  int64_t parts = std::clamp((wanted + heads - 1) / std::max<int64_t>(heads, 1), int64_t{1}, samples);
 
-  auto attend = [&](int64_t item, float* scratch) {
-    int64_t b = item / kv_heads, head = item % kv_heads;
+  in_parallel(pool, heads * parts, [&](int64_t item) {
+    int64_t b = item / parts / kv_heads, head = item / parts % kv_heads, part = item % parts;
     const int32_t* place = places.typed_data() + 4 * b;
-    int64_t layer = place[0], first = place[1], first_own = place[2], step = place[3];
-    int64_t own_size = rounded_up(step + 1), start = first / kLanes * kLanes;
-    const float* angle_cos = cosine.typed_data() + b * half;
-    const float* angle_sin = sine.typed_data() + b * half;
-    const float* keys = prompt_k.typed_data() + item * dim * prompt;
-    const float* values = prompt_v.typed_data() + item * prompt * dim;
-    float *queries = scratch, *scores = queries + rows * dim, *mixed = scores + rows * width;
+    Head found;
+    found.count = samples * (part + 1) / parts - samples * part / parts;
+    found.per_head = per_head;
+    found.dim = dim;
+    found.half = half;
+    found.first_own = place[2];
+    found.step = place[3];
+    found.scale = scale;
+    found.softcap = softcap;
+    found.cosine = cosine.typed_data() + b * half;
+    found.sine = sine.typed_data() + b * half;
+    int64_t start = place[1] / kLanes * kLanes;  // in whole vectors
+    found.hidden = place[1] - start;
+    found.seen = prompt - start;
+    found.prompt_row = prompt;
+    found.prompt_k = prompt_k.typed_data() + (b * kv_heads + head) * dim * prompt + start;
+    found.prompt_v = prompt_v.typed_data() + ((b * kv_heads + head) * prompt + start) * dim;
 
-    auto vector = [&](int64_t sample, int64_t index) {
-      int64_t vectors = kv_heads * (per_head + 2);
-      return projected.typed_data() + ((b * samples + sample) * vectors + index) * dim;
-    };
-    auto own = [&](float* cache, int64_t sample) {
-      return cache + (((layer * batch + b) * samples + sample) * kv_heads + head) * room * dim;
-    };
-
-    for (int64_t s = 0; s < samples; ++s) {
-      prefetch(own(own_k->typed_data(), s) + step * dim, dim);
-      prefetch(own(own_v->typed_data(), s) + step * dim, dim);
-    }
-    for (int64_t s = 0; s < samples; ++s) {
-      for (int64_t j = 0; j < per_head; ++j) {
-        rotate(vector(s, head * per_head + j), angle_cos, angle_sin, half, dim,
-               queries + (s * per_head + j) * dim);
-      }
-    }
-    for (int64_t s = 0; s < samples; ++s) {
-      rotate(vector(s, kv_heads * per_head + head), angle_cos, angle_sin, half, dim,
-             own(own_k->typed_data(), s) + step * dim);
-      std::memcpy(own(own_v->typed_data(), s) + step * dim,
-                  vector(s, kv_heads * (per_head + 1) + head), dim * sizeof(float));
-    }
-    // Scores of the prompt's places from `start` on, then of the own ones.
-    int64_t seen = prompt - start;
-    product(rows, queries, dim, keys + start, prompt, dim, seen, scores, width);
-    for (int64_t r = 0; r < rows; ++r) {
-      float *row = scores + r * width, *row_own = row + seen;
-      std::fill(row, row + (first - start), kLowest);
-      std::fill(row_own, row_own + own_size, kLowest);
-      const float* own_keys = own(own_k->typed_data(), r / per_head);
-      if (r % per_head == 0) {
-        int64_t read = (step + 1 - first_own) * dim, next = std::min(r / per_head + 1, samples - 1);
-        prefetch(own(own_k->typed_data(), next) + first_own * dim, read);
-        prefetch(own(own_v->typed_data(), r / per_head) + first_own * dim, read);
-      }
-      for (int64_t t = first_own; t <= step; ++t) {
-        row_own[t] = scale * dot(queries + r * dim, own_keys + t * dim, dim);
-      }
-      float total = soften(row, seen + own_size, softcap);
-      for (int64_t i = 0; i < seen + own_size; i += kLanes) store(row + i, load(row + i) / total);
-    }
-    product(rows, scores, width, values + start * dim, dim, seen, dim, mixed, dim);
-    int64_t heads = kv_heads * per_head, own_tokens = step + 1 - first_own;
-    for (int64_t s = 0; s < samples; ++s) {
-      const float* weights = scores + s * per_head * width + seen + first_own;
-      const float* of_prompt = mixed + s * per_head * dim;
-      const float* own_values = own(own_v->typed_data(), s) + first_own * dim;
-      float* to = out->typed_data() + ((b * samples + s) * heads + head * per_head) * dim;
-      product(per_head, weights, width, own_values, dim, own_tokens, dim, to, dim);
-      for (int64_t i = 0; i < per_head * dim; i += kLanes) {
-        store(to + i, load(to + i) + load(of_prompt + i));
-      }
-    }
-  };
-  in_parallel(pool, batch * kv_heads, rows * (2 * dim + width), attend);
+    int64_t first = b * samples + samples * part / parts, vectors = kv_heads * (per_head + 2);
+    const float* sequence = projected.typed_data() + first * vectors * dim;
+    found.next_sequence = vectors * dim;
+    found.q = sequence + head * per_head * dim;
+    found.k = sequence + (kv_heads * per_head + head) * dim;
+    found.v = sequence + (kv_heads * (per_head + 1) + head) * dim;
+    found.next_out = kv_heads * per_head * dim;
+    found.out = out->typed_data() + (first * kv_heads + head) * per_head * dim;
+    int64_t caches = (place[0] * batch * samples + first) * kv_heads + head;
+    found.next_own = kv_heads * room * dim;
+    found.own_k = own_k->typed_data() + caches * room * dim;
+    found.own_v = own_v->typed_data() + caches * room * dim;
+    attend(found);
+  });
   return ffi::Error::Success();
 }
 
@@ -295,7 +346,8 @@ bool any(Integers mask) {
   return ((parts[0] | parts[1]) | (parts[2] | parts[3])) != 0;
 }
 
-// A number that at least `count` of these reach, in whole vectors, and hardly more of them do.
+// A number that at least `count` of these reach, and, unless they tie, at most an eighth more. They
+// come in whole vectors.
 int32_t reached_by(const std::vector<int32_t>& numbers, int64_t count) {
   const int64_t enough = count + count / 8;
   int64_t low = std::numeric_limits<int32_t>::min(), high = std::numeric_limits<int32_t>::max();
@@ -324,54 +376,52 @@ int32_t reached_by(const std::vector<int32_t>& numbers, int64_t count) {
 // elements at least, so that what is below it need not be looked at.
 ffi::Error TopK(ffi::ThreadPool pool, F32 x, F32 scale, ffi::Result<F32> values,
                 ffi::Result<S32> indices) {
-  constexpr int64_t kRowsAtATime = 4, kGroup = 2 * kLanes;
+  constexpr int64_t kGroup = 2 * kLanes;
   int64_t size = x.dimensions()[1], rows = x.dimensions()[0], count = values->dimensions()[1];
+  if (count < 1 || count > size) {
+    return ffi::Error::InvalidArgument("as many are asked for as a row has, and at least one");
+  }
   const float factor = scale.typed_data()[0];
   int64_t piles = kGroup;
   while (piles < 4 * count) piles *= 2;
 
-  auto find = [&](int64_t item, float*) {
-    std::vector<int32_t> highest(piles);
+  in_parallel(pool, rows, [&](int64_t r) {
+    std::vector<int32_t> highest(piles, std::numeric_limits<int32_t>::min());
     std::unique_ptr<uint64_t[]> found(new uint64_t[size]);
-    int64_t end = std::min(rows, (item + 1) * kRowsAtATime);
-    for (int64_t r = item * kRowsAtATime; r < end; ++r) {
-      const float* row = x.typed_data() + r * size;
-      auto key = [&](int64_t i) { return ordered<int32_t>(row[i] * factor); };
-      auto keys = [&](int64_t i) { return ordered<Integers>(load(row + i) * factor); };
-      int32_t least = std::numeric_limits<int32_t>::min();
-      if (size >= 2 * piles) {
-        std::fill(highest.begin(), highest.end(), least);
-        for (int64_t first = 0; first + piles <= size; first += piles) {
-          for (int64_t p = 0; p < piles; p += kLanes) {
-            store(&highest[p], larger(keys(first + p), load(&highest[p])));
-          }
+    const float* row = x.typed_data() + r * size;
+    auto key = [&](int64_t i) { return ordered<int32_t>(row[i] * factor); };
+    auto keys = [&](int64_t i) { return ordered<Integers>(load(row + i) * factor); };
+    int32_t least = std::numeric_limits<int32_t>::min();
+    if (size >= 2 * piles) {
+      for (int64_t first = 0; first + piles <= size; first += piles) {
+        for (int64_t p = 0; p < piles; p += kLanes) {
+          store(&highest[p], larger(keys(first + p), load(&highest[p])));
         }
-        least = reached_by(highest, count);
       }
-      int64_t size_found = 0;
-      auto collect = [&](int64_t first, int64_t last) {
-        for (int64_t i = first; i < last; ++i) {
-          // Larger for larger keys and, of equals, for lower places.
-          found[size_found] = (uint64_t(uint32_t(key(i)) ^ 0x80000000u) << 32) | uint32_t(~i);
-          size_found += key(i) >= least;
-        }
-      };
-      int64_t i = 0;
-      for (; i + kGroup <= size; i += kGroup) {
-        if (any((keys(i) >= least) | (keys(i + kLanes) >= least))) collect(i, i + kGroup);
-      }
-      collect(i, size);
-      uint64_t *begin = found.get(), *sorted = begin + count, *end_found = begin + size_found;
-      std::nth_element(begin, sorted - 1, end_found, std::greater<uint64_t>());
-      std::sort(begin, sorted, std::greater<uint64_t>());
-      for (int64_t n = 0; n < count; ++n) {
-        int32_t place = ~uint32_t(found[n]);
-        indices->typed_data()[r * count + n] = place;
-        values->typed_data()[r * count + n] = row[place] * factor;
-      }
+      least = reached_by(highest, count);
     }
-  };
-  in_parallel(pool, (rows + kRowsAtATime - 1) / kRowsAtATime, 0, find);
+    int64_t size_found = 0;
+    auto collect = [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        // Larger for larger keys and, of equals, for lower places.
+        found[size_found] = (uint64_t(uint32_t(key(i)) ^ 0x80000000u) << 32) | uint32_t(~i);
+        size_found += key(i) >= least;
+      }
+    };
+    int64_t i = 0;
+    for (; i + kGroup <= size; i += kGroup) {
+      if (any((keys(i) >= least) | (keys(i + kLanes) >= least))) collect(i, i + kGroup);
+    }
+    collect(i, size);
+    uint64_t *begin = found.get(), *sorted = begin + count, *end_found = begin + size_found;
+    std::nth_element(begin, sorted - 1, end_found, std::greater<uint64_t>());
+    std::sort(begin, sorted, std::greater<uint64_t>());
+    for (int64_t n = 0; n < count; ++n) {
+      int32_t place = ~uint32_t(found[n]);
+      indices->typed_data()[r * count + n] = place;
+      values->typed_data()[r * count + n] = row[place] * factor;
+    }
+  });
   return ffi::Error::Success();
 }
 
