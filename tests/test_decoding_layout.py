@@ -133,23 +133,27 @@ def test_caches_of_unrolled_weights_are_written_in_place(native):
     with mock.patch.object(sampler, "_decode_chunk", reading):
         sampled(params, CFG, "float32")
     assert compiled
-    cache = r"= f32\[(?:1,)?4,3,2,\d\d,16\]\S* ([\w-]+)\("
+    cache, prompt_keys = r"4,3,2,\d\d,16", r"4,2,16,\d+"
+
+    def computed(body, shape):
+        form = rf"= f32\[(?:1,)?{shape}\]\S* ([\w-]+)\("
+        passing = "get-tuple-element", "bitcast", "parameter"
+        found = ((line, re.search(form, line)) for line in body.splitlines())
+        return [line for line, match in found if match and match[1] not in passing]
+
     for text in compiled:
         computations = dict(re.findall(r"^%?([\w.-]+) (.*?^})", text, re.DOTALL | re.MULTILINE))
         bodies = [computations[name] for name in re.findall(r"body=%?([\w.-]+)", text)]
-        (body,) = [body for body in bodies if re.search(cache, body)]
-        computed = [
-            line for line in body.splitlines()
-            if (match := re.search(cache, line))
-            and match[1] not in ("get-tuple-element", "bitcast", "parameter")
-        ]  # fmt: skip
+        (body,) = [body for body in bodies if re.search(rf"f32\[(?:1,)?{cache}\]", body)]
         kernels = [line for line in body.splitlines() if "_write_and_attend" in line]
+        caches = computed(body, cache)
         if native == "kernels":
-            assert len(kernels) == CFG.num_layers and not computed, computed
+            assert len(kernels) == CFG.num_layers and not caches, caches
             assert all("{1}: (5, {}), {2}: (6, {})" in line for line in kernels), kernels
+            assert not computed(body, prompt_keys)  # but before the loop
         else:
-            assert len(computed) == 2 * CFG.num_layers and not kernels, computed
-            assert all("dynamic-update-slice" in line for line in computed), computed
+            assert len(caches) == 2 * CFG.num_layers and not kernels, caches
+            assert all("dynamic-update-slice" in line for line in caches), caches
 
 
 def test_unrolled_weights_on_a_mesh_sample_the_same():

@@ -258,6 +258,7 @@ def _draw(
     top_p: float,
     temperature: ArrayLike,
 ) -> Int[Array, " rows"]:
+    """`draw` by a uniform number for each row."""
     rows, vocab = logits.shape
     # XLA divides by the temperature in one place and multiplies by its inverse in another.
     scale = 1 / jnp.asarray(temperature, logits.dtype)
