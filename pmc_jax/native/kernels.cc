@@ -379,7 +379,7 @@ ffi::Error TopK(ffi::ThreadPool pool, F32 x, F32 scale, ffi::Result<F32> values,
   constexpr int64_t kGroup = 2 * kLanes;
   int64_t size = x.dimensions()[1], rows = x.dimensions()[0], count = values->dimensions()[1];
   if (count < 1 || count > size) {
-    return ffi::Error::InvalidArgument("as many are asked for as a row has, and at least one");
+    return ffi::Error::InvalidArgument("count must be from 1 to the size of a row");
   }
   const float factor = scale.typed_data()[0];
   int64_t piles = kGroup;
