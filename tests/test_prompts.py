@@ -477,6 +477,14 @@ def test_bad_templates(llama3, phi):
     make_template(llama3, PromptConfig(question="unused in a chat"))
 
 
+def test_a_line_break_that_is_none_is_told(phi, llama3, caplog):
+    make_template(phi, PromptConfig())
+    make_template(llama3, PromptConfig(question=r"in a chat\n"))
+    assert not caplog.records
+    make_template(phi, PromptConfig(question=r"Q: {question}\nA:"))
+    assert "prompt.question holds a backslash and an n" in caplog.text
+
+
 def test_bad_tokenizers(tmp_path):
     with pytest.raises(UserError, match=rf"{tmp_path}: no tokenizer; expected one of tokenizer.js"):
         load_tokenizer(tmp_path)

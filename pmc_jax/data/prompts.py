@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Collection, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -13,6 +14,8 @@ from pmc_jax.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # Stands for the question and the answer where only what surrounds them matters.
@@ -124,6 +127,12 @@ def make_template(
         pattern = getattr(cfg, name)
         if not chat and pattern.count(f"{{{name}}}") != 1:
             raise UserError(f"prompt.{name}={pattern!r}: must hold {{{name}}} once")
+        if not chat and "\\n" in pattern:
+            logger.warning(
+                "prompt.%s holds a backslash and an n, which are no line break; in bash, "
+                "$'prompt.%s=…\\n…' has one",
+                name, name,
+            )  # fmt: skip
     return PromptTemplate(tokenizer, cfg, chat, tuple(eos_token_ids))
 
 
