@@ -9,7 +9,7 @@ Two comparisons on the same weights, prompts and settings, in one process and in
 
 The bound is the time that matrix products and memory traffic of the same work would take at the
 rates of a large product and a large copy: the best of several before all else, and, since a shared
-machine is not always as fast, the medians of those in turn with the decoding.
+machine is not always as fast, those in turn with the decoding (the median share).
 """
 
 import os
@@ -65,7 +65,7 @@ MODELS = {
 PROMPTS, PROMPT_TOKENS, SAMPLES, TOKENS = 16, 24, 10, 32
 TEMPERATURE, TOP_K, TOP_P = 0.9, 50, 0.95
 QUESTIONS, STEP_SAMPLES, ANSWER_TOKENS = 16, 20, 40
-PRODUCT_SIZE, COPIED = 2048, 1 << 27
+PRODUCT_SIZE, COPIED_FLOATS = 2048, 1 << 27
 DEMO_PROMPT = PromptConfig(
     template="plain", question="Question: {question}\nAnswer:", answer=" {answer}"
 )
@@ -110,7 +110,7 @@ def ceiling_works() -> dict[str, Callable[[int], Any]]:
     a = jnp.ones((PRODUCT_SIZE, PRODUCT_SIZE), jnp.float32)
     product = jax.jit(jnp.matmul)
     t = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE)
-    source, target = np.ones(COPIED, np.float32), np.empty(COPIED, np.float32)
+    source, target = np.ones(COPIED_FLOATS, np.float32), np.empty(COPIED_FLOATS, np.float32)
     return {
         "jax product": lambda _: product(a, a).block_until_ready(),
         "torch product": lambda _: t @ t,
@@ -118,13 +118,11 @@ def ceiling_works() -> dict[str, Callable[[int], Any]]:
     }
 
 
-def rates(
-    seconds: dict[str, list[float]], chosen: Callable[[list[float]], float]
-) -> dict[str, float]:
-    """FLOP/s of the faster library's product and bytes/s of the copy, from the `chosen` times."""
-    product = min(chosen(seconds[f"{library} product"]) for library in ("jax", "torch"))
-    size = COPIED * np.dtype(np.float32).itemsize
-    return {"flops": 2 * PRODUCT_SIZE**3 / product, "bytes": 2 * size / chosen(seconds["copy"])}
+def rates(seconds: dict[str, float]) -> dict[str, float]:
+    """FLOP/s of the faster library's product and bytes/s of the copy."""
+    product = min(seconds[f"{library} product"] for library in ("jax", "torch"))
+    size = COPIED_FLOATS * np.dtype(np.float32).itemsize
+    return {"flops": 2 * PRODUCT_SIZE**3 / product, "bytes": 2 * size / seconds["copy"]}
 
 
 def bound_seconds(cfg: ModelConfig, found: dict[str, float]) -> float:
@@ -193,7 +191,13 @@ def raw(name: str, repetitions: int, found: dict[str, float]) -> dict[str, Any]:
 
     works = {"pmc_jax": decode, "transformers": decode_theirs, **ceiling_works()}
     seconds = alternate(works, repetitions)
-    in_turn = rates(seconds, median)
+    in_turn = [
+        rates({name: found[i] for name, found in seconds.items()}) for i in range(repetitions)
+    ]
+    shares = [
+        bound_seconds(ours.cfg, now) / own
+        for now, own in zip(in_turn, seconds["pmc_jax"], strict=True)
+    ]
     tokens = PROMPTS * SAMPLES * TOKENS
     ours_median, theirs_median = (median(seconds[name]) for name in ("pmc_jax", "transformers"))
     return {
@@ -206,8 +210,10 @@ def raw(name: str, repetitions: int, found: dict[str, float]) -> dict[str, Any]:
         },
         "ratio": theirs_median / ours_median,
         "share_of_bound": bound_seconds(ours.cfg, found) / ours_median,
-        "ceilings_in_turn": in_turn,
-        "share_in_turn": bound_seconds(ours.cfg, in_turn) / ours_median,
+        "ceilings_in_turn": {
+            name: median([now[name] for now in in_turn]) for name in ("flops", "bytes")
+        },
+        "share_in_turn": median(shares),
     }
 
 
@@ -292,7 +298,7 @@ def step_comparison(repetitions: int) -> dict[str, Any]:
     base = medians["transformers + rouge_score"]
     return {
         "questions": QUESTIONS, "samples": STEP_SAMPLES, "seconds": seconds,
-        "ratio": {name: base / median for name, median in medians.items()},
+        "ratio": {name: base / own for name, own in medians.items()},
     }  # fmt: skip
 
 
@@ -307,12 +313,15 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--repetitions", type=int, default=3)
     options = parser.parse_args()
-    load, found = os.getloadavg()[0], rates(alternate(ceiling_works(), 5), min)
+    load, found = (
+        os.getloadavg()[0],
+        rates({name: min(seconds) for name, seconds in alternate(ceiling_works(), 5).items()}),
+    )
     ceilings = f"matmul {found['flops'] / 1e9:.0f} GFLOP/s, copy {found['bytes'] / 1e9:.1f} GB/s"
     print(f"{ceilings}, load {load:.1f}\n")
     heads = [
         ("parameters", 13), ("ours tok/s", 12), ("theirs", 9), ("ratio", 8), ("of bound", 10),
-        ("GFLOP/s in turn", 17), ("of bound", 10),
+        ("GFLOP/s in turn", 17), ("of that", 10),
     ]  # fmt: skip
     print(f"{'raw decoding':<12}" + "".join(f"{head:>{width}}" for head, width in heads))
     rows = {}
