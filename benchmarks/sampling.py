@@ -313,10 +313,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--repetitions", type=int, default=3)
     options = parser.parse_args()
-    load, found = (
-        os.getloadavg()[0],
-        rates({name: min(seconds) for name, seconds in alternate(ceiling_works(), 5).items()}),
-    )
+    load, tries = os.getloadavg()[0], alternate(ceiling_works(), 5)
+    found = rates({name: min(seconds) for name, seconds in tries.items()})
     ceilings = f"matmul {found['flops'] / 1e9:.0f} GFLOP/s, copy {found['bytes'] / 1e9:.1f} GB/s"
     print(f"{ceilings}, load {load:.1f}\n")
     heads = [
