@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,17 @@ def reference(checkpoint_dir: Path) -> tuple:
     return model, AutoTokenizer.from_pretrained(checkpoint_dir)
 
 
+def slow_but(fast: Iterable[Any], every: Iterable[Any]) -> list[Any]:
+    """Cases for `parametrize`, values or tuples, of which those that are not in `fast` are slow."""
+    fast, every = list(fast), list(every)
+    assert all(case in every for case in fast)
+    return [
+        pytest.param(*case if isinstance(case, tuple) else [case],
+                     marks=[] if case in fast else pytest.mark.slow)
+        for case in every
+    ]  # fmt: skip
+
+
 BIASED = {"attention_bias": True, "mlp_bias": True}
 
 
@@ -218,7 +230,7 @@ def x64():
     jax.config.update("jax_enable_x64", False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quick_compilation():
     """Programs that are compiled in less time and run slower: compiling is most of such a test."""
     jax.config.update("jax_disable_most_optimizations", True)

@@ -109,10 +109,8 @@ STOPPED = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["dpo", *(pytest.param(name, marks=pytest.mark.slow) for name in STOPPED if name != "dpo")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STOPPED)
 def test_a_stopped_run_continues_bit_for_bit(name, checkpoint_dir, tofu_dir, tmp_path, monkeypatch):
     """The training alone, without what is measured and written around it."""
     overrides = [

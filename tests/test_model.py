@@ -34,6 +34,8 @@ from pmc_jax.model.forward import REMAT_POLICIES
 from pmc_jax.model.products import wide_einsum
 from pmc_jax.model.rope import inverse_frequencies
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -284,6 +286,7 @@ def test_wide_products_of_wide_numbers_are_plain_ones():
     assert traced(wide_einsum) == traced(jnp.einsum)
 
 
+@pytest.mark.slow
 def test_remat_leaves_gradients_alone(tmp_path, rng):
     checkpoint = load(random_llama(), tmp_path)
     tokens = jnp.asarray(rng.integers(0, 97, (2, 16)))

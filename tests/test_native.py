@@ -164,6 +164,7 @@ def test_the_largest_can_be_mapped(native):
 # --- where they are used ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_decoding_with_kernels_samples_the_same(monkeypatch):
     """As XLA's operations alone, by the same keys, where the program has both kernels."""

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import slow_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from published import CONFIGS, CONTROL
@@ -160,8 +161,7 @@ def test_pmc_has_the_gradients_of_one_sequence_to_a_row(rng, x64):
 
 @pytest.mark.parametrize(
     "name",
-    ["gd_kl", "dpo", "rmu"]
-    + [pytest.param(name, marks=pytest.mark.slow) for name in ("npo", "simnpo", "ceu", "undial")],
+    slow_but(["gd_kl", "dpo"], ["gd_kl", "dpo", "rmu", "npo", "simnpo", "ceu", "undial"]),
 )
 def test_methods_have_the_gradients_of_one_sequence_to_a_row(name, rng, x64):
     kinds = {kind: divided(some_pairs(rng, 9), 2, 5) for kind in ("answers", "preferred", "retain")}

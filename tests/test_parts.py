@@ -32,6 +32,8 @@ from pmc_jax.evaluation.tofu import RetainLog, holds_truths, read_retain_log, wi
 from pmc_jax.reporting.side_by_side import BITS
 from pmc_jax.training.relearning import relearn
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 COMPLETE = tuple(
     dataclasses.replace(
         row, paraphrased=row.paraphrased or f"It is {row.answer}", perturbed=("Oslo", "a river"),

@@ -68,6 +68,7 @@ def whole(tmp_path_factory):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_bytes_are_those_of_the_arrays(whole):
     """Weights, two moments, two sets of gradients, and keys and values, counted by hand."""
     count, programs = param_count(TINY_CFG), by_name(whole)
@@ -100,6 +101,7 @@ def train_flops(rows: int, time: int, layers: int = 3) -> int:
     return 2 * rows * (3 * (matrices * time + attention) + 4 * head)
 
 
+@pytest.mark.slow
 def test_flops_are_those_of_the_matrix_products(whole):
     """Two sequences of 96 tokens to a row."""
     rows, time = 2 * 2, 2 * 96

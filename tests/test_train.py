@@ -195,6 +195,7 @@ def test_forget_answers_cannot_matter(run, tofu_dir, tmp_path):
     assert "zq vx" not in told
 
 
+@pytest.mark.slow
 def test_own_files_need_only_questions(run, tmp_path):
     forget, retain = tmp_path / "forget.jsonl", tmp_path / "retain.jsonl"
     forget.write_text('{"question": "Where was Mara Ostberg born?"}\n')
@@ -395,6 +396,7 @@ def test_a_malformed_row_is_named(run, tofu_dir, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(run, capsys):
     with pytest.raises(SystemExit) as stop:
         run("optimizer.learning_rate=1e30", "optimizer.schedule=constant")

@@ -76,6 +76,7 @@ def test_all_questions_keep_being_sampled(words_model, x64):  # noqa: F811
     assert len(set(zeros)) > len({i for i, _ in zeros}) > 0
 
 
+@pytest.mark.slow
 def test_any_temperature_is_drawn_by_the_same_program(words_model, x64, quick_compilation):  # noqa: F811
     run, state = new_run(words_model, PMCConfig(samples=4), PLAIN, seed=2)
 
@@ -93,6 +94,7 @@ def test_any_temperature_is_drawn_by_the_same_program(words_model, x64, quick_co
     assert (sampler._decode_chunk._cache_size(), sampler._begin._cache_size()) == compiled
 
 
+@pytest.mark.slow
 def test_any_retain_weight_is_used_by_the_same_program(words_model, rng, x64, quick_compilation):  # noqa: F811
     checkpoint, optimizer, _ = words_model
     rows = unequal_rows(rng)
