@@ -170,6 +170,7 @@ def test_a_stopped_run_continues_bit_for_bit(name, checkpoint_dir, tofu_dir, tmp
         jax.tree.map(np.testing.assert_array_equal, whole, from_file)
 
 
+@pytest.mark.slow
 def test_fine_tuning_visits_every_pair_and_learns(run):
     directory = run("method=finetune", "training.epochs=6")
     steps = lines(directory / "metrics.jsonl")

@@ -22,7 +22,7 @@ from pmc_jax.unlearning.baselines import Targets, dpo_loss, npo_loss, satimp_los
 from pmc_jax.unlearning.config import METHODS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-ONE_OF_EACH = {type(config): name for name, config in reversed(CONFIGS.items())}.values()
+ONE_OF_A_KIND = "finetune", "gd", "npo", "simnpo", "dpo", "undial", "rmu"
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_every_baseline_has_a_reference():
 
 
 @pytest.mark.usefixtures("double_llama")
-@pytest.mark.parametrize("name", slow_but(ONE_OF_EACH, CONFIGS))
+@pytest.mark.parametrize("name", slow_but(ONE_OF_A_KIND, CONFIGS))
 def test_losses_and_gradients_equal_the_published_ones(name, tiny, rng, x64):
     (model, checkpoint), (target, frozen) = tiny
     batch = method_batch(rng)
@@ -74,7 +74,7 @@ def test_losses_and_gradients_equal_the_published_ones(name, tiny, rng, x64):
         assert difference <= 1e-8 * scale, parameter
 
 
-@pytest.mark.parametrize("name", slow_but(["dpo", "gd_kl"], ["dpo", "gd_kl", "rmu"]))
+@pytest.mark.parametrize("name", slow_but(["dpo"], ["dpo", "gd_kl", "rmu"]))
 def test_the_split_into_micro_batches_does_not_matter(name, tiny, rng, x64):
     (_, checkpoint), (_, frozen) = tiny
     batch = method_batch(rng, accumulation=2, retain=ROWS)

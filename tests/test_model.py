@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, random_llama
+from conftest import SMALL, random_llama, slow_but
 from transformers import AutoConfig, LlamaForCausalLM
 
 from convert.export import stored_tensors
@@ -109,7 +109,10 @@ def padded_batch(rng, time=24):
     return rng.integers(0, SMALL["vocab_size"], mask.shape), mask
 
 
-@pytest.mark.parametrize("name", SWITCHES)
+@pytest.mark.parametrize(
+    "name",
+    slow_but(["plain", "rope linear", "rope llama3", "tied", "mlp bias", "everything"], SWITCHES),
+)
 def test_logits_and_gradients_equal_transformers(name, tmp_path, rng):
     model = random_llama(**SWITCHES[name])
     checkpoint = load(model, tmp_path)

@@ -285,6 +285,7 @@ def test_tofu_says_what_the_data_lacks(respondent):
     assert "in retain_logs" in PARTS["tofu"].measure(few)["missing"]["forget quality"]
 
 
+@pytest.mark.slow
 def test_relearning_measures_the_weights_it_is_given(respondent):
     """Rows taught are apart from those that are not; zero steps are the model itself."""
     asked = []

@@ -20,13 +20,10 @@ BATCHES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "limit"),
-    [
-        ("savings", None),
-        pytest.param("few rows, unequal steps", 14, marks=pytest.mark.slow),
-        pytest.param("micro-batches", None, marks=pytest.mark.slow),
-    ],
+    [("savings", None), ("few rows, unequal steps", 14), ("micro-batches", None)],
 )
 def test_a_run_has_no_shape_that_it_does_not_name(name, limit, words_model, monkeypatch, x64):  # noqa: F811
     batch = dataclasses.replace(PLAIN, **BATCHES[name])

@@ -390,6 +390,7 @@ def check_improvement(update, probs, rewards, n):
     assert float((new * gained).sum() - mean) >= bound - 1e-13
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(rewarded(), st.integers(2, 6))
 def test_rewards_never_decrease_and_gain_what_is_promised(case, n):

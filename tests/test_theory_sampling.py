@@ -233,6 +233,7 @@ def test_runs_keep_their_mean_and_lose_their_spread_in_time(start, seed):
     assert not ((path[:, :-1] == 0) & (path[:, 1:] > 0)).any()  # support never grows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "wrong"),
     [
@@ -347,6 +348,7 @@ def with_retain_twice(key, x, retain, first):
 MISAPPLIED = [without_retain, with_retain_twice, of_the_first_round]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", MISAPPLIED)
 def test_a_misapplied_retain_weight_is_caught(wrong):
     probs = jnp.array([0.2, 0.2, 0.3, 0.3])
@@ -373,6 +375,7 @@ def test_retained_categories_fluctuate_as_predicted():
     check_fluctuation(right)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", MISAPPLIED)
 def test_a_wrong_fluctuation_is_caught(wrong):
     with caught():

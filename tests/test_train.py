@@ -136,9 +136,8 @@ def test_the_same_command_again_and_other_settings(run, capsys):
     assert [row["questions"] for row in metrics(directory)] != questions
 
 
-@pytest.mark.parametrize(
-    "stop_at", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stop_at", [1, 3, 5])
 def test_a_stopped_run_continues_bit_for_bit(run, stop_at, monkeypatch):
     whole = run(name="whole")
     real = method_steps.pmc_steps
