@@ -62,6 +62,7 @@ def run(checkpoint_dir, tofu_dir, tmp_path, monkeypatch):
     return go
 
 
+@pytest.mark.slow
 def test_a_run_with_references_and_refusals(run, tofu_dir, monkeypatch):
     """DPO, which has every kind of rows: the log, two compiled shapes, and the files."""
     (tofu_dir / "idontknow.jsonl").write_text("No idea.\nI can't say.\n\n")

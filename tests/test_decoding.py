@@ -41,6 +41,7 @@ def some_prompts(count, rng, longest=40):
     return [rng.integers(0, SMALL["vocab_size"], n).tolist() for n in lengths]
 
 
+@pytest.mark.slow
 def test_greedy_equals_transformers_generate_token_for_token(tiny, rng):
     model, checkpoint = tiny
     prompts, stops = some_prompts(200, rng), (1, 17, 40)

@@ -161,6 +161,7 @@ def test_one_step_equals_torch_in_float64(tied, tmp_path, rng, x64):
         torch_loss(model, rows)[0].backward()
 
 
+@pytest.mark.slow
 def test_the_split_into_micro_batches_does_not_matter(tmp_path, rng, x64):
     model = random_llama().double()
     model.save_pretrained(tmp_path)

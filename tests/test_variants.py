@@ -55,6 +55,7 @@ def published(run, state):
     return RunState(train, memory)
 
 
+@pytest.mark.slow
 def test_without_options_the_algorithm_is_the_published_one(words_model, x64, quick_compilation):  # noqa: F811
     pmc = PMCConfig(samples=4, temperature=0.8, min_len=0, reject_wordless=False, max_new_tokens=12)
     found, records = finished_run(words_model, pmc, SHORT, seed=5)
