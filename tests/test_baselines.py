@@ -22,6 +22,7 @@ from pmc_jax.unlearning.baselines import Targets, dpo_loss, npo_loss, satimp_los
 from pmc_jax.unlearning.config import METHODS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
+# Whose terms the others share, or have in closed form in test_token_losses.
 ONE_OF_A_KIND = "finetune", "gd", "npo", "simnpo", "dpo", "undial", "rmu"
 
 
