@@ -175,11 +175,9 @@ def decoded(
     *, fixed: bool = False,
 ) -> Array:  # fmt: skip
     """Tokens [prompts, samples, TOKENS]."""
-    prompts, vocab = logits.shape
     caches = init_suffix(prefix, SAMPLES, TOKENS)
-    first = jnp.broadcast_to(logits[:, None], (prompts, SAMPLES, vocab))
-    chosen = choose(first, keys, jnp.int32(0), SAMPLING)
-    tokens = jnp.zeros((prompts, SAMPLES, TOKENS), jnp.int32).at[..., 0].set(chosen)
+    chosen = choose(logits, keys, jnp.int32(0), SAMPLING)
+    tokens = jnp.zeros((*keys.shape, TOKENS), jnp.int32).at[..., 0].set(chosen)
 
     def advance(state: tuple) -> tuple:
         last, number, caches, tokens = state

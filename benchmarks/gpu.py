@@ -158,8 +158,8 @@ class Steps:
         """`CHUNK` steps, `length` of them between two looks of the host."""
         self.state = dataclasses.replace(self.state, step=jnp.int32(FIRST))
         for end in range(FIRST + length, FIRST + CHUNK + 1, length):
-            until = jnp.int32(end)
-            self.state = _decode_chunk(self.params, self.own, self.state, until, **self.settings)
+            limits = jnp.int32(end), jnp.int32(0)
+            self.state = _decode_chunk(self.params, self.own, self.state, *limits, **self.settings)
             jax.block_until_ready(self.state.done)
         return self.state.tokens
 
@@ -169,7 +169,7 @@ class Steps:
 
     def by_kind(self) -> dict[str, float]:
         """Seconds of a step by kind of operation, which may run side by side."""
-        arguments = (self.params, self.own, self.state, jnp.int32(0))
+        arguments = (self.params, self.own, self.state, jnp.int32(0), jnp.int32(0))
         text = _decode_chunk.lower(*arguments, **self.settings).compile().as_text()
         # A GPU's kernels are called as the operations are, but for the dots.
         kinds = {name.replace(".", "_"): kind for name, kind in kinds_of(text).items()}

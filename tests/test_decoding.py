@@ -342,11 +342,49 @@ def test_sampled_pairs_of_tokens_follow_the_model(tiny):
     assert p > 1e-6
 
 
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (0, 0.8), (200, 0.8), (7, 0.9), (50, 1.0)])
+def test_draws_of_one_row_are_those_of_equal_rows(top_k, top_p, native, rng):
+    """Also where tokens tie with the last of the top."""
+    logits = jnp.asarray(rng.integers(0, 9, (6, 300)), jnp.float32)
+    keys = jax.random.split(jax.random.key(0), (6, 40))
+    drawn = jax.jit(draw, static_argnums=(2, 3))
+    each = jnp.broadcast_to(logits[:, None], (6, 40, 300))
+    found = drawn(keys, logits, top_k, top_p, 0.7)
+    np.testing.assert_array_equal(found, drawn(keys, each, top_k, top_p, 0.7))
+    assert (found != found[:, :1]).any(1).all()
+
+
 def test_draw_never_takes_a_token_without_weight():
     """The last uniform numbers before 1 meet trailing zeros, where rounding could slip."""
     logits = jnp.full((5000, 257), -jnp.inf).at[:, 3].set(0.0).at[:, 129].set(-12.0)
     tokens = draw(jax.random.split(jax.random.key(0), 5000), logits)
     assert set(np.asarray(tokens).tolist()) <= {3, 129}
+
+
+def test_a_chunk_ends_when_what_is_left_fits_a_smaller_shape(tiny, rng, monkeypatch):
+    """Ten of sixteen rows end after three tokens, and all but one of the others after nine."""
+    _, checkpoint = tiny
+    steps, decode_chunk = [], sampler._decode_chunk
+
+    def noting(params, prefix, state, until, few, **options):
+        first, shape = int(state.step), state.tokens.shape[:2]
+        state = decode_chunk(params, prefix, state, until, few, **options)
+        steps.append((shape, int(state.step) - first))
+        return state
+
+    def decoded(**options):
+        return generate(
+            checkpoint.params, prompts, cfg=checkpoint.cfg, sampling=Sampling(1.0),
+            key=jax.random.key(0), limits=[3] * 10 + [9] * 5 + [12], decoding=Decoding(**options),
+        )  # fmt: skip
+
+    prompts = some_prompts(16, rng, longest=8)
+    monkeypatch.setattr(sampler, "_decode_chunk", noting)
+    expected = decoded(chunk=12, compact=False)
+    assert steps == [((16, 1), 11)]
+    steps.clear()
+    assert decoded(chunk=12) == expected
+    assert steps == [((16, 1), 2), ((8, 1), 9)]
 
 
 def test_shapes_are_few_so_that_nothing_recompiles(tiny, rng):

@@ -6,7 +6,7 @@ import pytest
 from test_savings import PLAIN, new_run, words_model  # noqa: F401
 
 from pmc_jax.decoding import sampler
-from pmc_jax.decoding.layout import cache_lengths, shapes
+from pmc_jax.decoding.layout import cache_lengths, few_rows, shapes
 from pmc_jax.training.loop import pmc_steps
 from pmc_jax.training.shapes import run_shapes
 from pmc_jax.unlearning.config import PMCConfig
@@ -38,7 +38,7 @@ def test_a_run_has_no_shape_that_it_does_not_name(name, limit, words_model, monk
 
         return call
 
-    def note_chunk(params, prefix, state, until):
+    def note_chunk(params, prefix, state, *_):
         seen["rows"].add(state.tokens.shape[:2])
         seen["caches"].add(state.suffix.length)
 
@@ -69,6 +69,19 @@ def test_rows_are_whole_on_every_device_of_a_mesh(words_model, x64):  # noqa: F8
 )  # fmt: skip
 def test_a_cache_is_about_as_long_as_what_it_holds(time, lengths):
     assert cache_lengths(time) == lengths
+
+
+@pytest.mark.parametrize(
+    ("running", "shape", "few"),
+    [
+        (320, (16, 20), 80), (81, (16, 20), 80), (80, (16, 20), 40), (1, (16, 20), 0),
+        (80, (16, 5), 32), (20, (16, 2), 8), (8, (8, 1), 0), (1, (8, 1), 0),
+    ],
+)  # fmt: skip
+def test_rows_are_looked_at_when_they_may_fit_a_smaller_shape(running, shape, few):
+    """And after some decoding: when fewer run than now."""
+    assert few_rows(running, shape, shapes(16, 20)) == few
+    assert few_rows(running, shape, [shape]) == 0
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def generate(
             however few prompts they have.
         decoding: how the work is done; no setting changes a response.
         wave: samples of a prompt decoded at a time, the first ones first; 0: all at once.
-        prune: called at the start of a wave and after every chunk; a response that it drops
+        prune: called at the start of a wave and between chunks; a response that it drops
             is returned as far as it is decoded, and is not `is_whole`.
         on_batch: called with (prompts done, tokens decoded) after every batch.
 
@@ -113,9 +113,7 @@ def generate(
             prune=partial(prune, chosen) if prune else None,
         )  # fmt: skip
         for row, i in enumerate(chosen):
-            responses[i] = [
-                found.tokens[row, j, : found.length[row, j]].tolist() for j in range(samples)
-            ]
+            responses[i] = [found.tokens_of(row, j) for j in range(samples)]
         if on_batch:
             on_batch(len(chosen), int(found.length.sum()))
     return responses

@@ -4,6 +4,7 @@ A row is one sample of one prompt. The rows of a group belong to the same prompt
 copy of its keys and values; a prompt may have several groups.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -72,6 +73,18 @@ def smallest_shape(
     """The last of `choices` with room for prompts that have so many rows each."""
     fitting = [shape for shape in choices if groups_needed(counts, shape[1]) <= shape[0]]
     return fitting[-1]
+
+
+def few_rows(running: int, shape: tuple[int, int], choices: Sequence[tuple[int, int]]) -> int:
+    """How many rows of `shape` may be left when it is time to see whether they fit a smaller one.
+
+    As many as the next of `choices` has slots; if there are no more already, which did not fit
+    since they are of too many prompts, half of them. Less than `running`, so that each look comes
+    after some decoding.
+    """
+    smaller = [groups * slots for groups, slots in choices if groups * slots < math.prod(shape)]
+    room = max(smaller, default=0)
+    return room if room < running else running // 2
 
 
 def arrange(

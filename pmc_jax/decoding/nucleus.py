@@ -164,32 +164,32 @@ def filter_threshold(
 
 
 def _first_above(
-    weights: Float[Array, "*batch count"], target: Float[Array, "*batch 1"]
-) -> tuple[Int[Array, "*batch 1"], Float[Array, "*batch 1"]]:
-    """First index with weight whose cumulative sum exceeds `target`, and what precedes it.
+    weights: Float[Array, "*batch count"], target: Float[Array, "*batch draws"]
+) -> tuple[Int[Array, "*batch draws"], Float[Array, "*batch draws"]]:
+    """First index with weight whose cumulative sum exceeds each `target`, and what precedes it.
 
     Rounding may leave no such index; then it is the last one with weight.
     """
-    total = jnp.cumsum(weights, axis=-1)
-    hit = (total > target) & (weights > 0)
-    last = weights.shape[-1] - 1 - jnp.argmax(weights[..., ::-1] > 0, axis=-1, keepdims=True)
-    index = jnp.where(hit.any(-1, keepdims=True), jnp.argmax(hit, -1, keepdims=True), last)
+    total, some = jnp.cumsum(weights, axis=-1), weights > 0
+    hit = (total[..., None, :] > target[..., None]) & some[..., None, :]
+    last = weights.shape[-1] - 1 - jnp.argmax(some[..., ::-1], axis=-1, keepdims=True)
+    index = jnp.where(hit.any(-1), jnp.argmax(hit, -1), last)
     before = jnp.take_along_axis(total - weights, index, axis=-1)
     return index, before
 
 
 def _draw_from_top(
-    uniform: Float[Array, "*batch 1"],
-    logits: Float[Array, "*batch vocab"],
+    uniform: Float[Array, "rows draws"],
+    logits: Float[Array, "rows vocab"],
     top_k: int,
     top_p: float,
     scale: ArrayLike,
-) -> Int[Array, "*batch"]:
+) -> Int[Array, "rows draws"]:
     """`draw` by the k largest of logits · scale.
 
     One more tells whether others tie with the last of them; only then are they counted. Ties
-    beyond the k largest come last, together as one token. If a row has drawn it, the vocabulary
-    is searched for which.
+    beyond the k largest come last, together as one token. If it is drawn, the vocabulary is
+    searched for which.
     """
     # A barrier, so that what scales logits before is not put together with the scale in one of
     # the places where they are multiplied by it: equals would no longer be equal.
@@ -210,14 +210,14 @@ def _draw_from_top(
     found = jnp.take_along_axis(tokens, jnp.minimum(place, top_k - 1), axis=-1)
     is_tie = place == top_k
 
-    def look_up() -> Int[Array, "*batch 1"]:
+    def look_up() -> Int[Array, "rows draws"]:
         number = jnp.floor((target - before) / last).astype(jnp.int32)
         number = jnp.clip(number, 0, beyond - 1) + (values == kth).sum(-1, keepdims=True)
         order = jnp.cumsum(logits * scale == kth, axis=-1)
-        tie = jnp.argmax(order == number + 1, axis=-1, keepdims=True)
+        tie = jnp.argmax(order[:, None] == (number + 1)[..., None], axis=-1)
         return jnp.where(is_tie, tie.astype(found.dtype), found)
 
-    return jax.lax.cond(is_tie.any(), look_up, lambda: found)[..., 0].astype(jnp.int32)
+    return jax.lax.cond(is_tie.any(), look_up, lambda: found).astype(jnp.int32)
 
 
 def greedy(logits: Float[Array, "*batch vocab"]) -> Int[Array, "*batch"]:
@@ -232,33 +232,34 @@ def greedy(logits: Float[Array, "*batch vocab"]) -> Int[Array, "*batch"]:
 
 
 def draw(
-    keys: Key[Array, "*batch"],
+    keys: Key[Array, "*draws"],
     logits: Float[Array, "*batch vocab"],
     top_k: int = 0,
     top_p: float = 1.0,
     temperature: ArrayLike = 1.0,
-) -> Int[Array, "*batch"]:
-    """Draw a token per row from the filtered softmax of logits / temperature.
+) -> Int[Array, "*draws"]:
+    """Draw a token per key from the filtered softmax of logits / temperature.
 
-    By inversion of its distribution: one uniform number a row replaces the vocabulary's worth of
-    Gumbel noise that `jax.random.categorical` needs. `keys` has the rows' shape.
+    By inversion of its distribution: one uniform number a draw replaces the vocabulary's worth of
+    Gumbel noise that `jax.random.categorical` needs. `keys` has the rows' shape, perhaps with
+    further axes for several draws from a row, which is filtered once for all of them.
     """
-    *batch, vocab = logits.shape
     each = jax.vmap(lambda key: jax.random.uniform(key, (1,), logits.dtype))
     uniform = each(keys.reshape(-1))
     # Rows in one axis, as the product that made them has them: no copy for the barrier below.
-    drawn = _draw(uniform, logits.reshape(-1, vocab), top_k, top_p, temperature)
-    return drawn.reshape(batch)
+    rows = logits.reshape(-1, logits.shape[-1])
+    drawn = _draw(uniform.reshape(len(rows), -1), rows, top_k, top_p, temperature)
+    return drawn.reshape(keys.shape)
 
 
 def _draw(
-    uniform: Float[Array, "rows 1"],
+    uniform: Float[Array, "rows draws"],
     logits: Float[Array, "rows vocab"],
     top_k: int,
     top_p: float,
     temperature: ArrayLike,
-) -> Int[Array, " rows"]:
-    """`draw` by a uniform number for each row."""
+) -> Int[Array, "rows draws"]:
+    """`draw` by a uniform number for each draw."""
     rows, vocab = logits.shape
     # XLA divides by the temperature in one place and multiplies by its inverse in another.
     scale = 1 / jnp.asarray(temperature, logits.dtype)
@@ -272,6 +273,6 @@ def _draw(
     sums = blocks.sum(-1)
     target = uniform * sums.sum(-1, keepdims=True)
     block, before = _first_above(sums, target)
-    inside = jnp.take_along_axis(blocks, block[..., None], axis=-2)[..., 0, :]
-    offset, _ = _first_above(inside, target - before)
-    return (block * BLOCK + offset)[..., 0].astype(jnp.int32)
+    inside = jnp.take_along_axis(blocks, block[..., None], axis=-2)
+    offset, _ = _first_above(inside, (target - before)[..., None])
+    return (block * BLOCK + offset[..., 0]).astype(jnp.int32)

@@ -1,8 +1,9 @@
 """The sampler: prefill each prompt once, then decode n samples of it in a compiled loop.
 
-The loop runs in chunks of some decode steps. Between chunks the host may drop rows that nobody
-needs any more, rows that are left move together into a smaller shape, and the cache grows
-when it is full, so that attention never reads much more than was written.
+The loop runs in chunks of some decode steps, and a chunk ends early when the rows that are left
+are so few that they may fit a smaller shape. Between chunks the host may drop rows that nobody
+needs any more, rows that are left move together into that shape, and the cache grows when it is
+full, so that attention never reads much more than was written.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
 
-from pmc_jax.decoding.layout import arrange, cache_lengths, smallest_shape
+from pmc_jax.decoding.layout import arrange, cache_lengths, few_rows, smallest_shape
 from pmc_jax.decoding.nucleus import draw, greedy
 from pmc_jax.model import (
     ModelConfig,
@@ -56,7 +57,7 @@ class Decoding:
     """How the work is done; no setting changes a response.
 
     Attributes:
-        chunk: decode steps between two looks at what has finished.
+        chunk: most decode steps between two looks at what has finished.
         compact: few rows go into a smaller shape, and those that are left move into one.
         grow_cache: the suffix cache grows with the responses; else it has its full length
             from the start.
@@ -83,6 +84,10 @@ class Responses:
     tokens: Int[np.ndarray, "batch samples time"]
     length: Int[np.ndarray, "batch samples"]
     status: Int[np.ndarray, "batch samples"]
+
+    def tokens_of(self, row: int, sample: int) -> list[int]:
+        """One response as far as it is decoded."""
+        return self.tokens[row, sample, : self.length[row, sample]].tolist()
 
 
 Prune = Callable[[Responses], Bool[np.ndarray, "batch samples"]]
@@ -114,7 +119,7 @@ class DecodeState:
 
 
 def choose(
-    logits: Float[Array, "*rows vocab"],
+    logits: Float[Array, "*batch vocab"],
     keys: Key[Array, "*rows"],
     index: Int[Array, ""],
     sampling: Sampling,
@@ -122,17 +127,20 @@ def choose(
 ) -> Int[Array, "*rows"]:
     """The response's token number `index` for every row, by the row's own key.
 
-    `temperature`, of a program that is compiled for any, is in place of that of `sampling`.
+    Axes that `keys` has beyond those of `logits` are of rows with the same logits. `temperature`,
+    of a program that is compiled for any, is in place of that of `sampling`.
     """
     if sampling.stop_ids and sampling.min_new_tokens:
         stops = jnp.asarray(sampling.stop_ids)
         held = jnp.where(index < sampling.min_new_tokens, -jnp.inf, logits[..., stops])
         logits = logits.at[..., stops].set(held)
     if sampling.temperature == 0:
-        return greedy(logits)
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys.reshape(-1))
+        chosen = greedy(logits)
+        alike = chosen.reshape(*chosen.shape, *[1] * (keys.ndim - chosen.ndim))
+        return jnp.broadcast_to(alike, keys.shape)
+    own = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys.reshape(-1))
     return draw(
-        keys.reshape(logits.shape[:-1]), logits, sampling.top_k, sampling.top_p,
+        own.reshape(keys.shape), logits, sampling.top_k, sampling.top_p,
         sampling.temperature if temperature is None else temperature,
     )  # fmt: skip
 
@@ -170,7 +178,7 @@ def _begin(
 ) -> tuple[PrefixCache, DecodeState]:
     """Choose the first token of the rows that are arranged so."""
     groups, slots = rows.shape
-    prefix = _take_prompts(prefix, prompts)
+    prefix, logits = _take_prompts(prefix, prompts), logits[prompts]
     limits = jnp.broadcast_to(limit[prompts][:, None], rows.shape)
     state = DecodeState(
         tokens=jnp.zeros((groups, slots, length + 1), jnp.int32),
@@ -182,8 +190,7 @@ def _begin(
         step=jnp.zeros((), jnp.int32),
         suffix=init_suffix(prefix, slots, length),
     )
-    first = jnp.broadcast_to(logits[prompts][:, None], (*rows.shape, logits.shape[-1]))
-    chosen = choose(first, state.keys, state.step, sampling, temperature)
+    chosen = choose(logits, state.keys, state.step, sampling, temperature)
     return prefix, _append(state, chosen, state.step, sampling)
 
 
@@ -193,15 +200,16 @@ def _decode_chunk(
     prefix: PrefixCache,
     state: DecodeState,
     until: Int[Array, ""],
+    few: Int[Array, ""],
     *,
     cfg: ModelConfig,
     sampling: Sampling,
     temperature: Float[Array, ""] | None = None,
 ) -> DecodeState:
-    """Decode until all rows are done or step `until` is reached."""
+    """Decode until step `until` is reached or no more than `few` rows are left to decode."""
 
     def running(state: DecodeState) -> Array:
-        return (state.step < until) & ~state.done.all()
+        return (state.step < until) & ((~state.done).sum() > few)
 
     def advance(state: DecodeState) -> DecodeState:
         whole = unsqueeze_single(state.suffix)
@@ -337,7 +345,7 @@ def sample(
 
 
 def _decode_wave(
-    decode_chunk: Callable[[PrefixCache, DecodeState, Array], DecodeState],
+    decode_chunk: Callable[[PrefixCache, DecodeState, Array, Array], DecodeState],
     prefix: PrefixCache,
     state: DecodeState,
     row_of: Int[np.ndarray, "groups slots"],
@@ -348,9 +356,14 @@ def _decode_wave(
     prune: Prune | None,
 ) -> None:
     """Decode, chunk by chunk, until no response in `found` runs any more."""
+    step, running = 0, found.status == RUNNING
     while True:
+        until = min(step + decoding.chunk, state.suffix.length)
+        few = few_rows(int(running.sum()), row_of.shape, shapes)
+        state = decode_chunk(prefix, state, jnp.int32(until), jnp.int32(few))
         step = _record(found, state, row_of)
-        _drop(found, prune)
+        if (found.status == RUNNING).any():
+            _drop(found, prune)
         running = found.status == RUNNING
         if not running.any():
             return
@@ -363,8 +376,6 @@ def _decode_wave(
         state = dataclasses.replace(state, done=to_devices(done))
         if step == state.suffix.length:
             state = _grow(state, lengths[lengths.index(step) + 1])
-        until = min(step + decoding.chunk, state.suffix.length)
-        state = decode_chunk(prefix, state, jnp.int32(until))
 
 
 def _move(

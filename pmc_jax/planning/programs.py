@@ -283,7 +283,7 @@ def compile_decoding(
         program, _ = _compile(
             f"{name}: decode",
             _decode_chunk,
-            (params, prefix, state, shaped((), jnp.int32)),
+            (params, prefix, state, *[shaped((), jnp.int32)] * 2),
             static,
             kept,
             {**weights, **cache},

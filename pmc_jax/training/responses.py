@@ -1,6 +1,7 @@
 """Responses to forget questions: sampled, cut short, scored; the best of each remembered."""
 
 from collections.abc import Sequence
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +72,11 @@ def score_response(run: PMCRun, question: int, tokens: Sequence[int]) -> float:
     )
 
 
+def response_bound(run: PMCRun, question: int, tokens: Sequence[int]) -> float:
+    """The least score that a response to a forget question can have which begins so."""
+    return score_bound(run.task.originals[question], run.template.decode_settled(tokens))
+
+
 def pruning(run: PMCRun, memory: ResponseMemory, questions: Sequence[int]) -> PruneBatch | None:
     """Which samples of `questions` need not be decoded any further, as `generate` asks for it.
 
@@ -79,7 +85,8 @@ def pruning(run: PMCRun, memory: ResponseMemory, questions: Sequence[int]) -> Pr
     """
     if run.pmc.selection_temperature > 0 or not (run.batch.prune or run.batch.wave):
         return None
-    known: dict[tuple[int, int], float] = {}
+    score = cache(partial(score_response, run))
+    bound = cache(partial(response_bound, run))
 
     def prune(places: Sequence[int], found: Responses) -> Bool[np.ndarray, "batch samples"]:
         scores, bounds = np.full(found.status.shape, np.inf), np.zeros(found.status.shape)
@@ -87,15 +94,10 @@ def pruning(run: PMCRun, memory: ResponseMemory, questions: Sequence[int]) -> Pr
         asked = [questions[place] for place in places]
         remembered[: len(asked)] = memory.score[asked]
         for row, j in np.argwhere(found.status[: len(asked)] == FINISHED).tolist():
-            if (asked[row], j) not in known:
-                tokens = found.tokens[row, j, : found.length[row, j]].tolist()
-                known[asked[row], j] = score_response(run, asked[row], tokens)
-            scores[row, j] = known[asked[row], j]
+            scores[row, j] = score(asked[row], tuple(found.tokens_of(row, j)))
         running = (found.status[: len(asked)] == RUNNING) & run.batch.prune
         for row, j in np.argwhere(running).tolist():
-            tokens = found.tokens[row, j, : found.length[row, j]].tolist()
-            settled = run.template.decode_settled(tokens)
-            bounds[row, j] = score_bound(run.task.originals[asked[row]], settled)
+            bounds[row, j] = bound(asked[row], tuple(found.tokens_of(row, j)))
         return cannot_be_selected(remembered, scores, bounds)
 
     return prune
@@ -184,9 +186,10 @@ def remember_best(
     """Score the whole samples against y0, select one per question, and update the memory."""
     if not questions:
         return memory
+    score = cache(partial(score_response, run))
     scores = np.full(whole.shape, np.inf)
     for row, j in np.argwhere(whole).tolist():
-        scores[row, j] = score_response(run, questions[row], responses[row][j])
+        scores[row, j] = score(questions[row], tuple(responses[row][j]))
     chosen = select_samples(run, step, questions, scores)
     return update_memory(
         memory,
