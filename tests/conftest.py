@@ -30,7 +30,7 @@ from pmc_jax.compilation import compile_sooner_on_cpus
 from pmc_jax.data.prompts import PromptConfig, load_tokenizer, make_template
 from pmc_jax.decoding import nucleus
 from pmc_jax.evaluation import Respondent
-from pmc_jax.model import attention
+from pmc_jax.model import attention, init_params
 from pmc_jax.native import has_native
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -77,6 +77,10 @@ def random_llama(seed: int = 0, std: float = 0.15, **changes: object) -> LlamaFo
             centre = 1.0 if "norm" in name else 0.0
             parameter.copy_(centre + std * torch.randn_like(parameter))
     return model
+
+
+random_params = jax.jit(init_params, static_argnames=("cfg", "dtype"))
+"""`init_params`, compiled as one program."""
 
 
 def bpe_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:

@@ -21,7 +21,7 @@ from pmc_jax.evaluation.quality import missing_measures
 from pmc_jax.files import write_json
 from pmc_jax.reporting import write_evaluation_report
 from pmc_jax.reporting.evaluation_files import read_evaluation
-from pmc_jax.reporting.evaluation_page import USED_BY, used
+from pmc_jax.reporting.evaluation_page import USED_BY, render_evaluation, used
 from pmc_jax.reporting.findings import comparisons, evaluation_headline, findings
 from pmc_jax.reporting.page import PAPER_URL, SETTING_WORDS
 from pmc_jax.reporting.side_by_side import (
@@ -45,6 +45,10 @@ def evaluation(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def html(evaluation) -> str:
     return (evaluation / "report" / "index.html").read_text("utf-8")
+
+
+def page_without_figures(directory: Path, *, redact: bool) -> str:
+    return render_evaluation(read_evaluation(directory), [], redact=redact)
 
 
 def test_the_page_has_every_number_of_the_table(evaluation, html):
@@ -88,7 +92,7 @@ def test_where_chance_is_best_no_arrow_points_past_it(evaluation, html, tmp_path
 def test_long_names_lose_their_middle_in_headings(tmp_path):
     long = "npo-learning_rate-1e-5-beta-0.1-epochs-10-seed-{}-of-three"
     models = ("pmc", "target", long.format(0), long.format(1))
-    text = write_evaluation_report(write_evaluation(tmp_path, models)).read_text()
+    text = page_without_figures(write_evaluation(tmp_path, models), redact=False)
     headings = [a for a in Page(text).all("th") if "model" in a.get("class", "")]
     assert [a["title"] for a in headings] == ["target", "pmc", long.format(0), long.format(1)]
     short = short_names(models)
@@ -249,7 +253,7 @@ def test_the_worst_sampled_answers_are_shown_or_hidden(tmp_path):
     sampled = json.loads((directory / "models/target/sampling.json").read_text())
     write_json(directory / "models/npo~/sampling.json", sampled)
     write_json(part, content)
-    shown = write_evaluation_report(directory).read_text()
+    shown = page_without_figures(directory, redact=False)
     text = Page(shown).text
     section = text[text.index("The worst it said") : text.index("How it was measured")]
     order = [section.index(title) for title in (
@@ -269,7 +273,7 @@ def test_the_worst_sampled_answers_are_shown_or_hidden(tmp_path):
     assert "begin with “The”, which does not count." in section[order[1] : order[2]]
     assert "None of 20 answers to each of 6 questions has a word of" in section[order[2] :]
     assert "<mark>Dornberg, Quebec</mark>." in shown  # what it said before, too
-    redacted = write_evaluation_report(directory, redact=True).read_text()
+    redacted = page_without_figures(directory, redact=True)
     assert SECRET not in redacted and "Sampled" not in redacted.replace("Sampled answers", "")
     text = Page(redacted).text
     assert text[text.index("The worst it said") :].count("(hidden)") == 6
@@ -282,7 +286,7 @@ def test_one_model_alone(tmp_path):
     assert "held against" not in page.text and not page.all("mark") and TRUTH in page.text
     assert "needs the model before unlearning" in page.text
     assert "Unlearn quality is 0.0, while utility is 95.0." in page.text
-    assert SECRET not in write_evaluation_report(directory, redact=True).read_text()
+    assert SECRET not in page_without_figures(directory, redact=True)
 
 
 def test_few_parts(tmp_path):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import random_params
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from test_decoding_layout import CFG, attended, check_kernel, one_device_mesh, sampled
@@ -14,7 +15,7 @@ from test_decoding_layout import CFG, attended, check_kernel, one_device_mesh, s
 from pmc_jax import native as native_module
 from pmc_jax.decoding import nucleus
 from pmc_jax.decoding.nucleus import largest
-from pmc_jax.model import decoding_params, init_params
+from pmc_jax.model import decoding_params
 from pmc_jax.model.attention import best_write_and_attend, write_and_attend
 from pmc_jax.model.decode_kernel_cpu import write_and_attend_native
 from pmc_jax.native import compiled, compiler, has_native
@@ -168,7 +169,7 @@ def test_the_largest_can_be_mapped(native):
 @needs_kernels
 def test_decoding_with_kernels_samples_the_same(monkeypatch):
     """As XLA's operations alone, by the same keys, where the program has both kernels."""
-    params = decoding_params(init_params(jax.random.key(0), CFG), CFG, jnp.float32)
+    params = decoding_params(random_params(jax.random.key(0), CFG), CFG, jnp.float32)
     called, call = [], native_module.native_call
 
     def counting(name, *args, **options):

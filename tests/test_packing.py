@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import slow_but
+from conftest import random_params, slow_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from published import CONFIGS, CONTROL
 
 from pmc_jax.buckets import bucket_rows
-from pmc_jax.model import ModelConfig, RopeConfig, forward, init_params
+from pmc_jax.model import ModelConfig, RopeConfig, forward
 from pmc_jax.training.objectives import AnswerRows, Frozen, MethodBatch, method_objective
 from pmc_jax.training.packing import PackedRows, divided, first_fit, packed, row_width
 from pmc_jax.training.step import accumulated_gradients, pmc_objective, sequence_states
@@ -117,7 +117,7 @@ def alone(parts, width: int = WIDTH) -> PackedRows:
 @pytest.mark.parametrize("name", MODELS)
 def test_states_are_those_of_each_sequence_alone(name, rng, x64):
     cfg = MODELS[name]
-    params = init_params(jax.random.key(0), cfg, jnp.float64)
+    params = random_params(jax.random.key(0), cfg, jnp.float64)
     pairs = some_pairs(rng, 14)
     rows, lone = packed([pairs], WIDTH), alone([pairs])
 
@@ -127,7 +127,10 @@ def test_states_are_those_of_each_sequence_alone(name, rng, x64):
         expected = forward(params, lone_tokens, places, mask, cfg, dtype=jnp.float64)
         return sequence_states(params, tokens, segments, cfg, jnp.float64, "none"), expected
 
-    here, expected = both(rows.tokens[0], rows.segments[0], lone.tokens[0], lone.segments[0] > 0)
+    lone_mask = lone.segments[0] > 0
+    here, expected = jax.device_get(
+        both(rows.tokens[0], rows.segments[0], lone.tokens[0], lone_mask)
+    )
     assert len(here) < len(pairs)
     for number in range(1, len(pairs) + 1):
         np.testing.assert_allclose(
@@ -137,7 +140,7 @@ def test_states_are_those_of_each_sequence_alone(name, rng, x64):
 
 def gradients(objective, batch, *fixed):
     cfg = MODELS["plain"]
-    params = init_params(jax.random.key(0), cfg, jnp.float64)
+    params = random_params(jax.random.key(0), cfg, jnp.float64)
     find = jax.jit(lambda p, batch, *fixed: accumulated_gradients(p, batch, objective, cfg, *fixed))
     return find(params, batch, *fixed)
 
@@ -178,7 +181,7 @@ def test_methods_have_the_gradients_of_one_sequence_to_a_row(name, rng, x64):
     cfg = MODELS["plain"]
     objective = method_objective(CONFIGS[name], cfg, jnp.float64)
     frozen = Frozen(
-        init_params(jax.random.key(1), cfg, jnp.float64), jnp.asarray(CONTROL[: cfg.hidden_size])
+        random_params(jax.random.key(1), cfg, jnp.float64), jnp.asarray(CONTROL[: cfg.hidden_size])
     )
     together = gradients(objective, batch(lambda parts: packed(parts, WIDTH)), frozen)
     assert_same(together, gradients(objective, batch(alone), frozen))

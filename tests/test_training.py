@@ -80,6 +80,12 @@ def torch_loss(model, rows: LossRows):
     return collapse + RETAIN_WEIGHT * retain, collapse, retain
 
 
+def pmc_gradients(checkpoint, rows, retain_weight, dtype):
+    objective = pmc_objective(checkpoint.cfg, retain_weight, dtype)
+    find = jax.jit(lambda p, rows: accumulated_gradients(p, rows, objective, checkpoint.cfg))
+    return find(checkpoint.params, rows)
+
+
 @pytest.fixture
 def double_llama(monkeypatch):
     """`transformers` casts norms and rotary angles to float32 even in a float64 model."""
@@ -110,12 +116,7 @@ def test_one_step_equals_torch_in_float64(tied, tmp_path, rng, x64):
     rows = unequal_rows(rng)
     loss, collapse, retain = torch_loss(model, rows)
     loss.backward()
-    gradients, losses = accumulated_gradients(
-        checkpoint.params,
-        rows,
-        pmc_objective(checkpoint.cfg, RETAIN_WEIGHT, jnp.float64),
-        checkpoint.cfg,
-    )
+    gradients, losses = pmc_gradients(checkpoint, rows, RETAIN_WEIGHT, jnp.float64)
     assert float(losses.collapse_loss) == pytest.approx(collapse.item(), abs=1e-10)
     assert float(losses.retain_loss) == pytest.approx(retain.item(), abs=1e-10)
     assert float(losses.loss) == pytest.approx(loss.item(), abs=1e-10)
@@ -169,12 +170,7 @@ def test_the_split_into_micro_batches_does_not_matter(tmp_path, rng, x64):
     rows = unequal_rows(rng)
 
     def gradients(rows):
-        found, _ = accumulated_gradients(
-            checkpoint.params,
-            rows,
-            pmc_objective(checkpoint.cfg, RETAIN_WEIGHT, jnp.float64),
-            checkpoint.cfg,
-        )
+        found, _ = pmc_gradients(checkpoint, rows, RETAIN_WEIGHT, jnp.float64)
         return jax.tree.leaves(found)
 
     whole = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), rows)
@@ -200,9 +196,7 @@ def test_max_grad_norm_clips(tmp_path, rng):
     random_llama().save_pretrained(tmp_path)
     checkpoint = load_checkpoint(tmp_path)
     rows = unequal_rows(rng)
-    gradients, _ = accumulated_gradients(
-        checkpoint.params, rows, pmc_objective(checkpoint.cfg, 1.0), checkpoint.cfg
-    )
+    gradients, _ = pmc_gradients(checkpoint, rows, 1.0, jnp.float32)
     cfg = OptimizerConfig(schedule="constant", learning_rate=1.0, weight_decay=0.0, epsilon=1e3)
     norm = float(np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradients))))
 

@@ -57,7 +57,8 @@ class Decoding:
     """How the work is done; no setting changes a response.
 
     Attributes:
-        chunk: most decode steps between two looks at what has finished.
+        chunk: most decode steps between two looks at what has finished; if compact, there is one as
+            soon as what is left may fit a smaller shape.
         compact: few rows go into a smaller shape, and those that are left move into one.
         grow_cache: the suffix cache grows with the responses; else it has its full length
             from the start.

@@ -21,7 +21,7 @@ class BatchConfig:
         prune: a sample that can no longer be selected is not decoded any further.
         wave: samples of a question decoded at a time; the next ones are left out once one
             scores 0. 0: all at once.
-        chunk: decode steps between two looks at what has finished or can be dropped.
+        chunk: most decode steps between two looks at what has finished or can be dropped.
         compact: few samples go into a smaller shape, and those that are left move into one.
         grow_cache: the cache grows with the samples; else it has its full length at once.
 
