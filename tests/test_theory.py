@@ -21,6 +21,12 @@ from markov import from_distribution, states, transition
 from pmc_jax import theory
 from pmc_jax.theory.curated import compositions
 
+# Compiled as wholes, for each n and number of categories.
+bradley_terry_update, argmax_update = (
+    jax.jit(update, static_argnums=2)
+    for update in (theory.bradley_terry_update, theory.argmax_update)
+)
+
 
 @pytest.fixture(autouse=True)
 def float64():
@@ -297,7 +303,7 @@ def first_best(rewards):
     return np.arange(rewards.shape[1]) == rewards.argmax(1)[:, None]
 
 
-UPDATES = [(theory.bradley_terry_update, bradley_terry), (theory.argmax_update, first_best)]
+UPDATES = [(bradley_terry_update, bradley_terry), (argmax_update, first_best)]
 
 
 def test_iterate_repeats_and_normalises():
@@ -361,7 +367,7 @@ def test_equal_rewards_change_nothing(K):
 
 
 def test_argmax_of_infinitely_many_takes_the_best():
-    found = theory.argmax_update(jnp.array([0.5, 0.3, 0.2]), jnp.array([0.0, 2.0, 1.0]), 100_000)
+    found = argmax_update(jnp.array([0.5, 0.3, 0.2]), jnp.array([0.0, 2.0, 1.0]), 100_000)
     np.testing.assert_allclose(found, [0, 1, 0], atol=1e-14)
 
 
@@ -374,7 +380,7 @@ def test_compositions_are_all_there(total, K):
 
 def test_too_many_compositions_are_refused():
     with pytest.raises(ValueError, match="bradley_terry_monte_carlo"):
-        theory.bradley_terry_update(jnp.full(20, 0.05), jnp.arange(20.0), 20)
+        bradley_terry_update(jnp.full(20, 0.05), jnp.arange(20.0), 20)
 
 
 def check_improvement(update, probs, rewards, n):
@@ -395,15 +401,13 @@ def check_improvement(update, probs, rewards, n):
 @given(rewarded(), st.integers(2, 6))
 def test_rewards_never_decrease_and_gain_what_is_promised(case, n):
     probs, rewards = case
-    check_improvement(theory.bradley_terry_update, probs, rewards, n)
-    check_improvement(theory.argmax_update, probs, rewards, n)
+    check_improvement(bradley_terry_update, probs, rewards, n)
+    check_improvement(argmax_update, probs, rewards, n)
     check_improvement(lambda p, r, n: theory.bradley_terry_limit(p, r), probs, rewards, math.inf)
     spread = rewards[probs > 1e-3]
     if np.ptp(spread) > 0.1:
         with caught():
-            check_improvement(
-                lambda p, r, n: theory.bradley_terry_update(p, -r, n), probs, rewards, n
-            )
+            check_improvement(lambda p, r, n: bradley_terry_update(p, -r, n), probs, rewards, n)
 
 
 @settings(max_examples=10)
@@ -413,8 +417,7 @@ def test_bradley_terry_tends_to_its_limit_in_n(share, reward):
     limit = theory.bradley_terry_limit(p, r)
     np.testing.assert_allclose(limit, p * np.exp(r) / (p * np.exp(r)).sum(), atol=1e-14)
     distances = [
-        float(theory.total_variation(theory.bradley_terry_update(p, r, n), limit))
-        for n in (64, 512, 4096)
+        float(theory.total_variation(bradley_terry_update(p, r, n), limit)) for n in (64, 512, 4096)
     ]
     # Of order 1/n: eight times the samples, an eighth of the distance.
     for before, after in itertools.pairwise(distances):
@@ -434,9 +437,9 @@ def test_curation_ends_in_the_start_restricted_to_the_best(case, n):
     rewards = np.round(rewards)  # a gap between the best and the rest sets the pace
     limit = maximisers(probs, rewards)
     for update in (
-        lambda p: theory.bradley_terry_update(p, jnp.asarray(rewards), n),
+        lambda p: bradley_terry_update(p, jnp.asarray(rewards), n),
         lambda p: theory.bradley_terry_limit(p, jnp.asarray(rewards)),
-        lambda p: theory.argmax_update(p, jnp.asarray(rewards), n),
+        lambda p: argmax_update(p, jnp.asarray(rewards), n),
     ):
         path = theory.iterate(update, jnp.asarray(probs), 200)
         np.testing.assert_allclose(path[-1], limit, atol=1e-9)
@@ -455,7 +458,7 @@ def test_argmax_takes_the_rest_to_its_nth_power(case, n, rounds):
     best = rewards == rewards[probs > 0].max()
     path = [jnp.asarray(probs)]
     for _ in range(rounds):
-        path.append(theory.argmax_update(path[-1], jnp.asarray(rewards), n))
+        path.append(argmax_update(path[-1], jnp.asarray(rewards), n))
     rest = np.array(path)[:, ~best].sum(1)
     np.testing.assert_allclose(rest, rest[0] ** (float(n) ** np.arange(rounds + 1)), atol=1e-12)
 
@@ -465,8 +468,8 @@ def test_argmax_takes_the_rest_to_its_nth_power(case, n, rounds):
 def test_argmax_is_bradley_terry_at_temperature_zero(case, n):
     probs, rewards = case
     rewards = np.round(rewards, 1)
-    cold = theory.bradley_terry_update(jnp.asarray(probs), jnp.asarray(rewards / 1e-3), n)
-    best = theory.argmax_update(jnp.asarray(probs), jnp.asarray(rewards), n)
+    cold = bradley_terry_update(jnp.asarray(probs), jnp.asarray(rewards / 1e-3), n)
+    best = argmax_update(jnp.asarray(probs), jnp.asarray(rewards), n)
     np.testing.assert_allclose(cold, best, atol=1e-12)
 
 
@@ -474,7 +477,7 @@ def test_argmax_is_bradley_terry_at_temperature_zero(case, n):
 def test_an_error_in_the_mass_grows_n_fold(case, n, error):
     """Why `iterate` normalises: unnormalised, the mass goes to its n-th power each round."""
     probs, rewards = case
-    mass = theory.argmax_update(jnp.asarray(probs * (1 + error)), jnp.asarray(rewards), n).sum()
+    mass = argmax_update(jnp.asarray(probs * (1 + error)), jnp.asarray(rewards), n).sum()
     assert float(mass) == pytest.approx((1 + error) ** n, abs=1e-12)
 
 
