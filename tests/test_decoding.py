@@ -14,7 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convert.load import load_checkpoint
-from pmc_jax.decoding import Decoding, Sampling, draw, filter_threshold, generate, sampler
+from pmc_jax.decoding import (
+    RUNNING,
+    Decoding,
+    Sampling,
+    draw,
+    filter_threshold,
+    generate,
+    sampler,
+)
 from pmc_jax.decoding import nucleus as nucleus_module
 from pmc_jax.decoding.layout import FIRST_LENGTH, shapes
 from pmc_jax.decoding.nucleus import greedy, largest
@@ -361,30 +369,52 @@ def test_draw_never_takes_a_token_without_weight():
     assert set(np.asarray(tokens).tolist()) <= {3, 129}
 
 
-def test_a_chunk_ends_when_what_is_left_fits_a_smaller_shape(tiny, rng, monkeypatch):
-    """Ten of sixteen rows end after three tokens, and all but one of the others after nine."""
+@pytest.mark.parametrize(
+    ("samples", "limits", "expected", "asked"),
+    [
+        # Of eight prompts with 16 samples two are left, later one, whose cache grows.
+        (
+            16, [3] * 6 + [9, 40],
+            [((8, 16), 16, 2), ((8, 4), 16, 14), ((8, 4), 48, 23)], [0, 32, 16],
+        ),
+        # 60 rows of twelve prompts do not fit 32 pairs, 30 of six do.
+        (
+            5, [3] * 20 + [6] * 6 + [12] * 6,
+            [((32, 5), 16, 2), ((32, 5), 16, 3), ((32, 2), 16, 6)], [0, 60, 30],
+        ),
+    ],
+    ids=["few prompts", "many prompts"],
+)  # fmt: skip
+def test_a_chunk_ends_when_what_is_left_fits_a_smaller_shape(
+    samples, limits, expected, asked, tiny, rng, monkeypatch
+):
+    """And only what still runs is looked at for what can be dropped."""
     _, checkpoint = tiny
-    steps, decode_chunk = [], sampler._decode_chunk
+    steps, running, decode_chunk = [], [], sampler._decode_chunk
 
     def noting(params, prefix, state, until, few, **options):
-        first, shape = int(state.step), state.tokens.shape[:2]
+        first, shape, room = int(state.step), state.tokens.shape[:2], state.suffix.length
         state = decode_chunk(params, prefix, state, until, few, **options)
-        steps.append((shape, int(state.step) - first))
+        steps.append((shape, room, int(state.step) - first))
         return state
 
-    def decoded(**options):
+    def prune(places, found):
+        running.append(int((found.status == RUNNING).sum()))
+        return np.zeros(found.status.shape, bool)
+
+    def decoded(prune=None, **options):
         return generate(
             checkpoint.params, prompts, cfg=checkpoint.cfg, sampling=Sampling(1.0),
-            key=jax.random.key(0), limits=[3] * 10 + [9] * 5 + [12], decoding=Decoding(**options),
+            key=jax.random.key(0), limits=limits, samples=samples, prune=prune,
+            decoding=Decoding(**options),
         )  # fmt: skip
 
-    prompts = some_prompts(16, rng, longest=8)
+    prompts = some_prompts(len(limits), rng, longest=8)
+    plain = decoded(chunk=64, compact=False, grow_cache=False)
     monkeypatch.setattr(sampler, "_decode_chunk", noting)
-    expected = decoded(chunk=12, compact=False)
-    assert steps == [((16, 1), 11)]
-    steps.clear()
-    assert decoded(chunk=12) == expected
-    assert steps == [((16, 1), 2), ((8, 1), 9)]
+    assert decoded(prune, chunk=64) == plain
+    assert steps == expected
+    assert running == asked
 
 
 def test_shapes_are_few_so_that_nothing_recompiles(tiny, rng):

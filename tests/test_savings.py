@@ -14,12 +14,13 @@ from transformers import PreTrainedTokenizerFast
 
 from convert.load import load_checkpoint
 from pmc_jax.data.prompts import PromptConfig, make_template
+from pmc_jax.training import responses as responses_module
 from pmc_jax.training.batch import BatchConfig
 from pmc_jax.training.checkpoints import RunState
 from pmc_jax.training.loop import pmc_steps
 from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from pmc_jax.training.pmc_run import PMCRun, UnlearningTask
-from pmc_jax.training.responses import tokens_saved
+from pmc_jax.training.responses import remember_best, tokens_saved
 from pmc_jax.training.step import init_state, make_train_step
 from pmc_jax.unlearning import (
     cannot_be_selected,
@@ -264,6 +265,23 @@ def finished_run(words_model, pmc, batch, seed):
     for state, record in pmc_steps(run, state):  # noqa: B007, B020
         records.append(record)
     return state, records
+
+
+def test_equal_samples_are_scored_once(words_model, monkeypatch, x64):
+    run, state = new_run(words_model, PMCConfig(samples=3, min_len=0), PLAIN, seed=0)
+    scored = []
+
+    def noting(original, response, **options):
+        scored.append((original, response))
+        return response_score(original, response, **options)
+
+    monkeypatch.setattr(responses_module, "response_score", noting)
+    encoded = [run.template.encode_answer(answer) for answer in ("mara", "oslo", "mara")]
+    memory = remember_best(run, state.memory, 0, [0, 1], [encoded] * 2, np.ones((2, 3), bool))
+    assert scored == [(run.task.originals[i], word) for i in (0, 1) for word in ("mara", "oslo")]
+    for i in (0, 1):
+        scores = [response_score(run.task.originals[i], word) for word in ("mara", "oslo")]
+        assert memory.score[i] == min(scores)
 
 
 def assert_same_end(found: RunState, expected: RunState) -> None:

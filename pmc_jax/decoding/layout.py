@@ -13,6 +13,9 @@ from jaxtyping import Bool, Int
 MIN_ROWS = 8
 """A step for fewer rows than this costs about as much."""
 
+MANY_ROWS = 128
+"""From so many on, rows are not decoded to a chunk's end when few of them are left."""
+
 SHORT_LENGTH, FIRST_LENGTH = 16, 32
 """Decode steps that the suffix cache of short and of long responses has room for at first."""
 
@@ -79,9 +82,12 @@ def few_rows(running: int, shape: tuple[int, int], choices: Sequence[tuple[int, 
     """How many rows of `shape` may be left when it is time to see whether they fit a smaller one.
 
     As many as the next of `choices` has slots; if there are no more already, which did not fit
-    since they are of too many prompts, half of them. Less than `running`, so that each look comes
-    after some decoding.
+    since they are of too many prompts, half of them. Less than `running`, which is at least 1, so
+    that each look comes after some decoding. 0, for no look before the chunk's end, where there
+    is no smaller shape, or what it would spare is not worth another program.
     """
+    if math.prod(shape) < MANY_ROWS:
+        return 0
     smaller = [groups * slots for groups, slots in choices if groups * slots < math.prod(shape)]
     room = max(smaller, default=0)
     return room if room < running else running // 2

@@ -5,6 +5,7 @@ threshold are kept together. The thresholds are found by bisection over the bit
 patterns of floats, which always ends at the exact value.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -241,14 +242,15 @@ def draw(
     """Draw a token per key from the filtered softmax of logits / temperature.
 
     By inversion of its distribution: one uniform number a draw replaces the vocabulary's worth of
-    Gumbel noise that `jax.random.categorical` needs. `keys` has the rows' shape, perhaps with
-    further axes for several draws from a row, which is filtered once for all of them.
+    Gumbel noise that `jax.random.categorical` needs. `keys` begins with the axes of `logits` before
+    the vocabulary; further ones are of several draws from a row, which is filtered once for all.
     """
     each = jax.vmap(lambda key: jax.random.uniform(key, (1,), logits.dtype))
     uniform = each(keys.reshape(-1))
     # Rows in one axis, as the product that made them has them: no copy for the barrier below.
     rows = logits.reshape(-1, logits.shape[-1])
-    drawn = _draw(uniform.reshape(len(rows), -1), rows, top_k, top_p, temperature)
+    draws = math.prod(keys.shape[logits.ndim - 1 :])
+    drawn = _draw(uniform.reshape(-1, draws), rows, top_k, top_p, temperature)
     return drawn.reshape(keys.shape)
 
 

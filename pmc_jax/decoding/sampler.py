@@ -1,9 +1,9 @@
 """The sampler: prefill each prompt once, then decode n samples of it in a compiled loop.
 
-The loop runs in chunks of some decode steps, and a chunk ends early when the rows that are left
-are so few that they may fit a smaller shape. Between chunks the host may drop rows that nobody
-needs any more, rows that are left move together into that shape, and the cache grows when it is
-full, so that attention never reads much more than was written.
+The loop runs in chunks of some decode steps; one of many rows ends early when those that are left
+may fit a smaller shape. Between chunks the host may drop rows that nobody needs any more, rows
+that are left move together into a smaller shape, and the cache grows when it is full, so that
+attention never reads much more than was written.
 """
 
 import dataclasses
@@ -57,9 +57,9 @@ class Decoding:
     """How the work is done; no setting changes a response.
 
     Attributes:
-        chunk: most decode steps between two looks at what has finished; if compact, there is one as
-            soon as what is left may fit a smaller shape.
-        compact: few rows go into a smaller shape, and those that are left move into one.
+        chunk: most decode steps between two looks at what has finished.
+        compact: few rows go into a smaller shape, and those that are left move into one; of many,
+            as soon as they fit.
         grow_cache: the suffix cache grows with the responses; else it has its full length
             from the start.
     """
@@ -360,7 +360,7 @@ def _decode_wave(
     step, running = 0, found.status == RUNNING
     while True:
         until = min(step + decoding.chunk, state.suffix.length)
-        few = few_rows(int(running.sum()), row_of.shape, shapes)
+        few = few_rows(int(running.sum()), row_of.shape, shapes) if decoding.compact else 0
         state = decode_chunk(prefix, state, jnp.int32(until), jnp.int32(few))
         step = _record(found, state, row_of)
         if (found.status == RUNNING).any():

@@ -22,7 +22,8 @@ class BatchConfig:
         wave: samples of a question decoded at a time; the next ones are left out once one
             scores 0. 0: all at once.
         chunk: most decode steps between two looks at what has finished or can be dropped.
-        compact: few samples go into a smaller shape, and those that are left move into one.
+        compact: few samples go into a smaller shape, and those that are left move into one; of
+            many, as soon as they fit.
         grow_cache: the cache grows with the samples; else it has its full length at once.
 
     From `prune` on they save work and change no result but through rounding; `prune` and
