@@ -219,11 +219,11 @@ def test_data_without_some_parts(tmp_path):
     samples = [{**SAMPLES[0], "rouge_before": None, "rouge_after": None, "after": ""}]
     page = page_of(write_run(tmp_path, contents, samples=samples))
     assert "ROUGE on forget questions fell from 98.2 to 4.1." in page.text
-    assert "Not measured on this data: Unlearn quality, ROUGE paraphrase" in page.text
+    assert "Not measured: Unlearn quality, ROUGE paraphrase" in page.text
     assert "(empty)" in page.text
     assert "nan" not in page.text.lower()
     table = format_table(read_run(tmp_path).summary)
-    assert "Not measured on this data: Unlearn quality, ROUGE paraphrase" in table
+    assert "Not measured: Unlearn quality, ROUGE paraphrase" in table
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])

@@ -42,7 +42,7 @@ def format_table(summary: dict[str, Any]) -> str:
     for index in reversed(group_starts(rows)):
         lines.insert(index + 2, rule)
     if missing := unmeasured(summary):
-        lines.append(f"Not measured on this data: {', '.join(missing)}.")
+        lines.append(f"Not measured: {', '.join(missing)}.")
     return "\n".join(lines)
 
 

@@ -126,7 +126,7 @@ def unlearn(
                 spent = seconds["checkpoint"] + time.perf_counter() - started
                 extra = {**extra, "seconds": {**seconds, "checkpoint": spent}}
             if record.step == first:
-                progress.say(f"first step: {record.seconds['total']:.1f} s, most of it compilation")
+                progress.say(f"first step: {record.seconds['total']:.1f} s, with compiling programs or reading them back")
             progress.update(done, record.line())
             if stop and done < total:
                 finish(manager)
