@@ -126,7 +126,8 @@ def unlearn(
                 spent = seconds["checkpoint"] + time.perf_counter() - started
                 extra = {**extra, "seconds": {**seconds, "checkpoint": spent}}
             if record.step == first:
-                progress.say(f"first step: {record.seconds['total']:.1f} s, with compiling programs or reading them back")
+                spent = record.seconds["total"]
+                progress.say(f"first step: {spent:.1f} s, compiling or reading programs included")
             progress.update(done, record.line())
             if stop and done < total:
                 finish(manager)
