@@ -126,8 +126,8 @@ def unlearn(
                 spent = seconds["checkpoint"] + time.perf_counter() - started
                 extra = {**extra, "seconds": {**seconds, "checkpoint": spent}}
             if record.step == first:
-                spent = record.seconds["total"]
-                progress.say(f"first step: {spent:.1f} s, compiling or reading programs included")
+                took = record.seconds["total"]
+                progress.say(f"first step: {took:.1f} s, compiling or reading programs included")
             progress.update(done, record.line())
             if stop and done < total:
                 finish(manager)
