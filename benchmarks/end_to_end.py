@@ -1,12 +1,15 @@
-"""A whole PMC run beside one in PyTorch: `python benchmarks/end_to_end.py`.
+"""A whole PMC run beside one in PyTorch: `python benchmarks/end_to_end.py [--tofu DIR MODEL]`.
 
-The demo's unlearning on the bundled model, from the original answers to the last step: ours with
-an empty store of compiled programs and with a filled one, and the same algorithm written with
+The demo's unlearning on the bundled model, and with `--tofu` that of a part of TOFU from a model
+of its size with the published number of samples: from the original answers to the last step, ours
+with an empty store of compiled programs and with a filled one, and the same algorithm written with
 transformers, rouge_score and torch as one would write it. Each run is a process of its own; what
-all of them load and evaluate is not counted. Both results are measured by the same evaluation.
+all of them load and evaluate is not counted. All follow the same configuration, and their results
+are measured by the same evaluation.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -16,40 +19,58 @@ import time
 from pathlib import Path
 from typing import Any
 
+import hydra
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
+from pmc_jax.config import Config, config_directory
+from pmc_jax.data import load_dataset
+from pmc_jax.pretrained import describe, load_pretrained, path_of
+
 ROOT = Path(__file__).parent.parent
-PROMPT = {
-    "template": "plain", "question": "Question: {question}\nAnswer:", "answer": " {answer}"
-}  # fmt: skip
-SEED, EPOCHS, BATCH, RETAIN, SAMPLES = 0, 14, 16, 2, 8
-LEARNING_RATE, MIN_LEN, NEW_TOKENS, MAX_LENGTH = 3e-4, 4, 40, 96
-"""The demo's settings (`configs/experiment/demo.yaml`, `configs/settings/demo/pmc.yaml`)."""
+NAME = "measured"
+DEMO = ["experiment=demo"]
 
 
-def theirs(directory: Path) -> dict[str, Any]:
+def tofu(directory: str, model: str, epochs: int) -> list[str]:
+    """The published settings of Llama-3.2-3B, with what a small model on a CPU needs."""
+    return [
+        "experiment=tofu_llama3_2_3b", f"data.path={directory}", f"model.path={model}",
+        "model.dtype=float32", "prompt.template=plain", "prompt.system=null",
+        'prompt.question="Question: {question}\nAnswer:"', 'prompt.answer=" {answer}"',
+        "training.batch_size=16", "training.accumulation=1", f"training.epochs={epochs}",
+        "optimizer.learning_rate=3e-4",
+    ]  # fmt: skip
+
+
+def composed(overrides: list[str]) -> Config:
+    """The configuration that `pmc_jax.train` has with these."""
+    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+        return OmegaConf.to_object(hydra.compose("train", overrides))
+
+
+def theirs(cfg: Config, directory: Path) -> dict[str, Any]:
     """PMC in PyTorch; leaves the model in `directory` and returns the seconds."""
-    from pmc_jax.data import DataConfig, load_dataset
-    from pmc_jax.data.batches import epoch_order, retain_draw
-    from pmc_jax.data.prompts import PromptConfig
-    from pmc_jax.pretrained import ModelSource, describe, path_of
+    from pmc_jax.data.batches import retain_draw
+    from pmc_jax.training.batch import updates_per_epoch, visited
 
-    prompt = PromptConfig(**PROMPT)
-    template = describe(ModelSource(), prompt).template
-    data = load_dataset(DataConfig(path="bundled", forget="forget10", retain="retain90"))
+    method, training, adam = cfg.method, cfg.training, cfg.optimizer
+    template = describe(cfg.model, cfg.prompt).template
+    data = load_dataset(cfg.data)
     prompts = [template.encode_prompt(row.question) for row in data.forget]
     retain = [
         (template.encode_prompt(row.question), template.encode_answer(row.answer))
         for row in data.retain
     ]
     end, tokenizer = template.end_id, template.tokenizer
-    torch.manual_seed(SEED)
-    model = AutoModelForCausalLM.from_pretrained(path_of(ModelSource()))
+    torch.manual_seed(cfg.seed)
+    model = AutoModelForCausalLM.from_pretrained(path_of(cfg.model))
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     started = time.perf_counter()
+    seconds = {"originals": 0.0, "sample": 0.0, "score": 0.0, "train": 0.0}
 
     @torch.no_grad()
     def respond(questions: list[int], **options: Any) -> list[list[int]]:
@@ -58,7 +79,8 @@ def theirs(directory: Path) -> dict[str, Any]:
         mask = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in questions]
         model.eval()
         found = model.generate(
-            torch.tensor(rows), attention_mask=torch.tensor(mask), max_new_tokens=NEW_TOKENS,
+            torch.tensor(rows), attention_mask=torch.tensor(mask),
+            max_new_tokens=method.max_new_tokens or training.max_length - width - 1,
             eos_token_id=list(template.stop_ids), pad_token_id=end, **options,
         )  # fmt: skip
         model.train()
@@ -73,11 +95,12 @@ def theirs(directory: Path) -> dict[str, Any]:
     def score(question: int, text: str) -> float:
         words = len(text.split(" "))
         found = scorer.score(originals[question], text)["rougeL"].recall
-        if not any(c.isalnum() for c in text):
+        if method.reject_wordless and not any(c.isalnum() for c in text):
             found = 1.0
-        return min(found + (np.exp(-words) if words < MIN_LEN else 0), 1.0)
+        return min(found + (np.exp(-words) if words < method.min_len else 0), 1.0)
 
     def nll(pairs: list[tuple[list[int], list[int]]]) -> torch.Tensor:
+        pairs = [(p, [*body(a)[: training.max_length - len(p) - 1], end]) for p, a in pairs]
         width = max(len(p) + len(a) for p, a in pairs)
         ids = torch.full((len(pairs), width), end)
         mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
@@ -88,119 +111,153 @@ def theirs(directory: Path) -> dict[str, Any]:
         return model(input_ids=ids, attention_mask=mask, labels=labels).loss
 
     count = len(prompts)
-    greedy = respond(list(range(count)), do_sample=False)
-    originals = [text_of(row) for row in greedy]
+    originals: list[str] = []
+    for first in range(0, count, training.rows):
+        asked = list(range(first, min(first + training.rows, count)))
+        originals += [text_of(row) for row in respond(asked, do_sample=False)]
+    seconds["originals"] = time.perf_counter() - started
     best: dict[int, tuple[float, list[int]]] = {}
     named = list(model.named_parameters())
     plain = [p for n, p in named if "norm" in n or n.endswith("bias")]
     decayed = [p for n, p in named if not ("norm" in n or n.endswith("bias"))]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
-        lr=LEARNING_RATE,
-    )
-    per_epoch = -(-count // BATCH)
-    schedule = get_linear_schedule_with_warmup(optimizer, per_epoch, EPOCHS * per_epoch)
-    for step in range(EPOCHS * per_epoch):
-        epoch, place = divmod(step, per_epoch)
-        order = epoch_order(SEED, epoch, count)
-        questions = [int(i) for i in order[place * BATCH : (place + 1) * BATCH]]
+        [
+            {"params": decayed, "weight_decay": adam.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ],
+        lr=adam.learning_rate, betas=(adam.beta1, adam.beta2), eps=adam.epsilon,
+    )  # fmt: skip
+    per_epoch = updates_per_epoch(count, training)
+    steps = training.epochs * per_epoch
+    warmup = round(adam.warmup_epochs * per_epoch)
+    schedule = get_linear_schedule_with_warmup(optimizer, warmup, steps)
+    for step in range(steps):
+        clock = [time.perf_counter()]
+        questions = visited(cfg.seed, step, count, training)
         wanted = [i for i in questions if i not in best or best[i][0] > 0]
-        if wanted:
-            rows = respond(
-                wanted, do_sample=True, temperature=1.0, top_k=0, num_return_sequences=SAMPLES
-            )
-            for number, i in enumerate(wanted):
-                own = rows[number * SAMPLES : (number + 1) * SAMPLES]
-                scores = [score(i, text_of(row)) for row in own]
-                chosen = int(np.argmin(scores))
-                if i not in best or scores[chosen] <= best[i][0]:
-                    best[i] = scores[chosen], [*body(own[chosen]), end]
-        drawn = retain_draw(SEED, step, RETAIN * len(questions), len(retain))
+        rows = respond(
+            wanted, do_sample=True, temperature=method.temperature, top_k=method.top_k,
+            top_p=method.top_p, num_return_sequences=method.samples,
+        ) if wanted else []  # fmt: skip
+        clock.append(time.perf_counter())
+        for number, i in enumerate(wanted):
+            own = rows[number * method.samples : (number + 1) * method.samples]
+            scores = [score(i, text_of(row)) for row in own]
+            chosen = int(np.argmin(scores))
+            if i not in best or scores[chosen] <= best[i][0]:
+                best[i] = scores[chosen], own[chosen]
+        clock.append(time.perf_counter())
+        drawn = retain_draw(cfg.seed, step, method.retain_per_forget * len(questions), len(retain))
         loss = nll([(prompts[i], best[i][1]) for i in questions])
-        loss = loss + nll([(list(p), list(a)) for p, a in (retain[i] for i in drawn)])
+        loss = loss + method.retain_weight * nll([retain[i] for i in drawn])
         loss.backward()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    seconds = time.perf_counter() - started
+        clock.append(time.perf_counter())
+        for part, spent in zip(("sample", "score", "train"), np.diff(clock), strict=True):
+            seconds[part] += float(spent)
+    total = time.perf_counter() - started
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    return {"seconds": seconds, "model": str(directory)}
+    return {"seconds": total, "parts": seconds, "model": str(directory)}
 
 
-def ours(directory: Path, cache: Path) -> dict[str, Any]:
+def ours(overrides: list[str], directory: Path, cache: Path) -> dict[str, Any]:
     """Our run; returns the seconds of original answers and steps, compilation included."""
-    command = [sys.executable, "-m", "pmc_jax.train", f"runs_dir={directory}", f"seed={SEED}"]
+    command = [sys.executable, "-m", "pmc_jax.train", *overrides, f"runs_dir={directory}"]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
     subprocess.run(
-        [*command, "overwrite=true", "evaluation.attack_samples=0"], check=True,
+        [*command, f"name={NAME}", "overwrite=true", "evaluation.attack_samples=0"], check=True,
         env=environment, cwd=ROOT, stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    found = json.loads((directory / "demo/summary.json").read_text())["seconds"]
+    found = json.loads((directory / NAME / "summary.json").read_text())["seconds"]
     parts = ("originals", "sample", "score", "train", "checkpoint")
     return {
         "seconds": sum(found[part] for part in parts),
         "parts": {part: found[part] for part in parts},
-        "model": str(directory / "demo/model"),
+        "model": str(directory / NAME / "model"),
     }
 
 
-def measured(directory: str) -> dict[str, float]:
+def measured(cfg: Config, directory: str) -> dict[str, float]:
     """Unlearn quality and utility of a model."""
     import jax
 
-    from pmc_jax.data import DataConfig, load_dataset
-    from pmc_jax.data.prompts import PromptConfig
-    from pmc_jax.evaluation import EvaluationConfig, Respondent, quality
-    from pmc_jax.pretrained import ModelSource, load_pretrained
+    from pmc_jax.evaluation import Respondent, quality
 
-    prompt = PromptConfig(**PROMPT)
-    model, params = load_pretrained(ModelSource(path=directory), prompt)
-    data = load_dataset(
-        DataConfig(path="bundled", forget="forget10", retain="retain90", retain_rows=None)
-    )
-    respondent = Respondent(params, model.cfg, model.template, MAX_LENGTH, "float32")
-    cfg = EvaluationConfig(max_new_tokens=NEW_TOKENS, attack_samples=0)
-    found = quality(respondent, data.evaluation, cfg, jax.random.key(0))["measures"]
+    model, params = load_pretrained(dataclasses.replace(cfg.model, path=directory), cfg.prompt)
+    respondent = Respondent(params, model.cfg, model.template, cfg.training.max_length, "float32")
+    evaluation = dataclasses.replace(cfg.evaluation, attack_samples=0)
+    sets = load_dataset(cfg.data).evaluation
+    found = quality(respondent, sets, evaluation, jax.random.key(0))["measures"]
     return {name: found[name] for name in ("unlearn_quality", "utility")}
 
 
-def main() -> None:
-    """Measure, print a table, and write `benchmarks/end_to_end.json`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--theirs", type=Path, help="for the benchmark's own processes")
-    options = parser.parse_args()
-    if options.theirs:
-        print(json.dumps(theirs(options.theirs)))
-        return
-    names = "pmc_jax, nothing compiled", "pmc_jax", "transformers + torch"
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+NAMES = "pmc_jax, nothing compiled", "pmc_jax", "transformers + torch"
+
+
+def measure(overrides: list[str], repetitions: int) -> dict[str, Any]:
+    """Runs in turn: their seconds, and what the last ones' models are worth."""
+    cfg = composed(overrides)
     load = os.getloadavg()[0]
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        for repetition in range(options.repetitions):
+        for repetition in range(repetitions):
             cache = place / f"cache-{repetition}"
-            rows[names[0]].append(ours(place / "ours", cache))
-            rows[names[1]].append(ours(place / "ours", cache))
-            command = [sys.executable, __file__, "--theirs", str(place / f"theirs-{repetition}")]
+            rows[NAMES[0]].append(ours(overrides, place / "ours", cache))
+            rows[NAMES[1]].append(ours(overrides, place / "ours", cache))
+            model = place / f"theirs-{repetition}"
             done = subprocess.run(
-                command, check=True, capture_output=True, text=True,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                [sys.executable, __file__, "--theirs", str(model), *overrides], check=True,
+                capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
             )  # fmt: skip
-            rows[names[2]].append(json.loads(done.stdout.splitlines()[-1]))
-        results = {name: measured(rows[name][-1]["model"]) for name in names[1:]}
-    medians = {name: float(np.median([r["seconds"] for r in rows[name]])) for name in names}
-    print(f"{'':<28}{'median s':>10}{'ratio':>8}{'UQ':>8}{'U':>8}   load {load:.1f}")
+            rows[NAMES[2]].append(json.loads(done.stdout.splitlines()[-1]))
+        results = {name: measured(cfg, rows[name][-1]["model"]) for name in NAMES[1:]}
+        results["before"] = measured(cfg, str(path_of(cfg.model)))
+    kept = {
+        name: [{k: v for k, v in row.items() if k != "model"} for row in found]
+        for name, found in rows.items()
+    }
+    return {"overrides": overrides, "rows": kept, "results": results, "load_average": load}
+
+
+def show(title: str, found: dict[str, Any]) -> None:
+    """Print medians, ratios and quality."""
+    medians = {
+        name: float(np.median([row["seconds"] for row in rows]))
+        for name, rows in found["rows"].items()
+    }
+    print(f"\n{title} (load {found['load_average']:.1f})")
+    print(f"{'':<28}{'median s':>10}{'ratio':>8}{'UQ':>8}{'U':>8}")
+    results = found["results"] | {NAMES[0]: found["results"][NAMES[1]]}
     for name, median in medians.items():
-        found = results.get(name, results[names[1]])
         print(
-            f"{name:<28}{median:>10.1f}{medians[names[2]] / median:>7.1f}x"
-            f"{found['unlearn_quality']:>8.1f}{found['utility']:>8.1f}"
+            f"{name:<28}{median:>10.1f}{medians[NAMES[2]] / median:>7.1f}x"
+            f"{results[name]['unlearn_quality']:>8.1f}{results[name]['utility']:>8.1f}"
         )
-    seconds = {name: [{k: v for k, v in r.items() if k != "model"} for r in found]
-               for name, found in rows.items()}  # fmt: skip
-    result = {"rows": seconds, "results": results, "load_average": load}
+    before = results["before"]
+    print(f"{'before':<46}{before['unlearn_quality']:>8.1f}{before['utility']:>8.1f}", flush=True)
+
+
+def main() -> None:
+    """Measure, print tables, and write `benchmarks/end_to_end.json`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--tofu", nargs=2, metavar=("DIR", "MODEL"))
+    parser.add_argument("--epochs", type=int, default=10, help="on TOFU")
+    parser.add_argument("--theirs", nargs="+", help="for the benchmark's own processes")
+    options = parser.parse_args()
+    if options.theirs:
+        directory, *overrides = options.theirs
+        print(json.dumps(theirs(composed(overrides), Path(directory))))
+        return
+    result = {"demo": measure(DEMO, options.repetitions)}
+    show("demo", result["demo"])
+    if options.tofu:
+        result["tofu"] = measure(tofu(*options.tofu, options.epochs), options.repetitions)
+        show("part of TOFU", result["tofu"])
     (Path(__file__).parent / "end_to_end.json").write_text(json.dumps(result, indent=2) + "\n")
 
 

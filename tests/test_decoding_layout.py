@@ -354,6 +354,19 @@ def test_where_there_is_a_kernel(monkeypatch):
     assert best_write_and_attend(q, keys) is write_and_attend
 
 
+@partial(jax.jit, static_argnames=("attention", "scale"))
+def with_gradient(attention, q, k, v, out, segments, window, scale):
+    """What `attention` gives of segments of tokens, and its gradients, weighted by `out`."""
+
+    def weighted(*qkv):
+        mixed = attention(*qkv, segments, window, scale=scale)
+        mixed = jnp.where((segments > 0)[..., None, None], mixed, 0)
+        return (mixed * out).astype(jnp.promote_types(mixed.dtype, jnp.float32)).sum(), mixed
+
+    gradients, mixed = jax.grad(weighted, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+    return mixed, *gradients
+
+
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_flash_attention_and_its_gradient(head_dim, window, rng):
@@ -364,21 +377,11 @@ def test_flash_attention_and_its_gradient(head_dim, window, rng):
         jnp.asarray(rng.normal(size=(2, 40, heads, head_dim)), dtype) for heads in (6, 2, 2, 6)
     )
     segments = jnp.asarray(np.repeat([[0, 1, 2, 0], [1, 2, 3, 3]], [3, 12, 20, 5], axis=1))
-    window = None if window is None else jnp.int32(window)
-
-    @partial(jax.jit, static_argnums=0)
-    def with_gradient(attention, *arrays):
-        def weighted(*qkv):
-            mixed = attention(*qkv, segments, window, scale=0.1)
-            return (mixed * out * (segments > 0)[..., None, None]).astype(jnp.float32).sum(), mixed
-
-        gradients, mixed = jax.grad(weighted, argnums=(0, 1, 2), has_aux=True)(*arrays)
-        return mixed, *gradients
-
-    wide = [x.astype(jnp.float32) for x in (q, k, v)]
+    fixed = segments, None if window is None else jnp.int32(window), 0.1
+    wide = [x.astype(jnp.float32) for x in (q, k, v, out)]
     with jax.default_matmul_precision("highest"):
-        expected = with_gradient(causal_attention, *wide)
-    found = with_gradient(flash, q, k, v)
+        expected = with_gradient(causal_attention, *wide, *fixed)
+    found = with_gradient(flash, q, k, v, out, *fixed)
     assert all(x.dtype == dtype for x in found)
     for own, wanted in zip(found, expected, strict=True):
         difference = np.linalg.norm(np.asarray(own, np.float32) - wanted)

@@ -10,22 +10,38 @@ import pytest
 from conftest import random_params
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
-from test_decoding_layout import CFG, attended, check_kernel, one_device_mesh, sampled
+from test_decoding_layout import (
+    CFG,
+    attended,
+    check_kernel,
+    one_device_mesh,
+    sampled,
+    with_gradient,
+)
 
 from pmc_jax import native as native_module
 from pmc_jax.decoding import nucleus
 from pmc_jax.decoding.nucleus import largest
 from pmc_jax.model import decoding_params
-from pmc_jax.model.attention import best_write_and_attend, write_and_attend
+from pmc_jax.model.attention import (
+    best_causal_attention,
+    best_write_and_attend,
+    causal_attention,
+    write_and_attend,
+)
+from pmc_jax.model.causal_kernel_cpu import causal_attention_native
 from pmc_jax.model.decode_kernel_cpu import write_and_attend_native
 from pmc_jax.native import compiled, compiler, has_native
+from pmc_jax.training.packing import packed
+from pmc_jax.training.step import accumulated_gradients, pmc_objective
+from pmc_jax.unlearning import LossRows
 
 needs_kernels = pytest.mark.skipif(
     not has_native(jnp.float32), reason="needs CPUs and a C++ compiler"
 )
 
 
-# --- attention --------------------------------------------------------------------------------
+# --- attention at decode steps -----------------------------------------------------------------
 
 
 @needs_kernels
@@ -112,6 +128,125 @@ def test_what_is_not_a_number_stays_so():
     np.testing.assert_array_equal(np.isnan(found), expected)
 
 
+# --- attention within sequences ----------------------------------------------------------------
+
+
+def sequences(rng, time, *, batch=2, kv_heads=2, per_head=2, head_dim=16):
+    """Queries, keys, values and a cotangent, and segments with padding before, between, after."""
+    heads = (kv_heads * per_head, kv_heads, kv_heads, kv_heads * per_head)
+    arrays = [rng.normal(size=(batch, time, count, head_dim)).astype(np.float32) for count in heads]
+    segments = np.zeros((batch, time), np.int32)
+    for row in segments:
+        place = int(rng.integers(0, 3))
+        for number in range(1, 4):
+            size = int(rng.integers(1, time + 1))
+            row[place : place + size] = number
+            place += size + int(rng.integers(0, 2))
+    return arrays, segments
+
+
+def check_causal(arrays, segments, window, softcap, tolerance=1e-6):
+    """Values and gradients against XLA's in double precision."""
+    softcapped = [partial(f, softcap=softcap) for f in (causal_attention_native, causal_attention)]
+    window = None if window is None else jnp.int32(window)
+    fixed = segments, window, arrays[0].shape[-1] ** -0.5
+    found = with_gradient(softcapped[0], *arrays, *fixed)
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(x, jnp.float64) for x in arrays]
+        expected = map(np.asarray, with_gradient(softcapped[1], *wide, *fixed))
+    for own, wanted in zip(found, expected, strict=True):
+        assert (own.dtype, wanted.dtype) == (jnp.float32, np.float64)
+        difference = np.linalg.norm(np.asarray(own) - wanted)
+        assert difference <= tolerance * np.linalg.norm(wanted)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "case",
+    [
+        {},
+        {"time": 1},
+        {"time": 100, "head_dim": 8, "window": 0},  # queries in several blocks
+        {"time": 100, "head_dim": 24, "window": 20},
+        {"window": 1, "kv_heads": 1, "per_head": 1},
+        {"softcap": 0.7, "per_head": 3},
+        {"time": 50, "softcap": 2.0, "window": 7},
+    ],
+    ids=str,
+)
+def test_causal_attention_and_its_gradients(case, rng):
+    case = {"time": 21, "window": None, "softcap": None, **case}
+    window, softcap = case.pop("window"), case.pop("softcap")
+    check_causal(*sequences(rng, **case), window, softcap)
+
+
+@pytest.mark.slow
+@needs_kernels
+@settings(max_examples=25, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(st.data())
+def test_causal_attention_in_other_shapes(data):
+    pick = lambda *of: data.draw(st.sampled_from(of))  # noqa: E731
+    arrays, segments = sequences(
+        np.random.default_rng(data.draw(st.integers(0, 2**32 - 1))), pick(1, 15, 16, 17, 90),
+        batch=pick(1, 3), kv_heads=pick(1, 2, 5), per_head=pick(1, 2, 4), head_dim=pick(8, 40, 64),
+    )  # fmt: skip
+    check_causal(arrays, segments, pick(None, 0, 1, 9, 16, 200), pick(None, 1.0))
+
+
+@needs_kernels
+@pytest.mark.parametrize("window", [None, jnp.int32(9)])
+def test_a_sequence_does_not_depend_on_its_row(window, rng):
+    """To the bit: neither on what stands beside it, nor on its place or its row's width."""
+    (q, k, v, out), segments = sequences(rng, 60, batch=3)
+    whole = with_gradient(causal_attention_native, q, k, v, out, segments, window, 0.25)
+    own = segments[1] == 2
+    assert 1 < own.sum() < 60
+    alone = [np.zeros((1, 71, *x.shape[2:]), np.float32) for x in (q, k, v, out)]
+    mask = np.zeros((1, 71), bool)
+    place = slice(3, 3 + own.sum())
+    mask[0, place] = True
+    for to, x in zip(alone, (q, k, v, out), strict=True):
+        to[0, place] = x[1, own]
+    found = with_gradient(causal_attention_native, *alone, mask, window, 0.25)
+    for one, all_of_them in zip(found, whole, strict=True):
+        np.testing.assert_array_equal(one[0, place], all_of_them[1, own])
+
+
+@needs_kernels
+def test_padding_and_other_sequences_see_nothing_of_a_sequence(rng):
+    """What is not a number stays in its sequence, and there in what comes after it."""
+    (q, k, v, out), segments = sequences(rng, 40)
+    place = int(np.flatnonzero(segments[0] == 1)[0])
+    k[0, place] = np.nan
+    mixed, *gradients = with_gradient(causal_attention_native, q, k, v, out, segments, None, 0.25)
+    plain = causal_attention_native(*map(jnp.asarray, (q, k, v, segments)), scale=0.25)
+    padded = np.asarray(plain)[segments == 0]
+    assert padded.size and not padded.any()
+    poisoned = np.zeros(segments.shape, bool)
+    poisoned[0] = segments[0] == 1
+    np.testing.assert_array_equal(np.isnan(mixed).any((2, 3)), poisoned)
+    for gradient in gradients:
+        assert not np.isnan(np.asarray(gradient)[~poisoned]).any()
+        assert not np.asarray(gradient)[segments == 0].any()
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_training_has_the_same_gradients_with_kernels(native, remat, rng):
+    """As in double precision, of packed rows through all layers."""
+    params = random_params(jax.random.key(0), CFG)
+    pairs = [([5, 6, 7], list(range(8, 8 + size))) for size in (4, 11, 2, 19, 7)]
+    rows = packed([pairs], 32)
+    batch = LossRows(*map(jnp.asarray, rows), retain=jnp.asarray(rows.segments > 2))
+    gradients = jax.jit(partial(accumulated_gradients, cfg=CFG), static_argnames="objective")
+    found, _ = gradients(params, batch, objective=pmc_objective(CFG, 1.0, remat=remat))
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+        expected, _ = gradients(wide, batch, objective=pmc_objective(CFG, 1.0, jnp.float64))
+    for own, wanted in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        own, wanted = np.asarray(own), np.asarray(wanted)
+        assert np.linalg.norm(own - wanted) <= 3e-6 * np.linalg.norm(wanted)
+
+
 # --- the largest ------------------------------------------------------------------------------
 
 
@@ -195,6 +330,10 @@ def test_where_kernels_are_used(monkeypatch):
     q = jnp.zeros((2, 3, 4, 16))
     assert best_write_and_attend(q, q) is write_and_attend_native
     assert best_write_and_attend(q[..., :12], q) is write_and_attend
+    causal = best_causal_attention(q, 2.0)
+    assert (causal.func, causal.keywords) == (causal_attention_native, {"softcap": 2.0})
+    assert best_causal_attention(q[..., :12], 2.0).func is causal_attention
+    assert best_causal_attention(q.astype(jnp.bfloat16), 2.0).func is causal_attention
     assert not has_native(jnp.bfloat16) and not has_native(jnp.float64)
     with jax.set_mesh(one_device_mesh()):
         assert not has_native(jnp.float32)
@@ -204,6 +343,7 @@ def test_where_kernels_are_used(monkeypatch):
     monkeypatch.setattr(native_module, "_registered", lambda: None)
     assert not has_native(jnp.float32)
     assert best_write_and_attend(q, q) is write_and_attend
+    assert best_causal_attention(q, None).func is causal_attention
 
 
 def test_double_precision_has_xlas_operations(monkeypatch):
@@ -263,12 +403,15 @@ def test_the_compiler_is_that_of_cxx(monkeypatch):
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        (None, "found no C++ compiler (c++, g++, clang++): decoding will be slower"),
+        (None, "found no C++ compiler (c++, g++, clang++): decoding and training will be slower"),
         ("", None),  # kernels are not wanted
-        ("/no/such/compiler", "have no kernels, decoding will be slower: [Errno 2]"),
-        ("false", "have no kernels, decoding will be slower: Command '['false'"),
-        ("c++ '", "have no kernels, decoding will be slower: No closing quotation"),
-        ("complaining", "have no kernels, decoding will be slower: x.cc:3:1: error: no such thing"),
+        ("/no/such/compiler", "have no kernels, decoding and training will be slower: [Errno 2]"),
+        ("false", "have no kernels, decoding and training will be slower: Command '['false'"),
+        ("c++ '", "have no kernels, decoding and training will be slower: No closing quotation"),
+        (
+            "complaining",
+            "have no kernels, decoding and training will be slower: x.cc:3:1: error: no such thing",
+        ),
     ],
 )
 def test_without_a_compiler_one_line_says_so(named, said, monkeypatch, caplog, tmp_path):
@@ -298,7 +441,7 @@ def test_a_cache_that_cannot_be_written(monkeypatch, caplog, tmp_path):
     monkeypatch.setenv("CXX", "c++")
     assert native_module._registered.__wrapped__() is None
     (line,) = caplog.messages
-    assert line.startswith("have no kernels, decoding will be slower: ")
+    assert line.startswith("have no kernels, decoding and training will be slower: ")
 
 
 def test_without_a_home_one_line_says_so(monkeypatch, caplog):
@@ -309,7 +452,7 @@ def test_without_a_home_one_line_says_so(monkeypatch, caplog):
     monkeypatch.setenv("CXX", "c++")
     assert native_module._registered.__wrapped__() is None
     assert caplog.messages == [
-        "have no kernels, decoding will be slower: Could not determine home directory."
+        "have no kernels, decoding and training will be slower: Could not determine home directory."
     ]
 
 

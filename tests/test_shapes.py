@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import pytest
+from test_decoding_layout import CFG
 from test_savings import PLAIN, new_run, words_model  # noqa: F401
 
-from pmc_jax.decoding import sampler
+from pmc_jax.decoding import Decoding, sampler, suffix_lengths
 from pmc_jax.decoding.layout import cache_lengths, few_rows, shapes
 from pmc_jax.training.loop import pmc_steps
 from pmc_jax.training.shapes import run_shapes
@@ -69,6 +71,18 @@ def test_rows_are_whole_on_every_device_of_a_mesh(words_model, x64):  # noqa: F8
 )  # fmt: skip
 def test_a_cache_is_about_as_long_as_what_it_holds(time, lengths):
     assert cache_lengths(time) == lengths
+    assert cache_lengths(time, doubling=False) == [*lengths[:1], *lengths[1:][-1:]]
+
+
+def test_room_that_attention_does_not_read_comes_at_once(monkeypatch):
+    growing = Decoding()
+    for there, expected in ((True, [32, 192]), (False, [32, 64, 128, 192])):
+        monkeypatch.setattr("pmc_jax.model.attention.has_native", lambda _, there=there: there)
+        assert suffix_lengths(192, CFG, jnp.float32, growing) == expected
+        assert suffix_lengths(192, CFG, jnp.float32, Decoding(grow_cache=False)) == [192]
+    monkeypatch.setattr("pmc_jax.model.attention.has_native", lambda _: True)
+    no_vectors = dataclasses.replace(CFG, head_dim=12)
+    assert suffix_lengths(192, no_vectors, jnp.float32, growing) == [32, 64, 128, 192]
 
 
 @pytest.mark.parametrize(

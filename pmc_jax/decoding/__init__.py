@@ -11,6 +11,7 @@ from pmc_jax.decoding.sampler import (
     Responses,
     Sampling,
     sample,
+    suffix_lengths,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "is_whole",
     "row_keys",
     "sample",
+    "suffix_lengths",
 ]

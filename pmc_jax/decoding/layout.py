@@ -51,17 +51,18 @@ def prompt_rows(prompts: int, most: int, *, compact: bool = True) -> int:
     return rows
 
 
-def cache_lengths(time: int) -> list[int]:
+def cache_lengths(time: int, *, doubling: bool = True) -> list[int]:
     """The lengths that the suffix cache takes for responses of up to `time` tokens.
 
-    A long one doubles when it is full. Each length is a compilation: a short one goes to `time` at
-    once, or has it from the start where that would hardly be twice as much.
+    A long one doubles when it is full, or goes to `time` at once where attention takes no longer
+    for room that is not written. Each length is a compilation: a short one goes to `time` at
+    once, too, or has it from the start where that would hardly be twice as much.
     """
     if time < 2 * FIRST_LENGTH:
         return [time] if time < 2 * SHORT_LENGTH else [SHORT_LENGTH, time]
     found = [FIRST_LENGTH]
     while found[-1] < time:
-        found.append(min(2 * found[-1], time))
+        found.append(min(2 * found[-1], time) if doubling else time)
     return found
 
 

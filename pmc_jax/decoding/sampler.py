@@ -31,6 +31,7 @@ from pmc_jax.model import (
     to_host,
     unsqueeze_single,
 )
+from pmc_jax.model.attention import has_cpu_kernels
 from pmc_jax.model.specs import Params
 
 WAITING, RUNNING, FINISHED, DROPPED = range(4)
@@ -70,6 +71,13 @@ class Decoding:
 
 
 DECODING = Decoding()
+
+
+def suffix_lengths(time: int, cfg: ModelConfig, dtype: DTypeLike, decoding: Decoding) -> list[int]:
+    """The lengths that the suffix cache takes for responses of up to `time` tokens."""
+    if not decoding.grow_cache:
+        return [time]
+    return cache_lengths(time, doubling=not has_cpu_kernels(cfg.head_dim, dtype))
 
 
 @dataclasses.dataclass
@@ -327,7 +335,7 @@ def sample(
         length=np.zeros((batch, samples), np.int32),
         status=np.where(limit[:, None] > 0, WAITING, FINISHED) + np.zeros((1, samples), int),
     )
-    lengths = cache_lengths(time) if decoding.grow_cache else [time]
+    lengths = suffix_lengths(time, cfg, dtype, decoding)
     for first in range(0, samples, wave or samples):
         _drop(found, prune)
         chosen = found.status == WAITING

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from pmc_jax.model.products import wide_einsum
 from pmc_jax.model.rope import rotate
@@ -247,14 +247,26 @@ def has_flash(q: Array, softcap: float | None) -> bool:
     return there and on_one_gpu(q) and "deterministic" not in os.environ.get("XLA_FLAGS", "")
 
 
+def has_cpu_kernels(head_dim: int, dtype: DTypeLike) -> bool:
+    """Whether kernels in C++ attend, with heads of this size, where the program will run.
+
+    They read of a cache what is written, however much room it has.
+    """
+    return head_dim % VECTOR == 0 and has_native(dtype)
+
+
 def best_causal_attention(q: Array, softcap: float | None) -> Callable[..., Array]:
-    """`causal_attention` with this `softcap`, or cuDNN's where there is one."""
+    """`causal_attention` with this `softcap`, or what computes the same faster where it can."""
+    if has_cpu_kernels(q.shape[-1], q.dtype):
+        from pmc_jax.model.causal_kernel_cpu import causal_attention_native
+
+        return partial(causal_attention_native, softcap=softcap)
     return flash_attention if has_flash(q, softcap) else partial(causal_attention, softcap=softcap)
 
 
 def best_write_and_attend(q: Array, *caches: Array) -> Callable[..., tuple[Array, Array, Array]]:
     """`write_and_attend`, or the kernel that computes the same where there is one."""
-    if q.shape[-1] % VECTOR == 0 and has_native(q.dtype):
+    if has_cpu_kernels(q.shape[-1], q.dtype):
         from pmc_jax.model.decode_kernel_cpu import write_and_attend_native
 
         return write_and_attend_native

@@ -37,6 +37,8 @@ FOR_THIS_PROCESSOR = (("-march=native",), ("-mcpu=native",), ())
 VECTOR = 8
 """`kLanes` of `kernels.cc`: attention has whole vectors only."""
 
+KERNELS = "write_and_attend", "top_k", "causal_attention", "causal_attention_backward"
+
 COMPILERS = ("c++", "g++", "clang++")
 
 
@@ -105,17 +107,19 @@ def _registered() -> str | None:
         said = (getattr(error, "stderr", None) or "").strip() or str(error)
         lines = said.splitlines()
         line = next((line for line in lines if "error" in line), lines[0])
-        logger.warning("have no kernels, decoding will be slower: %s", line.strip())
+        logger.warning("have no kernels, decoding and training will be slower: %s", line.strip())
         return None
     if found is None:
         if "CXX" not in os.environ:
             usual = ", ".join(COMPILERS)
-            logger.warning("found no C++ compiler (%s): decoding will be slower", usual)
+            logger.warning(
+                "found no C++ compiler (%s): decoding and training will be slower", usual
+            )
         return None
     digest, library = found
     # Programs that JAX keeps name the kernels they call: other kernels, another name.
     prefix = f"pmc_jax_{digest}_"
-    for name in ("write_and_attend", "top_k"):
+    for name in KERNELS:
         handler = jax.ffi.pycapsule(getattr(library, f"pmc_jax_{name}"))
         jax.ffi.register_ffi_target(prefix + name, handler, platform="cpu")
     return prefix
@@ -126,7 +130,7 @@ def has_native(dtype: DTypeLike) -> bool:
     return (
         jax.default_backend() == "cpu"
         and jax.sharding.get_abstract_mesh().empty
-        and dtype == jnp.float32
+        and jnp.dtype(dtype) == jnp.float32
         and _registered() is not None
     )
 
@@ -140,7 +144,7 @@ def native_call(
 ) -> Sequence[Array]:
     """What the kernel computes from its operands and attributes, where `has_native` says so.
 
-    `in_place` has the operands whose memory a result takes. There are no gradients.
+    `in_place` has the operands whose memory a result takes. JAX knows no gradient of it.
     """
     call = jax.ffi.ffi_call(
         f"{_registered()}{name}", results, vmap_method="sequential", input_output_aliases=in_place

@@ -1,5 +1,6 @@
-// What a decode step on CPUs spends most time on besides matrix products, where XLA takes one core
-// or many passes: attention over a prompt and a sample's own tokens, and the largest logits.
+// What CPUs spend most time on besides matrix products, where XLA takes one core or many passes: a
+// decode step's attention over a prompt and a sample's own tokens, and its largest logits;
+// attention within whole sequences, and its gradient.
 //
 // A vector is of eight floats, which compilers map to whatever the processor has. No result depends
 // on what else is in the batch, nor (but for subnormal numbers, which some threads of XLA may take
@@ -96,15 +97,27 @@ Floats exponential(Floats x) {
   return below ? Floats{} : series * scale;
 }
 
-// out[r, c] = sum over i of a[r, i] b[i, c], for kRows rows and kVectors vectors of columns.
-template <int kRows, int kVectors>
-void block_product(const float* a, int64_t a_row, const float* b, int64_t b_row, int64_t inner,
-                   float* out, int64_t out_row) {
+// Numbers with one step from row to row and one from column to column.
+struct Matrix {
+  const float* at;
+  int64_t row, column = 1;
+};
+
+// out[r, c] = sum over i of a[r, i] b[i, c], for kRows rows and kVectors vectors of columns. With
+// `kAdd`, it is added to what is there.
+template <int kRows, int kVectors, bool kAdd>
+void block_product(Matrix a, const float* b, int64_t b_row, int64_t inner, float* out,
+                   int64_t out_row) {
   Floats total[kRows][kVectors] = {};
+  if (kAdd) {
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVectors; ++v) total[r][v] = load(out + r * out_row + v * kLanes);
+    }
+  }
   for (int64_t i = 0; i < inner; ++i) {
     for (int v = 0; v < kVectors; ++v) {
       Floats column = load(b + i * b_row + v * kLanes);
-      for (int r = 0; r < kRows; ++r) total[r][v] += column * a[r * a_row + i];
+      for (int r = 0; r < kRows; ++r) total[r][v] += column * a.at[r * a.row + i * a.column];
     }
   }
   for (int r = 0; r < kRows; ++r) {
@@ -112,25 +125,27 @@ void block_product(const float* a, int64_t a_row, const float* b, int64_t b_row,
   }
 }
 
-template <int kRows>
-void rows_product(const float* a, int64_t a_row, const float* b, int64_t b_row, int64_t inner,
-                  int64_t columns, float* out, int64_t out_row) {
+template <int kRows, bool kAdd>
+void rows_product(Matrix a, const float* b, int64_t b_row, int64_t inner, int64_t columns,
+                  float* out, int64_t out_row) {
   int64_t c = 0;
   for (; c + 2 * kLanes <= columns; c += 2 * kLanes) {
-    block_product<kRows, 2>(a, a_row, b + c, b_row, inner, out + c, out_row);
+    block_product<kRows, 2, kAdd>(a, b + c, b_row, inner, out + c, out_row);
   }
-  if (c < columns) block_product<kRows, 1>(a, a_row, b + c, b_row, inner, out + c, out_row);
+  if (c < columns) block_product<kRows, 1, kAdd>(a, b + c, b_row, inner, out + c, out_row);
 }
 
 // The same for any number of rows, and columns in whole vectors.
-void product(int64_t rows, const float* a, int64_t a_row, const float* b, int64_t b_row,
-             int64_t inner, int64_t columns, float* out, int64_t out_row) {
+template <bool kAdd = false>
+void product(int64_t rows, Matrix a, const float* b, int64_t b_row, int64_t inner, int64_t columns,
+             float* out, int64_t out_row) {
   int64_t r = 0;
+  auto from = [&a](int64_t row) { return Matrix{a.at + row * a.row, a.row, a.column}; };
   for (; r + 4 <= rows; r += 4) {
-    rows_product<4>(a + r * a_row, a_row, b, b_row, inner, columns, out + r * out_row, out_row);
+    rows_product<4, kAdd>(from(r), b, b_row, inner, columns, out + r * out_row, out_row);
   }
   for (; r < rows; ++r) {
-    rows_product<1>(a + r * a_row, a_row, b, b_row, inner, columns, out + r * out_row, out_row);
+    rows_product<1, kAdd>(from(r), b, b_row, inner, columns, out + r * out_row, out_row);
   }
 }
 
@@ -162,13 +177,16 @@ void prefetch(const float* from, int64_t size) {
   for (int64_t i = 0; i < size; i += kLine) __builtin_prefetch(from + i);
 }
 
-// Scores, in whole vectors, to weights of unnormalised softmax; returns their sum.
-float soften(float* scores, int64_t size, float softcap) {
-  if (softcap > 0) {
-    for (int64_t i = 0; i < size; ++i) {
-      if (scores[i] > kLowest) scores[i] = softcap * std::tanh(scores[i] / softcap);
-    }
+// Scores within `softcap`, if it is above 0; those of invisible places stay as they are.
+void cap(float* scores, int64_t size, float softcap) {
+  if (!(softcap > 0)) return;
+  for (int64_t i = 0; i < size; ++i) {
+    if (scores[i] > kLowest) scores[i] = softcap * std::tanh(scores[i] / softcap);
   }
+}
+
+// Scores, in whole vectors, to weights whose sum is 1.
+void soften(float* scores, int64_t size) {
   Floats highest = load(scores);
   for (int64_t i = kLanes; i < size; i += kLanes) highest = larger(load(scores + i), highest);
   float top = highest[0];
@@ -179,7 +197,8 @@ float soften(float* scores, int64_t size, float softcap) {
     store(scores + i, weight);
     total += weight;
   }
-  return sum(total);
+  const float whole = sum(total);
+  for (int64_t i = 0; i < size; i += kLanes) store(scores + i, load(scores + i) / whole);
 }
 
 // Some samples of a prompt, and the query heads that share one key-value head. What is of a sample
@@ -222,8 +241,8 @@ void rotate_and_write(const Head& head, float* queries) {
 // The softmax of all queries, to rows of `width` weights: of the prompt's places, then of own tokens.
 void weigh(const Head& head, const float* queries, int64_t width, float* weights) {
   int64_t own_size = width - head.seen, dim = head.dim;
-  product(head.count * head.per_head, queries, dim, head.prompt_k, head.prompt_row, dim, head.seen,
-          weights, width);
+  product(head.count * head.per_head, {queries, dim}, head.prompt_k, head.prompt_row, dim,
+          head.seen, weights, width);
   int64_t first = head.first_own * dim, read = (head.step + 1) * dim - first;
   for (int64_t s = 0; s < head.count; ++s) {
     const float* own_k = head.own_k + s * head.next_own;
@@ -236,8 +255,8 @@ void weigh(const Head& head, const float* queries, int64_t width, float* weights
       for (int64_t t = head.first_own; t <= head.step; ++t) {
         own[t] = head.scale * dot(queries + r * dim, own_k + t * dim, dim);
       }
-      float total = soften(row, width, head.softcap);
-      for (int64_t i = 0; i < width; i += kLanes) store(row + i, load(row + i) / total);
+      cap(row, width, head.softcap);
+      soften(row, width);
     }
   }
 }
@@ -245,13 +264,14 @@ void weigh(const Head& head, const float* queries, int64_t width, float* weights
 // Values by their weights. `of_prompt` [count * per_head, dim] is for what prompts contribute.
 void mix(const Head& head, const float* weights, int64_t width, float* of_prompt) {
   int64_t size = head.per_head * head.dim, own_tokens = head.step + 1 - head.first_own;
-  product(head.count * head.per_head, weights, width, head.prompt_v, head.dim, head.seen, head.dim,
-          of_prompt, head.dim);
+  product(head.count * head.per_head, {weights, width}, head.prompt_v, head.dim, head.seen,
+          head.dim, of_prompt, head.dim);
   for (int64_t s = 0; s < head.count; ++s) {
     const float* own_weights = weights + s * head.per_head * width + head.seen + head.first_own;
     const float* values = head.own_v + s * head.next_own + head.first_own * head.dim;
     float* to = head.out + s * head.next_out;
-    product(head.per_head, own_weights, width, values, head.dim, own_tokens, head.dim, to, head.dim);
+    product(head.per_head, {own_weights, width}, values, head.dim, own_tokens, head.dim, to,
+            head.dim);
     for (int64_t i = 0; i < size; i += kLanes) {
       store(to + i, load(to + i) + load(of_prompt + s * size + i));
     }
@@ -330,6 +350,186 @@ ffi::Error WriteAndAttend(ffi::ThreadPool pool, F32 projected, F32 cosine, F32 s
     attend(found);
   });
   return ffi::Error::Success();
+}
+
+// A sequence of a row of tokens.
+struct Sequence {
+  int64_t row, first, size;
+};
+
+// The sequences of rows of several, the longest first; `segments` [rows, time] is 0 at padding.
+std::vector<Sequence> sequences(S32 segments) {
+  int64_t rows = segments.dimensions()[0], time = segments.dimensions()[1];
+  std::vector<Sequence> found;
+  for (int64_t row = 0; row < rows; ++row) {
+    const int32_t* own = segments.typed_data() + row * time;
+    for (int64_t first = 0, last; first < time; first = last) {
+      for (last = first + 1; last < time && own[last] == own[first];) ++last;
+      if (own[first] != 0) found.push_back({row, first, last - first});
+    }
+  }
+  std::stable_sort(found.begin(), found.end(),
+                   [](const Sequence& a, const Sequence& b) { return a.size > b.size; });
+  return found;
+}
+
+// Causal attention of the query heads that share a key-value head, within a sequence. A token's
+// queries and what is of their shape come `next_q` floats after those of the one before, keys and
+// values `next_kv` floats.
+struct Causal {
+  static constexpr int64_t kBlock = 16;  // queries whose scores exist at a time
+  int64_t size, per_head, dim, next_q, next_kv, window;
+  float scale, softcap;
+  const float *q, *k, *v;
+
+  int64_t width() const { return rounded_up(size); }
+
+  // [size, dim], times a factor, as [dim, width].
+  std::unique_ptr<float[]> as_columns(const float* x, float factor) const {
+    std::unique_ptr<float[]> to(new float[dim * width()]());
+    for (int64_t t = 0; t < size; ++t) {
+      for (int64_t d = 0; d < dim; ++d) to[d * width() + t] = factor * x[t * next_kv + d];
+    }
+    return to;
+  }
+
+  // The first place that a query sees.
+  int64_t sees_from(int64_t query) const {
+    return window > 0 ? std::max<int64_t>(0, query - window + 1) : 0;
+  }
+
+  // The first place, in whole vectors, that any query from this one on sees.
+  int64_t begin(int64_t query) const { return sees_from(query) / kLanes * kLanes; }
+
+  // Weights of the queries [first, last) of a head, to rows of `width()` from the place
+  // `begin(first)` on. `slopes`, of the same shape, is for what the cap multiplies gradients by.
+  void weigh(int64_t head, int64_t first, int64_t last, const float* columns, float* weights,
+             float* slopes = nullptr) const {
+    int64_t start = begin(first), places = rounded_up(last - start);
+    product(last - first, {q + first * next_q + head * dim, next_q}, columns + start, width(), dim,
+            places, weights, width());
+    for (int64_t t = first; t < last; ++t) {
+      float* row = weights + (t - first) * width();
+      std::fill(row, row + sees_from(t) - start, kLowest);
+      std::fill(row + t + 1 - start, row + places, kLowest);
+      cap(row, places, softcap);
+      if (slopes != nullptr) {
+        float* own = slopes + (t - first) * width();
+        for (int64_t i = 0; i < places; ++i) {
+          float capped = row[i] / softcap;  // tanh, whose slope is 1 - tanh^2
+          own[i] = row[i] > kLowest ? 1 - capped * capped : 0;
+        }
+      }
+      soften(row, places);
+    }
+  }
+
+  // `out` has the shape of `q`.
+  void attend(float* out) const {
+    std::unique_ptr<float[]> columns = as_columns(k, scale), weights(new float[kBlock * width()]);
+    for (int64_t head = 0; head < per_head; ++head) {
+      for (int64_t first = 0, last; first < size; first = last) {
+        last = std::min(first + kBlock, size);
+        weigh(head, first, last, columns.get(), weights.get());
+        int64_t start = begin(first);
+        product(last - first, {weights.get(), width()}, v + start * next_kv, next_kv, last - start,
+                dim, out + first * next_q + head * dim, next_q);
+      }
+    }
+  }
+
+  // From `d_out`, of the shape of `q`: the gradient of `q`, and those of `k` and `v`, which are 0
+  // before. With weights p = softmax(s): dv = p^T d_out; ds = p (dp - sum p dp), dp = d_out v^T.
+  void attend_backward(const float* d_out, float* dq, float* dk, float* dv) const {
+    int64_t room = kBlock * width();
+    std::unique_ptr<float[]> key_columns = as_columns(k, scale), value_columns = as_columns(v, 1);
+    std::unique_ptr<float[]> weights(new float[room]), changes(new float[room]);
+    std::unique_ptr<float[]> slopes(softcap > 0 ? new float[room] : nullptr);
+    for (int64_t head = 0; head < per_head; ++head) {
+      for (int64_t first = 0, last; first < size; first = last) {
+        last = std::min(first + kBlock, size);
+        int64_t count = last - first, start = begin(first), places = rounded_up(last - start);
+        const float* queries = q + first * next_q + head * dim;
+        const float* wanted = d_out + first * next_q + head * dim;
+        weigh(head, first, last, key_columns.get(), weights.get(), slopes.get());
+        product(count, {wanted, next_q}, value_columns.get() + start, width(), dim, places,
+                changes.get(), width());
+        for (int64_t r = 0; r < count; ++r) {
+          const float *weight = &weights[r * width()], *slope = nullptr;
+          float* change = &changes[r * width()];
+          if (softcap > 0) slope = &slopes[r * width()];
+          const float mean = dot(weight, change, places);
+          for (int64_t i = 0; i < places; i += kLanes) {
+            Floats x = load(weight + i) * (load(change + i) - mean) * scale;
+            store(change + i, slope ? x * load(slope + i) : x);
+          }
+        }
+        int64_t seen = last - start;
+        product(count, {changes.get(), width()}, k + start * next_kv, next_kv, seen, dim,
+                dq + first * next_q + head * dim, next_q);
+        product<true>(seen, {changes.get(), 1, width()}, queries, next_q, count, dim,
+                      dk + start * next_kv, next_kv);
+        product<true>(seen, {weights.get(), 1, width()}, wanted, next_q, count, dim,
+                      dv + start * next_kv, next_kv);
+      }
+    }
+  }
+};
+
+// Calls work(attention, queries, keys) for every key-value head of every sequence; the numbers say
+// how many floats after the first its queries and keys begin.
+template <typename Work>
+ffi::Error for_all_causal(ffi::ThreadPool pool, F32 q, F32 k, F32 v, S32 segments, S32 window,
+                          float scale, float softcap, const Work& work) {
+  auto sizes = k.dimensions();
+  int64_t time = sizes[1], kv_heads = sizes[2], dim = sizes[3];
+  if (dim % kLanes != 0) return ffi::Error::InvalidArgument("head_dim must be a multiple of 8");
+  Causal same;
+  same.per_head = q.dimensions()[2] / kv_heads;
+  same.dim = dim;
+  same.next_q = q.dimensions()[2] * dim;
+  same.next_kv = kv_heads * dim;
+  same.window = window.typed_data()[0];
+  same.scale = scale;
+  same.softcap = softcap;
+  std::vector<Sequence> all = sequences(segments);
+  in_parallel(pool, all.size() * kv_heads, [&](int64_t item) {
+    const Sequence& sequence = all[item / kv_heads];
+    int64_t head = item % kv_heads, token = sequence.row * time + sequence.first;
+    int64_t queries = token * same.next_q + head * same.per_head * dim;
+    int64_t keys = token * same.next_kv + head * dim;
+    Causal own = same;
+    own.size = sequence.size;
+    own.q = q.typed_data() + queries;
+    own.k = k.typed_data() + keys;
+    own.v = v.typed_data() + keys;
+    work(own, queries, keys);
+  });
+  return ffi::Error::Success();
+}
+
+// Shapes: q, out and d_out [batch, time, heads, dim]; k and v [batch, time, kv_heads, dim]; segments
+// [batch, time]; window a number. Padding gets zeros.
+ffi::Error CausalAttention(ffi::ThreadPool pool, F32 q, F32 k, F32 v, S32 segments, S32 window,
+                           ffi::Result<F32> out, float scale, float softcap) {
+  std::fill_n(out->typed_data(), out->element_count(), 0.0f);
+  auto attend = [&](const Causal& own, int64_t queries, int64_t) {
+    own.attend(out->typed_data() + queries);
+  };
+  return for_all_causal(pool, q, k, v, segments, window, scale, softcap, attend);
+}
+
+ffi::Error CausalAttentionBackward(ffi::ThreadPool pool, F32 q, F32 k, F32 v, S32 segments,
+                                   S32 window, F32 d_out, ffi::Result<F32> dq, ffi::Result<F32> dk,
+                                   ffi::Result<F32> dv, float scale, float softcap) {
+  for (auto* gradient : {&dq, &dk, &dv}) {
+    std::fill_n((*gradient)->typed_data(), (*gradient)->element_count(), 0.0f);
+  }
+  auto attend = [&](const Causal& own, int64_t queries, int64_t keys) {
+    own.attend_backward(d_out.typed_data() + queries, dq->typed_data() + queries,
+                        dk->typed_data() + keys, dv->typed_data() + keys);
+  };
+  return for_all_causal(pool, q, k, v, segments, window, scale, softcap, attend);
 }
 
 // A float's bits as an integer in the order of the floats: -0 before 0, NaN at the ends.
@@ -451,3 +651,30 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(pmc_jax_top_k, TopK,
                                   .Arg<F32>()  // scale
                                   .Ret<F32>()  // values
                                   .Ret<S32>());  // indices
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(pmc_jax_causal_attention, CausalAttention,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<F32>()  // q
+                                  .Arg<F32>()  // k
+                                  .Arg<F32>()  // v
+                                  .Arg<S32>()  // segments
+                                  .Arg<S32>()  // window
+                                  .Ret<F32>()  // out
+                                  .Attr<float>("scale")
+                                  .Attr<float>("softcap"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(pmc_jax_causal_attention_backward, CausalAttentionBackward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<F32>()  // q
+                                  .Arg<F32>()  // k
+                                  .Arg<F32>()  // v
+                                  .Arg<S32>()  // segments
+                                  .Arg<S32>()  // window
+                                  .Arg<F32>()  // d_out
+                                  .Ret<F32>()  // dq
+                                  .Ret<F32>()  // dk
+                                  .Ret<F32>()  // dv
+                                  .Attr<float>("scale")
+                                  .Attr<float>("softcap"));

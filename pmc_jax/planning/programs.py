@@ -12,8 +12,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from pmc_jax.buckets import bucket_length, bucket_rows
-from pmc_jax.decoding.layout import cache_lengths
-from pmc_jax.decoding.sampler import Sampling, _begin, _decode_chunk, _prefill
+from pmc_jax.decoding.sampler import (
+    Sampling,
+    _begin,
+    _decode_chunk,
+    _prefill,
+    suffix_lengths,
+)
 from pmc_jax.model import ModelConfig, on_mesh, param_specs
 from pmc_jax.model.sharding import partition_spec
 from pmc_jax.model.specs import Params
@@ -241,13 +246,13 @@ def compile_decoding(
     width, time_ = bucket_length(job.prompt_tokens), response_room(job)
     params = weights_to_decode(job, mesh)
     weights = {"decoding params": shard_bytes(params)}
-    lengths = cache_lengths(time_) if job.batch.grow_cache else [time_]
 
     def shaped(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     static: dict[str, Any] = {"cfg": job.cfg, "sampling": sampling}
     with on_mesh(mesh):
+        lengths = suffix_lengths(time_, job.cfg, job.dtype, job.batch.decoding)
         program, (logits, prefix) = _compile(
             f"{name}: prefill",
             _prefill,

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Iterable
 
 from pmc_jax.buckets import bucket_length, bucket_rows
-from pmc_jax.decoding.layout import cache_lengths, prompt_rows, shapes
+from pmc_jax.decoding import suffix_lengths
+from pmc_jax.decoding.layout import prompt_rows, shapes
 from pmc_jax.training.packing import LONGEST_PER_ROW, PER_ROW
 from pmc_jax.training.pmc_run import PMCRun
 from pmc_jax.training.responses import sample_limit
@@ -91,7 +92,7 @@ def run_shapes(run: PMCRun, multiple: int = 1) -> RunShapes:
     caches = {
         length
         for limit in limits
-        for length in (cache_lengths(limit) if run.batch.grow_cache else [limit])
+        for length in suffix_lengths(limit, run.model, run.dtype, run.batch.decoding)
     }
     rows = {prompt_rows(count, most, compact=compact) for count in range(1, most + 1)}
     return RunShapes(

@@ -1,0 +1,32 @@
+"""A part of TOFU, for models small enough to learn it by heart on a CPU.
+
+`python benchmarks/tofu_subset.py DIR OUT`: the first questions of `forget10` (and their
+paraphrases) and the first rows of `retain90` in DIR, in files of the same names in OUT.
+"""
+
+import argparse
+import itertools
+from pathlib import Path
+
+
+def main() -> None:
+    """Write the files; OUT must not exist."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", type=Path, metavar="DIR")
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--forget", type=int, default=64)
+    parser.add_argument("--retain", type=int, default=336)
+    options = parser.parse_args()
+    counts = {
+        "forget10": options.forget, "forget10_perturbed": options.forget,
+        "retain90": options.retain,
+    }  # fmt: skip
+    options.out.mkdir(parents=True)
+    for name, count in counts.items():
+        with (options.directory / f"{name}.json").open() as lines:
+            kept = "".join(itertools.islice(lines, count))
+        (options.out / f"{name}.json").write_text(kept)
+
+
+if __name__ == "__main__":
+    main()
