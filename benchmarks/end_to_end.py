@@ -4,8 +4,8 @@ The demo's unlearning on the bundled model, and with `--tofu` that of a part of 
 of its size with the published number of samples: from the original answers to the last step, ours
 with an empty store of compiled programs and with a filled one, and the same algorithm written with
 transformers, rouge_score and torch as one would write it. Each run is a process of its own; what
-all of them load and evaluate is not counted. All follow the same configuration, and their results
-are measured by the same evaluation.
+all of them load and evaluate is not counted, nor that kernels in C++ are compiled. All follow the
+same configuration, and their results are measured by the same evaluation.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def tofu(directory: str, model: str, epochs: int) -> list[str]:
         "model.dtype=float32", "prompt.template=plain", "prompt.system=null",
         'prompt.question="Question: {question}\nAnswer:"', 'prompt.answer=" {answer}"',
         "training.batch_size=16", "training.accumulation=1", f"training.epochs={epochs}",
-        "optimizer.learning_rate=3e-4",
+        "optimizer.learning_rate=5e-4",
     ]  # fmt: skip
 
 
@@ -67,10 +67,10 @@ def theirs(cfg: Config, directory: Path) -> dict[str, Any]:
     ]
     end, tokenizer = template.end_id, template.tokenizer
     torch.manual_seed(cfg.seed)
-    model = AutoModelForCausalLM.from_pretrained(path_of(cfg.model))
+    model = AutoModelForCausalLM.from_pretrained(path_of(cfg.model), dtype=torch.float32)
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    started = time.perf_counter()
     seconds = {"originals": 0.0, "sample": 0.0, "score": 0.0, "train": 0.0}
+    tokens_sampled = questions_sampled = 0
 
     @torch.no_grad()
     def respond(questions: list[int], **options: Any) -> list[list[int]]:
@@ -111,6 +111,8 @@ def theirs(cfg: Config, directory: Path) -> dict[str, Any]:
         return model(input_ids=ids, attention_mask=mask, labels=labels).loss
 
     count = len(prompts)
+    respond([0], do_sample=True, top_k=method.top_k)  # as an evaluation before would have done
+    started = time.perf_counter()
     originals: list[str] = []
     for first in range(0, count, training.rows):
         asked = list(range(first, min(first + training.rows, count)))
@@ -140,6 +142,8 @@ def theirs(cfg: Config, directory: Path) -> dict[str, Any]:
             top_p=method.top_p, num_return_sequences=method.samples,
         ) if wanted else []  # fmt: skip
         clock.append(time.perf_counter())
+        questions_sampled += len(wanted)
+        tokens_sampled += sum(min(len(body(row)) + 1, len(row)) for row in rows)
         for number, i in enumerate(wanted):
             own = rows[number * method.samples : (number + 1) * method.samples]
             scores = [score(i, text_of(row)) for row in own]
@@ -160,11 +164,14 @@ def theirs(cfg: Config, directory: Path) -> dict[str, Any]:
     total = time.perf_counter() - started
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    return {"seconds": total, "parts": seconds, "model": str(directory)}
+    return {
+        "seconds": total, "parts": seconds, "model": str(directory),
+        "questions_sampled": questions_sampled, "tokens_sampled": tokens_sampled,
+    }  # fmt: skip
 
 
 def ours(overrides: list[str], directory: Path, cache: Path) -> dict[str, Any]:
-    """Our run; returns the seconds of original answers and steps, compilation included."""
+    """Our run; returns the seconds of all but loading, evaluations and export."""
     command = [sys.executable, "-m", "pmc_jax.train", *overrides, f"runs_dir={directory}"]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
     subprocess.run(
@@ -172,11 +179,18 @@ def ours(overrides: list[str], directory: Path, cache: Path) -> dict[str, Any]:
         env=environment, cwd=ROOT, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     found = json.loads((directory / NAME / "summary.json").read_text())["seconds"]
+    beside = ("load", "evaluate_before", "export", "evaluate_after")
+    lines = (directory / NAME / "metrics.jsonl").read_text().splitlines()
+    sampled = {
+        key: sum(json.loads(line)[key] for line in lines)
+        for key in ("questions_sampled", "tokens_sampled")
+    }
     parts = ("originals", "sample", "score", "train", "checkpoint")
     return {
-        "seconds": sum(found[part] for part in parts),
+        "seconds": found["total"] - sum(found[part] for part in beside),
         "parts": {part: found[part] for part in parts},
         "model": str(directory / NAME / "model"),
+        **sampled,
     }
 
 
@@ -211,7 +225,7 @@ def measure(overrides: list[str], repetitions: int) -> dict[str, Any]:
             model = place / f"theirs-{repetition}"
             done = subprocess.run(
                 [sys.executable, __file__, "--theirs", str(model), *overrides], check=True,
-                capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
             )  # fmt: skip
             rows[NAMES[2]].append(json.loads(done.stdout.splitlines()[-1]))
         results = {name: measured(cfg, rows[name][-1]["model"]) for name in NAMES[1:]}
@@ -230,15 +244,16 @@ def show(title: str, found: dict[str, Any]) -> None:
         for name, rows in found["rows"].items()
     }
     print(f"\n{title} (load {found['load_average']:.1f})")
-    print(f"{'':<28}{'median s':>10}{'ratio':>8}{'UQ':>8}{'U':>8}")
+    print(f"{'':<28}{'median s':>10}{'ratio':>8}{'tokens':>10}{'UQ':>8}{'U':>8}")
     results = found["results"] | {NAMES[0]: found["results"][NAMES[1]]}
     for name, median in medians.items():
         print(
             f"{name:<28}{median:>10.1f}{medians[NAMES[2]] / median:>7.1f}x"
+            f"{found['rows'][name][-1]['tokens_sampled']:>10,}"
             f"{results[name]['unlearn_quality']:>8.1f}{results[name]['utility']:>8.1f}"
         )
     before = results["before"]
-    print(f"{'before':<46}{before['unlearn_quality']:>8.1f}{before['utility']:>8.1f}", flush=True)
+    print(f"{'before':<56}{before['unlearn_quality']:>8.1f}{before['utility']:>8.1f}", flush=True)
 
 
 def main() -> None:
@@ -246,7 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--tofu", nargs=2, metavar=("DIR", "MODEL"))
-    parser.add_argument("--epochs", type=int, default=10, help="on TOFU")
+    parser.add_argument("--epochs", type=int, default=8, help="on TOFU")
     parser.add_argument("--theirs", nargs="+", help="for the benchmark's own processes")
     options = parser.parse_args()
     if options.theirs:

@@ -24,8 +24,10 @@ def main() -> None:
     options.out.mkdir(parents=True)
     for name, count in counts.items():
         with (options.directory / f"{name}.json").open() as lines:
-            kept = "".join(itertools.islice(lines, count))
-        (options.out / f"{name}.json").write_text(kept)
+            kept = list(itertools.islice(lines, count))
+        if len(kept) < count:
+            parser.error(f"{name}.json has {len(kept)} rows; expected at least {count}")
+        (options.out / f"{name}.json").write_text("".join(kept))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The kernels in C++ against XLA's operations, and where they are used, kept and done without."""
 
+import dataclasses
 import subprocess
 from functools import partial
 
@@ -214,34 +215,65 @@ def test_a_sequence_does_not_depend_on_its_row(window, rng):
 
 @needs_kernels
 def test_padding_and_other_sequences_see_nothing_of_a_sequence(rng):
-    """What is not a number stays in its sequence, and there in what comes after it."""
+    """What is not a number stays in its sequence, and a key in what comes from it on."""
     (q, k, v, out), segments = sequences(rng, 40)
-    place = int(np.flatnonzero(segments[0] == 1)[0])
-    k[0, place] = np.nan
+    first, last = np.flatnonzero(segments[0] == 1)[[0, -1]]
+    assert last > first + 1
+    k[0, first + 1] = np.nan
     mixed, *gradients = with_gradient(causal_attention_native, q, k, v, out, segments, None, 0.25)
     plain = causal_attention_native(*map(jnp.asarray, (q, k, v, segments)), scale=0.25)
     padded = np.asarray(plain)[segments == 0]
     assert padded.size and not padded.any()
     poisoned = np.zeros(segments.shape, bool)
-    poisoned[0] = segments[0] == 1
+    poisoned[0, first + 1 : last + 1] = True
     np.testing.assert_array_equal(np.isnan(mixed).any((2, 3)), poisoned)
+    poisoned[0, first] = True
     for gradient in gradients:
         assert not np.isnan(np.asarray(gradient)[~poisoned]).any()
         assert not np.asarray(gradient)[segments == 0].any()
 
 
-@pytest.mark.parametrize("remat", ["none", "dots"])
-def test_training_has_the_same_gradients_with_kernels(native, remat, rng):
+@needs_kernels
+def test_rows_of_padding_and_mapped_ones(rng):
+    arrays, segments = sequences(rng, 12)
+    q, k, v, _ = map(jnp.asarray, arrays)
+    nothing = causal_attention_native(q, k, v, jnp.zeros_like(segments), scale=1.0)
+    np.testing.assert_array_equal(nothing, np.zeros(q.shape))
+    attention = partial(causal_attention_native, scale=0.5)
+    mapped = jax.vmap(lambda *one: attention(*(x[None] for x in one))[0])
+    expected = attention(q, k, v, jnp.asarray(segments))
+    np.testing.assert_array_equal(mapped(q, k, v, jnp.asarray(segments)), expected)
+
+
+@needs_kernels
+def test_scores_beyond_all_numbers_are_capped(rng):
+    """As XLA's are: minus infinity to minus the cap."""
+    arrays, segments = sequences(rng, 9)
+    q, k, v = (jnp.asarray(x) for x in arrays[:3])
+    q, k = (x.at[..., 1:].set(0) * jnp.float32(1e38) for x in (q, k))
+    fixed = v, jnp.asarray(segments)
+    found = causal_attention_native(q, k, *fixed, scale=1.0, softcap=1.0)
+    expected = causal_attention(q, k, *fixed, scale=1.0, softcap=1.0)
+    real = segments > 0
+    np.testing.assert_allclose(found[real], expected[real], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("remat", "changes"),
+    [("dots", {}), ("none", {"windows": (3, 0, 5), "attention_softcap": 1.0}), ("full", {})],
+)
+def test_training_has_the_same_gradients_with_kernels(native, remat, changes, rng):
     """As in double precision, of packed rows through all layers."""
-    params = random_params(jax.random.key(0), CFG)
+    cfg = dataclasses.replace(CFG, **changes)
+    params = random_params(jax.random.key(0), cfg)
     pairs = [([5, 6, 7], list(range(8, 8 + size))) for size in (4, 11, 2, 19, 7)]
     rows = packed([pairs], 32)
     batch = LossRows(*map(jnp.asarray, rows), retain=jnp.asarray(rows.segments > 2))
-    gradients = jax.jit(partial(accumulated_gradients, cfg=CFG), static_argnames="objective")
-    found, _ = gradients(params, batch, objective=pmc_objective(CFG, 1.0, remat=remat))
+    gradients = jax.jit(partial(accumulated_gradients, cfg=cfg), static_argnames="objective")
+    found, _ = gradients(params, batch, objective=pmc_objective(cfg, 1.0, remat=remat))
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-        expected, _ = gradients(wide, batch, objective=pmc_objective(CFG, 1.0, jnp.float64))
+        expected, _ = gradients(wide, batch, objective=pmc_objective(cfg, 1.0, jnp.float64))
     for own, wanted in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         own, wanted = np.asarray(own), np.asarray(wanted)
         assert np.linalg.norm(own - wanted) <= 3e-6 * np.linalg.norm(wanted)

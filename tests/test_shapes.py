@@ -71,15 +71,17 @@ def test_rows_are_whole_on_every_device_of_a_mesh(words_model, x64):  # noqa: F8
 )  # fmt: skip
 def test_a_cache_is_about_as_long_as_what_it_holds(time, lengths):
     assert cache_lengths(time) == lengths
-    assert cache_lengths(time, doubling=False) == [*lengths[:1], *lengths[1:][-1:]]
+    assert cache_lengths(time, 8) == [*lengths[:1], *lengths[1:][-1:]]
 
 
-def test_room_that_attention_does_not_read_comes_at_once(monkeypatch):
+def test_room_that_attention_does_not_read_comes_in_large_steps(monkeypatch):
     growing = Decoding()
     for there, expected in ((True, [32, 192]), (False, [32, 64, 128, 192])):
         monkeypatch.setattr("pmc_jax.model.attention.has_native", lambda _, there=there: there)
         assert suffix_lengths(192, CFG, jnp.float32, growing) == expected
         assert suffix_lengths(192, CFG, jnp.float32, Decoding(grow_cache=False)) == [192]
+        assert suffix_lengths(48, CFG, jnp.float32, growing) == [16, 48]
+    assert cache_lengths(2000, 8) == [32, 256, 2000]
     monkeypatch.setattr("pmc_jax.model.attention.has_native", lambda _: True)
     no_vectors = dataclasses.replace(CFG, head_dim=12)
     assert suffix_lengths(192, no_vectors, jnp.float32, growing) == [32, 64, 128, 192]

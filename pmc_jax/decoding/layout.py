@@ -51,18 +51,18 @@ def prompt_rows(prompts: int, most: int, *, compact: bool = True) -> int:
     return rows
 
 
-def cache_lengths(time: int, *, doubling: bool = True) -> list[int]:
+def cache_lengths(time: int, factor: int = 2) -> list[int]:
     """The lengths that the suffix cache takes for responses of up to `time` tokens.
 
-    A long one doubles when it is full, or goes to `time` at once where attention takes no longer
-    for room that is not written. Each length is a compilation: a short one goes to `time` at
-    once, too, or has it from the start where that would hardly be twice as much.
+    A long one grows by this factor when it is full: a small one where attention reads all of it, a
+    large one where it reads what is written. Each length is a compilation: a short one goes to
+    `time` at once, or has it from the start where that would hardly be twice as much.
     """
     if time < 2 * FIRST_LENGTH:
         return [time] if time < 2 * SHORT_LENGTH else [SHORT_LENGTH, time]
     found = [FIRST_LENGTH]
     while found[-1] < time:
-        found.append(min(2 * found[-1], time) if doubling else time)
+        found.append(min(factor * found[-1], time))
     return found
 
 

@@ -77,7 +77,7 @@ def suffix_lengths(time: int, cfg: ModelConfig, dtype: DTypeLike, decoding: Deco
     """The lengths that the suffix cache takes for responses of up to `time` tokens."""
     if not decoding.grow_cache:
         return [time]
-    return cache_lengths(time, doubling=not has_cpu_kernels(cfg.head_dim, dtype))
+    return cache_lengths(time, 8 if has_cpu_kernels(cfg.head_dim, dtype) else 2)
 
 
 @dataclasses.dataclass

@@ -32,7 +32,8 @@ LEAST_CAPABILITY = 8.0
 Segments = Bool[Array, "batch time"] | Int[Array, "batch time"]
 """Which sequence of its row a token belongs to; 0 at padding.
 
-A mask of real tokens will do for rows of one sequence each.
+The tokens of a sequence follow one another. A mask of real tokens will do for rows of one
+sequence each.
 """
 
 

@@ -24,7 +24,7 @@ def causal_attention_native(
     """`causal_attention` without its scores in memory, for heads of whole vectors; where
     `has_native` says so.
 
-    The places of a segment follow one another. Padding gets zeros, and no gradient.
+    Padding gets zeros, and no gradient. Gradients are those of the first order, in reverse mode.
     """
     own_window = jnp.zeros((), jnp.int32) if window is None else window.astype(jnp.int32)
     return _attention(q, k, v, segments.astype(jnp.int32), own_window, scale, softcap or 0.0)

@@ -177,11 +177,11 @@ void prefetch(const float* from, int64_t size) {
   for (int64_t i = 0; i < size; i += kLine) __builtin_prefetch(from + i);
 }
 
-// Scores within `softcap`, if it is above 0; those of invisible places stay as they are.
+// Scores within `softcap`, if it is above 0; the lowest, of invisible places, stays as it is.
 void cap(float* scores, int64_t size, float softcap) {
   if (!(softcap > 0)) return;
   for (int64_t i = 0; i < size; ++i) {
-    if (scores[i] > kLowest) scores[i] = softcap * std::tanh(scores[i] / softcap);
+    if (scores[i] != kLowest) scores[i] = softcap * std::tanh(scores[i] / softcap);
   }
 }
 
@@ -358,7 +358,7 @@ struct Sequence {
 };
 
 // The sequences of rows of several, the longest first; `segments` [rows, time] is 0 at padding.
-std::vector<Sequence> sequences(S32 segments) {
+std::vector<Sequence> sequences(S32 segments) noexcept {
   int64_t rows = segments.dimensions()[0], time = segments.dimensions()[1];
   std::vector<Sequence> found;
   for (int64_t row = 0; row < rows; ++row) {
@@ -410,16 +410,18 @@ struct Causal {
             places, weights, width());
     for (int64_t t = first; t < last; ++t) {
       float* row = weights + (t - first) * width();
-      std::fill(row, row + sees_from(t) - start, kLowest);
-      std::fill(row + t + 1 - start, row + places, kLowest);
-      cap(row, places, softcap);
+      int64_t from = sees_from(t) - start, to = t + 1 - start;
+      cap(row + from, to - from, softcap);
       if (slopes != nullptr) {
         float* own = slopes + (t - first) * width();
-        for (int64_t i = 0; i < places; ++i) {
+        std::fill(own, own + places, 0.0f);
+        for (int64_t i = from; i < to; ++i) {
           float capped = row[i] / softcap;  // tanh, whose slope is 1 - tanh^2
-          own[i] = row[i] > kLowest ? 1 - capped * capped : 0;
+          own[i] = 1 - capped * capped;
         }
       }
+      std::fill(row, row + from, kLowest);
+      std::fill(row + to, row + places, kLowest);
       soften(row, places);
     }
   }
@@ -443,33 +445,33 @@ struct Causal {
   void attend_backward(const float* d_out, float* dq, float* dk, float* dv) const {
     int64_t room = kBlock * width();
     std::unique_ptr<float[]> key_columns = as_columns(k, scale), value_columns = as_columns(v, 1);
-    std::unique_ptr<float[]> weights(new float[room]), changes(new float[room]);
+    std::unique_ptr<float[]> weights(new float[room]), d_scores(new float[room]);
     std::unique_ptr<float[]> slopes(softcap > 0 ? new float[room] : nullptr);
     for (int64_t head = 0; head < per_head; ++head) {
       for (int64_t first = 0, last; first < size; first = last) {
         last = std::min(first + kBlock, size);
         int64_t count = last - first, start = begin(first), places = rounded_up(last - start);
         const float* queries = q + first * next_q + head * dim;
-        const float* wanted = d_out + first * next_q + head * dim;
+        const float* d_mixed = d_out + first * next_q + head * dim;
         weigh(head, first, last, key_columns.get(), weights.get(), slopes.get());
-        product(count, {wanted, next_q}, value_columns.get() + start, width(), dim, places,
-                changes.get(), width());
+        product(count, {d_mixed, next_q}, value_columns.get() + start, width(), dim, places,
+                d_scores.get(), width());
         for (int64_t r = 0; r < count; ++r) {
           const float *weight = &weights[r * width()], *slope = nullptr;
-          float* change = &changes[r * width()];
+          float* d_score = &d_scores[r * width()];
           if (softcap > 0) slope = &slopes[r * width()];
-          const float mean = dot(weight, change, places);
+          const float mean = dot(weight, d_score, places);
           for (int64_t i = 0; i < places; i += kLanes) {
-            Floats x = load(weight + i) * (load(change + i) - mean) * scale;
-            store(change + i, slope ? x * load(slope + i) : x);
+            Floats x = load(weight + i) * (load(d_score + i) - mean) * scale;
+            store(d_score + i, slope ? x * load(slope + i) : x);
           }
         }
         int64_t seen = last - start;
-        product(count, {changes.get(), width()}, k + start * next_kv, next_kv, seen, dim,
+        product(count, {d_scores.get(), width()}, k + start * next_kv, next_kv, seen, dim,
                 dq + first * next_q + head * dim, next_q);
-        product<true>(seen, {changes.get(), 1, width()}, queries, next_q, count, dim,
+        product<true>(seen, {d_scores.get(), 1, width()}, queries, next_q, count, dim,
                       dk + start * next_kv, next_kv);
-        product<true>(seen, {weights.get(), 1, width()}, wanted, next_q, count, dim,
+        product<true>(seen, {weights.get(), 1, width()}, d_mixed, next_q, count, dim,
                       dv + start * next_kv, next_kv);
       }
     }
@@ -484,21 +486,21 @@ ffi::Error for_all_causal(ffi::ThreadPool pool, F32 q, F32 k, F32 v, S32 segment
   auto sizes = k.dimensions();
   int64_t time = sizes[1], kv_heads = sizes[2], dim = sizes[3];
   if (dim % kLanes != 0) return ffi::Error::InvalidArgument("head_dim must be a multiple of 8");
-  Causal same;
-  same.per_head = q.dimensions()[2] / kv_heads;
-  same.dim = dim;
-  same.next_q = q.dimensions()[2] * dim;
-  same.next_kv = kv_heads * dim;
-  same.window = window.typed_data()[0];
-  same.scale = scale;
-  same.softcap = softcap;
+  Causal shared;
+  shared.per_head = q.dimensions()[2] / kv_heads;
+  shared.dim = dim;
+  shared.next_q = q.dimensions()[2] * dim;
+  shared.next_kv = kv_heads * dim;
+  shared.window = window.typed_data()[0];
+  shared.scale = scale;
+  shared.softcap = softcap;
   std::vector<Sequence> all = sequences(segments);
   in_parallel(pool, all.size() * kv_heads, [&](int64_t item) {
     const Sequence& sequence = all[item / kv_heads];
     int64_t head = item % kv_heads, token = sequence.row * time + sequence.first;
-    int64_t queries = token * same.next_q + head * same.per_head * dim;
-    int64_t keys = token * same.next_kv + head * dim;
-    Causal own = same;
+    int64_t queries = token * shared.next_q + head * shared.per_head * dim;
+    int64_t keys = token * shared.next_kv + head * dim;
+    Causal own = shared;
     own.size = sequence.size;
     own.q = q.typed_data() + queries;
     own.k = k.typed_data() + keys;
@@ -525,11 +527,11 @@ ffi::Error CausalAttentionBackward(ffi::ThreadPool pool, F32 q, F32 k, F32 v, S3
   for (auto* gradient : {&dq, &dk, &dv}) {
     std::fill_n((*gradient)->typed_data(), (*gradient)->element_count(), 0.0f);
   }
-  auto attend = [&](const Causal& own, int64_t queries, int64_t keys) {
+  auto attend_backward = [&](const Causal& own, int64_t queries, int64_t keys) {
     own.attend_backward(d_out.typed_data() + queries, dq->typed_data() + queries,
                         dk->typed_data() + keys, dv->typed_data() + keys);
   };
-  return for_all_causal(pool, q, k, v, segments, window, scale, softcap, attend);
+  return for_all_causal(pool, q, k, v, segments, window, scale, softcap, attend_backward);
 }
 
 // A float's bits as an integer in the order of the floats: -0 before 0, NaN at the ends.

@@ -252,6 +252,7 @@ def compile_decoding(
 
     static: dict[str, Any] = {"cfg": job.cfg, "sampling": sampling}
     with on_mesh(mesh):
+        # Planned for a mesh, which has XLA's operations: the cache grows as it does for them.
         lengths = suffix_lengths(time_, job.cfg, job.dtype, job.batch.decoding)
         program, (logits, prefix) = _compile(
             f"{name}: prefill",
