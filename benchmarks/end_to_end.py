@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import jax
 import numpy as np
 import torch
 from omegaconf import OmegaConf
@@ -28,7 +29,10 @@ from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
 from pmc_jax.config import Config, config_directory
 from pmc_jax.data import load_dataset
+from pmc_jax.data.batches import retain_draw
+from pmc_jax.evaluation import Respondent, quality
 from pmc_jax.pretrained import describe, load_pretrained, path_of
+from pmc_jax.training.batch import updates_per_epoch, visited
 
 ROOT = Path(__file__).parent.parent
 NAME = "measured"
@@ -54,9 +58,6 @@ def composed(overrides: list[str]) -> Config:
 
 def theirs(cfg: Config, directory: Path) -> dict[str, Any]:
     """PMC in PyTorch; leaves the model in `directory` and returns the seconds."""
-    from pmc_jax.data.batches import retain_draw
-    from pmc_jax.training.batch import updates_per_epoch, visited
-
     method, training, adam = cfg.method, cfg.training, cfg.optimizer
     template = describe(cfg.model, cfg.prompt).template
     data = load_dataset(cfg.data)
@@ -196,10 +197,6 @@ def ours(overrides: list[str], directory: Path, cache: Path) -> dict[str, Any]:
 
 def measured(cfg: Config, directory: str) -> dict[str, float]:
     """Unlearn quality and utility of a model."""
-    import jax
-
-    from pmc_jax.evaluation import Respondent, quality
-
     model, params = load_pretrained(dataclasses.replace(cfg.model, path=directory), cfg.prompt)
     respondent = Respondent(params, model.cfg, model.template, cfg.training.max_length, "float32")
     evaluation = dataclasses.replace(cfg.evaluation, attack_samples=0)

@@ -654,26 +654,25 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(pmc_jax_top_k, TopK,
                                   .Ret<F32>()  // values
                                   .Ret<S32>());  // indices
 
+// What both kernels of causal attention begin with.
+static auto causal_operands() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<F32>()   // q
+      .Arg<F32>()   // k
+      .Arg<F32>()   // v
+      .Arg<S32>()   // segments
+      .Arg<S32>();  // window
+}
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(pmc_jax_causal_attention, CausalAttention,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<F32>()  // q
-                                  .Arg<F32>()  // k
-                                  .Arg<F32>()  // v
-                                  .Arg<S32>()  // segments
-                                  .Arg<S32>()  // window
+                              causal_operands()
                                   .Ret<F32>()  // out
                                   .Attr<float>("scale")
                                   .Attr<float>("softcap"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(pmc_jax_causal_attention_backward, CausalAttentionBackward,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<F32>()  // q
-                                  .Arg<F32>()  // k
-                                  .Arg<F32>()  // v
-                                  .Arg<S32>()  // segments
-                                  .Arg<S32>()  // window
+                              causal_operands()
                                   .Arg<F32>()  // d_out
                                   .Ret<F32>()  // dq
                                   .Ret<F32>()  // dk
