@@ -209,48 +209,50 @@ NAMES = "pmc_jax, nothing compiled", "pmc_jax", "transformers + torch"
 
 
 def measure(overrides: list[str], repetitions: int) -> dict[str, Any]:
-    """Runs in turn: their seconds, and what the last ones' models are worth."""
+    """Runs in turn, each repetition with a seed of its own: seconds, tokens, and quality."""
     cfg = composed(overrides)
     load = os.getloadavg()[0]
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        for repetition in range(repetitions):
-            cache = place / f"cache-{repetition}"
-            rows[NAMES[0]].append(ours(overrides, place / "ours", cache))
-            rows[NAMES[1]].append(ours(overrides, place / "ours", cache))
-            model = place / f"theirs-{repetition}"
+        for seed in range(repetitions):
+            seeded, cache = [*overrides, f"seed={seed}"], place / f"cache-{seed}"
+            rows[NAMES[0]].append(ours(seeded, place / "ours", cache))
+            rows[NAMES[1]].append(ours(seeded, place / "ours", cache))
+            model = place / "theirs"
             done = subprocess.run(
-                [sys.executable, __file__, "--theirs", str(model), *overrides], check=True,
+                [sys.executable, __file__, "--theirs", str(model), *seeded], check=True,
                 stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
             )  # fmt: skip
             rows[NAMES[2]].append(json.loads(done.stdout.splitlines()[-1]))
-        results = {name: measured(cfg, rows[name][-1]["model"]) for name in NAMES[1:]}
-        results["before"] = measured(cfg, str(path_of(cfg.model)))
-    kept = {
-        name: [{k: v for k, v in row.items() if k != "model"} for row in found]
-        for name, found in rows.items()
-    }
-    return {"overrides": overrides, "rows": kept, "results": results, "load_average": load}
+            for name in NAMES:
+                row = rows[name][-1]
+                row |= measured(cfg, row.pop("model"))
+        before = measured(cfg, str(path_of(cfg.model)))
+    return {"overrides": overrides, "rows": rows, "before": before, "load_average": load}
 
 
 def show(title: str, found: dict[str, Any]) -> None:
-    """Print medians, ratios and quality."""
-    medians = {
-        name: float(np.median([row["seconds"] for row in rows]))
-        for name, rows in found["rows"].items()
-    }
+    """Print medians of seconds and their ratio, and means of tokens and quality."""
     print(f"\n{title} (load {found['load_average']:.1f})")
-    print(f"{'':<28}{'median s':>10}{'ratio':>8}{'tokens':>10}{'UQ':>8}{'U':>8}")
-    results = found["results"] | {NAMES[0]: found["results"][NAMES[1]]}
-    for name, median in medians.items():
+    columns = "median s", "ratio", "tokens", "us a token", "UQ", "U"
+    print(f"{'':<28}" + "".join(f"{column:>12}" for column in columns))
+
+    def values(name: str, key: str) -> list[float]:
+        return [row[key] for row in found["rows"][name]]
+
+    theirs = np.median(values(NAMES[2], "seconds"))
+    for name in NAMES:
+        median, tokens = np.median(values(name, "seconds")), np.mean(values(name, "tokens_sampled"))
+        sampling = sum(row["parts"]["sample"] for row in found["rows"][name])
+        each = 1e6 * sampling / sum(values(name, "tokens_sampled"))
+        quality = [np.mean(values(name, key)) for key in ("unlearn_quality", "utility")]
         print(
-            f"{name:<28}{median:>10.1f}{medians[NAMES[2]] / median:>7.1f}x"
-            f"{found['rows'][name][-1]['tokens_sampled']:>10,}"
-            f"{results[name]['unlearn_quality']:>8.1f}{results[name]['utility']:>8.1f}"
+            f"{name:<28}{median:>12.1f}{theirs / median:>11.1f}x{tokens:>12,.0f}{each:>12.0f}"
+            f"{quality[0]:>12.1f}{quality[1]:>12.1f}"
         )
-    before = results["before"]
-    print(f"{'before':<56}{before['unlearn_quality']:>8.1f}{before['utility']:>8.1f}", flush=True)
+    before = found["before"]
+    print(f"{'before':<76}{before['unlearn_quality']:>12.1f}{before['utility']:>12.1f}", flush=True)
 
 
 def main() -> None:

@@ -17,6 +17,17 @@ def bucket_length(length: int) -> int:
     return 3 * power // 4 if length <= 3 * power // 4 else power
 
 
+def prompt_width(length: int, longest: int) -> int:
+    """The bucket of `longest` tokens, or the half, quarter, … of it that still holds `length`.
+
+    Fewer than all buckets up to it, for what many compiled programs depend on.
+    """
+    width = bucket_length(longest)
+    while width // 2 >= max(length, 16):
+        width //= 2
+    return width
+
+
 def bucket_rows(rows: int) -> int:
     """The smallest of 0, 1, …, 8, 10, 12, 14, 16, 20, … that is no less than `rows`.
 

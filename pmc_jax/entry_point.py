@@ -128,8 +128,11 @@ def entry_point(task: Callable[[Any], None], name: str, schema: type) -> Callabl
         keep_compiled()
         compile_sooner_on_cpus()
         if gc.get_freeze_count() == 0:
-            # What is imported stays for good; full collections would walk over it time and again.
+            # Full collections walk over all that is imported, and over what tracing leaves, which
+            # stays, too: without the former, and seldom.
             gc.freeze()
+            young, middle, _ = gc.get_threshold()
+            gc.set_threshold(young, middle, 100)
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(run)()
         if failed:
             print(f"error: {len(failed)} runs of the sweep failed", file=sys.stderr)

@@ -6,6 +6,7 @@ a run that was stopped.
 """
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from pmc_jax.training.objectives import freeze
 from pmc_jax.training.optimizer import make_optimizer, make_schedule
 from pmc_jax.training.run import unlearn
 from pmc_jax.training.run_directory import SUMMARY, begin_run, holds_run, place_of
-from pmc_jax.training.step import abstract_state, init_state
+from pmc_jax.training.step import TrainState, abstract_state, init_state, place_state
 from pmc_jax.training_inputs import Inputs, fingerprints_of, load_inputs
 from pmc_jax.unlearning import empty_memory
 from pmc_jax.unlearning.config import AltPOConfig, PMCConfig, RMUConfig
@@ -93,6 +94,11 @@ def train_stage(
         memory = empty_memory(1, 1)  # a method without samples has nothing to remember
         frozen = freeze(cfg.method, params, model.cfg, cfg.model.dtype, cfg.seed)
         steps = steps_of_baseline(cfg, inputs, optimizer, frozen)
+
+    @partial(jax.jit, donate_argnums=0)
+    def start(params: Params) -> TrainState:
+        return place_state(init_state(params, optimizer), model.cfg, optimizer)
+
     with open_checkpoints(directory / "checkpoints", cfg.checkpoints) as manager:
         like = RunState(abstract_state(model.cfg, optimizer, dtype, inputs.mesh), memory)
         if from_first(manager.latest_step) is not None:
@@ -101,7 +107,7 @@ def train_stage(
         restored = restore_latest(manager, like)
         if restored is None:
             extra = fixed_before(cfg, inputs, params)
-            state = RunState(init_state(params, optimizer), memory)
+            state = RunState(start(params), memory)
         else:
             state, extra = restored
         if "alternatives" in extra:

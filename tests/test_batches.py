@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmc_jax.buckets import bucket_length
+from pmc_jax.buckets import bucket_length, prompt_width
 from pmc_jax.data.batches import (
     epoch_order,
     loss_rows,
@@ -22,6 +22,16 @@ def test_bucket_length_is_the_next_of_the_series():
     assert SERIES[:9] == [16, 24, 32, 48, 64, 96, 128, 192, 256]
     for length in range(1, 5000):
         assert bucket_length(length) == min(size for size in SERIES if size >= length)
+
+
+@given(st.integers(1, 5000), st.integers(0, 5000))
+def test_prompts_have_the_longest_ones_width_or_a_half_of_it(length, more):
+    width, widest = prompt_width(length, length + more), bucket_length(length + more)
+    assert width in SERIES and width >= length
+    assert (widest // width) & (widest // width - 1) == 0 and widest % width == 0
+    assert width // 2 < max(length, 16)
+    if more == 0:
+        assert width == widest
 
 
 @given(st.lists(st.tuples(some_tokens, some_tokens), min_size=1, max_size=5), st.integers(0, 5))

@@ -51,7 +51,8 @@ def published(run, state):
             ),
             length=np.array([len(best.get(i, (0, []))[1]) for i in range(3)]),
         )
-        train, *_ = run.train_step(train, build_rows(run, memory, step, questions))
+        rows, _ = build_rows(run, memory, step, questions)
+        train, *_ = run.train_step(train, rows)
     return RunState(train, memory)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Int, Key, PRNGKeyArray
 
-from pmc_jax.buckets import bucket_length
+from pmc_jax.buckets import bucket_length, prompt_width
 from pmc_jax.decoding.layout import prompt_rows, shapes
 from pmc_jax.decoding.sampler import DECODING, Decoding, Responses, Sampling, sample
 from pmc_jax.errors import UserError
@@ -59,6 +59,7 @@ def generate(
     samples: int = 1,
     step: int = 0,
     question_ids: Sequence[int] | None = None,
+    longest_prompt: int | None = None,
     rows: int | None = None,
     dtype: DTypeLike = jnp.float32,
     decoding: Decoding = DECODING,
@@ -78,6 +79,8 @@ def generate(
             for any temperature, else for that of `sampling`.
         limits: most new tokens per prompt, the stop token included.
         question_ids: default: the prompt's place in `prompts`.
+        longest_prompt: tokens of the longest prompt of all calls that are to share programs;
+            default: of this one.
         rows: None: as many as there are, up to 512. Calls with the same number share programs,
             however few prompts they have.
         decoding: how the work is done; no setting changes a response.
@@ -92,6 +95,7 @@ def generate(
     for prompt, most in zip(prompts, limits, strict=True):
         refuse_switch(cfg.rope, len(prompt), most)
     ids = range(len(prompts)) if question_ids is None else question_ids
+    longest = max(map(len, prompts), default=0) if longest_prompt is None else longest_prompt
     if rows is None:
         rows = min(len(prompts) * samples, MOST_ROWS)
     largest = max(1, rows // samples)
@@ -101,7 +105,8 @@ def generate(
     for first in range(0, len(order), largest):
         chosen = order[first : first + largest]
         batch = prompt_rows(len(chosen), largest, compact=decoding.compact)
-        tokens, mask = left_padded([prompts[i] for i in chosen], batch)
+        width = prompt_width(len(prompts[chosen[-1]]), longest)
+        tokens, mask = left_padded([prompts[i] for i in chosen], batch, width)
         limit, row_ids = np.zeros(batch, np.int32), np.zeros(batch, np.uint32)
         limit[: len(chosen)] = [limits[i] for i in chosen]
         row_ids[: len(chosen)] = [ids[i] for i in chosen]
@@ -125,13 +130,12 @@ def is_whole(response: Sequence[int], limit: int, stop_ids: Sequence[int]) -> bo
 
 
 def left_padded(
-    prompts: Sequence[Sequence[int]], batch: int
+    prompts: Sequence[Sequence[int]], batch: int, width: int
 ) -> tuple[Int[np.ndarray, "batch width"], Bool[np.ndarray, "batch width"]]:
-    """Prompts as `batch` rows of a bucket's width, and where their tokens are.
+    """Prompts as `batch` rows of `width` tokens, and where their own are.
 
     Rows that are filled up have one token, since every row needs one.
     """
-    width = bucket_length(max(len(prompt) for prompt in prompts))
     tokens, mask = np.zeros((batch, width), np.int32), np.zeros((batch, width), bool)
     mask[len(prompts) :, -1] = True
     for row, prompt in enumerate(prompts):

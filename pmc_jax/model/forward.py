@@ -284,6 +284,7 @@ def prefill(
 ) -> tuple[Float[Array, "batch vocab"], PrefixCache]:
     """Run left-padded prompts once: logits after the last token, and their cache."""
 
+    @jax.jit  # traced once where layers are unrolled
     def layer_step(
         x: Array, inputs: tuple[Params, Array | None]
     ) -> tuple[Array, tuple[Array, Array]]:
@@ -325,6 +326,7 @@ def decode_step(
     position = prefix.mask.sum(axis=1, keepdims=True) + step  # of all samples of a prompt
     ropes = _ropes(places, places + 1, cfg, dtype, lambda table: table[0, position])
 
+    @jax.jit  # traced once where layers are unrolled
     def layer_step(
         carry: tuple[Array, Array, Array],
         inputs: tuple[tuple[Params, Array | None], Array, Array, Array],

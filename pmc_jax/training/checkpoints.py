@@ -94,7 +94,7 @@ def naming_the_last_good(manager: ocp.CheckpointManager) -> Iterator[None]:
 
 
 @jax.jit
-def checksum(bits: UInt32[Array, "..."]) -> UInt32[Array, ""]:
+def checksum(bits: UInt32[Array | np.ndarray, "..."]) -> UInt32[Array, ""]:
     """Σ_i bits_i · w_i mod 2³² with odd pseudo-random weights w_i.
 
     Any change of one word, and so any flipped bit, changes it; other damage goes unnoticed
@@ -104,18 +104,25 @@ def checksum(bits: UInt32[Array, "..."]) -> UInt32[Array, ""]:
     return jnp.sum(bits * (mixed(element_index(bits.shape)) | 1), dtype=jnp.uint32)
 
 
-def words(leaf: Array | np.ndarray) -> UInt32[Array, "..."]:
+def words(leaf: Array | np.ndarray) -> UInt32[Array | np.ndarray, "..."]:
     """An array's bits as 32-bit words (one per element where elements are smaller)."""
-    if isinstance(leaf, np.ndarray):
-        # Not through jnp.asarray, which would round 64-bit numbers.
-        return jnp.asarray(np.ascontiguousarray(leaf).reshape(-1).view(np.uint32))
+    if isinstance(leaf, np.ndarray):  # JAX would round 64-bit numbers
+        return np.ascontiguousarray(leaf).reshape(-1).view(np.uint32)
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
     return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
 
 
+@jax.jit
+def _checksums(leaves: dict[str, Array]) -> dict[str, Array]:
+    return {path: checksum(words(leaf)) for path, leaf in leaves.items()}
+
+
 def checksums(state: dict[str, Any]) -> dict[str, int]:
     """The checksum of every array by its dotted path."""
-    found = {path: checksum(words(leaf)) for path, leaf in flatten(state).items()}
+    leaves = flatten(state)
+    found = _checksums(
+        {k: words(leaf) if isinstance(leaf, np.ndarray) else leaf for k, leaf in leaves.items()}
+    )
     return {path: int(value) for path, value in jax.device_get(found).items()}
 
 

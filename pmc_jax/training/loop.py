@@ -64,10 +64,11 @@ class StepRecord:
 
 def build_rows(
     run: PMCRun, memory: ResponseMemory, step: int, questions: Sequence[int]
-) -> LossRows:
+) -> tuple[LossRows, int]:
     """The step's micro-batches `[accumulation, rows, width]`: remembered responses, retain pairs.
 
-    A row holds several sequences; a short last step has rows without any.
+    A row holds several sequences; a short last step has rows without any. The number is that of
+    their tokens.
     """
     batch, template = run.batch, run.template
     drawn = retain_draw(
@@ -93,12 +94,13 @@ def build_rows(
         batch_shards(),
     )
     collapsing = np.array([len(own) for own in collapse])
-    return LossRows(
+    on_devices = LossRows(
         tokens=to_devices(rows.tokens, None, "batch", None),
         segments=to_devices(rows.segments, None, "batch", None),
         loss_mask=to_devices(rows.loss_mask, None, "batch", None),
         retain=to_devices(rows.segments > collapsing[:, None, None], None, "batch", None),
     )
+    return on_devices, int((rows.segments > 0).sum())
 
 
 def pmc_step(run: PMCRun, state: RunState, step: int) -> tuple[RunState, StepRecord]:
@@ -110,7 +112,7 @@ def pmc_step(run: PMCRun, state: RunState, step: int) -> tuple[RunState, StepRec
     clock.append(time.perf_counter())
     whole = whole_responses(run, sampled, responses)
     memory = remember_best(run, state.memory, step, sampled, responses, whole)
-    rows = build_rows(run, memory, step, questions)
+    rows, tokens_trained = build_rows(run, memory, step, questions)
     clock.append(time.perf_counter())
     weight = at_step(run, step, run.pmc.retain_weight, run.pmc.final_retain_weight)
     train, losses, norms = run.train_step(state.train, rows, *(() if weight is None else (weight,)))
@@ -129,7 +131,7 @@ def pmc_step(run: PMCRun, state: RunState, step: int) -> tuple[RunState, StepRec
         questions_sampled=len(sampled),
         tokens_sampled=sum(len(tokens) for row in responses for tokens in row),
         tokens_saved=tokens_saved(responses, whole),
-        tokens_trained=int((rows.segments > 0).sum()),
+        tokens_trained=tokens_trained,
         seconds={
             "sample": clock[1] - clock[0],
             "score": clock[2] - clock[1],

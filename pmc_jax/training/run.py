@@ -103,6 +103,7 @@ def unlearn(
             checkpoint cannot be written, or several processes part ways.
         Stopped: after SIGTERM, with the last step saved.
     """
+    rate = jax.jit(schedule)
     first = int(state.train.step)
     if first:
         progress.say(f"continuing after step {first} of {total}")
@@ -117,7 +118,7 @@ def unlearn(
             if not math.isfinite(record.loss) or (due and not all_finite(state.train.params)):
                 finish(manager)
                 raise not_finite(record, Path(manager.directory), manager.latest_step())
-            row = {"learning_rate": float(schedule(record.step)), **record.as_json()}
+            row = {"learning_rate": float(rate(record.step)), **record.as_json()}
             metrics.append({**row, "per_second": speeds(row, parameters)})
             if due:
                 started = time.perf_counter()

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
-from pmc_jax.buckets import bucket_length, bucket_rows
+from pmc_jax.buckets import bucket_length, bucket_rows, prompt_width
 from pmc_jax.decoding import suffix_lengths
 from pmc_jax.decoding.layout import prompt_rows, shapes
 from pmc_jax.training.packing import LONGEST_PER_ROW, PER_ROW
@@ -88,7 +88,8 @@ def run_shapes(run: PMCRun, multiple: int = 1) -> RunShapes:
     most = run.batch.sampled_at_once(samples)
     questions = range(len(run.task.prompts))
     limits = {bucket_length(sample_limit(run, i)) for i in questions}
-    lengths = {bucket_length(len(prompt)) for prompt in run.task.prompts}
+    longest = max(map(len, run.task.prompts))
+    lengths = {prompt_width(len(prompt), longest) for prompt in run.task.prompts}
     caches = {
         length
         for limit in limits
