@@ -17,15 +17,14 @@ def bucket_length(length: int) -> int:
     return 3 * power // 4 if length <= 3 * power // 4 else power
 
 
-def prompt_width(length: int, longest: int) -> int:
-    """The bucket of `longest` tokens, or the half, quarter, … of it that still holds `length`.
+def halved(most: int, length: int) -> int:
+    """`most`, or the half, quarter, … of it (rounded up, at least 16) that still holds `length`.
 
-    Fewer than all buckets up to it, for what many compiled programs depend on.
+    Fewer than the buckets up to `most`, for what many compiled programs depend on.
     """
-    width = bucket_length(longest)
-    while width // 2 >= max(length, 16):
-        width //= 2
-    return width
+    while (half := -(-most // 2)) >= max(length, 16):
+        most = half
+    return most
 
 
 def bucket_rows(rows: int) -> int:

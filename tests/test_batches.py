@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmc_jax.buckets import bucket_length, prompt_width
+from pmc_jax.buckets import bucket_length, halved
 from pmc_jax.data.batches import (
     epoch_order,
     loss_rows,
@@ -25,13 +25,13 @@ def test_bucket_length_is_the_next_of_the_series():
 
 
 @given(st.integers(1, 5000), st.integers(0, 5000))
-def test_prompts_have_the_longest_ones_width_or_a_half_of_it(length, more):
-    width, widest = prompt_width(length, length + more), bucket_length(length + more)
-    assert width in SERIES and width >= length
-    assert (widest // width) & (widest // width - 1) == 0 and widest % width == 0
-    assert width // 2 < max(length, 16)
-    if more == 0:
-        assert width == widest
+def test_a_width_is_halved_as_long_as_it_holds_what_it_must(length, more):
+    most = length + more
+    width = halved(most, length)
+    assert length <= width <= most
+    assert width in [-(-most // 2**k) for k in range(14)]
+    assert width == most or width >= 16
+    assert -(-width // 2) < max(length, 16)
 
 
 @given(st.lists(st.tuples(some_tokens, some_tokens), min_size=1, max_size=5), st.integers(0, 5))

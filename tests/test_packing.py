@@ -71,6 +71,8 @@ def test_a_row_holds_the_longest_and_some_of_mean_length(found, most):
     width = row_width(found, most)
     assert max(found) <= width <= 2 * most
     assert width == 2 * most or width >= 4 * (sum(found) // len(found))
+    # No other width is near the widest.
+    assert width == 2 * most or width <= 1.5 * most
 
 
 @settings(deadline=None)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Int, Key, PRNGKeyArray
 
-from pmc_jax.buckets import bucket_length, prompt_width
+from pmc_jax.buckets import bucket_length, halved
 from pmc_jax.decoding.layout import prompt_rows, shapes
 from pmc_jax.decoding.sampler import DECODING, Decoding, Responses, Sampling, sample
 from pmc_jax.errors import UserError
@@ -96,6 +96,7 @@ def generate(
         refuse_switch(cfg.rope, len(prompt), most)
     ids = range(len(prompts)) if question_ids is None else question_ids
     longest = max(map(len, prompts), default=0) if longest_prompt is None else longest_prompt
+    widest = bucket_length(longest)
     if rows is None:
         rows = min(len(prompts) * samples, MOST_ROWS)
     largest = max(1, rows // samples)
@@ -105,7 +106,7 @@ def generate(
     for first in range(0, len(order), largest):
         chosen = order[first : first + largest]
         batch = prompt_rows(len(chosen), largest, compact=decoding.compact)
-        width = prompt_width(len(prompts[chosen[-1]]), longest)
+        width = halved(widest, len(prompts[chosen[-1]]))
         tokens, mask = left_padded([prompts[i] for i in chosen], batch, width)
         limit, row_ids = np.zeros(batch, np.int32), np.zeros(batch, np.uint32)
         limit[: len(chosen)] = [limits[i] for i in chosen]

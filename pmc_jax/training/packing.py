@@ -31,6 +31,12 @@ class PackedRows(NamedTuple):
     loss_mask: Bool[np.ndarray, "parts rows width"]
 
 
+def width_for(room: int, max_length: int) -> int:
+    """The bucket of `room` tokens, or the widest that a row may be where the next is none."""
+    width, widest = bucket_length(room), LONGEST_PER_ROW * max_length
+    return width if bucket_length(width + 1) <= widest else widest
+
+
 def row_width(lengths: Sequence[int], max_length: int) -> int:
     """Tokens of a row for sequences of these lengths, of which none is over `max_length`.
 
@@ -38,7 +44,7 @@ def row_width(lengths: Sequence[int], max_length: int) -> int:
     """
     longest = max(lengths, default=1)
     typical = sum(lengths) // max(len(lengths), 1)
-    return min(bucket_length(max(longest, PER_ROW * typical)), LONGEST_PER_ROW * max_length)
+    return width_for(max(longest, PER_ROW * typical), max_length)
 
 
 def first_fit(lengths: Sequence[int], width: int) -> list[list[int]]:

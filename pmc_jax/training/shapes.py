@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Iterable
 
-from pmc_jax.buckets import bucket_length, bucket_rows, prompt_width
+from pmc_jax.buckets import bucket_length, bucket_rows, halved
 from pmc_jax.decoding import suffix_lengths
 from pmc_jax.decoding.layout import prompt_rows, shapes
-from pmc_jax.training.packing import LONGEST_PER_ROW, PER_ROW
+from pmc_jax.training.packing import PER_ROW, width_for
 from pmc_jax.training.pmc_run import PMCRun
 from pmc_jax.training.responses import sample_limit
 
@@ -46,11 +46,6 @@ class RunShapes:
         ]
 
 
-def buckets_between(least: int, most: int) -> list[int]:
-    """The distinct values of `bucket_length` for lengths from `least` to `most`."""
-    return sorted({bucket_length(length) for length in range(least, most + 1)})
-
-
 def training_shapes(run: PMCRun, multiple: int) -> list[tuple[int, int]]:
     """(rows, tokens) of a micro-batch, whatever responses are remembered.
 
@@ -67,10 +62,8 @@ def training_shapes(run: PMCRun, multiple: int) -> list[tuple[int, int]]:
         ),
         *(min(batch.max_length, length) for length in retain),
     )
-    widths = {
-        min(width, LONGEST_PER_ROW * batch.max_length)
-        for width in buckets_between(PER_ROW * shortest, PER_ROW * longest)
-    }
+    rooms = range(PER_ROW * shortest, PER_ROW * longest + 1)
+    widths = {width_for(room, batch.max_length) for room in rooms}
     visited = len(prompts) % batch.questions_per_step or batch.questions_per_step
     fewest = min(visited, batch.batch_size) * per_question
     most = min(len(prompts), batch.batch_size) * per_question
@@ -88,8 +81,8 @@ def run_shapes(run: PMCRun, multiple: int = 1) -> RunShapes:
     most = run.batch.sampled_at_once(samples)
     questions = range(len(run.task.prompts))
     limits = {bucket_length(sample_limit(run, i)) for i in questions}
-    longest = max(map(len, run.task.prompts))
-    lengths = {prompt_width(len(prompt), longest) for prompt in run.task.prompts}
+    widest = bucket_length(max(map(len, run.task.prompts)))
+    lengths = {halved(widest, len(prompt)) for prompt in run.task.prompts}
     caches = {
         length
         for limit in limits
