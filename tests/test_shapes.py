@@ -90,7 +90,8 @@ def test_room_that_attention_does_not_read_comes_in_large_steps(monkeypatch):
 @pytest.mark.parametrize(
     ("running", "shape", "few"),
     [
-        (320, (16, 20), 80), (81, (16, 20), 80), (80, (16, 20), 40), (1, (16, 20), 0),
+        (320, (16, 20), 160), (161, (16, 20), 160), (160, (16, 20), 80), (1, (16, 20), 0),
+        (160, (16, 10), 80), (80, (16, 10), 40),
         (80, (16, 5), 0), (8, (8, 1), 0),
     ],
 )  # fmt: skip
@@ -104,7 +105,7 @@ def test_rows_are_looked_at_when_they_may_fit_a_smaller_shape(running, shape, fe
     ("prompts", "samples", "options", "expected"),
     [
         (512, 1, {}, [(512, 1), (128, 1), (32, 1), (8, 1)]),
-        (16, 20, {}, [(16, 20), (16, 5), (16, 2), (8, 1)]),
+        (16, 20, {}, [(16, 20), (16, 10), (16, 5), (16, 2), (8, 1)]),
         (16, 20, {"wave": 5}, [(16, 5), (16, 2), (8, 1)]),
         (16, 20, {"compact": False}, [(16, 20)]),
         (16, 1, {}, [(16, 1), (8, 1)]),
@@ -113,5 +114,5 @@ def test_rows_are_looked_at_when_they_may_fit_a_smaller_shape(running, shape, fe
         (8, 1, {}, [(8, 1)]),
     ],
 )
-def test_shapes_are_a_quarter_apart(prompts, samples, options, expected):
+def test_shapes_are_a_half_or_a_quarter_apart(prompts, samples, options, expected):
     assert shapes(prompts, samples, **options) == expected

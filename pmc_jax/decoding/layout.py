@@ -14,7 +14,8 @@ MIN_ROWS = 8
 """A step for fewer rows than this costs about as much."""
 
 MANY_ROWS = 128
-"""From so many on, rows are not decoded to a chunk's end when few of them are left."""
+"""From so many on, what is left of rows moves to a smaller shape sooner: before a chunk's end and,
+of several samples of a prompt, when half would do."""
 
 SHORT_LENGTH, FIRST_LENGTH = 16, 32
 """Decode steps that the suffix cache of short and of long responses has room for at first."""
@@ -26,13 +27,14 @@ def shapes(
     """The (groups, slots) in which up to `prompts` · `samples` rows are decoded, largest first.
 
     In a `wave`, not 0, no prompt has more rows than that at a time. If they are to be compact,
-    each has about a quarter of the rows of the one before it: every one is a compilation. Slots
-    go first, so that what is left of many prompts finds room; then groups.
+    each has about a quarter of the rows of the one before it, or half where those are many and
+    several of a prompt: every one is a compilation. Slots go first, so that what is left of many
+    prompts finds room; then groups.
     """
     groups, slots = prompts, min(wave or samples, samples)
     found = [(groups, slots)]
     while compact and groups * slots > MIN_ROWS:
-        for _ in range(2):
+        for _ in range(1 if groups * slots >= MANY_ROWS and slots > 1 else 2):
             if groups * slots > MIN_ROWS:
                 groups, slots = (groups, -(-slots // 2)) if slots > 1 else (-(-groups // 2), 1)
         found.append((groups, slots))
