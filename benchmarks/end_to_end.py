@@ -1,14 +1,17 @@
 """A whole PMC run beside one in PyTorch: `python benchmarks/end_to_end.py [--tofu DIR MODEL]`.
 
 The demo's unlearning on the bundled model, and with `--tofu` that of a part of TOFU from a model
-of its size with the published number of samples: from the original answers to the last step, ours
-with an empty store of compiled programs and with a filled one, and the same algorithm written with
-transformers, rouge_score and torch as one would write it. Each run is a process of its own; what
-all of them load and evaluate is not counted, nor that kernels in C++ are compiled. All follow the
-same configuration, and their results are measured by the same evaluation.
+of its size with the published number of samples: the wall clock from the original answers to the
+last step, ours with checkpoints and metrics, and the same algorithm written with transformers,
+rouge_score and torch as one would write it. Ours runs twice: with an empty store of compiled
+programs, and with one that the same run has filled. Each run is a process of its own; what all of
+them load and evaluate is not counted, nor that kernels in C++ are compiled. All follow the same
+configuration, each repetition with another seed, and their results are measured by the same
+evaluation.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,8 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hydra
 import jax
@@ -27,11 +32,14 @@ from omegaconf import OmegaConf
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
+from pmc_jax import train
 from pmc_jax.config import Config, config_directory
 from pmc_jax.data import load_dataset
 from pmc_jax.data.batches import retain_draw
 from pmc_jax.evaluation import Respondent, quality
 from pmc_jax.pretrained import describe, load_pretrained, path_of
+from pmc_jax.reporting.summary import step_seconds
+from pmc_jax.train import train_stage
 from pmc_jax.training.batch import updates_per_epoch, visited
 
 ROOT = Path(__file__).parent.parent
@@ -56,8 +64,9 @@ def composed(overrides: list[str]) -> Config:
         return OmegaConf.to_object(hydra.compose("train", overrides))
 
 
-def theirs(cfg: Config, directory: Path) -> dict[str, Any]:
+def theirs(overrides: list[str], directory: Path) -> dict[str, Any]:
     """PMC in PyTorch; leaves the model in `directory` and returns the seconds."""
+    cfg = composed(overrides)
     method, training, adam = cfg.method, cfg.training, cfg.optimizer
     template = describe(cfg.model, cfg.prompt).template
     data = load_dataset(cfg.data)
@@ -171,28 +180,28 @@ def theirs(cfg: Config, directory: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def ours(overrides: list[str], directory: Path, cache: Path) -> dict[str, Any]:
-    """Our run; returns the seconds of all but loading, evaluations and export."""
-    command = [sys.executable, "-m", "pmc_jax.train", *overrides, f"runs_dir={directory}"]
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
-    subprocess.run(
-        [*command, f"name={NAME}", "overwrite=true", "evaluation.attack_samples=0"], check=True,
-        env=environment, cwd=ROOT, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    found = json.loads((directory / NAME / "summary.json").read_text())["seconds"]
-    beside = ("load", "evaluate_before", "export", "evaluate_after")
-    lines = (directory / NAME / "metrics.jsonl").read_text().splitlines()
-    sampled = {
-        key: sum(json.loads(line)[key] for line in lines)
-        for key in ("questions_sampled", "tokens_sampled")
-    }
-    parts = ("originals", "sample", "score", "train", "checkpoint")
-    return {
-        "seconds": found["total"] - sum(found[part] for part in beside),
-        "parts": {part: found[part] for part in parts},
-        "model": str(directory / NAME / "model"),
-        **sampled,
-    }
+def ours(overrides: list[str], directory: Path) -> dict[str, Any]:
+    """Our run in `directory`; returns the seconds from the original answers to the last step."""
+    place = [f"runs_dir={directory.parent}", f"name={directory.name}", "overwrite=true"]
+    found: dict[str, Any] = {}
+
+    def timed(*arguments: Any) -> Any:
+        started = time.perf_counter()
+        params, steps, parts = train_stage(*arguments)
+        found["seconds"] = time.perf_counter() - started
+        found["parts"] = {**parts, **step_seconds(steps)}
+        for key in ("questions_sampled", "tokens_sampled"):
+            found[key] = sum(step[key] for step in steps)
+        return params, steps, parts
+
+    command = ["train", *overrides, *place, "evaluation.attack_samples=0"]
+    with (
+        mock.patch.object(train, "train_stage", timed),
+        mock.patch.object(sys, "argv", command),
+        contextlib.redirect_stdout(sys.stderr),
+    ):
+        train.main()
+    return {**found, "model": str(directory / "model")}
 
 
 def measured(cfg: Config, directory: str) -> dict[str, float]:
@@ -205,54 +214,62 @@ def measured(cfg: Config, directory: str) -> dict[str, float]:
     return {name: found[name] for name in ("unlearn_quality", "utility")}
 
 
-NAMES = "pmc_jax, nothing compiled", "pmc_jax", "transformers + torch"
+THEIRS = "transformers + torch"
+NAMES = {"pmc_jax, nothing compiled": "ours", "pmc_jax": "ours", THEIRS: "theirs"}
+"""What is compared, in turn, by the function that runs it."""
+
+
+def apart(side: str, overrides: list[str], directory: Path, cache: Path) -> dict[str, Any]:
+    """What `ours` or `theirs` returns in a process of its own, and what its model is worth."""
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, __file__, f"--{side}", str(directory), *overrides], check=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, cwd=ROOT,
+    )  # fmt: skip
+    row = json.loads(done.stdout.splitlines()[-1])
+    return {**row, **measured(composed(overrides), row.pop("model"))}
 
 
 def measure(overrides: list[str], repetitions: int) -> dict[str, Any]:
     """Runs in turn, each repetition with a seed of its own: seconds, tokens, and quality."""
-    cfg = composed(overrides)
-    load = os.getloadavg()[0]
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
+    load, rows = os.getloadavg()[0], {name: [] for name in NAMES}
     with tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch)
         for seed in range(repetitions):
-            seeded, cache = [*overrides, f"seed={seed}"], place / f"cache-{seed}"
-            rows[NAMES[0]].append(ours(seeded, place / "ours", cache))
-            rows[NAMES[1]].append(ours(seeded, place / "ours", cache))
-            model = place / "theirs"
-            done = subprocess.run(
-                [sys.executable, __file__, "--theirs", str(model), *seeded], check=True,
-                stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-            )  # fmt: skip
-            rows[NAMES[2]].append(json.loads(done.stdout.splitlines()[-1]))
-            for name in NAMES:
-                row = rows[name][-1]
-                row |= measured(cfg, row.pop("model"))
-        before = measured(cfg, str(path_of(cfg.model)))
+            place, seeded = Path(scratch) / str(seed), [*overrides, f"seed={seed}"]
+            for name, side in NAMES.items():
+                directory = place / name.replace(" ", "-")
+                rows[name].append(apart(side, seeded, directory, place / "cache"))
+    cfg = composed(overrides)
+    before = measured(cfg, str(path_of(cfg.model)))
     return {"overrides": overrides, "rows": rows, "before": before, "load_average": load}
 
 
 def show(title: str, found: dict[str, Any]) -> None:
-    """Print medians of seconds and their ratio, and means of tokens and quality."""
+    """Print a table: medians over the seeds, and the least and the greatest in brackets.
+
+    Microseconds a token are those of the sampling part, with what it compiles and scores.
+    """
+
+    def over_seeds(values: Sequence[float], digits: int = 1) -> str:
+        low, high = min(values), max(values)
+        return f"{np.median(values):.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
     print(f"\n{title} (load {found['load_average']:.1f})")
-    columns = "median s", "ratio", "tokens", "us a token", "UQ", "U"
-    print(f"{'':<28}" + "".join(f"{column:>12}" for column in columns))
-
-    def values(name: str, key: str) -> list[float]:
-        return [row[key] for row in found["rows"][name]]
-
-    theirs = np.median(values(NAMES[2], "seconds"))
-    for name in NAMES:
-        median, tokens = np.median(values(name, "seconds")), np.mean(values(name, "tokens_sampled"))
-        sampling = sum(row["parts"]["sample"] for row in found["rows"][name])
-        each = 1e6 * sampling / sum(values(name, "tokens_sampled"))
-        quality = [np.mean(values(name, key)) for key in ("unlearn_quality", "utility")]
-        print(
-            f"{name:<28}{median:>12.1f}{theirs / median:>11.1f}x{tokens:>12,.0f}{each:>12.0f}"
-            f"{quality[0]:>12.1f}{quality[1]:>12.1f}"
-        )
-    before = found["before"]
-    print(f"{'before':<76}{before['unlearn_quality']:>12.1f}{before['utility']:>12.1f}", flush=True)
+    columns = "seconds", "times faster", "tokens sampled", "us a token", "UQ", "U"
+    print(f"{'':<27}" + "".join(f"{column:>22}" for column in columns))
+    reference = [row["seconds"] for row in found["rows"][THEIRS]]
+    for name, rows in found["rows"].items():
+        each = [1e6 * row["parts"]["sample"] / row["tokens_sampled"] for row in rows]
+        cells = [
+            over_seeds([row["seconds"] for row in rows]),
+            over_seeds([a / row["seconds"] for a, row in zip(reference, rows, strict=True)]),
+            over_seeds([row["tokens_sampled"] for row in rows], 0),
+            over_seeds(each, 0),
+            *(over_seeds([row[key] for row in rows]) for key in ("unlearn_quality", "utility")),
+        ]
+        print(f"{name:<27}" + "".join(f"{cell:>22}" for cell in cells))
+    before = [f"{found['before'][key]:.1f}" for key in ("unlearn_quality", "utility")]
+    print(f"{'before':<27}{'':>88}" + "".join(f"{cell:>22}" for cell in before), flush=True)
 
 
 def main() -> None:
@@ -261,11 +278,13 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--tofu", nargs=2, metavar=("DIR", "MODEL"))
     parser.add_argument("--epochs", type=int, default=8, help="on TOFU")
-    parser.add_argument("--theirs", nargs="+", help="for the benchmark's own processes")
+    for side in ("--ours", "--theirs"):
+        parser.add_argument(side, nargs="+", help="for the benchmark's own processes")
     options = parser.parse_args()
-    if options.theirs:
-        directory, *overrides = options.theirs
-        print(json.dumps(theirs(composed(overrides), Path(directory))))
+    if options.ours or options.theirs:
+        directory, *overrides = options.ours or options.theirs
+        run = ours if options.ours else theirs
+        print(json.dumps(run(overrides, Path(directory))))
         return
     result = {"demo": measure(DEMO, options.repetitions)}
     show("demo", result["demo"])

@@ -114,6 +114,8 @@ def entry_point(task: Callable[[Any], None], name: str, schema: type) -> Callabl
             if several():  # who wait for this one
                 end_all(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", 1, error)
             raise
+        finally:
+            gc.collect()
 
     def main() -> None:
         # transformers would say at import that PyTorch is missing; nothing here needs it.
@@ -128,8 +130,8 @@ def entry_point(task: Callable[[Any], None], name: str, schema: type) -> Callabl
         keep_compiled()
         compile_sooner_on_cpus()
         if gc.get_freeze_count() == 0:
-            # Full collections walk over all that is imported, and over what tracing leaves, which
-            # stays, too: without the former, and seldom.
+            # Full collections walk over all that was imported and traced, which stays for good: the
+            # one is frozen, and because of the other they come seldom, and after each run.
             gc.freeze()
             young, middle, _ = gc.get_threshold()
             gc.set_threshold(young, middle, 100)

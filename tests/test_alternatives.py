@@ -145,7 +145,10 @@ def test_alternatives_take_turns_by_epoch(data_of, tokenizer):  # noqa: F811
         preferred_reference=[np.float32([1, 2]), np.float32([3]), np.float32([4, 5, 6])],
     )  # fmt: skip
     for epoch, references in enumerate([[1, 3, 4], [2, 3, 5], [1, 3, 6], [2, 3, 4]]):
-        rows = method_batch(run, epoch, [0, 1, 2]).preferred
+        batch, tokens = method_batch(run, epoch, [0, 1, 2])
+        rows = batch.preferred
+        counted = (batch.answers, batch.preferred, batch.retain)
+        assert tokens == sum(int((part.segments > 0).sum()) for part in counted)
         assert rows.reference.tolist() == [references]
         for i, own in enumerate(texts):
             here = (rows.segments[0] == i + 1) & rows.loss_mask[0]

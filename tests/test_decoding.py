@@ -375,12 +375,12 @@ def test_draw_never_takes_a_token_without_weight():
         # Of eight prompts with 16 samples two are left, later one, whose cache grows.
         (
             16, [3] * 6 + [9, 40],
-            [((8, 16), 16, 2), ((8, 4), 16, 14), ((8, 4), 48, 23)], [0, 32, 16],
+            [((8, 16), 16, 2), ((8, 8), 16, 14), ((8, 2), 48, 23)], [0, 32, 16],
         ),
-        # 60 rows of twelve prompts do not fit 32 pairs, 30 of six do.
+        # 95 rows of nineteen prompts do not fit 32 threes, 45 of nine do.
         (
-            5, [3] * 20 + [6] * 6 + [12] * 6,
-            [((32, 5), 16, 2), ((32, 5), 16, 3), ((32, 2), 16, 6)], [0, 60, 30],
+            5, [3] * 13 + [6] * 10 + [12] * 9,
+            [((32, 5), 16, 2), ((32, 5), 16, 3), ((32, 3), 16, 6)], [0, 95, 45],
         ),
     ],
     ids=["few prompts", "many prompts"],
@@ -415,6 +415,34 @@ def test_a_chunk_ends_when_what_is_left_fits_a_smaller_shape(
     assert decoded(prune, chunk=64) == plain
     assert steps == expected
     assert running == asked
+
+
+def test_calls_with_prompts_up_to_a_length_share_few_widths(tiny, rng, monkeypatch):
+    _, checkpoint = tiny
+    widths, prefill = [], sampler._prefill
+
+    def noting(params, tokens, *arguments, **options):
+        widths.append(tokens.shape[1])
+        return prefill(params, tokens, *arguments, **options)
+
+    monkeypatch.setattr(sampler, "_prefill", noting)
+    for length, own, shared in (
+        (7, 16, 24),
+        (23, 24, 24),
+        (25, 32, 48),
+        (40, 48, 48),
+        (50, 64, 64),
+    ):
+        prompt = rng.integers(3, 97, length).tolist()
+        alone, along = (
+            generate(
+                checkpoint.params, [prompt], cfg=checkpoint.cfg, sampling=Sampling(0.0),
+                key=jax.random.key(0), limits=[4], longest_prompt=longest,
+            )
+            for longest in (0, 40)
+        )  # fmt: skip
+        assert alone == along
+        assert widths[-2:] == [own, shared]
 
 
 def test_shapes_are_few_so_that_nothing_recompiles(tiny, rng):

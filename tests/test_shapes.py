@@ -31,6 +31,7 @@ def test_a_run_has_no_shape_that_it_does_not_name(name, limit, words_model, monk
     batch = dataclasses.replace(PLAIN, **BATCHES[name])
     pmc = PMCConfig(samples=4, max_new_tokens=limit, retain_per_forget=2)
     run, state = new_run(words_model, pmc, batch, seed=3)
+    counted = []
     seen = {"prompts": set(), "rows": set(), "caches": set(), "training": set()}
 
     def noting(function, note):
@@ -45,12 +46,16 @@ def test_a_run_has_no_shape_that_it_does_not_name(name, limit, words_model, monk
         seen["caches"].add(state.suffix.length)
 
     note_prefill = lambda params, tokens, *_: seen["prompts"].add(tokens.shape)  # noqa: E731
-    note_rows = lambda _, rows: seen["training"].add(rows.tokens.shape[1:])  # noqa: E731
+
+    def note_rows(state, rows):
+        seen["training"].add(rows.tokens.shape[1:])
+        counted.append(int((rows.segments > 0).sum()))
+
     monkeypatch.setattr(sampler, "_prefill", noting(sampler._prefill, note_prefill))
     monkeypatch.setattr(sampler, "_decode_chunk", noting(sampler._decode_chunk, note_chunk))
     run = dataclasses.replace(run, train_step=noting(run.train_step, note_rows))
-    for _ in pmc_steps(run, state):
-        pass
+    records = [record for _, record in pmc_steps(run, state)]
+    assert [record.tokens_trained for record in records] == counted
     named = run_shapes(run)
     for field, found in seen.items():
         assert found and found <= set(getattr(named, field)), field

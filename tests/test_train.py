@@ -92,7 +92,8 @@ def test_a_run_leaves_every_file(run, checkpoint_dir, capsys):
     steps = lines(directory / "metrics.jsonl")
     assert [row["step"] for row in steps] == list(range(6))
     assert [len(row["questions"]) for row in steps] == [2, 1] * 3
-    assert steps[0]["learning_rate"] == 0
+    rates = [1e3 * row["learning_rate"] for row in steps]
+    assert rates == pytest.approx([0, 0.5, 1, 0.75, 0.5, 0.25])
     for row in steps:
         assert row["loss"] == pytest.approx(
             row["collapse_loss"] + 1.25 * row["retain_loss"], rel=1e-5

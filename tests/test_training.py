@@ -24,6 +24,7 @@ from pmc_jax.training.checkpoints import (
     CheckpointConfig,
     RunState,
     checksum,
+    checksums,
     finish,
     open_checkpoints,
     restore_latest,
@@ -330,6 +331,14 @@ def test_a_checksum_covers_device_and_host_arrays_alike(dtype, rng):
     if dtype != "bfloat16":
         flat = words(values).reshape(-1)
         assert int(checksum(words(np.asarray(values)))) == int(checksum(flat))
+
+
+def test_checksums_see_the_last_bit_of_host_doubles_and_name_what_they_sum(rng):
+    host, device = rng.normal(size=5), jnp.arange(3.0)
+    found = checksums({"a": {"b": host}, "c": device})
+    assert found == {"a.b": int(checksum(words(host))), "c": int(checksum(words(device)))}
+    last_bit = checksums({"a": {"b": np.nextafter(host, 9)}, "c": device})
+    assert last_bit["a.b"] != found["a.b"] and last_bit["c"] == found["c"]
 
 
 def test_metrics_go_on_where_the_checkpoint_was(tmp_path):

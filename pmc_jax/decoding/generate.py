@@ -59,7 +59,7 @@ def generate(
     samples: int = 1,
     step: int = 0,
     question_ids: Sequence[int] | None = None,
-    longest_prompt: int | None = None,
+    longest_prompt: int = 0,
     rows: int | None = None,
     dtype: DTypeLike = jnp.float32,
     decoding: Decoding = DECODING,
@@ -79,8 +79,8 @@ def generate(
             for any temperature, else for that of `sampling`.
         limits: most new tokens per prompt, the stop token included.
         question_ids: default: the prompt's place in `prompts`.
-        longest_prompt: tokens of the longest prompt of all calls that are to share programs;
-            default: of this one.
+        longest_prompt: tokens of the longest prompt of all calls that are to share programs, if
+            this one has shorter ones alone.
         rows: None: as many as there are, up to 512. Calls with the same number share programs,
             however few prompts they have.
         decoding: how the work is done; no setting changes a response.
@@ -95,8 +95,7 @@ def generate(
     for prompt, most in zip(prompts, limits, strict=True):
         refuse_switch(cfg.rope, len(prompt), most)
     ids = range(len(prompts)) if question_ids is None else question_ids
-    longest = max(map(len, prompts), default=0) if longest_prompt is None else longest_prompt
-    widest = bucket_length(longest)
+    widest = bucket_length(max(longest_prompt, *map(len, prompts), 0))
     if rows is None:
         rows = min(len(prompts) * samples, MOST_ROWS)
     largest = max(1, rows // samples)

@@ -34,7 +34,8 @@ def shapes(
     groups, slots = prompts, min(wave or samples, samples)
     found = [(groups, slots)]
     while compact and groups * slots > MIN_ROWS:
-        for _ in range(1 if groups * slots >= MANY_ROWS and slots > 1 else 2):
+        halvings = 1 if groups * slots >= MANY_ROWS and slots > 1 else 2
+        for _ in range(halvings):
             if groups * slots > MIN_ROWS:
                 groups, slots = (groups, -(-slots // 2)) if slots > 1 else (-(-groups // 2), 1)
         found.append((groups, slots))

@@ -105,8 +105,11 @@ def answer_rows(
     )
 
 
-def method_batch(run: BaselineRun, step: int, questions: Sequence[int]) -> MethodBatch:
-    """The answers to the step's questions, what is preferred to them, and the retain pairs."""
+def method_batch(run: BaselineRun, step: int, questions: Sequence[int]) -> tuple[MethodBatch, int]:
+    """The answers to the step's questions, what is preferred to them, and the retain pairs.
+
+    Also how many tokens they have, padding aside.
+    """
     data, batch, end = run.data, run.batch, run.template.end_id
     per_forget = run.method.retain_per_forget if has_retain_term(run.method) else 0
     epoch = step // updates_per_epoch(data.visited, batch)
@@ -127,7 +130,7 @@ def method_batch(run: BaselineRun, step: int, questions: Sequence[int]) -> Metho
     lengths = [len(p) + len(a) for p, a in (*answers, *preferred, *retain)]
     rows = partial(answer_rows, run, width=row_width(lengths, batch.max_length))
     size, wide = batch.batch_size, run.answer_reference.dtype
-    return MethodBatch(
+    on_devices = MethodBatch(
         answers=rows(
             answers,
             run.answer_reference[questions] if answers else np.zeros(0, wide),
@@ -140,6 +143,7 @@ def method_batch(run: BaselineRun, step: int, questions: Sequence[int]) -> Metho
         ),
         retain=rows(retain, np.zeros(len(retain), wide), per_part=size * per_forget),
     )
+    return on_devices, sum(lengths)
 
 
 def reference_nll(
@@ -178,7 +182,7 @@ def baseline_step(run: BaselineRun, state: RunState, step: int) -> tuple[RunStat
     """One optimizer step. Donates `state.train`."""
     started = time.perf_counter()
     questions = visited(run.seed, step, run.data.visited, run.batch)
-    batch = method_batch(run, step, questions)
+    batch, tokens_trained = method_batch(run, step, questions)
     laid_out = time.perf_counter()
     train, losses, norms = run.train_step(state.train, batch, run.frozen)
     losses = jax.block_until_ready(losses)
@@ -192,11 +196,7 @@ def baseline_step(run: BaselineRun, state: RunState, step: int) -> tuple[RunStat
         retain_loss=float(losses.retain_loss) if run.data.retain else None,
         gradient_norm=float(norms.gradient),
         update_norm=None if norms.update is None else float(norms.update),
-        tokens_trained=int(
-            sum(
-                (rows.segments > 0).sum() for rows in (batch.answers, batch.preferred, batch.retain)
-            )
-        ),
+        tokens_trained=tokens_trained,
         seconds={
             "batch": laid_out - started,
             "train": ended - laid_out,

@@ -106,23 +106,24 @@ def checksum(bits: UInt32[Array | np.ndarray, "..."]) -> UInt32[Array, ""]:
 
 def words(leaf: Array | np.ndarray) -> UInt32[Array | np.ndarray, "..."]:
     """An array's bits as 32-bit words (one per element where elements are smaller)."""
-    if isinstance(leaf, np.ndarray):  # JAX would round 64-bit numbers
+    if isinstance(leaf, np.ndarray):
         return np.ascontiguousarray(leaf).reshape(-1).view(np.uint32)
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
     return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
 
 
 @jax.jit
-def _checksums(leaves: dict[str, Array]) -> dict[str, Array]:
+def _checksums(leaves: dict[str, Array | np.ndarray]) -> dict[str, Array]:
     return {path: checksum(words(leaf)) for path, leaf in leaves.items()}
 
 
 def checksums(state: dict[str, Any]) -> dict[str, int]:
-    """The checksum of every array by its dotted path."""
-    leaves = flatten(state)
-    found = _checksums(
-        {k: words(leaf) if isinstance(leaf, np.ndarray) else leaf for k, leaf in leaves.items()}
-    )
+    """The checksum of every array by its dotted path, computed by one program."""
+    leaves = {  # NumPy's as words, since JAX would round 64-bit numbers
+        path: words(leaf) if isinstance(leaf, np.ndarray) else leaf
+        for path, leaf in flatten(state).items()
+    }
+    found = _checksums(leaves)
     return {path: int(value) for path, value in jax.device_get(found).items()}
 
 

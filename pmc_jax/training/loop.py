@@ -67,8 +67,8 @@ def build_rows(
 ) -> tuple[LossRows, int]:
     """The step's micro-batches `[accumulation, rows, width]`: remembered responses, retain pairs.
 
-    A row holds several sequences; a short last step has rows without any. The number is that of
-    their tokens.
+    A row holds several sequences; a short last step has rows without any. Also how many tokens
+    they have, padding aside.
     """
     batch, template = run.batch, run.template
     drawn = retain_draw(
@@ -100,7 +100,7 @@ def build_rows(
         loss_mask=to_devices(rows.loss_mask, None, "batch", None),
         retain=to_devices(rows.segments > collapsing[:, None, None], None, "batch", None),
     )
-    return on_devices, int((rows.segments > 0).sum())
+    return on_devices, sum(len(p) + len(a) for p, a in sequences)
 
 
 def pmc_step(run: PMCRun, state: RunState, step: int) -> tuple[RunState, StepRecord]:

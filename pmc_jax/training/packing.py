@@ -32,7 +32,10 @@ class PackedRows(NamedTuple):
 
 
 def width_for(room: int, max_length: int) -> int:
-    """The bucket of `room` tokens, or the widest that a row may be where the next is none."""
+    """The bucket of `room` tokens, or the widest row there is, where no larger bucket is within it.
+
+    So that no two widths are close to each other.
+    """
     width, widest = bucket_length(room), LONGEST_PER_ROW * max_length
     return width if bucket_length(width + 1) <= widest else widest
 

@@ -27,6 +27,11 @@ class UnlearningTask:
     originals: Sequence[str]
     retain: Sequence[tuple[Sequence[int], Sequence[int]]]
 
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt, by whose width all steps share programs."""
+        return max(map(len, self.prompts))
+
 
 @dataclasses.dataclass(frozen=True)
 class PMCRun:

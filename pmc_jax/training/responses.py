@@ -129,7 +129,7 @@ def sample_responses(
         samples=pmc.samples,
         step=step,
         question_ids=questions,
-        longest_prompt=max(map(len, run.task.prompts)),
+        longest_prompt=run.task.longest_prompt,
         rows=run.batch.sampled_at_once(pmc.samples) * pmc.samples,
         dtype=run.dtype,
         decoding=run.batch.decoding,

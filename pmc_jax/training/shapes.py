@@ -81,7 +81,7 @@ def run_shapes(run: PMCRun, multiple: int = 1) -> RunShapes:
     most = run.batch.sampled_at_once(samples)
     questions = range(len(run.task.prompts))
     limits = {bucket_length(sample_limit(run, i)) for i in questions}
-    widest = bucket_length(max(map(len, run.task.prompts)))
+    widest = bucket_length(run.task.longest_prompt)
     lengths = {halved(widest, len(prompt)) for prompt in run.task.prompts}
     caches = {
         length
