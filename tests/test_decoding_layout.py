@@ -79,6 +79,21 @@ def test_unrolled_weights_give_the_same_logits(name, tmp_path, rng):
     np.testing.assert_allclose(our_logits(checkpoint, tokens), expected, rtol=0, atol=1e-5)
 
 
+def test_unrolled_layers_are_traced_once(monkeypatch):
+    traced, block = [], forward_module.block
+
+    def noting(*arguments):
+        traced.append(arguments)
+        return block(*arguments)
+
+    monkeypatch.setattr(forward_module, "block", noting)
+    params = random_params(jax.random.key(0), CFG)
+    unrolled = decoding_params(params, CFG, jnp.float32, unrolled=True)
+    tokens = jnp.zeros((2, 5), jnp.int32)
+    jax.jit(partial(forward_module.prefill, cfg=CFG)).trace(unrolled, tokens, tokens == 0)
+    assert CFG.num_layers > 1 and len(traced) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["phi", "gemma3_text", "qwen2"])
 def test_unrolled_weights_sample_the_same(family, tmp_path):
