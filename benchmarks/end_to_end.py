@@ -224,7 +224,7 @@ def apart(side: str, overrides: list[str], directory: Path, cache: Path) -> dict
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, __file__, f"--{side}", str(directory), *overrides], check=True,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, cwd=ROOT,
+        stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT,
     )  # fmt: skip
     row = json.loads(done.stdout.splitlines()[-1])
     return {**row, **measured(composed(overrides), row.pop("model"))}
@@ -236,8 +236,8 @@ def measure(overrides: list[str], repetitions: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         for seed in range(repetitions):
             place, seeded = Path(scratch) / str(seed), [*overrides, f"seed={seed}"]
-            for name, side in NAMES.items():
-                directory = place / name.replace(" ", "-")
+            for number, (name, side) in enumerate(NAMES.items()):
+                directory = place / f"{side}-{number}"
                 rows[name].append(apart(side, seeded, directory, place / "cache"))
     cfg = composed(overrides)
     before = measured(cfg, str(path_of(cfg.model)))
@@ -252,11 +252,11 @@ def show(title: str, found: dict[str, Any]) -> None:
 
     def over_seeds(values: Sequence[float], digits: int = 1) -> str:
         low, high = min(values), max(values)
-        return f"{np.median(values):.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+        return f"{np.median(values):,.{digits}f} ({low:,.{digits}f}-{high:,.{digits}f})"
 
     print(f"\n{title} (load {found['load_average']:.1f})")
     columns = "seconds", "times faster", "tokens sampled", "us a token", "UQ", "U"
-    print(f"{'':<27}" + "".join(f"{column:>22}" for column in columns))
+    print(f"{'':<27}" + "".join(f"{column:>25}" for column in columns))
     reference = [row["seconds"] for row in found["rows"][THEIRS]]
     for name, rows in found["rows"].items():
         each = [1e6 * row["parts"]["sample"] / row["tokens_sampled"] for row in rows]
@@ -267,9 +267,9 @@ def show(title: str, found: dict[str, Any]) -> None:
             over_seeds(each, 0),
             *(over_seeds([row[key] for row in rows]) for key in ("unlearn_quality", "utility")),
         ]
-        print(f"{name:<27}" + "".join(f"{cell:>22}" for cell in cells))
+        print(f"{name:<27}" + "".join(f"{cell:>25}" for cell in cells))
     before = [f"{found['before'][key]:.1f}" for key in ("unlearn_quality", "utility")]
-    print(f"{'before':<27}{'':>88}" + "".join(f"{cell:>22}" for cell in before), flush=True)
+    print(f"{'before':<27}{'':>100}" + "".join(f"{cell:>25}" for cell in before), flush=True)
 
 
 def main() -> None:
