@@ -97,6 +97,7 @@ def train_stage(
 
     @partial(jax.jit, donate_argnums=0)
     def start(params: Params) -> TrainState:
+        """The first state, by one program: eagerly, every shape of a moment would be one."""
         return place_state(init_state(params, optimizer), model.cfg, optimizer)
 
     with open_checkpoints(directory / "checkpoints", cfg.checkpoints) as manager:
