@@ -43,7 +43,6 @@ from pmc_jax.train import train_stage
 from pmc_jax.training.batch import updates_per_epoch, visited
 
 ROOT = Path(__file__).parent.parent
-NAME = "measured"
 DEMO = ["experiment=demo"]
 
 

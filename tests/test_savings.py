@@ -307,7 +307,7 @@ def check_switches(words_model, names, seed, samples, min_len, limit, keep_sampl
         counts = {"plain": sum(record.tokens_sampled for record in plain_records)}
         for name in names:
             batch = dataclasses.replace(PLAIN, **SWITCHES[name])
-            # Few rows, or as many: chunks end early, and shapes are a half apart.
+            # The rows count as many: chunks end early, shapes are a half apart. But for one switch.
             with mock.patch.object(layout, "MANY_ROWS", 128 if name == "compact" else 1):
                 state, records = finished_run(words_model, pmc, batch, seed)
             assert_same_end(state, plain)

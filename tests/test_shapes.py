@@ -1,6 +1,7 @@
 """A run's shapes are those it names before the first step."""
 
 import dataclasses
+from unittest import mock
 
 import jax.numpy as jnp
 import pytest
@@ -9,6 +10,7 @@ from test_savings import PLAIN, new_run, words_model  # noqa: F401
 
 from pmc_jax.decoding import Decoding, sampler, suffix_lengths
 from pmc_jax.decoding.layout import cache_lengths, few_rows, shapes
+from pmc_jax.training import responses
 from pmc_jax.training.loop import pmc_steps
 from pmc_jax.training.shapes import run_shapes
 from pmc_jax.unlearning.config import PMCConfig
@@ -60,6 +62,17 @@ def test_a_run_has_no_shape_that_it_does_not_name(name, limit, words_model, monk
     for field, found in seen.items():
         assert found and found <= set(getattr(named, field)), field
     assert len(named.lines()) == 4
+
+
+def test_all_steps_pad_prompts_as_the_longest_of_the_run(words_model, x64, monkeypatch):  # noqa: F811
+    run, state = new_run(words_model, PMCConfig(samples=4), PLAIN, seed=3)
+    lengths = [len(prompt) for prompt in run.task.prompts]
+    shortest = lengths.index(min(lengths))
+    assert lengths[shortest] < max(lengths) == run.task.longest_prompt
+    asked = mock.Mock(return_value=[[[1]]])
+    monkeypatch.setattr(responses, "generate", asked)
+    responses.sample_responses(run, state, 0, [shortest])
+    assert asked.call_args.kwargs["longest_prompt"] == max(lengths)
 
 
 def test_rows_are_whole_on_every_device_of_a_mesh(words_model, x64):  # noqa: F811
