@@ -15,6 +15,7 @@
 #include <limits>
 #include <memory>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -26,6 +27,7 @@ namespace {
 constexpr int64_t kLanes = 8;
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
+typedef int64_t Longs __attribute__((vector_size(8 * kLanes)));
 
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 
@@ -52,9 +54,44 @@ Vector larger(Vector a, Vector b) {
   return a > b ? a : b;
 }
 
-float sum(Floats x) {
-  return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+// A vector of these lanes of two, those of the second counted from kLanes on.
+template <int... kPlaces>
+Floats shuffled(Floats a, Floats b) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, kPlaces...);
+#else
+  return __builtin_shuffle(a, b, Integers{kPlaces...});
+#endif
 }
+
+// The lanes of eight vectors summed up, each vector's in one lane: always in the same order, and so
+// that all shuffles but the first stay within halves, as processors like them.
+Floats sums(const Floats (&x)[kLanes]) {
+  auto halves = [](Floats a, Floats b) {
+    return shuffled<0, 1, 2, 3, 8, 9, 10, 11>(a, b) + shuffled<4, 5, 6, 7, 12, 13, 14, 15>(a, b);
+  };
+  auto quarters = [](Floats a, Floats b) {
+    return shuffled<0, 1, 8, 9, 4, 5, 12, 13>(a, b) + shuffled<2, 3, 10, 11, 6, 7, 14, 15>(a, b);
+  };
+  Floats even = quarters(halves(x[0], x[4]), halves(x[1], x[5]));
+  Floats odd = quarters(halves(x[2], x[6]), halves(x[3], x[7]));
+  return shuffled<0, 2, 8, 10, 4, 6, 12, 14>(even, odd) +
+         shuffled<1, 3, 9, 11, 5, 7, 13, 15>(even, odd);
+}
+
+// The lanes of a vector, brought together in the same order by `join`.
+template <typename Join>
+float folded(Floats x, const Join& join) {
+  x = join(x, shuffled<4, 5, 6, 7, 0, 1, 2, 3>(x, x));
+  x = join(x, shuffled<2, 3, 0, 1, 6, 7, 4, 5>(x, x));
+  return join(x, shuffled<1, 0, 3, 2, 5, 4, 7, 6>(x, x))[0];
+}
+
+float sum(Floats x) {
+  return folded(x, [](Floats a, Floats b) { return a + b; });
+}
+
+float highest(Floats x) { return folded(x, larger<Floats>); }
 
 // Calls work(item) for 0 <= item < count on the threads of XLA's pool and on this one, which takes
 // part instead of waiting for threads that may all be busy. Exceptions end the process: none may
@@ -139,20 +176,31 @@ void rows_product(Matrix a, const float* b, int64_t b_row, int64_t inner, int64_
 template <bool kAdd = false>
 void product(int64_t rows, Matrix a, const float* b, int64_t b_row, int64_t inner, int64_t columns,
              float* out, int64_t out_row) {
+  auto some = [&](int64_t r, auto count) {
+    Matrix from{a.at + r * a.row, a.row, a.column};
+    rows_product<count, kAdd>(from, b, b_row, inner, columns, out + r * out_row, out_row);
+  };
   int64_t r = 0;
-  auto from = [&a](int64_t row) { return Matrix{a.at + row * a.row, a.row, a.column}; };
-  for (; r + 4 <= rows; r += 4) {
-    rows_product<4, kAdd>(from(r), b, b_row, inner, columns, out + r * out_row, out_row);
-  }
-  for (; r < rows; ++r) {
-    rows_product<1, kAdd>(from(r), b, b_row, inner, columns, out + r * out_row, out_row);
-  }
+  for (; r + 6 <= rows; r += 6) some(r, std::integral_constant<int, 6>());
+  for (; r + 4 <= rows; r += 4) some(r, std::integral_constant<int, 4>());
+  for (; r + 2 <= rows; r += 2) some(r, std::integral_constant<int, 2>());
+  if (r < rows) some(r, std::integral_constant<int, 1>());
 }
 
 float dot(const float* a, const float* b, int64_t size) {
   Floats total = {};
   for (int64_t i = 0; i < size; i += kLanes) total += load(a + i) * load(b + i);
   return sum(total);
+}
+
+// The dot products with eight vectors that come one after another, each as `dot` has it.
+Floats dots(const float* a, const float* b, int64_t size) {
+  Floats totals[kLanes] = {};
+  for (int64_t i = 0; i < size; i += kLanes) {
+    Floats own = load(a + i);
+    for (int64_t n = 0; n < kLanes; ++n) totals[n] += own * load(b + n * size + i);
+  }
+  return sums(totals);
 }
 
 // A head's vector with its first 2 * half dimensions rotated, every one with its partner.
@@ -187,10 +235,9 @@ void cap(float* scores, int64_t size, float softcap) {
 
 // Scores, in whole vectors, to weights whose sum is 1.
 void soften(float* scores, int64_t size) {
-  Floats highest = load(scores);
-  for (int64_t i = kLanes; i < size; i += kLanes) highest = larger(load(scores + i), highest);
-  float top = highest[0];
-  for (int lane = 1; lane < kLanes; ++lane) top = std::max(top, highest[lane]);
+  Floats tops = load(scores);
+  for (int64_t i = kLanes; i < size; i += kLanes) tops = larger(load(scores + i), tops);
+  const float top = highest(tops);
   Floats total = {};
   for (int64_t i = 0; i < size; i += kLanes) {
     Floats weight = exponential(load(scores + i) - top);
@@ -252,9 +299,12 @@ void weigh(const Head& head, const float* queries, int64_t width, float* weights
       float *row = weights + r * width, *own = row + head.seen;
       std::fill(row, row + head.hidden, kLowest);
       std::fill(own, own + own_size, kLowest);
-      for (int64_t t = head.first_own; t <= head.step; ++t) {
-        own[t] = head.scale * dot(queries + r * dim, own_k + t * dim, dim);
+      const float* query = queries + r * dim;
+      int64_t t = head.first_own;
+      for (; t + kLanes <= head.step + 1; t += kLanes) {
+        store(own + t, dots(query, own_k + t * dim, dim) * head.scale);
       }
+      for (; t <= head.step; ++t) own[t] = dot(query, own_k + t * dim, dim) * head.scale;
       cap(row, width, head.softcap);
       soften(row, width);
     }
@@ -534,18 +584,27 @@ ffi::Error CausalAttentionBackward(ffi::ThreadPool pool, F32 q, F32 k, F32 v, S3
   return for_all_causal(pool, q, k, v, segments, window, scale, softcap, attend_backward);
 }
 
-// A float's bits as an integer in the order of the floats: -0 before 0, NaN at the ends.
-template <typename Integer, typename Float>
-Integer ordered(Float x) {
-  Integer bits;
+// A float's bits as an integer in the order of the floats: -0 before 0, NaN at the ends. And back.
+template <typename To, typename From>
+To ordered(From x) {
+  typedef std::conditional_t<sizeof(To) == sizeof(int32_t), int32_t, Integers> Bits;
+  Bits bits;
   std::memcpy(&bits, &x, sizeof bits);
-  return bits ^ ((bits >> 31) & std::numeric_limits<int32_t>::max());
+  bits ^= (bits >> 31) & std::numeric_limits<int32_t>::max();
+  To found;
+  std::memcpy(&found, &bits, sizeof found);
+  return found;
 }
 
-bool any(Integers mask) {
+// A bit for each lane, of four masks after one another.
+uint32_t bits_of(const Integers (&masks)[4]) {
+  constexpr Integers kBits = {1, 2, 4, 8, 16, 32, 64, 128};
+  Integers joined = {};
+  for (int v = 0; v < 4; ++v) joined |= masks[v] & kBits << (kLanes * v);
   uint64_t parts[4];
-  std::memcpy(parts, &mask, sizeof mask);
-  return ((parts[0] | parts[1]) | (parts[2] | parts[3])) != 0;
+  std::memcpy(parts, &joined, sizeof joined);
+  uint64_t both = (parts[0] | parts[1]) | (parts[2] | parts[3]);
+  return both | both >> 32;
 }
 
 // A number that at least `count` of these reach, and, unless they tie, at most an eighth more. They
@@ -571,6 +630,17 @@ int32_t reached_by(const std::vector<int32_t>& numbers, int64_t count) {
   return low;
 }
 
+// How many of `size` numbers, which all differ, are larger than each of them. Both arrays have room
+// for whole vectors. No branch depends on the numbers, and there are few of them.
+void rank(const int64_t* numbers, int64_t size, int64_t* ranks) {
+  for (int64_t i = 0; i < size; i += kLanes) {
+    Longs own, larger_ones = {};
+    std::memcpy(&own, numbers + i, sizeof own);
+    for (int64_t j = 0; j < size; ++j) larger_ones -= numbers[j] > own;
+    std::memcpy(ranks + i, &larger_ones, sizeof own);
+  }
+}
+
 // The `count` largest of each row of x * scale, in descending order, and where they are; of equals
 // the first ones, in their order.
 //
@@ -578,7 +648,7 @@ int32_t reached_by(const std::vector<int32_t>& numbers, int64_t count) {
 // elements at least, so that what is below it need not be looked at.
 ffi::Error TopK(ffi::ThreadPool pool, F32 x, F32 scale, ffi::Result<F32> values,
                 ffi::Result<S32> indices) {
-  constexpr int64_t kGroup = 2 * kLanes;
+  constexpr int64_t kGroup = 4 * kLanes;
   int64_t size = x.dimensions()[1], rows = x.dimensions()[0], count = values->dimensions()[1];
   if (count < 1 || count > size) {
     return ffi::Error::InvalidArgument("count must be from 1 to the size of a row");
@@ -589,39 +659,47 @@ ffi::Error TopK(ffi::ThreadPool pool, F32 x, F32 scale, ffi::Result<F32> values,
 
   in_parallel(pool, rows, [&](int64_t r) {
     std::vector<int32_t> highest(piles, std::numeric_limits<int32_t>::min());
-    std::unique_ptr<uint64_t[]> found(new uint64_t[size]);
+    std::unique_ptr<int64_t[]> found(new int64_t[size + kLanes]), ranks;
     const float* row = x.typed_data() + r * size;
-    auto key = [&](int64_t i) { return ordered<int32_t>(row[i] * factor); };
-    auto keys = [&](int64_t i) { return ordered<Integers>(load(row + i) * factor); };
     int32_t least = std::numeric_limits<int32_t>::min();
     if (size >= 2 * piles) {
       for (int64_t first = 0; first + piles <= size; first += piles) {
         for (int64_t p = 0; p < piles; p += kLanes) {
-          store(&highest[p], larger(keys(first + p), load(&highest[p])));
+          Integers keys = ordered<Integers>(load(row + first + p) * factor);
+          store(&highest[p], larger(keys, load(&highest[p])));
         }
       }
       least = reached_by(highest, count);
     }
     int64_t size_found = 0;
-    auto collect = [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        // Larger for larger keys and, of equals, for lower places.
-        found[size_found] = (uint64_t(uint32_t(key(i)) ^ 0x80000000u) << 32) | uint32_t(~i);
-        size_found += key(i) >= least;
-      }
+    auto collect = [&](int64_t i) {
+      int32_t key = ordered<int32_t>(row[i] * factor);
+      // Larger for larger keys and, of equals, for lower places.
+      found[size_found] = int64_t(key) * (int64_t{1} << 32) + uint32_t(~i);
+      size_found += key >= least;
     };
+    const float threshold = ordered<float>(least);
     int64_t i = 0;
     for (; i + kGroup <= size; i += kGroup) {
-      if (any((keys(i) >= least) | (keys(i + kLanes) >= least))) collect(i, i + kGroup);
+      Integers masks[4];  // of what may reach `least`: nothing is below NaN, nor is NaN
+      for (int v = 0; v < 4; ++v) masks[v] = ~(load(row + i + v * kLanes) * factor < threshold);
+      for (uint32_t bits = bits_of(masks); bits != 0; bits &= bits - 1) {
+        collect(i + __builtin_ctz(bits));
+      }
     }
-    collect(i, size);
-    uint64_t *begin = found.get(), *sorted = begin + count, *end_found = begin + size_found;
-    std::nth_element(begin, sorted - 1, end_found, std::greater<uint64_t>());
-    std::sort(begin, sorted, std::greater<uint64_t>());
-    for (int64_t n = 0; n < count; ++n) {
+    for (; i < size; ++i) collect(i);
+    if (size_found > count + count / 8) {
+      std::nth_element(found.get(), found.get() + count - 1, found.get() + size_found,
+                       std::greater<int64_t>());
+      size_found = count;
+    }
+    ranks.reset(new int64_t[size_found + kLanes]);
+    rank(found.get(), size_found, ranks.get());
+    for (int64_t n = 0; n < size_found; ++n) {
+      if (ranks[n] >= count) continue;
       int32_t place = ~uint32_t(found[n]);
-      indices->typed_data()[r * count + n] = place;
-      values->typed_data()[r * count + n] = row[place] * factor;
+      indices->typed_data()[r * count + ranks[n]] = place;
+      values->typed_data()[r * count + ranks[n]] = row[place] * factor;
     }
   });
   return ffi::Error::Success();
