@@ -119,6 +119,23 @@ def test_few_prompts_are_parted_by_samples():
 
 
 @needs_kernels
+def test_equal_keys_have_equal_weights():
+    """To the bit, whether their products are computed eight at a time or one by one."""
+    arguments, options = attended(0, batch=1, samples=3, room=16, step=8, prompt=8, half=0.5)
+    q, k, v, rope, prefix_k, prefix_v, mask, suffix_k, suffix_v, *places = arguments
+    unrotated = jnp.ones_like(rope[0]), jnp.zeros_like(rope[1])
+    suffix_k = jnp.broadcast_to(k[None, ..., None, :], suffix_k.shape)
+    one_hot = jnp.eye(suffix_v.shape[-2], v.shape[-1])
+    weights, *_ = write_and_attend_native(
+        q, k, jnp.broadcast_to(one_hot[8], v.shape), unrotated, prefix_k,
+        jnp.zeros_like(prefix_v), jnp.zeros_like(mask), suffix_k,
+        jnp.broadcast_to(one_hot, suffix_v.shape), *places, **options,
+    )  # fmt: skip
+    np.testing.assert_allclose(weights[..., :9].sum(-1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(weights[..., :9], np.repeat(weights[..., :1], 9, axis=-1))
+
+
+@needs_kernels
 def test_what_is_not_a_number_stays_so():
     """In the one sample whose key it is."""
     arguments, options = attended(0)
@@ -303,7 +320,7 @@ def largest_by_both(x, count, scale):
 @settings(max_examples=100)
 @given(
     some=st.lists(SOME, min_size=1, max_size=40),
-    shape=st.sampled_from([(1, 1), (6, 17), (9, 300), (6, 4096)]),
+    shape=st.sampled_from([(1, 1), (6, 17), (9, 300), (3, 1037), (6, 4096)]),
     count=st.sampled_from([1, 51]),
     scale=st.sampled_from([1.0, 0.9, 1 / 3]),
     seed=st.integers(0, 2**32 - 1),

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from pmc_jax.compilation import (
     covered,
     keep_compiled,
 )
+from pmc_jax.model import to_devices
 from pmc_jax.training.throughput import peak_flops, speeds
 
 ROW = {"tokens_trained": 300, "tokens_sampled": 80, "seconds": {"train": 2.0, "sample": 0.5}}
@@ -142,3 +144,13 @@ def test_compiling_is_within_the_time_it_took_and_once():
     assert 0 < first <= took
     jax.jit(lambda x: x * 5)(jnp.ones(3))
     assert seconds() == first
+
+
+def test_arrays_reach_the_device_without_a_program():
+    """Every shape would have one of its own."""
+    numbers = np.linspace(0, 1, 37 * 41).reshape(37, 41)
+    with compile_seconds() as seconds:
+        found = to_devices(numbers)
+        assert seconds() == 0
+    np.testing.assert_array_equal(found, np.float32(numbers))
+    assert found.dtype == jnp.float32

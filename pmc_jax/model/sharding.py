@@ -138,11 +138,12 @@ def batch_shards() -> int:
 def to_devices(x: Shaped[np.ndarray, "..."], *axes: str | None) -> Array:
     """A host array on the mesh, parted along its logical axes; without axes, whole everywhere.
 
-    Every process has all of `x`, and hands each of its devices that device's part.
+    Every process has all of `x`, and hands each of its devices that device's part. The array may
+    use the memory of `x`, on a CPU for as long as it lives: do not write to `x` afterwards.
     """
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
-        return jax.device_put(x)  # which needs no program, as `jnp.asarray` does
+        return jax.device_put(x)  # `jnp.asarray` would compile a program for each shape
     x = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
     sharding = NamedSharding(mesh, partition_spec(x.shape, axes or [None] * x.ndim, mesh))
     return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])

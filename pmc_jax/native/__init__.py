@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("kernels.cc")
 
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w", "--param=avoid-fma-max-bits=0")
-"""The last has GCC fuse every product with the sum it goes into. Tuned for some of AMD's processors
-it would not in all loops, and results would depend on how many rows a loop takes at a time. Clang
-ignores it."""
+"""The last has GCC fuse products with the sums they go into in every loop alike. Tuned for
+processors on which chains of that are slow (AMD's Zen, some of Intel's) it leaves loops out, and
+results would depend on how many rows a loop takes at a time. Clang ignores it."""
 
 FOR_THIS_PROCESSOR = (("-march=native",), ("-mcpu=native",), ())
 """How compilers are told to use all that the processor has; the first that they understand."""

@@ -2,9 +2,9 @@
 // decode step's attention over a prompt and a sample's own tokens, and its largest logits;
 // attention within whole sequences, and its gradient.
 //
-// A vector is of eight floats, which compilers map to whatever the processor has. No result depends
-// on what else is in the batch, nor (but for subnormal numbers, which some threads of XLA may take
-// for 0) on the thread that computes it.
+// A vector is of eight floats, which compilers map to whatever the processor has. Compiled as
+// `FLAGS` of `__init__.py` has it, no result depends on what else is in the batch, nor (but for
+// subnormal numbers, which some threads of XLA may take for 0) on the thread that computes it.
 
 #include <algorithm>
 #include <atomic>
@@ -27,7 +27,7 @@ namespace {
 constexpr int64_t kLanes = 8;
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
-typedef int64_t Longs __attribute__((vector_size(8 * kLanes)));
+typedef int64_t Longs __attribute__((vector_size(4 * kLanes)));  // half as many lanes
 
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 
@@ -64,8 +64,8 @@ Floats shuffled(Floats a, Floats b) {
 #endif
 }
 
-// The lanes of eight vectors summed up, each vector's in one lane: always in the same order, and so
-// that all shuffles but the first stay within halves, as processors like them.
+// The lanes of eight vectors summed up, each vector's in one lane, in the order of `sum`. All shuffles
+// but the first stay within halves of a vector, where they are cheaper.
 Floats sums(const Floats (&x)[kLanes]) {
   auto halves = [](Floats a, Floats b) {
     return shuffled<0, 1, 2, 3, 8, 9, 10, 11>(a, b) + shuffled<4, 5, 6, 7, 12, 13, 14, 15>(a, b);
@@ -73,10 +73,10 @@ Floats sums(const Floats (&x)[kLanes]) {
   auto quarters = [](Floats a, Floats b) {
     return shuffled<0, 1, 8, 9, 4, 5, 12, 13>(a, b) + shuffled<2, 3, 10, 11, 6, 7, 14, 15>(a, b);
   };
-  Floats even = quarters(halves(x[0], x[4]), halves(x[1], x[5]));
-  Floats odd = quarters(halves(x[2], x[6]), halves(x[3], x[7]));
-  return shuffled<0, 2, 8, 10, 4, 6, 12, 14>(even, odd) +
-         shuffled<1, 3, 9, 11, 5, 7, 13, 15>(even, odd);
+  Floats some = quarters(halves(x[0], x[4]), halves(x[1], x[5]));
+  Floats others = quarters(halves(x[2], x[6]), halves(x[3], x[7]));
+  return shuffled<0, 2, 8, 10, 4, 6, 12, 14>(some, others) +
+         shuffled<1, 3, 9, 11, 5, 7, 13, 15>(some, others);
 }
 
 // The lanes of a vector, brought together in the same order by `join`.
@@ -176,15 +176,15 @@ void rows_product(Matrix a, const float* b, int64_t b_row, int64_t inner, int64_
 template <bool kAdd = false>
 void product(int64_t rows, Matrix a, const float* b, int64_t b_row, int64_t inner, int64_t columns,
              float* out, int64_t out_row) {
-  auto some = [&](int64_t r, auto count) {
+  auto rows_from = [&](int64_t r, auto count) {
     Matrix from{a.at + r * a.row, a.row, a.column};
     rows_product<count, kAdd>(from, b, b_row, inner, columns, out + r * out_row, out_row);
   };
   int64_t r = 0;
-  for (; r + 6 <= rows; r += 6) some(r, std::integral_constant<int, 6>());
-  for (; r + 4 <= rows; r += 4) some(r, std::integral_constant<int, 4>());
-  for (; r + 2 <= rows; r += 2) some(r, std::integral_constant<int, 2>());
-  if (r < rows) some(r, std::integral_constant<int, 1>());
+  for (; r + 6 <= rows; r += 6) rows_from(r, std::integral_constant<int, 6>());
+  for (; r + 4 <= rows; r += 4) rows_from(r, std::integral_constant<int, 4>());
+  for (; r + 2 <= rows; r += 2) rows_from(r, std::integral_constant<int, 2>());
+  if (r < rows) rows_from(r, std::integral_constant<int, 1>());
 }
 
 float dot(const float* a, const float* b, int64_t size) {
@@ -596,11 +596,13 @@ To ordered(From x) {
   return found;
 }
 
-// A bit for each lane, of four masks after one another.
-uint32_t bits_of(const Integers (&masks)[4]) {
+// Masks of a row's elements, whose lanes are told by the bits of an integer.
+constexpr int64_t kMasks = 4;
+
+uint32_t bits_of(const Integers (&masks)[kMasks]) {
   constexpr Integers kBits = {1, 2, 4, 8, 16, 32, 64, 128};
   Integers joined = {};
-  for (int v = 0; v < 4; ++v) joined |= masks[v] & kBits << (kLanes * v);
+  for (int v = 0; v < kMasks; ++v) joined |= masks[v] & kBits << (kLanes * v);
   uint64_t parts[4];
   std::memcpy(parts, &joined, sizeof joined);
   uint64_t both = (parts[0] | parts[1]) | (parts[2] | parts[3]);
@@ -630,10 +632,52 @@ int32_t reached_by(const std::vector<int32_t>& numbers, int64_t count) {
   return low;
 }
 
+// An integer that at least `count` elements of a row, in the order of floats, reach.
+//
+// The row is dealt out to piles. The count-th largest of the piles' maxima will do. The least of
+// all, if the row is too short for piles.
+int32_t reached_in_row(const float* row, int64_t size, float factor, int64_t count) {
+  int64_t piles = kLanes;
+  while (piles < 4 * count) piles *= 2;
+  std::vector<int32_t> maxima(piles, std::numeric_limits<int32_t>::min());
+  if (size < 2 * piles) return maxima[0];
+  for (int64_t first = 0; first + piles <= size; first += piles) {
+    for (int64_t p = 0; p < piles; p += kLanes) {
+      Integers keys = ordered<Integers>(load(row + first + p) * factor);
+      store(&maxima[p], larger(keys, load(&maxima[p])));
+    }
+  }
+  return reached_by(maxima, count);
+}
+
+// The elements of a row that reach `least`, as numbers that are larger for larger elements and, of
+// equals, for lower places, which are the complement of the lower half. Returns how many there are.
+int64_t collect(const float* row, int64_t size, float factor, int32_t least, int64_t* found) {
+  int64_t count = 0;
+  auto look_at = [&](int64_t i) {
+    int32_t key = ordered<int32_t>(row[i] * factor);
+    found[count] = int64_t(key) * (int64_t{1} << 32) + uint32_t(~i);
+    count += key >= least;
+  };
+  const float threshold = ordered<float>(least);
+  int64_t i = 0;
+  for (; i + kMasks * kLanes <= size; i += kMasks * kLanes) {
+    Integers masks[kMasks];  // of what may reach it: NaN, on either side, is never below
+    for (int v = 0; v < kMasks; ++v) {
+      masks[v] = ~(load(row + i + v * kLanes) * factor < threshold);
+    }
+    for (uint32_t bits = bits_of(masks); bits != 0; bits &= bits - 1) {
+      look_at(i + __builtin_ctz(bits));
+    }
+  }
+  for (; i < size; ++i) look_at(i);
+  return count;
+}
+
 // How many of `size` numbers, which all differ, are larger than each of them. Both arrays have room
-// for whole vectors. No branch depends on the numbers, and there are few of them.
+// for whole vectors. Quadratic, for few numbers, but no branch depends on them.
 void rank(const int64_t* numbers, int64_t size, int64_t* ranks) {
-  for (int64_t i = 0; i < size; i += kLanes) {
+  for (int64_t i = 0; i < size; i += kLanes / 2) {
     Longs own, larger_ones = {};
     std::memcpy(&own, numbers + i, sizeof own);
     for (int64_t j = 0; j < size; ++j) larger_ones -= numbers[j] > own;
@@ -643,57 +687,25 @@ void rank(const int64_t* numbers, int64_t size, int64_t* ranks) {
 
 // The `count` largest of each row of x * scale, in descending order, and where they are; of equals
 // the first ones, in their order.
-//
-// A row is dealt out to piles. The count-th largest of the piles' maxima is reached by `count`
-// elements at least, so that what is below it need not be looked at.
 ffi::Error TopK(ffi::ThreadPool pool, F32 x, F32 scale, ffi::Result<F32> values,
                 ffi::Result<S32> indices) {
-  constexpr int64_t kGroup = 4 * kLanes;
   int64_t size = x.dimensions()[1], rows = x.dimensions()[0], count = values->dimensions()[1];
   if (count < 1 || count > size) {
     return ffi::Error::InvalidArgument("count must be from 1 to the size of a row");
   }
   const float factor = scale.typed_data()[0];
-  int64_t piles = kGroup;
-  while (piles < 4 * count) piles *= 2;
 
   in_parallel(pool, rows, [&](int64_t r) {
-    std::vector<int32_t> highest(piles, std::numeric_limits<int32_t>::min());
-    std::unique_ptr<int64_t[]> found(new int64_t[size + kLanes]), ranks;
     const float* row = x.typed_data() + r * size;
-    int32_t least = std::numeric_limits<int32_t>::min();
-    if (size >= 2 * piles) {
-      for (int64_t first = 0; first + piles <= size; first += piles) {
-        for (int64_t p = 0; p < piles; p += kLanes) {
-          Integers keys = ordered<Integers>(load(row + first + p) * factor);
-          store(&highest[p], larger(keys, load(&highest[p])));
-        }
-      }
-      least = reached_by(highest, count);
-    }
-    int64_t size_found = 0;
-    auto collect = [&](int64_t i) {
-      int32_t key = ordered<int32_t>(row[i] * factor);
-      // Larger for larger keys and, of equals, for lower places.
-      found[size_found] = int64_t(key) * (int64_t{1} << 32) + uint32_t(~i);
-      size_found += key >= least;
-    };
-    const float threshold = ordered<float>(least);
-    int64_t i = 0;
-    for (; i + kGroup <= size; i += kGroup) {
-      Integers masks[4];  // of what may reach `least`: nothing is below NaN, nor is NaN
-      for (int v = 0; v < 4; ++v) masks[v] = ~(load(row + i + v * kLanes) * factor < threshold);
-      for (uint32_t bits = bits_of(masks); bits != 0; bits &= bits - 1) {
-        collect(i + __builtin_ctz(bits));
-      }
-    }
-    for (; i < size; ++i) collect(i);
+    std::unique_ptr<int64_t[]> found(new int64_t[size + kLanes]);
+    const int32_t least = reached_in_row(row, size, factor, count);
+    int64_t size_found = collect(row, size, factor, least, found.get());
     if (size_found > count + count / 8) {
       std::nth_element(found.get(), found.get() + count - 1, found.get() + size_found,
                        std::greater<int64_t>());
       size_found = count;
     }
-    ranks.reset(new int64_t[size_found + kLanes]);
+    std::unique_ptr<int64_t[]> ranks(new int64_t[size_found + kLanes]);
     rank(found.get(), size_found, ranks.get());
     for (int64_t n = 0; n < size_found; ++n) {
       if (ranks[n] >= count) continue;
