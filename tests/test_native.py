@@ -1,7 +1,11 @@
 """The kernels in C++ against XLA's operations, and where they are used, kept and done without."""
 
 import dataclasses
+import os
+import platform
+import shutil
 import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -116,6 +120,24 @@ def test_few_prompts_are_parted_by_samples():
         np.testing.assert_array_equal(alone, whole[:, of])
         for cache, wanted in zip(own, caches, strict=True):
             np.testing.assert_array_equal(cache, wanted[:, :, of])
+
+
+@pytest.mark.slow
+@needs_kernels
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not shutil.which("g++"), reason="needs g++ for x86-64"
+)
+def test_attention_does_not_depend_on_the_batch_when_tuned_for_zen(tmp_path):
+    """For which GCC by itself fuses products and sums in some loops only."""
+    chosen = "test_attention_does_not_depend_on_the_batch or test_few_prompts or test_a_sequence"
+    told = {"CXX": "g++ -mtune=znver3", "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-k", chosen, __file__],
+        env={**os.environ, **told}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout
+    assert list(tmp_path.rglob("kernels-*.so"))
 
 
 @needs_kernels
