@@ -33,12 +33,12 @@ from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
 from pmc_jax import train
-from pmc_jax.config import Config, config_directory
+from pmc_jax.cli.config import Config, config_directory
 from pmc_jax.data import load_dataset
 from pmc_jax.data.batches import retain_draw
 from pmc_jax.evaluation import Respondent, quality
-from pmc_jax.pretrained import describe, load_pretrained, path_of
-from pmc_jax.reporting.summary import step_seconds
+from pmc_jax.model.language_model import describe, load_pretrained, path_of
+from pmc_jax.runs.summary import step_seconds
 from pmc_jax.train import train_stage
 from pmc_jax.training.batch import updates_per_epoch, visited
 

@@ -34,11 +34,11 @@ import yaml
 from operations import CONTAINERS, KINDS, OTHER, events, kind_of, kinds_of
 
 from convert.families import family_of
-from pmc_jax.compilation import keep_compiled
-from pmc_jax.config import config_directory
+from pmc_jax.cli.config import config_directory
 from pmc_jax.decoding.sampler import Sampling, _begin, _decode_chunk, _prefill
 from pmc_jax.model import ModelConfig, decoding_params, init_params, param_count
 from pmc_jax.model.specs import Params
+from pmc_jax.runtime.compilation import keep_compiled
 from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer
 from pmc_jax.training.packing import divided, packed, row_width
 from pmc_jax.training.step import init_state, make_train_step

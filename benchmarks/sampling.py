@@ -41,9 +41,9 @@ from pmc_jax.data.encode import encode
 from pmc_jax.data.prompts import PromptConfig
 from pmc_jax.decoding import Decoding, Sampling, generate
 from pmc_jax.model import ModelConfig, decoding_params, param_count
-from pmc_jax.pretrained import ModelSource, load_pretrained, path_of
+from pmc_jax.model.language_model import ModelSource, load_pretrained, path_of
+from pmc_jax.runs.checkpoints import RunState
 from pmc_jax.training.batch import BatchConfig
-from pmc_jax.training.checkpoints import RunState
 from pmc_jax.training.pmc_run import PMCRun, UnlearningTask
 from pmc_jax.training.responses import (
     greedy_originals,

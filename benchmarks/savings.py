@@ -31,10 +31,10 @@ import numpy as np
 from pmc_jax.data import DataConfig, load_dataset
 from pmc_jax.data.encode import encode
 from pmc_jax.data.prompts import PromptConfig
+from pmc_jax.model.language_model import ModelSource, load_pretrained
 from pmc_jax.model.specs import Params
-from pmc_jax.pretrained import ModelSource, load_pretrained
+from pmc_jax.runs.checkpoints import RunState
 from pmc_jax.training.batch import BatchConfig, updates_per_epoch
-from pmc_jax.training.checkpoints import RunState
 from pmc_jax.training.loop import build_rows, pmc_steps
 from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from pmc_jax.training.pmc_run import PMCRun, UnlearningTask

@@ -16,7 +16,7 @@ from convert.native import is_native, save_native
 from convert.tensors import DTYPES
 from pmc_jax.errors import UserError
 from pmc_jax.model import make_mesh, mesh_layout, param_count
-from pmc_jax.progress import stage
+from pmc_jax.runtime.progress import stage
 
 
 def refuse_existing(destination: Path) -> None:

@@ -33,7 +33,7 @@ from convert.tensors import (
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig, to_host
 from pmc_jax.model.specs import Params
-from pmc_jax.processes import from_first, is_first
+from pmc_jax.runtime.processes import from_first, is_first
 
 
 def dtype_name(dtype: DTypeLike) -> str:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import jax
 
-from pmc_jax.config import AskConfig
+from pmc_jax.cli.config import AskConfig
+from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.data.jsonl import read_records
 from pmc_jax.decoding import Sampling, generate
-from pmc_jax.entry_point import entry_point
 from pmc_jax.errors import UserError
-from pmc_jax.files import write_json_lines
 from pmc_jax.model import decoding_params
-from pmc_jax.pretrained import load_pretrained
-from pmc_jax.progress import stage
+from pmc_jax.model.language_model import load_pretrained
+from pmc_jax.runs.files import write_json_lines
+from pmc_jax.runtime.progress import stage
 
 
 def read_questions(cfg: AskConfig) -> list[tuple[str, str | None]]:

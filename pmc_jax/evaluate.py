@@ -14,32 +14,32 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from pmc_jax.compilation import compile_seconds
-from pmc_jax.config import EvaluateConfig, settings_of
-from pmc_jax.entry_point import entry_point
+from pmc_jax.cli.config import EvaluateConfig, settings_of
+from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import Respondent
 from pmc_jax.evaluation.aftermath import check_aftermath
 from pmc_jax.evaluation.benchmark import EVAL_FILE, forget_truths, reference_scores
 from pmc_jax.evaluation.comparison import summarise_parts
 from pmc_jax.evaluation.examination import Examination, Relearn
+from pmc_jax.evaluation.inputs import Inputs, check_questions, load_inputs, source_of
 from pmc_jax.evaluation.likelihood import Pair, TokenScores
 from pmc_jax.evaluation.parts import PARTS, SUITES, lacking, work
 from pmc_jax.evaluation.tofu import holds_truths, with_truths
-from pmc_jax.evaluation_inputs import Inputs, check_questions, load_inputs, source_of
-from pmc_jax.files import read_json, read_part, write_json
 from pmc_jax.model import decoding_params, on_mesh, param_count
+from pmc_jax.model.language_model import load_pretrained, mesh_of, path_of
 from pmc_jax.model.specs import Params
-from pmc_jax.pretrained import load_pretrained, mesh_of, path_of
-from pmc_jax.processes import from_first, is_first, join
-from pmc_jax.progress import token_stage
 from pmc_jax.reporting import write_evaluation_report
 from pmc_jax.reporting.side_by_side import certificate_lines, comparison_table, time_lines
-from pmc_jax.reporting.summary import versions
 from pmc_jax.reporting.training_curves import training_curves
-from pmc_jax.training.checkpoints import checksums, seal
+from pmc_jax.runs.checkpoints import checksums, seal
+from pmc_jax.runs.directory import SUMMARY, begin_run, holds_run, place_of
+from pmc_jax.runs.files import read_json, read_part, write_json
+from pmc_jax.runs.summary import versions
+from pmc_jax.runtime.compilation import compile_seconds
+from pmc_jax.runtime.processes import from_first, is_first, join
+from pmc_jax.runtime.progress import token_stage
 from pmc_jax.training.relearning import relearn
-from pmc_jax.training.run_directory import SUMMARY, begin_run, holds_run, place_of
 
 References = tuple[Sequence[TokenScores], Sequence[TokenScores]]
 

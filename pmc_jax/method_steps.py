@@ -8,14 +8,14 @@ import jax
 import numpy as np
 import optax
 
-from pmc_jax.config import Config
+from pmc_jax.cli.config import Config
 from pmc_jax.model import batch_shards
+from pmc_jax.model.language_model import weights_dtype
 from pmc_jax.model.specs import Params
-from pmc_jax.pretrained import weights_dtype
-from pmc_jax.timing import timed
+from pmc_jax.runs.checkpoints import RunState
+from pmc_jax.runtime.timing import timed
 from pmc_jax.training.alternatives import sample_alternatives
 from pmc_jax.training.baseline import BaselineRun, baseline_steps, needs_reference, reference_nll
-from pmc_jax.training.checkpoints import RunState
 from pmc_jax.training.loop import pmc_steps
 from pmc_jax.training.objectives import Frozen, method_objective
 from pmc_jax.training.packing import Pair

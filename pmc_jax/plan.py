@@ -10,12 +10,11 @@ from pathlib import Path
 
 import jax
 
-from pmc_jax.config import PlanConfig
-from pmc_jax.entry_point import entry_point
+from pmc_jax.cli.config import PlanConfig
+from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.errors import UserError
-from pmc_jax.files import write_json
 from pmc_jax.model import auto_layout, mesh_layout, param_count
-from pmc_jax.nested import flatten
+from pmc_jax.model.language_model import planned_config, weights_dtype
 from pmc_jax.planning.devices import Topology, find_topology
 from pmc_jax.planning.page import memory_table, outcome_json, uneven, work_table
 from pmc_jax.planning.programs import PHASES, Job
@@ -27,7 +26,8 @@ from pmc_jax.planning.search import (
     nearest_that_fits,
     typed,
 )
-from pmc_jax.pretrained import planned_config, weights_dtype
+from pmc_jax.runs.files import write_json
+from pmc_jax.runs.nested import flatten
 from pmc_jax.unlearning.config import PMCConfig
 
 

@@ -14,27 +14,27 @@ import jax
 
 from convert.export import export_checkpoint
 from convert.load import load_checkpoint
-from pmc_jax.config import Config, settings_of
-from pmc_jax.entry_point import entry_point
+from pmc_jax.cli.config import Config, settings_of
+from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.evaluation import Respondent, quality, questions_asked, sample_rows
-from pmc_jax.files import read_json, write_json, write_json_lines
 from pmc_jax.method_steps import alternative_rows, fixed_before, steps_of_baseline, steps_of_pmc
 from pmc_jax.model import decoding_params, on_mesh, param_count
+from pmc_jax.model.language_model import weights_dtype
 from pmc_jax.model.specs import Params
-from pmc_jax.pretrained import weights_dtype
-from pmc_jax.processes import from_first, is_first, join
-from pmc_jax.progress import stage, token_stage
 from pmc_jax.reporting import format_examples, format_table, write_report
 from pmc_jax.reporting.run_files import read_run
-from pmc_jax.reporting.summary import step_seconds, summarise
-from pmc_jax.timing import timed
+from pmc_jax.runs.checkpoints import RunState, open_checkpoints, restore_latest
+from pmc_jax.runs.directory import SUMMARY, begin_run, holds_run, place_of
+from pmc_jax.runs.files import read_json, write_json, write_json_lines
+from pmc_jax.runs.metrics import open_metrics
+from pmc_jax.runs.summary import step_seconds, summarise
+from pmc_jax.runtime.processes import from_first, is_first, join
+from pmc_jax.runtime.progress import stage, token_stage
+from pmc_jax.runtime.timing import timed
 from pmc_jax.training.batch import updates_per_epoch
-from pmc_jax.training.checkpoints import RunState, open_checkpoints, restore_latest
-from pmc_jax.training.metrics import open_metrics
 from pmc_jax.training.objectives import freeze
 from pmc_jax.training.optimizer import make_optimizer, make_schedule
 from pmc_jax.training.run import unlearn
-from pmc_jax.training.run_directory import SUMMARY, begin_run, holds_run, place_of
 from pmc_jax.training.step import TrainState, abstract_state, init_state, place_state
 from pmc_jax.training_inputs import Inputs, fingerprints_of, load_inputs
 from pmc_jax.unlearning import empty_memory

@@ -4,12 +4,12 @@ import dataclasses
 
 from jax.sharding import Mesh
 
-from pmc_jax.config import Config
+from pmc_jax.cli.config import Config
 from pmc_jax.data import Dataset, load_dataset
 from pmc_jax.data.encode import EncodedData, encode, fingerprints
+from pmc_jax.model.language_model import Pretrained, load_pretrained, mesh_of
 from pmc_jax.model.specs import Params
-from pmc_jax.pretrained import Pretrained, load_pretrained, mesh_of
-from pmc_jax.training.checkpoints import checksums, seal
+from pmc_jax.runs.checkpoints import checksums, seal
 from pmc_jax.training.targets import MethodData, method_data, target_fingerprints
 from pmc_jax.unlearning.config import PMCConfig, RMUConfig
 from pmc_jax.unlearning.rmu import steered_layer

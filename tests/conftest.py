@@ -26,12 +26,12 @@ from transformers import (
 )
 
 from convert.load import load_checkpoint
-from pmc_jax.compilation import compile_sooner_on_cpus
 from pmc_jax.data.prompts import PromptConfig, load_tokenizer, make_template
 from pmc_jax.decoding import nucleus
 from pmc_jax.evaluation import Respondent
 from pmc_jax.model import attention, init_params
 from pmc_jax.native import has_native
+from pmc_jax.runtime.compilation import compile_sooner_on_cpus
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and commands share the session's

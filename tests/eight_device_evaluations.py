@@ -10,7 +10,7 @@ import jax
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from pmc_jax.config import config_directory
+from pmc_jax.cli.config import config_directory
 from pmc_jax.evaluate import evaluate
 
 

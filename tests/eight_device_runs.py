@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import pmc_jax.training.run as run_module
-from pmc_jax.config import config_directory
+from pmc_jax.cli.config import config_directory
 from pmc_jax.train import train
 
 

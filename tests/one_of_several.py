@@ -29,7 +29,7 @@ from pmc_jax.model import (
     to_devices,
     to_host,
 )
-from pmc_jax.processes import DistributedConfig, agree, end_all, from_first, join, several
+from pmc_jax.runtime.processes import DistributedConfig, agree, end_all, from_first, join, several
 from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer
 from pmc_jax.training.step import init_state, make_train_step
 from pmc_jax.unlearning import LossRows

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from convert.families import family_of
 from convert.load import rows_of, stored_shape
-from pmc_jax.config import config_directory
+from pmc_jax.cli.config import config_directory
 from pmc_jax.data.prompts import PromptConfig
 from pmc_jax.model import param_count
 

@@ -17,7 +17,7 @@ from test_train import call, lines
 
 from convert.load import load_checkpoint
 from pmc_jax import method_steps, train
-from pmc_jax.config import config_directory
+from pmc_jax.cli.config import config_directory
 from pmc_jax.data.encode import encode
 from pmc_jax.data.load import load_dataset
 from pmc_jax.data.prompts import PromptConfig, make_template

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmc_jax.buckets import bucket_length, halved
 from pmc_jax.data.batches import (
     epoch_order,
     loss_rows,
     retain_draw,
     train_sequence,
 )
+from pmc_jax.model.buckets import bucket_length, halved
 
 SERIES = sorted([2**k for k in range(4, 20)] + [3 * 2**k for k in range(3, 18)])
 tokens = st.lists(st.integers(0, 99), max_size=12)

@@ -18,7 +18,6 @@ from pmc_jax.errors import UserError
 from pmc_jax.evaluation.comparison import summarise_parts
 from pmc_jax.evaluation.parts import PARTS
 from pmc_jax.evaluation.quality import missing_measures
-from pmc_jax.files import write_json
 from pmc_jax.reporting import write_evaluation_report
 from pmc_jax.reporting.evaluation_files import read_evaluation
 from pmc_jax.reporting.evaluation_page import USED_BY, render_evaluation, used
@@ -31,6 +30,7 @@ from pmc_jax.reporting.side_by_side import (
     time_lines,
 )
 from pmc_jax.reporting.text import LONGEST_NAME, short_names
+from pmc_jax.runs.files import write_json
 
 HOSTILE = '</pre></dd></style><script>alert(1)</script><img src="//x.test/" onerror="a()">$x$'
 

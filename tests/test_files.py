@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmc_jax.errors import UserError
-from pmc_jax.files import read_json, read_part, write_json
+from pmc_jax.runs.files import read_json, read_part, write_json
 
 TEXTS = st.text('[]{}", \n1é', max_size=8)
 VALUES = st.recursive(

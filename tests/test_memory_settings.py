@@ -12,7 +12,7 @@ from scipy.stats import binom
 from test_training import unequal_rows
 
 from pmc_jax.model import ModelConfig, decay_mask, init_params, param_count
-from pmc_jax.training.checkpoints import (
+from pmc_jax.runs.checkpoints import (
     CheckpointConfig,
     RunState,
     open_checkpoints,

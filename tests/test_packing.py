@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from published import CONFIGS, CONTROL
 
-from pmc_jax.buckets import bucket_rows
 from pmc_jax.model import ModelConfig, RopeConfig, forward
+from pmc_jax.model.buckets import bucket_rows
 from pmc_jax.training.objectives import AnswerRows, Frozen, MethodBatch, method_objective
 from pmc_jax.training.packing import PackedRows, divided, first_fit, packed, row_width
 from pmc_jax.training.step import accumulated_gradients, pmc_objective, sequence_states

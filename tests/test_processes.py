@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from pmc_jax.errors import UserError
-from pmc_jax.processes import DistributedConfig, agree, from_first, is_first, join
+from pmc_jax.runtime.processes import DistributedConfig, agree, from_first, is_first, join
 
 REPOSITORY = Path(__file__).parent.parent
 DEVICES = 4

@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerFast
 from convert.load import load_checkpoint
 from pmc_jax.data.prompts import PromptConfig, make_template
 from pmc_jax.decoding import layout
+from pmc_jax.runs.checkpoints import RunState
 from pmc_jax.training import responses as responses_module
 from pmc_jax.training.batch import BatchConfig
-from pmc_jax.training.checkpoints import RunState
 from pmc_jax.training.loop import pmc_steps
 from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from pmc_jax.training.pmc_run import PMCRun, UnlearningTask

@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 from test_train import call
 
 from pmc_jax import train
-from pmc_jax.config import METHODS, Config, check_values, config_directory
-from pmc_jax.entry_point import entry_point
+from pmc_jax.cli.config import METHODS, Config, check_values, config_directory
+from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.errors import UserError
-from pmc_jax.training.run_directory import SUMMARY
+from pmc_jax.runs.directory import SUMMARY
 
 SWEEPS = sorted(path.stem for path in (config_directory() / "sweep").glob("*.yaml"))
 

@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmc_jax import compilation
-from pmc_jax.compilation import (
+from pmc_jax.model import to_devices
+from pmc_jax.runs.throughput import peak_flops, speeds
+from pmc_jax.runtime import compilation
+from pmc_jax.runtime.compilation import (
     MIN_SECONDS,
     cache_directory,
     compile_seconds,
@@ -23,8 +25,6 @@ from pmc_jax.compilation import (
     covered,
     keep_compiled,
 )
-from pmc_jax.model import to_devices
-from pmc_jax.training.throughput import peak_flops, speeds
 
 ROW = {"tokens_trained": 300, "tokens_sampled": 80, "seconds": {"train": 2.0, "sample": 0.5}}
 

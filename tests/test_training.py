@@ -20,7 +20,7 @@ from convert.export import stored_tensors
 from convert.families import LLAMA
 from convert.load import load_checkpoint
 from pmc_jax.errors import UserError
-from pmc_jax.training.checkpoints import (
+from pmc_jax.runs.checkpoints import (
     CheckpointConfig,
     RunState,
     checksum,
@@ -342,7 +342,7 @@ def test_checksums_see_the_last_bit_of_host_doubles_and_name_what_they_sum(rng):
 
 
 def test_metrics_go_on_where_the_checkpoint_was(tmp_path):
-    from pmc_jax.training.metrics import Metrics
+    from pmc_jax.runs.metrics import Metrics
 
     path = tmp_path / "metrics.jsonl"
     first = Metrics(path, 0)

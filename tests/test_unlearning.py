@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
-from pmc_jax.rouge import rouge_l_recall
+from pmc_jax.text.rouge import rouge_l_recall
 from pmc_jax.unlearning import (
     empty_memory,
     needs_sampling,

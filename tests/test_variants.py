@@ -9,11 +9,11 @@ import pytest
 from test_savings import PLAIN, assert_same_end, finished_run, new_run, words_model  # noqa: F401
 from test_training import unequal_rows
 
-from pmc_jax.config import Config, check_values
+from pmc_jax.cli.config import Config, check_values
 from pmc_jax.decoding import Decoding, Sampling, generate, sampler
 from pmc_jax.errors import UserError
 from pmc_jax.model import decoding_params
-from pmc_jax.training.checkpoints import RunState
+from pmc_jax.runs.checkpoints import RunState
 from pmc_jax.training.loop import build_rows, pmc_steps
 from pmc_jax.training.pmc_run import step_questions
 from pmc_jax.training.responses import score_response

@@ -9,7 +9,7 @@ from pmc_jax.evaluation.comparison import summarise_parts
 from pmc_jax.evaluation.leakage import greedy_leakage, leakage
 from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.quality import Answer
-from pmc_jax.files import write_json
+from pmc_jax.runs.files import write_json
 
 MODELS = ("pmc", "target", "npo")
 SAMPLES, QUESTIONS = 20, 6

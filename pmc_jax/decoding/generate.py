@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Int, Key, PRNGKeyArray
 
-from pmc_jax.buckets import bucket_length, halved
 from pmc_jax.decoding.layout import prompt_rows, shapes
 from pmc_jax.decoding.sampler import DECODING, Decoding, Responses, Sampling, sample
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig, RopeConfig, to_devices
+from pmc_jax.model.buckets import bucket_length, halved
 from pmc_jax.model.specs import Params
 
 

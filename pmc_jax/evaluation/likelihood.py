@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from pmc_jax.buckets import bucket_length, power_of_two
 from pmc_jax.data.batches import loss_rows
 from pmc_jax.evaluation.quality import Respondent
 from pmc_jax.model import ModelConfig, forward, to_devices, to_host
+from pmc_jax.model.buckets import bucket_length, power_of_two
 from pmc_jax.model.forward import logits
 from pmc_jax.model.nll import CHUNK
 from pmc_jax.model.specs import Params

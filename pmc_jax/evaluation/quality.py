@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike, PRNGKeyArray
 
-from pmc_jax.buckets import power_of_two
 from pmc_jax.data.prompts import PromptTemplate
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.model import ModelConfig
+from pmc_jax.model.buckets import power_of_two
 from pmc_jax.model.specs import Params
-from pmc_jax.rouge import rouge_l_recall, rouge_words, words_of
+from pmc_jax.text.rouge import rouge_l_recall, rouge_words, words_of
 
 FORGET_SETS = ("forget", "paraphrase")
 UTILITY_SETS = ("retain", "world_facts", "real_authors")

@@ -30,7 +30,7 @@ from pmc_jax.evaluation.membership import (
 )
 from pmc_jax.evaluation.memorisation import exact_memorisation, extraction_strength
 from pmc_jax.evaluation.quality import Answer
-from pmc_jax.rouge import rouge_l_recall, rouge_words
+from pmc_jax.text.rouge import rouge_l_recall, rouge_words
 
 EPSILON = 1e-10
 SETS = ("forget", "retain", "ra", "wf")

@@ -20,7 +20,7 @@ from jaxtyping import Array, DTypeLike, Shaped
 from pmc_jax.errors import UserError
 from pmc_jax.model.config import ModelConfig
 from pmc_jax.model.specs import Params, Spec, param_count, param_specs
-from pmc_jax.processes import from_first, several
+from pmc_jax.runtime.processes import from_first, several
 
 MESH_AXES = ("data", "model")
 

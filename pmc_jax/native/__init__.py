@@ -23,7 +23,7 @@ import jaxlib
 import numpy as np
 from jaxtyping import Array, DTypeLike
 
-from pmc_jax.compilation import cache_directory
+from pmc_jax.runtime.compilation import cache_directory
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from pmc_jax.buckets import bucket_length, bucket_rows
 from pmc_jax.decoding.sampler import (
     Sampling,
     _begin,
@@ -20,6 +19,7 @@ from pmc_jax.decoding.sampler import (
     suffix_lengths,
 )
 from pmc_jax.model import ModelConfig, on_mesh, param_specs
+from pmc_jax.model.buckets import bucket_length, bucket_rows
 from pmc_jax.model.sharding import partition_spec
 from pmc_jax.model.specs import Params
 from pmc_jax.planning.compiled import collectives, matmul_flops

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from pmc_jax.errors import UserError
-from pmc_jax.files import read_part
 from pmc_jax.reporting.run_files import parse_object
 from pmc_jax.reporting.side_by_side import model_order
+from pmc_jax.runs.files import read_part
 
 SUMMARY_KEYS = (
     "name", "suite", "models", "before", "facts", "measures", "curves", "side_effects",

@@ -10,7 +10,7 @@ from rapidfuzz.distance import LCSseq
 
 from pmc_jax.reporting.run_files import number
 from pmc_jax.reporting.text import spread
-from pmc_jax.rouge import words_of
+from pmc_jax.text.rouge import words_of
 
 # The sets of samples.jsonl: title, what a reader should see, how many are shown.
 EXAMPLE_SETS = {

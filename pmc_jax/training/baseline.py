@@ -19,8 +19,8 @@ from pmc_jax.data.batches import retain_draw, train_sequence
 from pmc_jax.data.prompts import PromptTemplate
 from pmc_jax.model import ModelConfig, batch_shards, to_devices, to_host
 from pmc_jax.model.specs import Params
+from pmc_jax.runs.checkpoints import RunState
 from pmc_jax.training.batch import BatchConfig, updates_per_epoch, visited
-from pmc_jax.training.checkpoints import RunState
 from pmc_jax.training.objectives import AnswerRows, Frozen, MethodBatch
 from pmc_jax.training.packing import Pair, divided, packed, row_width
 from pmc_jax.training.step import TrainStep, sequence_nll

@@ -10,8 +10,8 @@ import numpy as np
 
 from pmc_jax.data.batches import retain_draw, train_sequence
 from pmc_jax.model import batch_shards, to_devices
+from pmc_jax.runs.checkpoints import RunState
 from pmc_jax.training.batch import updates_per_epoch
-from pmc_jax.training.checkpoints import RunState
 from pmc_jax.training.packing import divided, packed, row_width
 from pmc_jax.training.pmc_run import PMCRun, at_step, step_questions, total_steps
 from pmc_jax.training.responses import (

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from pmc_jax.buckets import bucket_length, bucket_rows
+from pmc_jax.model.buckets import bucket_length, bucket_rows
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """Prompt and answer as token ids."""

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 from jaxtyping import DTypeLike
 
-from pmc_jax.buckets import bucket_length
 from pmc_jax.data.batches import loss_rows
 from pmc_jax.model import ModelConfig, to_devices
+from pmc_jax.model.buckets import bucket_length
 from pmc_jax.model.specs import Params
 from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer
 from pmc_jax.training.step import init_state, make_train_step

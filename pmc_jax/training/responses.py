@@ -12,8 +12,8 @@ from pmc_jax.data.prompts import PromptTemplate
 from pmc_jax.decoding import FINISHED, RUNNING, PruneBatch, Responses, Sampling, generate, is_whole
 from pmc_jax.model import ModelConfig, decoding_params, to_devices
 from pmc_jax.model.specs import Params
+from pmc_jax.runs.checkpoints import RunState
 from pmc_jax.training.batch import BatchConfig
-from pmc_jax.training.checkpoints import RunState
 from pmc_jax.training.pmc_run import PMCRun, at_step
 from pmc_jax.unlearning import (
     ResponseMemory,

@@ -17,11 +17,11 @@ import orbax.checkpoint as ocp
 
 from pmc_jax.errors import Stopped, UserError
 from pmc_jax.model.specs import Params
-from pmc_jax.processes import agree
-from pmc_jax.progress import Stage
-from pmc_jax.training.checkpoints import RunState, finish, save
-from pmc_jax.training.metrics import Metrics
-from pmc_jax.training.throughput import speeds
+from pmc_jax.runs.checkpoints import RunState, finish, save
+from pmc_jax.runs.metrics import Metrics
+from pmc_jax.runs.throughput import speeds
+from pmc_jax.runtime.processes import agree
+from pmc_jax.runtime.progress import Stage
 
 
 @jax.jit

@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Iterable
 
-from pmc_jax.buckets import bucket_length, bucket_rows, halved
 from pmc_jax.decoding import suffix_lengths
 from pmc_jax.decoding.layout import prompt_rows, shapes
+from pmc_jax.model.buckets import bucket_length, bucket_rows, halved
 from pmc_jax.training.packing import PER_ROW, width_for
 from pmc_jax.training.pmc_run import PMCRun
 from pmc_jax.training.responses import sample_limit

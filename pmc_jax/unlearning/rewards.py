@@ -7,7 +7,7 @@ s = 1 - r, so that 0 means nothing is left of the old answer and lower is better
 import math
 import re
 
-from pmc_jax.rouge import lcs_recall, rouge_words
+from pmc_jax.text.rouge import lcs_recall, rouge_words
 
 
 def short_answer_penalty(response: str, min_len: int) -> float:

@@ -15,11 +15,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pmc_jax.compilation import compile_sooner_on_cpus, keep_compiled
-from pmc_jax.config import check_values, config_directory
+from pmc_jax.cli.config import check_values, config_directory
+from pmc_jax.cli.unknown_keys import unknown_key
 from pmc_jax.errors import Stopped, UserError
-from pmc_jax.processes import end_all, is_first, several
-from pmc_jax.unknown_keys import unknown_key
+from pmc_jax.runtime.compilation import compile_sooner_on_cpus, keep_compiled
+from pmc_jax.runtime.processes import end_all, is_first, several
 from pmc_jax.unlearning.config import METHODS
 
 

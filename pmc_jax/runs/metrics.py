@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pmc_jax.errors import UserError
-from pmc_jax.files import write_json_lines
-from pmc_jax.nested import flatten
-from pmc_jax.processes import is_first
+from pmc_jax.runs.files import write_json_lines
+from pmc_jax.runs.nested import flatten
+from pmc_jax.runtime.processes import is_first
 
 
 class Metrics:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from pmc_jax.config import EvaluateConfig
+from pmc_jax.cli.config import EvaluateConfig
 from pmc_jax.data import Controls, Dataset, load_controls, load_dataset
 from pmc_jax.data.encode import check_tokens, digest, encode
 from pmc_jax.data.prompts import PromptTemplate, check_lengths
@@ -12,8 +12,8 @@ from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.evaluation.examination import reworded_rows
 from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.tofu import RetainLog, read_retain_log
-from pmc_jax.pretrained import ModelSource, describe, mesh_of
-from pmc_jax.training.checkpoints import seal
+from pmc_jax.model.language_model import ModelSource, describe, mesh_of
+from pmc_jax.runs.checkpoints import seal
 
 
 @dataclasses.dataclass(frozen=True)

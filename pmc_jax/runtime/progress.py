@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pmc_jax.processes import is_first
+from pmc_jax.runtime.processes import is_first
 
 LINE_SECONDS = 10.0
 """Where output is not a terminal, a stage prints at most one line in this time."""

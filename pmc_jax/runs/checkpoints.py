@@ -19,8 +19,8 @@ from flax.serialization import from_state_dict, to_state_dict
 from jaxtyping import Array, UInt32
 
 from pmc_jax.errors import UserError
-from pmc_jax.nested import flatten
-from pmc_jax.processes import from_first, is_first, several
+from pmc_jax.runs.nested import flatten
+from pmc_jax.runtime.processes import from_first, is_first, several
 from pmc_jax.training.bits import element_index, mixed
 from pmc_jax.training.step import TrainState
 from pmc_jax.unlearning import ResponseMemory

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 
-from pmc_jax.nested import flatten
+from pmc_jax.runs.nested import flatten
 from pmc_jax.unlearning.config import METHODS
 
 ALIKE = 0.6  # of difflib's ratio, from which on a mistyped key is worth a suggestion

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from pmc_jax.errors import UserError
-from pmc_jax.files import read_json, write_json, write_text
-from pmc_jax.nested import flatten, nest
-from pmc_jax.processes import from_first
+from pmc_jax.runs.files import read_json, write_json, write_text
+from pmc_jax.runs.nested import flatten, nest
+from pmc_jax.runtime.processes import from_first
 
 CONFIG, INPUTS, SUMMARY = "config.yaml", "inputs.json", "summary.json"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pmc_jax.errors import UserError
-from pmc_jax.processes import is_first
+from pmc_jax.runtime.processes import is_first
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,11 +13,11 @@ from pmc_jax.errors import UserError
 from pmc_jax.evaluation import EvaluationConfig
 from pmc_jax.evaluation.aftermath import AftermathConfig
 from pmc_jax.evaluation.parts import SUITES
-from pmc_jax.nested import flatten
-from pmc_jax.pretrained import ModelSource
-from pmc_jax.processes import DistributedConfig
+from pmc_jax.model.language_model import ModelSource
+from pmc_jax.runs.checkpoints import CheckpointConfig
+from pmc_jax.runs.nested import flatten
+from pmc_jax.runtime.processes import DistributedConfig
 from pmc_jax.training.batch import BatchConfig
-from pmc_jax.training.checkpoints import CheckpointConfig
 from pmc_jax.training.optimizer import OptimizerConfig
 from pmc_jax.unlearning.config import METHODS, MethodConfig, PMCConfig, RMUConfig
 
@@ -248,8 +248,9 @@ for _name, _method in METHODS.items():
 
 def config_directory() -> Path:
     """`configs/`, in the package when installed and beside it in the repository."""
-    packaged = Path(__file__).parent / "configs"
-    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "configs"
+    package = Path(__file__).parents[1]
+    packaged = package / "configs"
+    return packaged if packaged.is_dir() else package.parent / "configs"
 
 
 def settings_of(config: Any) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The command line: settings from YAML and `key=value` arguments, help, and errors in one line."""
