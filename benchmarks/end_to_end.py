@@ -37,7 +37,7 @@ from pmc_jax.cli.config import Config, config_directory
 from pmc_jax.data import load_dataset
 from pmc_jax.data.batches import retain_draw
 from pmc_jax.evaluation import Respondent, quality
-from pmc_jax.model.language_model import describe, load_pretrained, path_of
+from pmc_jax.model.language_model import describe, load_language_model, path_of
 from pmc_jax.runs.summary import step_seconds
 from pmc_jax.train import train_stage
 from pmc_jax.training.batch import updates_per_epoch, visited
@@ -205,8 +205,11 @@ def ours(overrides: list[str], directory: Path) -> dict[str, Any]:
 
 def measured(cfg: Config, directory: str) -> dict[str, float]:
     """Unlearn quality and utility of a model."""
-    model, params = load_pretrained(dataclasses.replace(cfg.model, path=directory), cfg.prompt)
-    respondent = Respondent(params, model.cfg, model.template, cfg.training.max_length, "float32")
+    model = load_language_model(dataclasses.replace(cfg.model, path=directory), cfg.prompt)
+    params = model.params
+    respondent = Respondent(
+        params, model.config, model.template, cfg.training.max_length, "float32"
+    )
     evaluation = dataclasses.replace(cfg.evaluation, attack_samples=0)
     sets = load_dataset(cfg.data).evaluation
     found = quality(respondent, sets, evaluation, jax.random.key(0))["measures"]

@@ -41,7 +41,7 @@ from pmc_jax.data.encode import encode
 from pmc_jax.data.prompts import PromptConfig
 from pmc_jax.decoding import Decoding, Sampling, generate
 from pmc_jax.model import ModelConfig, decoding_params, param_count
-from pmc_jax.model.language_model import ModelSource, load_pretrained, path_of
+from pmc_jax.model.language_model import ModelSource, load_language_model, path_of
 from pmc_jax.runs.checkpoints import RunState
 from pmc_jax.training.batch import BatchConfig
 from pmc_jax.training.pmc_run import PMCRun, UnlearningTask
@@ -219,20 +219,21 @@ def raw(name: str, repetitions: int, found: dict[str, float]) -> dict[str, Any]:
 
 def demo_run(samples: int, batch: BatchConfig) -> tuple[PMCRun, Any]:
     """PMC on the bundled model and world, before its first step; and the weights."""
-    model, params = load_pretrained(ModelSource(), DEMO_PROMPT)
+    model = load_language_model(ModelSource(), DEMO_PROMPT)
+    params = model.params
     data = DataConfig(path="bundled", forget="forget10", retain="retain90", retain_rows=None)
     dataset = load_dataset(data)
-    encoded = encode(dataset, model.template, batch.max_length, model.cfg.vocab_size)
+    encoded = encode(dataset, model.template, batch.max_length, model.config.vocab_size)
     pmc = PMCConfig(
         samples=samples, temperature=TEMPERATURE, top_k=TOP_K, top_p=TOP_P,
         max_new_tokens=ANSWER_TOKENS, min_len=0,
     )  # fmt: skip
     originals = greedy_originals(
-        params, encoded.forget, model=model.cfg, template=model.template, batch=batch,
+        params, encoded.forget, model=model.config, template=model.template, batch=batch,
         max_new_tokens=ANSWER_TOKENS,
     )  # fmt: skip
     run = PMCRun(
-        task=UnlearningTask(encoded.forget, originals, encoded.retain), model=model.cfg,
+        task=UnlearningTask(encoded.forget, originals, encoded.retain), model=model.config,
         template=model.template, pmc=pmc, batch=batch, key=jax.random.key(0), seed=0,
         train_step=lambda state, rows: (state, None, None),
     )  # fmt: skip

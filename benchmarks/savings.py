@@ -31,7 +31,7 @@ import numpy as np
 from pmc_jax.data import DataConfig, load_dataset
 from pmc_jax.data.encode import encode
 from pmc_jax.data.prompts import PromptConfig
-from pmc_jax.model.language_model import ModelSource, load_pretrained
+from pmc_jax.model.language_model import ModelSource, load_language_model
 from pmc_jax.model.specs import Params
 from pmc_jax.runs.checkpoints import RunState
 from pmc_jax.training.batch import BatchConfig, updates_per_epoch
@@ -99,22 +99,26 @@ def tofu(directory: str, model: str, questions: int, epochs: int) -> Setting:
 
 def prepare(setting: Setting) -> tuple[PMCRun, Params]:
     """The run before its first step, and the target model's weights."""
-    model, params = load_pretrained(setting.model, PROMPT)
+    model = load_language_model(setting.model, PROMPT)
+    params = model.params
     dataset = load_dataset(setting.data)
-    encoded = encode(dataset, model.template, setting.batch.max_length, model.cfg.vocab_size)
+    encoded = encode(dataset, model.template, setting.batch.max_length, model.config.vocab_size)
     prompts = encoded.forget[: setting.questions]
     originals = greedy_originals(
-        params, prompts, model=model.cfg, template=model.template, batch=setting.batch,
+        params, prompts, model=model.config, template=model.template, batch=setting.batch,
         max_new_tokens=setting.pmc.max_new_tokens,
     )  # fmt: skip
     per_epoch = updates_per_epoch(len(prompts), setting.batch)
     cfg = OptimizerConfig(learning_rate=setting.learning_rate)
     schedule = make_schedule(cfg, setting.batch.epochs * per_epoch, per_epoch)
     step = make_train_step(
-        make_optimizer(cfg, model.cfg, schedule), model.cfg, setting.pmc.retain_weight, remat="dots"
+        make_optimizer(cfg, model.config, schedule),
+        model.config,
+        setting.pmc.retain_weight,
+        remat="dots",
     )
     run = PMCRun(
-        task=UnlearningTask(prompts, originals, encoded.retain), model=model.cfg,
+        task=UnlearningTask(prompts, originals, encoded.retain), model=model.config,
         template=model.template, pmc=setting.pmc, batch=setting.batch, key=jax.random.key(0),
         seed=0, train_step=step,
     )  # fmt: skip

@@ -13,8 +13,7 @@ from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.data.jsonl import read_records
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
-from pmc_jax.model import decoding_params
-from pmc_jax.model.language_model import load_pretrained
+from pmc_jax.model.language_model import load_language_model
 from pmc_jax.runs.files import write_json_lines
 from pmc_jax.runtime.progress import stage
 
@@ -40,14 +39,14 @@ def ask(cfg: AskConfig) -> None:
     questions = read_questions(cfg)
     if cfg.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    model, params = load_pretrained(cfg.model, cfg.prompt)
+    model = load_language_model(cfg.model, cfg.prompt)
     template = model.template
     prefix = template.encode_prefix(cfg.prefix) if cfg.prefix else []
     with stage("asking", len(questions)) as progress:
         responses = generate(
-            decoding_params(params, model.cfg, cfg.model.dtype),
+            model.for_decoding().params,
             [template.encode_prompt(text, system) + prefix for text, system in questions],
-            cfg=model.cfg,
+            cfg=model.config,
             sampling=Sampling(cfg.temperature, cfg.top_k, cfg.top_p, stop_ids=template.stop_ids),
             key=jax.random.key(cfg.seed),
             limits=[cfg.max_new_tokens] * len(questions),

@@ -27,7 +27,7 @@ from pmc_jax.evaluation.likelihood import Pair, TokenScores
 from pmc_jax.evaluation.parts import PARTS, SUITES, lacking, work
 from pmc_jax.evaluation.tofu import holds_truths, with_truths
 from pmc_jax.model import decoding_params, on_mesh, param_count
-from pmc_jax.model.language_model import load_pretrained, mesh_of, path_of
+from pmc_jax.model.language_model import load_language_model, mesh_of, path_of
 from pmc_jax.model.specs import Params
 from pmc_jax.reporting import write_evaluation_report
 from pmc_jax.reporting.side_by_side import certificate_lines, comparison_table, time_lines
@@ -83,29 +83,31 @@ def load_subject(
     cfg: EvaluateConfig, path: str, mesh: Mesh | None
 ) -> tuple[Respondent, dict[str, Any]]:
     """A model that can be asked, and what is on record about it."""
-    model, params = load_pretrained(source_of(cfg, path), cfg.prompt, mesh)
+    model = load_language_model(source_of(cfg, path), cfg.prompt, mesh)
+    params = model.params
     facts = {
         "path": path,
-        "parameters": param_count(model.cfg),
+        "parameters": param_count(model.config),
         "weights": seal(checksums(params)),
     }
     dtype = cfg.model.dtype
-    params = decoding_params(params, model.cfg, dtype)
-    return Respondent(params, model.cfg, model.template, cfg.max_length, dtype), facts
+    params = decoding_params(params, model.config, dtype)
+    return Respondent(params, model.config, model.template, cfg.max_length, dtype), facts
 
 
 def relearner(cfg: EvaluateConfig, path: str, mesh: Mesh | None) -> Relearn:
     """Fine-tunes the model at `path`, which is loaded anew each time."""
 
     def go(pairs: Sequence[Pair], steps: Sequence[int]) -> Iterator[tuple[int, Params]]:
-        model, params = load_pretrained(source_of(cfg, path), cfg.prompt, mesh)
+        model = load_language_model(source_of(cfg, path), cfg.prompt, mesh)
+        params = model.params
         dtype = cfg.model.dtype
         for done, tuned in relearn(
-            params, pairs, steps, model=model.cfg, batch_size=cfg.aftermath.batch_size,
+            params, pairs, steps, model=model.config, batch_size=cfg.aftermath.batch_size,
             learning_rate=cfg.aftermath.learning_rate, seed=cfg.seed, dtype=dtype,
             remat=cfg.model.remat,
         ):  # fmt: skip
-            yield done, decoding_params(tuned, model.cfg, dtype)
+            yield done, decoding_params(tuned, model.config, dtype)
 
     return go
 

@@ -40,7 +40,7 @@ def originals_of(cfg: Config, method: PMCConfig, inputs: Inputs, params: Params)
     originals = greedy_originals(
         params,
         inputs.encoded.forget,
-        model=inputs.model.cfg,
+        model=inputs.model.config,
         template=inputs.model.template,
         batch=cfg.training,
         max_new_tokens=method.max_new_tokens,
@@ -58,7 +58,7 @@ def references_of(cfg: Config, inputs: Inputs, data: MethodData, params: Params)
         return reference_nll(
             params,
             pairs,
-            model=inputs.model.cfg,
+            model=inputs.model.config,
             template=inputs.model.template,
             batch=cfg.training,
             dtype=cfg.model.dtype,
@@ -83,7 +83,7 @@ def alternatives_of(
         load_forget_pairs(cfg.data),
         inputs.encoded.forget,
         method=method,
-        model=inputs.model.cfg,
+        model=inputs.model.config,
         template=inputs.model.template,
         batch=cfg.training,
         key=jax.random.fold_in(jax.random.key(cfg.seed), 2),
@@ -97,7 +97,7 @@ def targets_with(inputs: Inputs, extra: dict[str, Any]) -> MethodData:
     assert inputs.targets is not None
     if "alternatives" not in extra:
         return inputs.targets
-    template, vocab_size = inputs.model.template, inputs.model.cfg.vocab_size
+    template, vocab_size = inputs.model.template, inputs.model.config.vocab_size
     return with_alternatives(inputs.targets, extra["alternatives"], template, vocab_size)
 
 
@@ -129,7 +129,7 @@ def steps_of_pmc(
     model, encoded = inputs.model, inputs.encoded
     train_step = make_train_step(
         optimizer,
-        model.cfg,
+        model.config,
         method.retain_weight,
         dtype=cfg.model.dtype,
         remat=cfg.model.remat,
@@ -142,7 +142,7 @@ def steps_of_pmc(
     ) -> Iterator[tuple[RunState, Record]]:
         run = PMCRun(
             task=UnlearningTask(encoded.forget, extra["originals"], encoded.retain),
-            model=model.cfg,
+            model=model.config,
             template=model.template,
             pmc=method,
             batch=cfg.training,
@@ -162,12 +162,12 @@ def steps_of_baseline(
     cfg: Config, inputs: Inputs, optimizer: optax.GradientTransformation, frozen: Frozen
 ) -> Steps:
     """The steps of any other method."""
-    objective = method_objective(cfg.method, inputs.model.cfg, cfg.model.dtype, cfg.model.remat)
+    objective = method_objective(cfg.method, inputs.model.config, cfg.model.dtype, cfg.model.remat)
 
     def steps(
         state: RunState, extra: dict[str, Any], say: Callable[[str], None]
     ) -> Iterator[tuple[RunState, Record]]:
-        wide, references = weights_dtype(cfg.model), extra["references"]
+        wide, references = weights_dtype(cfg.model.dtype), extra["references"]
         run = BaselineRun(
             method=cfg.method,
             data=targets_with(inputs, extra),
@@ -177,7 +177,7 @@ def steps_of_baseline(
             train_step=make_objective_step(
                 optimizer,
                 objective,
-                inputs.model.cfg,
+                inputs.model.config,
                 cfg.training.gradient_dtype,
                 cfg.logging.update_norm,
             ),

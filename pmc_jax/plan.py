@@ -50,7 +50,7 @@ def job_of(cfg: PlanConfig, topology: Topology) -> Job:
     return Job(
         cfg=model,
         dtype=cfg.model.dtype,
-        weights_dtype=weights_dtype(cfg.model),
+        weights_dtype=weights_dtype(cfg.model.dtype),
         remat=cfg.model.remat,
         pmc=cfg.method,
         batch=cfg.training,

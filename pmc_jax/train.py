@@ -56,8 +56,8 @@ def evaluate_stage(
         return stored
     started = time.perf_counter()
     respondent = Respondent(
-        decoding_params(params, inputs.model.cfg, cfg.model.dtype),
-        inputs.model.cfg,
+        decoding_params(params, inputs.model.config, cfg.model.dtype),
+        inputs.model.config,
         inputs.model.template,
         cfg.training.max_length,
         cfg.model.dtype,
@@ -84,24 +84,24 @@ def train_stage(
     total = per_epoch * cfg.training.epochs
     schedule = make_schedule(cfg.optimizer, total, per_epoch)
     method = cfg.method
-    trained = trained_weights(method, model.cfg) if isinstance(method, RMUConfig) else None
-    optimizer = make_optimizer(cfg.optimizer, model.cfg, schedule, trained)
-    dtype = weights_dtype(cfg.model)
+    trained = trained_weights(method, model.config) if isinstance(method, RMUConfig) else None
+    optimizer = make_optimizer(cfg.optimizer, model.config, schedule, trained)
+    dtype = weights_dtype(cfg.model.dtype)
     if isinstance(cfg.method, PMCConfig):
         memory = empty_memory(len(forget), cfg.training.max_length)
         steps = steps_of_pmc(cfg, cfg.method, inputs, optimizer)
     else:
         memory = empty_memory(1, 1)  # a method without samples has nothing to remember
-        frozen = freeze(cfg.method, params, model.cfg, cfg.model.dtype, cfg.seed)
+        frozen = freeze(cfg.method, params, model.config, cfg.model.dtype, cfg.seed)
         steps = steps_of_baseline(cfg, inputs, optimizer, frozen)
 
     @partial(jax.jit, donate_argnums=0)
     def start(params: Params) -> TrainState:
         """The first state, by one program: eagerly, every shape of a moment would be one."""
-        return place_state(init_state(params, optimizer), model.cfg, optimizer)
+        return place_state(init_state(params, optimizer), model.config, optimizer)
 
     with open_checkpoints(directory / "checkpoints", cfg.checkpoints) as manager:
-        like = RunState(abstract_state(model.cfg, optimizer, dtype, inputs.mesh), memory)
+        like = RunState(abstract_state(model.config, optimizer, dtype, inputs.mesh), memory)
         if from_first(manager.latest_step) is not None:
             for leaf in jax.tree.leaves(params):
                 leaf.delete()  # the restored weights take this room
@@ -127,7 +127,7 @@ def train_stage(
             state, extra = unlearn(
                 steps(state, extra, progress.say), state, extra, total=total,
                 every=cfg.checkpoints.every, schedule=schedule,
-                parameters=param_count(model.cfg), manager=manager, metrics=metrics,
+                parameters=param_count(model.config), manager=manager, metrics=metrics,
                 progress=progress,
             )  # fmt: skip
     return state.train.params, metrics.rows, extra["seconds"]
@@ -177,11 +177,11 @@ def write_run(
     with timed(seconds, "export"):
         if not from_first((directory / "model").exists):
             export_checkpoint(
-                trained, inputs.model.cfg, inputs.model.directory, directory / "model"
+                trained, inputs.model.config, inputs.model.directory, directory / "model"
             )
         del trained
         # What is measured is what was exported, after rounding to the stored dtypes.
-        dtype = weights_dtype(cfg.model)
+        dtype = weights_dtype(cfg.model.dtype)
         exported = load_checkpoint(directory / "model", dtype=dtype, mesh=inputs.mesh).params
     after = evaluate_stage(
         cfg, inputs, exported, directory / "evaluation/after.json", "evaluating after"
@@ -202,7 +202,7 @@ def write_run(
     summary = summarise(
         cfg.name,
         settings_of(cfg),
-        inputs.model.cfg,
+        inputs.model.config,
         before["measures"],
         after["measures"],
         steps,

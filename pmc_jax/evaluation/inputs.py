@@ -59,7 +59,7 @@ def check_questions(cfg: EvaluateConfig, path: str, inputs: Inputs) -> None:
     """
     mesh_of(source_of(cfg, path), cfg.mesh)
     model = describe(source_of(cfg, path), cfg.prompt)
-    template, vocab_size = model.template, model.cfg.vocab_size
+    template, vocab_size = model.template, model.config.vocab_size
     encode(inputs.dataset, template, cfg.max_length, vocab_size)
     sets = inputs.dataset.evaluation
     parts = SUITES[cfg.suite]

@@ -1,17 +1,21 @@
-"""A model to work with: weights, tokenizer and prompt template, loaded and checked together."""
+"""A language model as one object: weights, configuration, prompt template and dtype."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
+from convert.export import export_checkpoint
 from convert.families import family_of
 from convert.load import eos_token_ids, load_checkpoint, load_config, resolve
 from pmc_jax.assets import WORLD_MODEL
 from pmc_jax.data.prompts import PromptConfig, PromptTemplate, load_tokenizer, make_template
+from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
-from pmc_jax.model import ModelConfig, choose_mesh
+from pmc_jax.model import ModelConfig, choose_mesh, decoding_params, on_mesh
 from pmc_jax.model.specs import Params
 
 
@@ -34,17 +38,101 @@ class ModelSource:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretrained:
-    """A model without its weights, and how it is asked; `directory` is where its files are."""
+class LanguageModel:
+    """A causal language model and everything needed to ask it, train it and save it.
 
-    cfg: ModelConfig
-    template: PromptTemplate
+    Attributes:
+        params: the weights, a nested dict of arrays; float32 for training (float64 if `dtype`
+            is), or what `for_decoding` makes of them.
+        config: the decoder's shape.
+        template: turns questions into tokens and tokens into answers.
+        directory: the checkpoint that it was loaded from, whose tokenizer and configuration
+            files an export copies.
+        dtype: what matrix products are computed in.
+        remat: what the backward pass recomputes: "none", "dots" or "full".
+        mesh: the devices that hold the weights; None: one device.
+    """
+
+    params: Params = dataclasses.field(repr=False)
+    config: ModelConfig
+    template: PromptTemplate = dataclasses.field(repr=False)
     directory: Path
+    dtype: str = "float32"
+    remat: str = "none"
+    mesh: Mesh | None = None
+
+    @property
+    def weights_dtype(self) -> str:
+        """The dtype that weights are trained and exported in: at least float32."""
+        return weights_dtype(self.dtype)
+
+    def with_params(self, params: Params) -> "LanguageModel":
+        """The same model with other weights."""
+        return dataclasses.replace(self, params=params)
+
+    def for_decoding(self) -> "LanguageModel":
+        """The same model with its weights cast and laid out for decoding.
+
+        They take memory of their own. Calling it again changes nothing.
+        """
+        if isinstance(self.params["layers"], tuple):
+            return self
+        return self.with_params(decoding_params(self.params, self.config, self.dtype))
+
+    def generate(
+        self,
+        questions: Sequence[str],
+        *,
+        samples: int = 1,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 128,
+        prefix: str | None = None,
+        system: str | None = None,
+        seed: int = 0,
+        decode_batch: int = 256,
+    ) -> list[list[str]]:
+        """Answer questions: `samples` texts for each.
+
+        Args:
+            temperature: 0 decodes greedily; otherwise temperature, then `top_k`, then `top_p`
+                apply (0 and 1 switch the filters off).
+            prefix: a text that every response is made to begin with; the answer is what follows.
+            system: a system prompt in place of the template's own.
+            decode_batch: the most responses decoded at a time; no answer depends on it.
+        """
+        template = self.template
+        forced = template.encode_prefix(prefix) if prefix else []
+        prompts = [template.encode_prompt(question, system) + forced for question in questions]
+        with on_mesh(self.mesh):
+            responses = generate(
+                self.for_decoding().params,
+                prompts,
+                cfg=self.config,
+                sampling=Sampling(temperature, top_k, top_p, stop_ids=template.stop_ids),
+                key=jax.random.key(seed),
+                limits=[max_new_tokens] * len(prompts),
+                samples=samples,
+                rows=decode_batch,
+                dtype=self.dtype,
+            )
+        return [[template.decode(tokens) for tokens in own] for own in responses]
+
+    def save(self, directory: str | Path) -> Path:
+        """Write the model as a Hugging Face directory, tokenizer included.
+
+        Raises:
+            UserError: if `directory` exists.
+        """
+        target = Path(directory).expanduser()
+        export_checkpoint(self.params, self.config, self.directory, target)
+        return target
 
 
-def weights_dtype(source: ModelSource) -> str:
-    """The dtype that weights are kept in: at least float32."""
-    return "float64" if source.dtype == "float64" else "float32"
+def weights_dtype(dtype: str) -> str:
+    """The dtype in which weights are kept for computing in `dtype`: at least float32."""
+    return "float64" if dtype == "float64" else "float32"
 
 
 def planned_config(source: ModelSource) -> ModelConfig:
@@ -65,27 +153,31 @@ def mesh_of(source: ModelSource, setting: str) -> Mesh | None:
     return choose_mesh(setting, load_config(resolve(path_of(source))), source.dtype)
 
 
-def describe(source: ModelSource, prompt: PromptConfig) -> Pretrained:
-    """A model without reading its weights.
+def describe(source: ModelSource, prompt: PromptConfig) -> LanguageModel:
+    """A model whose weights are not read: its `params` are empty.
 
     Raises:
-        UserError: as `load_pretrained`, but for what is wrong with the weights.
+        UserError: as `load_language_model`, except for the weights.
     """
     directory = resolve(path_of(source))
-    return _with_template(load_config(directory), directory, eos_token_ids(directory), prompt)
+    config, ids = load_config(directory), eos_token_ids(directory)
+    template = template_of(config, directory, ids, prompt)
+    return LanguageModel({}, config, template, directory, source.dtype, source.remat)
 
 
-def load_pretrained(
+def load_language_model(
     source: ModelSource, prompt: PromptConfig, mesh: Mesh | None = None
-) -> tuple[Pretrained, Params]:
-    """Load a model and its weights; the caller alone holds these and can let them go.
+) -> LanguageModel:
+    """Load a model with its weights.
 
     Raises:
         UserError: for what is missing or unsupported, or a tokenizer of another model.
     """
-    found = load_checkpoint(path_of(source), dtype=weights_dtype(source), mesh=mesh)
-    model = _with_template(found.cfg, found.directory, found.eos_token_ids, prompt)
-    return model, found.params
+    found = load_checkpoint(path_of(source), dtype=weights_dtype(source.dtype), mesh=mesh)
+    template = template_of(found.cfg, found.directory, found.eos_token_ids, prompt)
+    return LanguageModel(
+        found.params, found.cfg, template, found.directory, source.dtype, source.remat, mesh
+    )
 
 
 def path_of(source: ModelSource) -> str | Path:
@@ -93,14 +185,14 @@ def path_of(source: ModelSource) -> str | Path:
     return WORLD_MODEL if source.path == "bundled" else source.path
 
 
-def _with_template(
-    cfg: ModelConfig, directory: Path, eos_token_ids: tuple[int, ...], prompt: PromptConfig
-) -> Pretrained:
-    """Tokenizer and prompt template of a model, checked against its vocabulary."""
+def template_of(
+    config: ModelConfig, directory: Path, eos_token_ids: tuple[int, ...], prompt: PromptConfig
+) -> PromptTemplate:
+    """The prompt template of a checkpoint, checked against the model's vocabulary."""
     template = make_template(load_tokenizer(directory), prompt, eos_token_ids)
-    if template.end_id >= cfg.vocab_size:
+    if template.end_id >= config.vocab_size:
         raise UserError(
             f"{directory}: the tokenizer ends a response with token id {template.end_id}, but "
-            f"the model's vocabulary has {cfg.vocab_size} tokens"
+            f"the model's vocabulary has {config.vocab_size} tokens"
         )
-    return Pretrained(cfg, template, directory)
+    return template
