@@ -8,24 +8,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from flax import struct
 from flax.serialization import from_state_dict, to_state_dict
 from jaxtyping import Array, UInt32
 
 from pmc_jax.errors import UserError
-from pmc_jax.runs.nested import flatten
+from pmc_jax.settings import flat
 from pmc_jax.runtime.processes import from_first, is_first, several
-from pmc_jax.training.bits import element_index, mixed
-from pmc_jax.training.step import TrainState
-from pmc_jax.unlearning import ResponseMemory
+from pmc_jax.model.bits import element_index, mixed
 
 logger = logging.getLogger(__name__)
+
+S = TypeVar("S")
+"""The state of a run: any pytree."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +34,6 @@ class CheckpointConfig:
 
     every: int = 25
     keep: int = 2
-
-
-@struct.dataclass
-class RunState:
-    """All that a run needs to go on: weights, moments, step, and response memory.
-
-    RNG and data order are functions of seed and step, so they need no state.
-    """
-
-    train: TrainState
-    memory: ResponseMemory
 
 
 class CorruptCheckpoint(Exception):
@@ -121,7 +110,7 @@ def checksums(state: dict[str, Any]) -> dict[str, int]:
     """The checksum of every array by its dotted path, computed by one program."""
     leaves = {  # NumPy's as words, since JAX would round 64-bit numbers
         path: words(leaf) if isinstance(leaf, np.ndarray) else leaf
-        for path, leaf in flatten(state).items()
+        for path, leaf in flat(state).items()
     }
     found = _checksums(leaves)
     return {path: int(value) for path, value in jax.device_get(found).items()}
@@ -132,7 +121,7 @@ def seal(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: RunState, extra: dict[str, Any]) -> None:
+def save(manager: ocp.CheckpointManager, step: int, state: Any, extra: dict[str, Any]) -> None:
     """Write `state` and the JSON object `extra` as checkpoint `step`, in the background.
 
     Raises:
@@ -151,8 +140,8 @@ def save(manager: ocp.CheckpointManager, step: int, state: RunState, extra: dict
 
 
 def restore(
-    manager: ocp.CheckpointManager, step: int, like: RunState
-) -> tuple[RunState, dict[str, Any]]:
+    manager: ocp.CheckpointManager, step: int, like: S
+) -> tuple[S, dict[str, Any]]:
     """The state (shapes as in `like`) and JSON of checkpoint `step`.
 
     Raises:
@@ -188,8 +177,8 @@ def restore(
 
 
 def restore_latest(
-    manager: ocp.CheckpointManager, like: RunState
-) -> tuple[RunState, dict[str, Any]] | None:
+    manager: ocp.CheckpointManager, like: S
+) -> tuple[S, dict[str, Any]] | None:
     """The newest good checkpoint's state (shapes as in `like`) and JSON; None if none.
 
     A corrupt one is named in a warning, moved to `corrupt/`, and the one before it used.

@@ -11,7 +11,7 @@ import yaml
 
 from pmc_jax.errors import UserError
 from pmc_jax.runs.files import read_json, write_json, write_text
-from pmc_jax.runs.nested import flatten, nest
+from pmc_jax.settings import flat as flatten, nested as nest
 from pmc_jax.runtime.processes import from_first
 
 CONFIG, INPUTS, SUMMARY = "config.yaml", "inputs.json", "summary.json"

@@ -8,7 +8,7 @@ from typing import Any
 
 from pmc_jax.errors import UserError
 from pmc_jax.runs.files import write_json_lines
-from pmc_jax.runs.nested import flatten
+from pmc_jax.settings import flat as flatten
 from pmc_jax.runtime.processes import is_first
 
 

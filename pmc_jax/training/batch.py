@@ -1,73 +1,136 @@
-"""How many questions a step holds and which, and how they are shared out."""
+"""The batch of an optimizer step: sequences of all kinds, packed several to a row."""
 
-import dataclasses
+from collections.abc import Mapping, Sequence
 
-from pmc_jax.data.batches import epoch_order
-from pmc_jax.decoding import Decoding
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
+
+from pmc_jax.data.batches import retain_draw, train_sequence
+from pmc_jax.data.packing import divided, packed, row_width
+from pmc_jax.model import batch_shards, to_devices
+from pmc_jax.unlearning.losses import KINDS
+from pmc_jax.unlearning.method import Example, Method, Run, StepExamples
 
 
-@dataclasses.dataclass(frozen=True)
-class BatchConfig:
-    """How many questions a step holds and how they are shared out.
+@struct.dataclass
+class Batch:
+    """An optimizer batch `[accumulation, rows, time]`, or a micro-batch `[rows, time]` of it.
+
+    The sequences of a micro-batch are numbered from 1: room for `sizes[0]` forget answers comes
+    first, then for `sizes[1]` preferred ones, then for `sizes[2]` retain pairs.
 
     Attributes:
-        epochs: visits of every forget question.
-        batch_size: forget questions per micro-batch.
-        accumulation: micro-batches per optimizer step.
-        max_length: most tokens of prompt and response together.
-        gradient_dtype: what gradients and their sum over micro-batches are kept in; None: the
-            weights' dtype.
-        rows: most responses decoded at a time.
-        prune: a sample that can no longer be selected is not decoded any further.
-        wave: samples of a question decoded at a time; the next ones are left out once one
-            scores 0. 0: all at once.
-        chunk: most decode steps between two looks at what has finished or can be dropped.
-        compact: few samples go into a smaller shape, and those that are left move into one; of
-            many, as soon as they fit.
-        grow_cache: the cache grows with the samples; else it has its full length at once.
-
-    From `prune` on they save work and change no result but through rounding; `prune` and
-    `wave` do nothing where selection is at a temperature.
+        tokens: prompt, answer and end token of a sequence, then the next sequence.
+        segments: the number of a token's sequence; 0 at padding.
+        loss_mask: True at answer and end tokens, which carry loss.
+        reference: N_ref of each sequence; 0 for methods that do not use it.
+        sizes: how many sequences of each kind a micro-batch has room for; static.
     """
 
-    epochs: int = 10
-    batch_size: int = 8
-    accumulation: int = 1
-    max_length: int = 200
-    gradient_dtype: str | None = None
-    rows: int = 512
-    prune: bool = True
-    wave: int = 0
-    chunk: int = 8
-    compact: bool = True
-    grow_cache: bool = True
+    tokens: Int[Array, "*parts rows time"]
+    segments: Int[Array, "*parts rows time"]
+    loss_mask: Bool[Array, "*parts rows time"]
+    reference: Float[Array, "*parts sequences"]
+    sizes: tuple[int, int, int] = struct.field(pytree_node=False)
 
-    @property
-    def decoding(self) -> Decoding:
-        """How samples are decoded."""
-        return Decoding(chunk=self.chunk, compact=self.compact, grow_cache=self.grow_cache)
+    def slots(self, kind: str) -> slice:
+        """The slots of a kind among the sequences of a micro-batch."""
+        index = KINDS.index(kind)
+        first = sum(self.sizes[:index])
+        return slice(first, first + self.sizes[index])
 
-    @property
-    def questions_per_step(self) -> int:
-        """Forget questions per optimizer step."""
-        return self.batch_size * self.accumulation
-
-    def sampled_at_once(self, samples: int) -> int:
-        """Questions whose `samples` responses are decoded at a time: a step's, as `rows` allow.
-
-        The same in all steps, so that all have the same few shapes.
-        """
-        return max(1, min(self.rows // samples, self.questions_per_step))
+    def segments_of(self, kind: str) -> Int[Array, "*parts rows time"]:
+        """The number of a token's sequence among those of a kind, from 1; 0 elsewhere."""
+        slots = self.slots(kind)
+        is_kind = (self.segments > slots.start) & (self.segments <= slots.stop)
+        return jnp.where(is_kind, self.segments - slots.start, 0)
 
 
-def updates_per_epoch(questions: int, batch: BatchConfig) -> int:
-    """Optimizer steps that visit every question once."""
-    return -(-questions // batch.questions_per_step)
+def pack_batch(
+    sequences: Mapping[str, Sequence[Example]],
+    sizes: tuple[int, int, int],
+    *,
+    accumulation: int,
+    max_length: int,
+    dtype: DTypeLike,
+) -> tuple[Batch, int]:
+    """Sequences by kind as a batch on the devices, and how many tokens they have.
+
+    Args:
+        sequences: each kind's in the order of the questions. They are divided over the
+            micro-batches, of which the last may have fewer or none.
+        sizes: how many of each kind a micro-batch has room for.
+        max_length: most tokens of a sequence.
+        dtype: of N_ref.
+    """
+    tokens = [
+        len(example.prompt) + len(example.answer)
+        for own in sequences.values()
+        for example in own
+    ]
+    parts: list[dict[int, tuple[list[int], list[int]]]] = [{} for _ in range(accumulation)]
+    reference = np.zeros((accumulation, sum(sizes)), dtype)
+    first = 0
+    for kind, size in zip(KINDS, sizes, strict=True):
+        for part, own in enumerate(divided(sequences.get(kind, ()), accumulation, size)):
+            for index, example in enumerate(own, first):
+                parts[part][index + 1] = (list(example.prompt), list(example.answer))
+                reference[part, index] = example.reference
+        first += size
+    rows = packed(parts, row_width(tokens, max_length), batch_shards())
+    batch = Batch(
+        tokens=to_devices(rows.tokens, None, "batch", None),
+        segments=to_devices(rows.segments, None, "batch", None),
+        loss_mask=to_devices(rows.loss_mask, None, "batch", None),
+        reference=to_devices(reference),
+        sizes=sizes,
+    )
+    return batch, sum(tokens)
 
 
-def visited(seed: int, step: int, count: int, batch: BatchConfig) -> list[int]:
-    """Which of `count` questions a step visits: a slice of the epoch's permutation, none twice."""
-    epoch, place = divmod(step, updates_per_epoch(count, batch))
-    first = place * batch.questions_per_step
-    order = epoch_order(seed, epoch, count)
-    return [int(i) for i in order[first : first + batch.questions_per_step]]
+def step_batch(run: Run[Method], step: int, chosen: StepExamples) -> tuple[Batch, int]:
+    """The batch of a step: what the method chose, and retain pairs drawn with replacement.
+
+    Also how many tokens its sequences have, padding aside.
+    """
+    task, training, template = run.task, run.task.training, run.task.model.template
+    per_question = run.method.retain_pairs
+    questions = len(run.questions(step))
+    drawn = retain_draw(
+        task.seed, step, per_question * questions, max(len(run.examples.retain), 1)
+    )
+    sequences = {
+        "forget": chosen.forget,
+        "preferred": chosen.preferred,
+        "retain": [run.examples.retain[i] for i in drawn],
+    }
+    trained = {
+        kind: [
+            Example(
+                *train_sequence(
+                    example.prompt,
+                    example.answer,
+                    template.end_id,
+                    training.max_length,
+                    template.stop_ids,
+                ),
+                example.reference,
+            )
+            for example in own
+        ]
+        for kind, own in sequences.items()
+    }
+    size = training.batch_size
+    return pack_batch(
+        trained,
+        (
+            size if chosen.forget else 0,
+            size if chosen.preferred else 0,
+            size * per_question,
+        ),
+        accumulation=training.accumulation,
+        max_length=training.max_length,
+        dtype=task.model.weights_dtype,
+    )

@@ -1,149 +1,249 @@
-"""The PMC loop: sample, score, remember, train; one optimizer step at a time."""
+"""The training loop of every method: each step taken, logged, checkpointed, and checked."""
 
 import dataclasses
+import math
+import signal
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
+import orbax.checkpoint as ocp
 
-from pmc_jax.data.batches import retain_draw, train_sequence
-from pmc_jax.model import batch_shards, to_devices
-from pmc_jax.runs.checkpoints import RunState
-from pmc_jax.training.batch import updates_per_epoch
-from pmc_jax.training.packing import divided, packed, row_width
-from pmc_jax.training.pmc_run import PMCRun, at_step, step_questions, total_steps
-from pmc_jax.training.responses import (
-    remember_best,
-    sample_responses,
-    tokens_saved,
-    whole_responses,
-)
-from pmc_jax.unlearning import LossRows, ResponseMemory, needs_sampling
+from pmc_jax.errors import Stopped, UserError
+from pmc_jax.model.specs import Params
+from pmc_jax.runs.checkpoints import finish, save
+from pmc_jax.runs.metrics import Metrics
+from pmc_jax.runs.throughput import speeds
+from pmc_jax.runtime.processes import agree
+from pmc_jax.runtime.progress import Stage
+from pmc_jax.training.batch import step_batch
+from pmc_jax.training.step import RunState, TrainStep
+from pmc_jax.unlearning.method import Method, Run
 
 
 @dataclasses.dataclass(frozen=True)
 class StepRecord:
     """What one step did; one line of `metrics.jsonl`.
 
-    `tokens_sampled` were decoded. `tokens_saved` estimates how many more it would have taken to
-    finish the samples that were dropped: each taken to be as long as the step's finished ones
-    are on average, or as it already is.
+    Attributes:
+        step, epoch: from 0.
+        questions: the questions that it visited.
+        loss: the objective.
+        forget_loss: the method's own loss; None if it has no answers to forget questions.
+        retain_loss: the retain loss without its weight λ; None if there are no retain pairs.
+        gradient_norm, update_norm: Euclidean norms over all weights; None if not computed.
+        tokens_trained: without padding.
+        measures: the method's own numbers.
+        seconds: by part, and their `total`.
+        note: what a person watching sees of the measures.
     """
 
     step: int
     epoch: int
     questions: list[int]
     loss: float
-    collapse_loss: float
-    retain_loss: float
+    forget_loss: float | None
+    retain_loss: float | None
     gradient_norm: float
     update_norm: float | None
-    mean_selected_score: float
-    questions_sampled: int
-    tokens_sampled: int
-    tokens_saved: int
     tokens_trained: int
-    seconds: dict[str, float]
+    measures: Mapping[str, int | float]
+    seconds: Mapping[str, float]
+    note: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """The line's fields."""
-        return dataclasses.asdict(self)
+        """The fields of its line in `metrics.jsonl`, with the measures among them."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        measures, seconds = fields.pop("measures"), fields.pop("seconds")
+        del fields["note"]
+        return {**fields, **measures, "seconds": dict(seconds)}
 
     def line(self) -> str:
-        """What a person watches: selected score and tokens per second, in under 50 columns."""
-
-        def speed(tokens: int, seconds: float) -> str:
-            return f"{tokens / seconds / 1000:.1f}k/s" if tokens else "none"
-
-        sampling = speed(self.tokens_sampled, self.seconds["sample"])
-        training = speed(self.tokens_trained, self.seconds["train"])
-        return f"score {self.mean_selected_score:.2f}  sampling {sampling}  training {training}"
+        """What a person watches, in under 60 columns."""
+        speed = self.tokens_trained / self.seconds["train"]
+        return f"{self.note or f'loss {self.loss:.3f}'}  training {speed:,.0f} tokens/s"
 
 
-def build_rows(
-    run: PMCRun, memory: ResponseMemory, step: int, questions: Sequence[int]
-) -> tuple[LossRows, int]:
-    """The step's micro-batches `[accumulation, rows, width]`: remembered responses, retain pairs.
-
-    A row holds several sequences; a short last step has rows without any. Also how many tokens
-    they have, padding aside.
-    """
-    batch, template = run.batch, run.template
-    drawn = retain_draw(
-        run.seed, step, run.pmc.retain_per_forget * len(questions), len(run.task.retain)
-    )
-    pairs = [
-        (run.task.prompts[i], memory.tokens[i, : memory.length[i]].tolist()) for i in questions
-    ] + [run.task.retain[i] for i in drawn]
-    sequences = [
-        train_sequence(prompt, answer, template.end_id, batch.max_length, template.stop_ids)
-        for prompt, answer in pairs
-    ]
-    width = row_width([len(p) + len(a) for p, a in sequences], batch.max_length)
-    collapse = divided(sequences[: len(questions)], batch.accumulation, batch.batch_size)
-    retain = divided(
-        sequences[len(questions) :],
-        batch.accumulation,
-        batch.batch_size * run.pmc.retain_per_forget,
-    )
-    rows = packed(
-        [[*own, *pairs] for own, pairs in zip(collapse, retain, strict=True)],
-        width,
-        batch_shards(),
-    )
-    collapsing = np.array([len(own) for own in collapse])
-    on_devices = LossRows(
-        tokens=to_devices(rows.tokens, None, "batch", None),
-        segments=to_devices(rows.segments, None, "batch", None),
-        loss_mask=to_devices(rows.loss_mask, None, "batch", None),
-        retain=to_devices(rows.segments > collapsing[:, None, None], None, "batch", None),
-    )
-    return on_devices, sum(len(p) + len(a) for p, a in sequences)
-
-
-def pmc_step(run: PMCRun, state: RunState, step: int) -> tuple[RunState, StepRecord]:
-    """One optimizer step of PMC. Donates `state.train`."""
-    clock = [time.perf_counter()]
-    questions = step_questions(run, step)
-    sampled = needs_sampling(state.memory, questions, always=run.pmc.keep_sampling)
-    responses = sample_responses(run, state, step, sampled)
-    clock.append(time.perf_counter())
-    whole = whole_responses(run, sampled, responses)
-    memory = remember_best(run, state.memory, step, sampled, responses, whole)
-    rows, tokens_trained = build_rows(run, memory, step, questions)
-    clock.append(time.perf_counter())
-    weight = at_step(run, step, run.pmc.retain_weight, run.pmc.final_retain_weight)
-    train, losses, norms = run.train_step(state.train, rows, *(() if weight is None else (weight,)))
+def take_step(
+    run: Run[Method], train_step: TrainStep, frozen: Any, state: RunState, step: int
+) -> tuple[RunState, StepRecord]:
+    """One optimizer step of any method. Donates `state.train`."""
+    started = time.perf_counter()
+    questions = run.questions(step)
+    chosen = run.method.step_examples(run, state.method, state.train.params, step, questions)
+    batch, tokens_trained = step_batch(run, step, chosen)
+    weight = run.method.retain_weight_at(run, step)
+    ready = time.perf_counter()
+    train, losses, norms = train_step(state.train, batch, weight, frozen)
     losses = jax.block_until_ready(losses)
-    clock.append(time.perf_counter())
+    ended = time.perf_counter()
     record = StepRecord(
         step=step,
-        epoch=step // updates_per_epoch(len(run.task.prompts), run.batch),
+        epoch=run.epoch(step),
         questions=questions,
         loss=float(losses.loss),
-        collapse_loss=float(losses.collapse_loss),
-        retain_loss=float(losses.retain_loss),
+        forget_loss=float(losses.forget_loss) if chosen.forget else None,
+        retain_loss=float(losses.retain_loss) if run.examples.retain else None,
         gradient_norm=float(norms.gradient),
         update_norm=None if norms.update is None else float(norms.update),
-        mean_selected_score=float(np.mean(memory.score[questions])),
-        questions_sampled=len(sampled),
-        tokens_sampled=sum(len(tokens) for row in responses for tokens in row),
-        tokens_saved=tokens_saved(responses, whole),
         tokens_trained=tokens_trained,
+        measures=chosen.measures,
         seconds={
-            "sample": clock[1] - clock[0],
-            "score": clock[2] - clock[1],
-            "train": clock[3] - clock[2],
-            "total": clock[3] - clock[0],
+            **chosen.seconds,
+            "batch": ready - started - sum(chosen.seconds.values()),
+            "train": ended - ready,
+            "total": ended - started,
         },
+        note=chosen.note,
     )
-    return RunState(train=train, memory=memory), record
+    return RunState(train=train, method=chosen.state), record
 
 
-def pmc_steps(run: PMCRun, state: RunState) -> Iterator[tuple[RunState, StepRecord]]:
-    """Steps from where `state` stands to the last one; each `state` is the newest."""
-    for step in range(int(state.train.step), total_steps(run)):
-        state, record = pmc_step(run, state, step)
+def steps(
+    run: Run[Method], train_step: TrainStep, frozen: Any, state: RunState
+) -> Iterator[tuple[RunState, StepRecord]]:
+    """The steps from where `state` stands to the last one, each with the state after it."""
+    for step in range(int(state.train.step), run.total):
+        state, record = take_step(run, train_step, frozen, state, step)
         yield state, record
+
+
+@dataclasses.dataclass
+class RunFiles:
+    """Where a run's steps go while it trains; a run in memory has none of it.
+
+    Attributes:
+        manager: the checkpoints.
+        every: steps between two checkpoints.
+        metrics: the lines of `metrics.jsonl`.
+        extra: the JSON that each checkpoint holds besides the state; its `seconds` count the
+            time that checkpoints took.
+    """
+
+    manager: ocp.CheckpointManager
+    every: int
+    metrics: Metrics
+    extra: dict[str, Any]
+
+    def save(self, done: int, state: RunState) -> None:
+        """Save a checkpoint after `done` steps."""
+        started = time.perf_counter()
+        save(self.manager, done, state, self.extra)
+        seconds = self.extra["seconds"]
+        spent = seconds["checkpoint"] + time.perf_counter() - started
+        self.extra = {**self.extra, "seconds": {**seconds, "checkpoint": spent}}
+
+
+def train(
+    run: Run[Method],
+    train_step: TrainStep,
+    frozen: Any,
+    state: RunState,
+    *,
+    schedule: optax.Schedule,
+    parameters: int,
+    files: RunFiles | None,
+    progress: Stage,
+    on_step: Callable[[StepRecord], object] | None = None,
+) -> tuple[RunState, list[StepRecord]]:
+    """Train from `state` to the last step. Donates `state.train`.
+
+    A checkpoint is saved after every `files.every` steps, after the last one, and after the one
+    in which SIGTERM arrives.
+
+    Args:
+        schedule: the learning rate by step, for the log.
+        parameters: of the model, for the log's FLOP/s.
+        on_step: called with the record of every step.
+
+    Raises:
+        UserError: if the loss or, at a checkpoint, a weight is not finite; a checkpoint cannot
+            be written; or the processes of a run find different results.
+        Stopped: after SIGTERM, with the last step saved.
+    """
+    rate, total = jax.jit(schedule), run.total
+    first, records = int(state.train.step), []
+    if first:
+        progress.say(f"continuing after step {first} of {total}")
+    elif total:
+        progress.say("compiling during the first step …")
+    with note_termination() as terminating:
+        for current, record in steps(run, train_step, frozen, state):
+            state = current
+            done = record.step + 1
+            stop = agree(files is not None and terminating(), partial(decided, state, record))
+            due = done == total or stop or (files is not None and done % files.every == 0)
+            if not math.isfinite(record.loss) or (due and not all_finite(state.train.params)):
+                raise not_finite(record, files)
+            records.append(record)
+            row = {"learning_rate": float(rate(record.step)), **record.as_json()}
+            if files is not None:
+                files.metrics.append({**row, "per_second": speeds(row, parameters)})
+                if due:
+                    files.save(done, state)
+            if on_step is not None:
+                on_step(record)
+            if record.step == first:
+                took = record.seconds["total"]
+                progress.say(f"first step: {took:.1f} s, including compilation")
+            progress.update(done, record.line())
+            if stop and done < total:
+                assert files is not None
+                finish(files.manager)
+                raise Stopped(f"stopped after step {done} of {total}; the same command continues")
+    return state, records
+
+
+@jax.jit
+def all_finite(params: Params) -> jax.Array:
+    """Whether no weight is NaN or infinite."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
+
+
+@contextmanager
+def note_termination() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM has arrived; inside the block it does not end the process.
+
+    Schedulers send it some time before they kill.
+    """
+    came = False
+
+    def note(*_: Any) -> None:
+        nonlocal came
+        came = True
+
+    if threading.current_thread() is not threading.main_thread():  # only it can have handlers
+        yield lambda: False
+        return
+    former = signal.signal(signal.SIGTERM, note)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def decided(state: RunState, record: StepRecord) -> bytes:
+    """What every process computes for itself in a step; all must agree on it."""
+    arrays = (np.asarray(leaf) for leaf in jax.tree.leaves(state.method))
+    return repr(record.loss).encode() + b"".join(array.tobytes() for array in arrays)
+
+
+def not_finite(record: StepRecord, files: RunFiles | None) -> UserError:
+    """The error for a loss or weights that are not finite."""
+    kept = ""
+    if files is not None:
+        finish(files.manager)
+        where = Path(files.manager.directory)
+        kept = f"last good checkpoint: {files.manager.latest_step()} in {where}; "
+    return UserError(
+        f"loss is {record.loss} and the weights are no longer finite at step {record.step} "
+        f"(questions {record.questions}); {kept}try a lower optimizer.learning_rate"
+    )

@@ -10,7 +10,7 @@ from jaxtyping import Array, DTypeLike, Float, UInt32
 
 from pmc_jax.model import ModelConfig, decay_mask
 from pmc_jax.model.specs import Params
-from pmc_jax.training.bits import element_index, mixed
+from pmc_jax.model.bits import element_index, mixed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,23 +14,23 @@ from jax.sharding import (
     Sharding,
     SingleDeviceSharding,
 )
-from jaxtyping import Array, DTypeLike, Float, Int
+from jaxtyping import Array, DTypeLike, Float
 
 from pmc_jax.model import (
     ModelConfig,
     abstract_params,
     constrain,
     constrain_params,
-    forward,
     gradient_slots,
-    layer_states,
     param_shardings,
     param_specs,
     routed,
-    token_nll,
 )
 from pmc_jax.model.specs import Params
-from pmc_jax.unlearning.objective import LossRows, PMCLoss, loss_tokens, pmc_loss
+from pmc_jax.training.batch import Batch
+from pmc_jax.training.objective import Losses, Objective, make_objective
+from pmc_jax.unlearning.method import Method
+from pmc_jax.model.language_model import LanguageModel
 
 
 @struct.dataclass
@@ -40,6 +40,17 @@ class TrainState:
     params: Params
     opt_state: optax.OptState
     step: Any  # an array, or its description in `abstract_state`
+
+
+@struct.dataclass
+class RunState:
+    """All that a run needs to go on: weights, moments and step, and what the method remembers.
+
+    RNG and data order are functions of seed and step, so they need no state.
+    """
+
+    train: TrainState
+    method: Any
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -53,7 +64,7 @@ def abstract_state(
     dtype: DTypeLike,
     mesh: Mesh | None = None,
 ) -> TrainState:
-    """Shapes, dtypes and places of a state whose weights are in `dtype`, without their values."""
+    """Shapes, dtypes and shardings of a state whose weights are in `dtype`, without values."""
     shapes = abstract_params(cfg, dtype)
     count = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(shapes, jax.eval_shape(optimizer.init, shapes), count)
@@ -79,7 +90,7 @@ def abstract_state(
 def place_state(
     state: TrainState, cfg: ModelConfig, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The same state, its weights and moments where `param_shardings` has them."""
+    """The same state, its weights and moments sharded as `param_shardings` says."""
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
         lambda leaf, spec: constrain(leaf, *spec.axes),
@@ -89,81 +100,14 @@ def place_state(
     return TrainState(constrain_params(state.params, cfg), opt_state, state.step)
 
 
-def restarted(
-    counts: Int[Array, "*rows time"], segments: Int[Array, "*rows time"]
-) -> Int[Array, "*rows time"]:
-    """How far `counts`, which never fall along a row, have come since their segment began."""
-    before = jnp.roll(segments, 1, axis=-1).at[..., 0].set(-1)
-    first = jnp.where(segments != before, counts, 0)
-    return counts - jax.lax.cummax(first, axis=first.ndim - 1)
-
-
-def sequence_states(
-    params: Params,
-    tokens: Int[Array, "rows time"],
-    segments: Int[Array, "rows time"],
-    cfg: ModelConfig,
-    dtype: DTypeLike,
-    remat: str,
-    layer: int | None = None,
-) -> Float[Array, "rows time embed"]:
-    """Hidden states of rows of sequences: after `layer` (from 0), or the final ones."""
-    places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    positions = restarted(places, segments)
-    if layer is None:
-        return forward(params, tokens, positions, segments, cfg, dtype=dtype, remat=remat)
-    layers = layer + 1
-    return layer_states(
-        params, tokens, positions, segments, cfg, layers=layers, dtype=dtype, remat=remat
-    )
-
-
-def sequence_nll(
-    params: Params,
-    tokens: Int[Array, "rows time"],
-    segments: Int[Array, "rows time"],
-    cfg: ModelConfig,
-    dtype: DTypeLike,
-    remat: str,
-) -> Float[Array, "rows time"]:
-    """Token NLLs of rows of sequences; those of first tokens mean nothing."""
-    hidden = sequence_states(params, tokens, segments, cfg, dtype, remat)
-    return token_nll(params, hidden, tokens, cfg)
-
-
-Losses = Any
-"""A struct of scalars, one of them `loss`, that add up over the parts of a batch."""
-
-Objective = Callable[..., Losses]
-"""`(params, part, batch, *fixed) -> losses` of a part of an optimizer batch.
-
-Means are over the whole `batch`, so that losses and gradients of its parts add up to its
-own. `fixed` is what an objective reads besides and no step changes, such as the weights of
-the target model.
-"""
-
-
-def pmc_objective(
-    cfg: ModelConfig, retain_weight: float, dtype: DTypeLike = jnp.float32, remat: str = "none"
-) -> Objective:
-    """The PMC loss of rows of token sequences; λ is `retain_weight` unless a step has its own."""
-
-    def objective(
-        params: Params, part: LossRows, batch: LossRows, own_weight: Array | None = None
-    ) -> PMCLoss:
-        nll = sequence_nll(params, part.tokens, part.segments, cfg, dtype, remat)
-        weight = retain_weight if own_weight is None else own_weight
-        return pmc_loss(nll, part, loss_tokens(batch), weight)
-
-    return objective
-
-
 def accumulated_gradients(
     params: Params,
-    batch: Any,
+    batch: Batch,
     objective: Objective,
     cfg: ModelConfig,
-    *fixed: Any,
+    retain_weight: float | Array,
+    frozen: Any,
+    *,
     dtype: DTypeLike | None = None,
 ) -> tuple[Params, Losses]:
     """Gradients and losses over micro-batches, which lie along the first axis of `batch`.
@@ -174,7 +118,7 @@ def accumulated_gradients(
 
     def loss(slots: Params, part: Any) -> tuple[Array, Losses]:
         own = slots if dtype is None else routed(params, slots)
-        losses = objective(own, part, batch, *fixed)
+        losses = objective(own, part, batch, retain_weight, frozen)
         return losses.loss, losses
 
     structure: Any = None  # of the losses, whose declared shapes admit no stacked scalars
@@ -203,8 +147,8 @@ class Norms:
     update: Float[Array, ""] | None
 
 
-TrainStep = Callable[..., tuple[TrainState, Losses, Norms]]
-"""`(state, batch, *fixed) -> (state, losses, norms)`; donates `state`."""
+TrainStep = Callable[[TrainState, Batch, Any, Any], tuple[TrainState, Losses, Norms]]
+"""`(state, batch, retain_weight, frozen) -> (state, losses, norms)`; donates `state`."""
 
 
 def euclidean_norm(tree: Params) -> Float[Array, ""]:
@@ -236,35 +180,28 @@ def updated(
     return TrainState(params, opt_state, state.step + 1), norms
 
 
-def make_objective_step(
-    optimizer: optax.GradientTransformation,
-    objective: Objective,
-    cfg: ModelConfig,
-    gradient_dtype: DTypeLike | None = None,
-    update_norm: bool = False,
-) -> TrainStep:
-    """A compiled optimizer step of any objective; gradients as in `accumulated_gradients`."""
-
-    def train_step(state: TrainState, batch: Any, *fixed: Any) -> tuple[TrainState, Losses, Norms]:
-        gradients, losses = accumulated_gradients(
-            state.params, batch, objective, cfg, *fixed, dtype=gradient_dtype
-        )
-        state, norms = updated(optimizer, state, gradients, update_norm)
-        return place_state(state, cfg, optimizer), losses, norms
-
-    return jax.jit(train_step, donate_argnums=0)
-
-
 def make_train_step(
     optimizer: optax.GradientTransformation,
-    cfg: ModelConfig,
-    retain_weight: float,
+    method: Method,
+    model: LanguageModel,
     *,
-    dtype: DTypeLike = jnp.float32,
-    remat: str = "none",
     gradient_dtype: DTypeLike | None = None,
     update_norm: bool = False,
 ) -> TrainStep:
-    """A compiled step of PMC on `LossRows` `[accumulation, rows, time]`, and perhaps its own λ."""
-    objective = pmc_objective(cfg, retain_weight, dtype, remat)
-    return make_objective_step(optimizer, objective, cfg, gradient_dtype, update_norm)
+    """A compiled optimizer step of a method; gradients as in `accumulated_gradients`.
+
+    `model` gives shape, dtype and rematerialisation; the weights are those of the state.
+    """
+    objective = make_objective(method, model)
+
+    def train_step(
+        state: TrainState, batch: Batch, retain_weight: float | Array, frozen: Any
+    ) -> tuple[TrainState, Losses, Norms]:
+        gradients, losses = accumulated_gradients(
+            state.params, batch, objective, model.config, retain_weight, frozen,
+            dtype=gradient_dtype,
+        )  # fmt: skip
+        state, norms = updated(optimizer, state, gradients, update_norm)
+        return place_state(state, model.config, optimizer), losses, norms
+
+    return jax.jit(train_step, donate_argnums=0)

@@ -1,25 +1,27 @@
-"""The few shapes that a run's programs are compiled for, known before its first step."""
+"""The few shapes that a run's functions are compiled for, known before its first step."""
 
 import dataclasses
 from collections.abc import Iterable
 
+from pmc_jax.data.packing import PER_ROW, width_for
 from pmc_jax.decoding import suffix_lengths
 from pmc_jax.decoding.layout import prompt_rows, shapes
+from pmc_jax.model import batch_shards
 from pmc_jax.model.buckets import bucket_length, bucket_rows, halved
-from pmc_jax.training.packing import PER_ROW, width_for
-from pmc_jax.training.pmc_run import PMCRun
-from pmc_jax.training.responses import sample_limit
+from pmc_jax.unlearning.method import Run
+from pmc_jax.unlearning.pmc.sampling import sample_limit
+from pmc_jax.unlearning.pmc.settings import PMCSettings
 
 
 @dataclasses.dataclass(frozen=True)
 class RunShapes:
-    """What the programs of a PMC run may be compiled for, each at most once.
+    """The shapes that the functions of a PMC run may be compiled for, each at most once.
 
     Attributes:
         prompts: (rows, tokens) of prefill.
         rows: (groups, slots) of decoding.
-        caches: decode steps that the suffix cache has room for.
-        training: (rows, tokens) of a micro-batch.
+        caches: lengths of the suffix cache, in tokens.
+        training: (rows, tokens) of a micro-training.
     """
 
     prompts: list[tuple[int, int]]
@@ -28,7 +30,7 @@ class RunShapes:
     training: list[tuple[int, int]]
 
     def lines(self) -> list[str]:
-        """What a person reads at the start, by program."""
+        """What a person reads at the start."""
 
         def products(pairs: Iterable[tuple[int, int]]) -> str:
             return ", ".join(f"{a}x{b}" for a, b in pairs)
@@ -46,27 +48,27 @@ class RunShapes:
         ]
 
 
-def training_shapes(run: PMCRun, multiple: int) -> list[tuple[int, int]]:
+def training_shapes(run: Run[PMCSettings], multiple: int) -> list[tuple[int, int]]:
     """(rows, tokens) of a micro-batch, whatever responses are remembered.
 
     From those of the shortest sequences that there can be, to one row for each sequence.
     """
-    batch, per_question = run.batch, 1 + run.pmc.retain_per_forget
+    training, per_question = run.task.training, 1 + run.method.retain_per_forget
     prompts = [len(prompt) for prompt in run.task.prompts]
-    retain = [len(prompt) + len(answer) for prompt, answer in run.task.retain]
+    retain = [len(pair.prompt) + len(pair.answer) for pair in run.examples.retain]
     shortest = min(min(prompts) + 1, *retain)
     longest = max(
         *(
-            min(batch.max_length, length + sample_limit(run, i) + 1)
+            min(training.max_length, length + sample_limit(run, i) + 1)
             for i, length in enumerate(prompts)
         ),
-        *(min(batch.max_length, length) for length in retain),
+        *(min(training.max_length, length) for length in retain),
     )
     rooms = range(PER_ROW * shortest, PER_ROW * longest + 1)
-    widths = {width_for(room, batch.max_length) for room in rooms}
-    visited = len(prompts) % batch.questions_per_step or batch.questions_per_step
-    fewest = min(visited, batch.batch_size) * per_question
-    most = min(len(prompts), batch.batch_size) * per_question
+    widths = {width_for(room, training.max_length) for room in rooms}
+    visited = len(prompts) % training.questions_per_step or training.questions_per_step
+    fewest = min(visited, training.batch_size) * per_question
+    most = min(len(prompts), training.batch_size) * per_question
     found = set()
     for width in widths:
         least = -(-fewest * shortest // width)
@@ -75,23 +77,25 @@ def training_shapes(run: PMCRun, multiple: int) -> list[tuple[int, int]]:
     return sorted(found)
 
 
-def run_shapes(run: PMCRun, multiple: int = 1) -> RunShapes:
-    """The shapes of a run whose batches are parted over `multiple` devices."""
-    samples, compact = run.pmc.samples, run.batch.compact
-    most = run.batch.sampled_at_once(samples)
+def run_shapes(run: Run[PMCSettings], multiple: int | None = None) -> RunShapes:
+    """The shapes of a run whose batches are sharded over `multiple` devices; None: this mesh's."""
+    multiple = batch_shards() if multiple is None else multiple
+    training, model = run.task.training, run.task.model
+    samples, compact = run.method.samples, training.compact
+    most = training.sampled_at_once(samples)
     questions = range(len(run.task.prompts))
     limits = {bucket_length(sample_limit(run, i)) for i in questions}
-    widest = bucket_length(run.task.longest_prompt)
+    widest = bucket_length(max(map(len, run.task.prompts)))
     lengths = {halved(widest, len(prompt)) for prompt in run.task.prompts}
     caches = {
         length
         for limit in limits
-        for length in suffix_lengths(limit, run.model, run.dtype, run.batch.decoding)
+        for length in suffix_lengths(limit, model.config, model.dtype, training.decoding)
     }
     rows = {prompt_rows(count, most, compact=compact) for count in range(1, most + 1)}
     return RunShapes(
         prompts=sorted((count, length) for count in rows for length in lengths),
-        rows=shapes(most, samples, wave=run.batch.wave, compact=compact),
+        rows=shapes(most, samples, wave=training.wave, compact=compact),
         caches=sorted(caches),
         training=training_shapes(run, multiple),
     )

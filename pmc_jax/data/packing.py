@@ -1,6 +1,6 @@
 """Sequences of one optimizer step laid out in micro-batches: several to a row, in few shapes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -22,7 +22,7 @@ class PackedRows(NamedTuple):
 
     Attributes:
         tokens: prompt and answer; zeros are padding.
-        segments: which of its micro-batch's sequences a token belongs to, from 1; 0 at padding.
+        segments: the number of a token's sequence in its micro-batch, from 1; 0 at padding.
         loss_mask: True at answer tokens.
     """
 
@@ -32,9 +32,9 @@ class PackedRows(NamedTuple):
 
 
 def width_for(room: int, max_length: int) -> int:
-    """The bucket of `room` tokens, or the widest row there is, where no larger bucket is within it.
+    """The bucket of `room` tokens; the widest row there is if the next bucket exceeds it.
 
-    So that no two widths are close to each other.
+    No two widths are then close to each other.
     """
     width, widest = bucket_length(room), LONGEST_PER_ROW * max_length
     return width if bucket_length(width + 1) <= widest else widest
@@ -50,11 +50,14 @@ def row_width(lengths: Sequence[int], max_length: int) -> int:
     return width_for(max(longest, PER_ROW * typical), max_length)
 
 
-def first_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Rows of at most `width` tokens: each sequence, longest first, where there is room first."""
+def first_fit(lengths: Mapping[int, int], width: int) -> list[list[int]]:
+    """Rows of at most `width` tokens: sequences, longest first, go where there is room first.
+
+    `lengths` are the sequences' by number; rows hold their numbers.
+    """
     rows: list[list[int]] = []
     room: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    for i in sorted(lengths, key=lambda i: (-lengths[i], i)):
         row = next((row for row, left in enumerate(room) if lengths[i] <= left), len(rows))
         if row == len(rows):
             rows.append([])
@@ -69,23 +72,27 @@ def divided(items: Sequence[Item], parts: int, per_part: int) -> list[list[Item]
     return [list(items[part * per_part : (part + 1) * per_part]) for part in range(parts)]
 
 
-def packed(parts: Sequence[Sequence[Pair]], width: int, multiple: int = 1) -> PackedRows:
+def packed(parts: Sequence[Mapping[int, Pair]], width: int, multiple: int = 1) -> PackedRows:
     """The sequences of each micro-batch in rows of `width`; all have the same number of rows.
 
-    That number is one of few, and a multiple of `multiple`; rows that are left over are padding.
+    Args:
+        parts: for each micro-batch its sequences by their number, from 1.
+        multiple: what the number of rows, which is one of a few, is a multiple of. Rows without
+            a sequence are padding.
 
     Raises:
         ValueError: if a sequence has no prompt, no answer, or more than `width` tokens.
     """
-    lengths = [[len(prompt) + len(answer) for prompt, answer in part] for part in parts]
-    for part, own in zip(parts, lengths, strict=True):
-        for (prompt, answer), length in zip(part, own, strict=True):
-            if not prompt or not answer or length > width:
+    placed = []
+    for part in parts:
+        lengths = {number: len(prompt) + len(answer) for number, (prompt, answer) in part.items()}
+        for number, (prompt, answer) in part.items():
+            if not prompt or not answer or lengths[number] > width:
                 raise ValueError(
                     f"a sequence has {len(prompt)} prompt and {len(answer)} answer tokens; "
                     f"expected at least one of each and at most {width} in all"
                 )
-    placed = [first_fit(own, width) for own in lengths]
+        placed.append(first_fit(lengths, width))
     most = max(map(len, placed), default=0)
     rows = -(-bucket_rows(most) // multiple) * multiple
     tokens = np.zeros((len(parts), rows, width), np.int32)
@@ -93,11 +100,11 @@ def packed(parts: Sequence[Sequence[Pair]], width: int, multiple: int = 1) -> Pa
     for index, (part, own_rows) in enumerate(zip(parts, placed, strict=True)):
         for row, members in enumerate(own_rows):
             start = 0
-            for i in members:
-                prompt, answer = part[i]
+            for number in members:
+                prompt, answer = part[number]
                 middle, end = start + len(prompt), start + len(prompt) + len(answer)
                 tokens[index, row, start:end] = [*prompt, *answer]
-                segments[index, row, start:end] = i + 1
+                segments[index, row, start:end] = number
                 loss_mask[index, row, middle:end] = True
                 start = end
     return PackedRows(tokens, segments, loss_mask)

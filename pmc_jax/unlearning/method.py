@@ -1,0 +1,413 @@
+"""What an unlearning method is, and the registry of methods.
+
+A method is one file: a frozen dataclass of settings that derives from `Method`, with
+
+1. `examples_of`: the questions and answers that it trains on, encoded;
+2. `prepare`: what the target model alone decides (PMC's original answers, N_ref, …);
+3. `step_examples`: the answers that one optimizer step trains on;
+4. `loss`: its loss for these answers, to which training adds λ times the retain loss;
+5. `sentence`: what the report says that the model was trained on.
+
+The loop, the optimizer, checkpoints, evaluation and the report are the same for all, and none of
+them asks which method it is.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from pmc_jax.data.encode import check_tokens
+from pmc_jax.data.rows import ForgetPair
+from pmc_jax.decoding import Sampling
+from pmc_jax.errors import UserError
+from pmc_jax.model import ModelConfig
+from pmc_jax.model.language_model import LanguageModel
+from pmc_jax.model.specs import Params
+from pmc_jax.settings import bounded, one_of
+from pmc_jax.unlearning.losses import KL, NLL, Targets, TokenLoss, token_mean
+from pmc_jax.unlearning.schedule import Training
+from pmc_jax.unlearning.target_model import frozen_params, reference_nll
+
+Tokens = Sequence[int]
+
+
+class Example(NamedTuple):
+    """A prompt and an answer with its end token, as token ids, and N_ref of the answer."""
+
+    prompt: Tokens
+    answer: Tokens
+    reference: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What every method receives. There is no forget answer in it.
+
+    Attributes:
+        model: the target model; its weights are passed separately, since training donates them.
+        training: how long to train, and how steps are divided.
+        seed: data order, retain draws and random numbers depend on it and on the step alone.
+        prompts: the forget questions, encoded as prompts.
+        retain: the pairs to keep.
+        refusals: the data set's refusals, one text each; empty if it has none.
+    """
+
+    model: LanguageModel
+    training: Training
+    seed: int
+    prompts: Sequence[Tokens]
+    retain: Sequence[Example]
+    refusals: Sequence[str] = ()
+
+    def key(self, stream: int = 0) -> PRNGKeyArray:
+        """The RNG key of one stream of random numbers."""
+        return jax.random.fold_in(jax.random.key(self.seed), stream)
+
+    def answered(self, prompts: Sequence[Tokens], answers: Sequence[str]) -> list[Example]:
+        """Prompts with these answers, encoded.
+
+        Raises:
+            UserError: for a token that the model does not have.
+        """
+        encoded = [self.model.template.encode_answer(answer) for answer in answers]
+        check_tokens({0, *(t for tokens in encoded for t in tokens)}, self.model.config.vocab_size)
+        return [Example(*pair) for pair in zip(prompts, encoded, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskWithAnswers(Task):
+    """What a method receives that trains on the answers to be forgotten (`Method.sees_answers`).
+
+    Attributes:
+        forget: the forget questions with their true answers.
+    """
+
+    forget: Sequence[ForgetPair] = ()
+
+    def true_answers(self) -> list[Example]:
+        """The forget questions with their true answers, encoded."""
+        return self.answered(self.prompts, [row.answer for row in self.forget])
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """What a method trains on.
+
+    Attributes:
+        visited: how many questions an epoch visits.
+        forget: the answer to each of them; empty for a method without fixed answers.
+        preferred: for each answer one or more that are preferred to it and take turns by epoch;
+            empty for most methods.
+        retain: the pairs that the retain loss draws from; empty for a method without one.
+    """
+
+    visited: int
+    forget: Sequence[Example] = ()
+    preferred: Sequence[Sequence[Example]] = ()
+    retain: Sequence[Example] = ()
+
+
+class StepExamples(NamedTuple):
+    """What one optimizer step trains on besides retain pairs, and what choosing it gave.
+
+    Attributes:
+        forget: an answer to each of the step's questions, or none at all.
+        preferred: an answer that is preferred to each of these, or none at all.
+        state: the method's new state.
+        measures: numbers for this step's line in `metrics.jsonl`.
+        seconds: the time spent, by part, beyond laying out the batch.
+        note: what a person watching should see of it; "" for nothing.
+    """
+
+    forget: Sequence[Example]
+    preferred: Sequence[Example]
+    state: Any
+    measures: Mapping[str, int | float] = {}
+    seconds: Mapping[str, float] = {}
+    note: str = ""
+
+
+class Drawn(NamedTuple):
+    """The responses that a method samples for every question: how many, how, and how long."""
+
+    samples: int
+    sampling: Sampling
+    max_new_tokens: int | None
+
+
+M = TypeVar("M", bound="Method", covariant=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Generic[M]):
+    """What stays the same from a run's first step to its last.
+
+    Attributes:
+        method: the method and its settings.
+        task: what it received.
+        examples: what it trains on.
+        prepared: what the target model decided before the first step, as JSON values.
+    """
+
+    method: M
+    task: Task
+    examples: Examples
+    prepared: Mapping[str, Any]
+
+    @property
+    def total(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.task.training.total_updates(self.examples.visited)
+
+    def questions(self, step: int) -> list[int]:
+        """The questions that a step visits."""
+        return self.task.training.visited(self.task.seed, step, self.examples.visited)
+
+    def epoch(self, step: int) -> int:
+        """The epoch of a step, from 0."""
+        return step // self.task.training.updates_per_epoch(self.examples.visited)
+
+    def at_step(self, step: int, first: float, final: float | None) -> float:
+        """A setting that moves linearly from the first step to the last; None: it stays."""
+        if final is None:
+            return first
+        return first + (final - first) * step / max(self.total - 1, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method and its settings. Subclasses override what differs from fine-tuning on answers.
+
+    Attributes:
+        name: the method's name on the command line.
+    """
+
+    name: str = ""
+
+    sentence: ClassVar[str] = ""
+    """What the report says: "The model was trained for n steps …" goes on with it."""
+
+    sees_answers: ClassVar[bool] = False
+    """Whether it trains on forget answers, and so receives `TaskWithAnswers`."""
+
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Settings that name files which the method reads."""
+
+    def check(self) -> None:
+        """Check what concerns several settings at once; bounds of one are checked before.
+
+        Raises:
+            UserError: naming the setting.
+        """
+
+    def examples_of(self, task: Task) -> Examples:
+        """What the method trains on, read and encoded before anything is written.
+
+        Raises:
+            UserError: for what is wrong with a file, or with a setting for this model.
+        """
+        raise NotImplementedError
+
+    def prepare(self, task: Task, examples: Examples, params: Params) -> dict[str, Any]:
+        """What the target model with weights `params` decides before the first step.
+
+        The result is a JSON object. It is kept with the checkpoints, so that a run that is
+        continued does not need the target model for it.
+        """
+        return {}
+
+    def with_prepared(
+        self, task: Task, examples: Examples, prepared: Mapping[str, Any]
+    ) -> Examples:
+        """The examples, completed by what `prepare` found."""
+        return examples
+
+    def frozen(self, task: Task, params: Params) -> Any:
+        """Arrays that every step reads and none changes, from the target model's weights."""
+        return {}
+
+    def initial_state(self, task: Task) -> Any:
+        """What the method remembers from step to step: a pytree of NumPy arrays."""
+        return {}
+
+    def lines(self, run: "Run[Method]") -> list[str]:
+        """What to tell a person before the first step."""
+        return []
+
+    def files(self, run: "Run[Method]", questions: Sequence[str]) -> dict[str, list[Any]]:
+        """JSON lines by file name to leave in the run's directory."""
+        return {}
+
+    def step_examples(
+        self, run: "Run[Method]", state: Any, params: Params, step: int, questions: Sequence[int]
+    ) -> StepExamples:
+        """What an optimizer step trains on; `params` are the current weights."""
+        examples, epoch = run.examples, run.epoch(step)
+        forget = [examples.forget[i] for i in questions] if examples.forget else []
+        preferred = [
+            own[epoch % len(own)]
+            for own in (examples.preferred[i] for i in questions if examples.preferred)
+        ]
+        return StepExamples(forget, preferred, state)
+
+    @property
+    def drawn(self) -> Drawn | None:
+        """The responses that every step samples; None for a method that samples none."""
+        return None
+
+    def trained_weights(self, config: ModelConfig) -> Params | None:
+        """True where a weight is trained, as arrays that broadcast to the weights; None: all."""
+        return None
+
+    def token_losses(self, config: ModelConfig) -> dict[str, TokenLoss]:
+        """What a token costs, by the kind of its sequence (`losses.KINDS`)."""
+        return {"forget": NLL, "preferred": NLL, "retain": NLL}
+
+    def forget_mask(
+        self, mask: Bool[Array, "*rows time"], segments: Int[Array, "*rows time"]
+    ) -> Bool[Array, "*rows time"]:
+        """The tokens of forget answers that carry loss, out of all their tokens."""
+        return mask
+
+    def loss(self, forget: Targets, preferred: Targets) -> Float[Array, ""]:
+        """The method's loss without λ times the retain loss."""
+        return token_mean(forget)
+
+    def retain_term(self, retain: Targets) -> Float[Array, ""]:
+        """The retain loss r."""
+        return token_mean(retain)
+
+    def retain_weight_at(self, run: "Run[Method]", step: int) -> float:
+        """λ at a step; 0 for a method without a retain loss."""
+        return 0.0
+
+    @property
+    def retain_pairs(self) -> int:
+        """Retain pairs in a step for each forget question."""
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RetainingMethod(Method):
+    """A method that keeps other answers in place by a retain loss.
+
+    Attributes:
+        retain_weight: λ, the weight of the retain loss.
+        retain_per_forget: retain pairs in a step for each forget question.
+    """
+
+    retain_weight: float = bounded(1.0, least=0)
+    retain_per_forget: int = bounded(1, least=0)
+
+    def retain_weight_at(self, run: Run[Method], step: int) -> float:
+        """λ at a step."""
+        return self.retain_weight
+
+    @property
+    def retain_pairs(self) -> int:
+        """Retain pairs in a step for each forget question."""
+        return self.retain_per_forget
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineMethod(RetainingMethod):
+    """A method that PMC is compared with: trained on forget answers, held by a retain loss.
+
+    Without a weight of the retain loss its steps hold no retain pairs.
+
+    Attributes:
+        retain_loss: "nll" of the retain answers, as for PMC; "kl": the divergence from the
+            target model at their tokens.
+    """
+
+    retain_loss: str = one_of("nll", "nll", "kl")
+
+    sees_answers: ClassVar[bool] = True
+
+    @property
+    def retain_pairs(self) -> int:
+        """Retain pairs in a step for each forget question; none if λ is 0."""
+        return self.retain_per_forget if self.retain_weight > 0 else 0
+
+    def retained(self, task: Task) -> Sequence[Example]:
+        """The retain pairs, if the loss has a retain term."""
+        return task.retain if self.retain_weight > 0 else ()
+
+    def examples_of(self, task: Task) -> Examples:
+        """The true answers, and the retain pairs."""
+        assert isinstance(task, TaskWithAnswers)
+        return Examples(len(task.prompts), task.true_answers(), retain=self.retained(task))
+
+    def token_losses(self, config: ModelConfig) -> dict[str, TokenLoss]:
+        """Tokens cost their NLL, those of retain answers what `retain_loss` says."""
+        retain = KL if self.retain_loss == "kl" and self.retain_weight > 0 else NLL
+        return {**super().token_losses(config), "retain": retain}
+
+    def frozen(self, task: Task, params: Params) -> Any:
+        """The target model's weights where a token's cost compares with them."""
+        if any(loss.target for loss in self.token_losses(task.model.config).values()):
+            return {"params": frozen_params(params, task.model.config, task.model.dtype)}
+        return {}
+
+
+BUILT_IN = {
+    "pmc": "pmc_jax.unlearning.pmc:PMC",
+    "finetune": "pmc_jax.unlearning.baselines.finetune:FineTune",
+    "ga": "pmc_jax.unlearning.baselines.ga:GA",
+    "gd": "pmc_jax.unlearning.baselines.gd:GD",
+    "idk": "pmc_jax.unlearning.baselines.idk:IDK",
+    "npo": "pmc_jax.unlearning.baselines.npo:NPO",
+    "simnpo": "pmc_jax.unlearning.baselines.simnpo:SimNPO",
+    "dpo": "pmc_jax.unlearning.baselines.dpo:DPO",
+    "altpo": "pmc_jax.unlearning.baselines.altpo:AltPO",
+    "retain_only": "pmc_jax.unlearning.baselines.retain_only:RetainOnly",
+    "wga": "pmc_jax.unlearning.baselines.wga:WGA",
+    "satimp": "pmc_jax.unlearning.baselines.satimp:SatImp",
+    "ceu": "pmc_jax.unlearning.baselines.ceu:CEU",
+    "undial": "pmc_jax.unlearning.baselines.undial:UNDIAL",
+    "rmu": "pmc_jax.unlearning.baselines.rmu:RMU",
+}
+"""Where each method of the package is, by its name."""
+
+
+def imported(setting: str, reference: str) -> Any:
+    """What `package.module:name` names, imported.
+
+    Args:
+        setting: the setting that holds the reference, for the error.
+
+    Raises:
+        UserError: if there is no such module, or it has no such name.
+    """
+    module, _, name = reference.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{setting}={reference}: cannot be imported ({error}); expected package.module:Name "
+            "of something that Python finds from here"
+        ) from error
+
+
+def resolve(name: str) -> type[Method]:
+    """The method of a name, or the class that `package.module:Name` names.
+
+    Raises:
+        UserError: if there is no such method, or the class is no method.
+    """
+    found = imported("method", BUILT_IN.get(name, name))
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(f"method={name}: is no subclass of pmc_jax.unlearning.method.Method")
+    return found
+
+
+@cache
+def methods() -> Mapping[str, type[Method]]:
+    """The methods of the package by name."""
+    return {name: resolve(name) for name in BUILT_IN}

@@ -1,0 +1,140 @@
+"""How far a response has left the model's own original answer behind (section 4 of the paper).
+
+The reward of the paper is r(x) = 1 − ROUGE-L recall(y0, x). The code uses the score s = 1 − r:
+0 means that nothing of the old answer is left, and lower is better.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from pmc_jax.errors import UserError
+from pmc_jax.text.rouge import lcs_recall, rouge_words
+from pmc_jax.unlearning.method import Run, Tokens, imported
+from pmc_jax.unlearning.pmc.settings import PMCSettings
+
+
+def kept_share(original: str, response: str) -> float:
+    """ROUGE-L recall of the original answer y0 in a response, in [0, 1].
+
+    An original without any [a-z0-9] word (a non-Latin script) is compared character by
+    character; an empty original is matched by an empty response alone.
+    """
+    if reference := rouge_words(original):
+        return lcs_recall(reference, rouge_words(response))
+    if original.strip():
+        return lcs_recall("".join(original.split()), "".join(response.split()))
+    return 1.0 if not response.strip() else 0.0
+
+
+def rouge_reward(original: str, response: str) -> float:
+    """The reward of the paper: r(x) = 1 − ROUGE-L recall(y0, x), in [0, 1]."""
+    return 1 - kept_share(original, response)
+
+
+def score_bound(original: str, settled: str) -> float:
+    """The least score of a response that begins with `settled`.
+
+    ROUGE-L recall never decreases as a response grows, and penalties only add to it. The last
+    word of `settled` counts only if a character follows it: it may yet become another word.
+    """
+    if reference := rouge_words(original):
+        return lcs_recall(reference, rouge_words(re.sub(r"[a-z0-9]+\Z", "", settled.lower())))
+    return lcs_recall("".join(original.split()), "".join(settled.split()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reward:
+    """A reward as the algorithm uses it: by scores s = 1 − r.
+
+    Attributes:
+        score: (y0, response) to s, before penalties.
+        bound: (y0, beginning) to the least score of a response that begins so; None if that is
+            not known, and then no sample is cut short.
+    """
+
+    score: Callable[[str, str], float]
+    bound: Callable[[str, str], float] | None = None
+
+
+ROUGE_L = Reward(kept_share, score_bound)
+
+
+def reward_of(reference: str) -> Reward:
+    """The reward that the setting `method.reward` names.
+
+    A function of one's own takes (y0, response), two texts, and gives a reward in [0, 1]. If it
+    has an attribute `bound`, that is a function of (y0, beginning) giving the highest reward that
+    a response which begins so can still reach; samples are then cut short as soon as they cannot
+    be selected.
+
+    Raises:
+        UserError: if the reference names no function.
+    """
+    if reference == "rouge_l":
+        return ROUGE_L
+    if ":" not in reference:
+        raise UserError(
+            f"method.reward={reference}: expected rouge_l or package.module:function"
+        )
+    function = imported("method.reward", reference)
+    if not callable(function):
+        raise UserError(f"method.reward={reference}: is no function")
+
+    def score(original: str, response: str) -> float:
+        value: Any = function(original, response)
+        if not 0 <= value <= 1:
+            raise UserError(
+                f"method.reward={reference}: gave {value!r} for the response {response[:60]!r}; "
+                "expected a number from 0 to 1"
+            )
+        return 1 - float(value)
+
+    highest = getattr(function, "bound", None)
+    bound = None if highest is None else lambda y0, begun: 1 - float(highest(y0, begun))
+    return Reward(score, bound)
+
+
+def short_answer_penalty(response: str, min_len: int) -> float:
+    """exp(−w) for a response of w < `min_len` words, else 0.
+
+    Words are split at single spaces, as in the published code: an empty response counts as one
+    word.
+    """
+    words = len(response.strip().split(" "))
+    return math.exp(-words) if words < min_len else 0.0
+
+
+def response_score(
+    original: str,
+    response: str,
+    *,
+    min_len: int = 0,
+    reject_wordless: bool = False,
+    reward: Reward = ROUGE_L,
+) -> float:
+    """The score s(x) in [0, 1] of a response against the original answer y0.
+
+    With `reject_wordless`, a response without words scores 1 if the original has some: by
+    ROUGE it would score 0 and never be replaced. The published algorithm has
+    `reject_wordless=False` and `min_len=0`.
+    """
+    if reject_wordless and rouge_words(original) and not rouge_words(response):
+        score = 1.0
+    else:
+        score = reward.score(original, response)
+    return min(score + short_answer_penalty(response, min_len), 1.0)
+
+
+def score_sample(run: Run[PMCSettings], question: int, tokens: Tokens) -> float:
+    """The score of a finished sample of a question."""
+    pmc = run.method
+    return response_score(
+        run.prepared["originals"][question],
+        run.task.model.template.decode(tokens),
+        min_len=pmc.min_len,
+        reject_wordless=pmc.reject_wordless,
+        reward=reward_of(pmc.reward),
+    )

@@ -1,0 +1,106 @@
+"""What saves work while sampling and changes no selected response, except by rounding.
+
+- Branch and bound: a sample that can no longer be selected is not decoded any further.
+- Waves: a question's samples are decoded a few at a time, and once one scores 0 the rest is
+  left out.
+- Few shapes: all steps share the same padded shapes, so that little is compiled.
+"""
+
+from collections.abc import Sequence
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from pmc_jax.decoding import FINISHED, RUNNING, PruneBatch, Responses
+from pmc_jax.unlearning.method import Run, Tokens
+from pmc_jax.unlearning.pmc.memory import ResponseMemory
+from pmc_jax.unlearning.pmc.reward import reward_of, score_sample
+from pmc_jax.unlearning.pmc.settings import PMCSettings
+
+
+def savings(
+    run: Run[PMCSettings], memory: ResponseMemory, questions: Sequence[int]
+) -> dict[str, Any]:
+    """The arguments of `generate` that only save work."""
+    training, samples = run.task.training, run.method.samples
+    return {
+        "longest_prompt": max(map(len, run.task.prompts)),
+        "rows": training.sampled_at_once(samples) * samples,
+        "decoding": training.decoding,
+        "wave": training.wave,
+        "prune": pruning(run, memory, questions),
+    }
+
+
+def cannot_be_selected(
+    remembered: Float[np.ndarray, " questions"],
+    scores: Float[np.ndarray, "questions samples"],
+    bounds: Float[np.ndarray, "questions samples"],
+) -> Bool[np.ndarray, "questions samples"]:
+    """The unfinished samples that the memory will not hold, however they go on (τ = 0 only).
+
+    Branch and bound: sample j with least possible score b_j is out if b_j > m, the remembered
+    score; or if a finished sample i has s_i < b_j, or s_i = b_j and i < j. The winner w of all
+    samples has b_w ≤ s_w, so no finished sample rules it out; and if b_w > m, the memory stays
+    as it is. b_j = m rules nothing out, since ties take the newer response.
+
+    Args:
+        remembered: m, infinity before the first visit.
+        scores: s of finished samples, infinity for the others.
+        bounds: b of unfinished samples; 0 is always true.
+    """
+    number = np.arange(scores.shape[1])
+    finished, other = scores[:, :, None], bounds[:, None, :]
+    beaten = (finished < other) | ((finished == other) & (number[:, None] < number))
+    return beaten.any(1) | (bounds > remembered[:, None])
+
+
+def pruning(
+    run: Run[PMCSettings], memory: ResponseMemory, questions: Sequence[int]
+) -> PruneBatch | None:
+    """Which samples of `questions` need no further decoding, as `generate` asks for it.
+
+    Without `training.prune`, or where the reward has no bound, the bound of a sample is 0: one
+    that scores 0 still spares those after it.
+    """
+    pmc, task = run.method, run.task
+    if pmc.selection_temperature > 0 or not (task.training.prune or task.training.wave):
+        return None
+    lower = reward_of(pmc.reward).bound
+    prunes = task.training.prune and lower is not None
+    if not (prunes or task.training.wave):
+        return None
+    score = cache(partial(score_sample, run))
+
+    @cache
+    def bound(question: int, tokens: Tokens) -> float:
+        assert lower is not None
+        settled = task.model.template.decode_settled(tokens)
+        return lower(run.prepared["originals"][question], settled)
+
+    def prune(places: Sequence[int], found: Responses) -> Bool[np.ndarray, "batch samples"]:
+        scores, bounds = np.full(found.status.shape, np.inf), np.zeros(found.status.shape)
+        remembered = np.full(len(scores), np.inf)
+        asked = [questions[place] for place in places]
+        remembered[: len(asked)] = memory.score[asked]
+        for row, j in np.argwhere(found.status[: len(asked)] == FINISHED).tolist():
+            scores[row, j] = score(asked[row], tuple(found.tokens_of(row, j)))
+        running = (found.status[: len(asked)] == RUNNING) & prunes
+        for row, j in np.argwhere(running).tolist():
+            bounds[row, j] = bound(asked[row], tuple(found.tokens_of(row, j)))
+        return cannot_be_selected(remembered, scores, bounds)
+
+    return prune
+
+
+def tokens_saved(
+    responses: Sequence[Sequence[Sequence[int]]], whole: Bool[np.ndarray, "questions samples"]
+) -> int:
+    """How many tokens the cut samples lack, if they were as long as the whole ones on average."""
+    lengths = np.array([len(tokens) for row in responses for tokens in row])
+    whole = whole.reshape(-1)
+    if not whole.any():
+        return 0
+    return round(float(np.maximum(lengths[whole].mean() - lengths[~whole], 0).sum()))

@@ -1,0 +1,74 @@
+"""The settings of PMC."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from pmc_jax.errors import UserError
+from pmc_jax.settings import bounded
+from pmc_jax.unlearning.method import RetainingMethod
+
+
+@dataclasses.dataclass(frozen=True)
+class PMCSettings(RetainingMethod):
+    """What to sample, how to select, and how much retain data holds the rest in place.
+
+    The published values are in `configs/settings/tofu_phi_1_5/pmc.yaml` and
+    `configs/settings/tofu_llama3_2_3b/pmc.yaml` (section 5 and appendix of the paper).
+
+    Attributes:
+        retain_weight: λ, the weight of the retain loss.
+        retain_per_forget: retain pairs in a step for each forget question.
+        samples: n, responses drawn per question and visit.
+        temperature: sampling temperature; 0 is greedy.
+        top_k: sample among the k most likely tokens; 0: all.
+        top_p: then among the most likely ones with this much probability; 1: all.
+        max_new_tokens: longest response; null: what `training.max_length` leaves.
+        reward: "rouge_l", the paper's, or `package.module:function` of one's own.
+        selection_temperature: τ of Bradley–Terry selection; 0 takes the best sample.
+        min_len: responses of fewer words are penalised by exp(−words); 0: none.
+        reject_wordless: a response without any word scores 1, so that it is never the best.
+        final_temperature: sampling temperature at the last step, reached linearly; null:
+            `temperature` throughout. Not in the paper.
+        final_retain_weight: λ at the last step, reached linearly; null: `retain_weight`
+            throughout. Not in the paper.
+        keep_sampling: sample every question at every visit; the paper stops once a response
+            scores 0. Not in the paper.
+    """
+
+    name: str = "pmc"
+    samples: int = bounded(5, least=1)
+    temperature: float = bounded(1.0, least=0)
+    top_k: int = bounded(0, least=0)
+    top_p: float = bounded(1.0, above=0, most=1)
+    max_new_tokens: int | None = bounded(None, least=1)
+    reward: str = "rouge_l"
+    selection_temperature: float = bounded(0.0, least=0)
+    min_len: int = bounded(2, least=0)
+    reject_wordless: bool = True
+    final_temperature: float | None = bounded(None, above=0)
+    final_retain_weight: float | None = bounded(None, least=0)
+    keep_sampling: bool = False
+
+    sentence: ClassVar[str] = (
+        "on its own selected answers to the questions it should forget. The answers to be "
+        "forgotten were never a training target."
+    )
+
+    def __post_init__(self) -> None:
+        """A function given as the reward becomes its reference, so that settings stay data."""
+        function: Any = self.reward
+        if callable(function):
+            object.__setattr__(
+                self, "reward", f"{function.__module__}:{function.__qualname__}"
+            )
+
+    def check(self) -> None:
+        """Check settings that depend on each other.
+
+        Raises:
+            UserError: for a greedy sampler whose temperature should change.
+        """
+        if self.final_temperature and not self.temperature:
+            raise UserError(
+                "method.temperature=0 is greedy: expected more for method.final_temperature"
+            )

@@ -1,0 +1,172 @@
+"""Algorithm 1 of the paper: sample, score, remember, train."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from pmc_jax.decoding import is_whole
+from pmc_jax.model import to_devices
+from pmc_jax.model.specs import Params
+from pmc_jax.unlearning.losses import Targets
+from pmc_jax.unlearning.method import Drawn, Example, Examples, Method, Run, StepExamples, Task
+from pmc_jax.unlearning.pmc.memory import (
+    ResponseMemory,
+    empty_memory,
+    needs_sampling,
+    update_memory,
+)
+from pmc_jax.unlearning.pmc.objective import collapse_loss, retain_loss
+from pmc_jax.unlearning.pmc.reward import reward_of, score_sample
+from pmc_jax.unlearning.pmc.sampling import (
+    original_answers,
+    sample_limit,
+    sample_responses,
+    sampler,
+)
+from pmc_jax.unlearning.pmc.savings import tokens_saved
+from pmc_jax.unlearning.pmc.selection import select, selection_keys
+from pmc_jax.unlearning.pmc.settings import PMCSettings
+from pmc_jax.unlearning.pmc.shapes import run_shapes
+
+Samples = Sequence[Sequence[Sequence[int]]]
+"""`[question][sample][token]`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PMC(PMCSettings):
+    __doc__ = PMCSettings.__doc__
+
+    def examples_of(self, task: Task) -> Examples:
+        """The forget questions, without any answer, and the retain pairs."""
+        reward_of(self.reward)  # an error now rather than later
+        return Examples(len(task.prompts), retain=task.retain)
+
+    def prepare(self, task: Task, examples: Examples, params: Params) -> dict[str, Any]:
+        """y0(q): the target model's greedy answers, before the first step."""
+        return {"originals": original_answers(task, params, self.max_new_tokens)}
+
+    def initial_state(self, task: Task) -> ResponseMemory:
+        """An empty memory of the best responses."""
+        return empty_memory(len(task.prompts), task.training.max_length)
+
+    def step_examples(
+        self, run: Run[Any], state: Any, params: Params, step: int, questions: Sequence[int]
+    ) -> StepExamples:
+        """One visit of each of a step's questions q, before the gradient step on the objective.
+
+        1. Sample x_1, …, x_n ~ p_θ(· | q), unless the remembered response scores 0 already.
+        2. Score s_i = 1 − r(x_i) against y0(q).
+        3. Select x̂ and remember it, unless the remembered response scores less.
+        4. Train on the remembered response, whether or not it was sampled in this step.
+        """
+        started = time.perf_counter()
+        memory: ResponseMemory = state
+        asked = needs_sampling(memory, questions, always=self.keep_sampling)
+        samples = sample_responses(run, memory, params, step, asked)
+        sampled = time.perf_counter()
+        scores, whole = score_samples(run, asked, samples)
+        memory = remember_best(run, memory, step, asked, samples, scores)
+        examples = [
+            Example(run.task.prompts[i], memory.tokens[i, : memory.length[i]].tolist())
+            for i in questions
+        ]
+        scored = time.perf_counter()
+        tokens = sum(len(response) for row in samples for response in row)
+        mean_score = float(np.mean(memory.score[questions]))
+        speed = f"{tokens / (sampled - started):,.0f} tokens/s" if tokens else "none"
+        return StepExamples(
+            forget=examples,
+            preferred=[],
+            state=memory,
+            measures={
+                "mean_selected_score": mean_score,
+                "questions_sampled": len(asked),
+                "tokens_sampled": tokens,
+                "tokens_saved": tokens_saved(samples, whole),
+            },
+            seconds={"sample": sampled - started, "score": scored - sampled},
+            note=f"score {mean_score:.2f}  sampling {speed}",
+        )
+
+    def loss(self, forget: Targets, preferred: Targets) -> Float[Array, ""]:
+        """The first expectation of the objective."""
+        return collapse_loss(forget)
+
+    def retain_term(self, retain: Targets) -> Float[Array, ""]:
+        """The second expectation of the objective."""
+        return retain_loss(retain)
+
+    def retain_weight_at(self, run: Run[Method], step: int) -> float:
+        """λ at a step: constant in the paper."""
+        return run.at_step(step, self.retain_weight, self.final_retain_weight)
+
+    @property
+    def drawn(self) -> Drawn:
+        """The responses that every step samples."""
+        return Drawn(self.samples, sampler(self, ()), self.max_new_tokens)
+
+    def lines(self, run: Run[Any]) -> list[str]:
+        """The shapes that will be compiled."""
+        return run_shapes(run).lines()
+
+
+def score_samples(
+    run: Run[PMCSettings], questions: Sequence[int], samples: Samples
+) -> tuple[Float[np.ndarray, "questions samples"], Bool[np.ndarray, "questions samples"]]:
+    """The scores of all samples, and which of them came to their end.
+
+    One that was cut short (`savings`) has the score infinity.
+    """
+    stop_ids = run.task.model.template.stop_ids
+    shape = len(questions), run.method.samples
+    scores, whole = np.full(shape, np.inf), np.zeros(shape, bool)
+    score = cache(partial(score_sample, run))
+    for row, (i, own) in enumerate(zip(questions, samples, strict=True)):
+        limit = sample_limit(run, i)
+        for j, tokens in enumerate(own):
+            if is_whole(tokens, limit, stop_ids):
+                whole[row, j], scores[row, j] = True, score(i, tuple(tokens))
+    return scores, whole
+
+
+def remember_best(
+    run: Run[PMCSettings],
+    memory: ResponseMemory,
+    step: int,
+    questions: Sequence[int],
+    samples: Samples,
+    scores: Float[np.ndarray, "questions samples"],
+) -> ResponseMemory:
+    """Select one sample per question, and remember it where it scores no more than the old one."""
+    if not questions:
+        return memory
+    chosen = select_samples(run, step, questions, scores)
+    return update_memory(
+        memory,
+        questions,
+        [float(scores[row, j]) for row, j in enumerate(chosen)],
+        [samples[row][j] for row, j in enumerate(chosen)],
+    )
+
+
+def select_samples(
+    run: Run[PMCSettings],
+    step: int,
+    questions: Sequence[int],
+    scores: Float[np.ndarray, "questions samples"],
+) -> list[int]:
+    """The index of the selected sample of each question.
+
+    Padded to the questions of a whole step, so that all steps share one shape.
+    """
+    count = run.task.training.questions_per_step
+    ids, padded = np.zeros(count, np.uint32), np.zeros((count, scores.shape[1]))
+    ids[: len(questions)], padded[: len(questions)] = questions, scores
+    temperature = run.method.selection_temperature
+    keys = selection_keys(run.task.key(), step, to_devices(ids)) if temperature > 0 else None
+    return select(padded, temperature, keys)[: len(questions)].tolist()

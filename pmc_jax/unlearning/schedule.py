@@ -1,0 +1,84 @@
+"""How many questions an optimizer step holds and which: the same for every method."""
+
+import dataclasses
+
+from pmc_jax.data.batches import epoch_order
+from pmc_jax.decoding import Decoding
+from pmc_jax.settings import bounded, one_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How long to train, and how a step's questions and samples are divided.
+
+    Attributes:
+        epochs: how often every forget question is visited.
+        batch_size: forget questions per micro-batch.
+        accumulation: micro-batches per optimizer step.
+        count_partial_updates: whether an epoch's last update counts in full where it holds fewer
+            questions; false ends the run after epochs × questions / (batch_size × accumulation)
+            updates, as the published code does.
+        max_length: most tokens of prompt and response together.
+        gradient_dtype: dtype of the gradients and of their sum; null: that of the weights.
+        rows: most responses decoded at a time.
+        prune: stop decoding samples that can no longer be selected.
+        wave: samples of a question decoded at a time; later ones are left out once one scores
+            0. 0: all at once.
+        chunk: most decode steps between two checks for samples that are finished or pruned.
+        compact: move the remaining samples into a smaller batch once they fit.
+        grow_cache: let the KV cache grow with the samples; false: full length from the start.
+
+    The settings from `prune` on save time or memory and change no result except by rounding.
+    `prune` and `wave` do nothing where selection is random (`method.selection_temperature`).
+    """
+
+    epochs: int = bounded(10, least=0)
+    batch_size: int = bounded(8, least=1)
+    accumulation: int = bounded(1, least=1)
+    count_partial_updates: bool = True
+    max_length: int = bounded(200, least=2)
+    gradient_dtype: str | None = one_of(None, "float32", "bfloat16")
+    rows: int = bounded(512, least=1)
+    prune: bool = True
+    wave: int = bounded(0, least=0)
+    chunk: int = bounded(8, least=1)
+    compact: bool = True
+    grow_cache: bool = True
+
+    @property
+    def decoding(self) -> Decoding:
+        """How samples are decoded."""
+        return Decoding(chunk=self.chunk, compact=self.compact, grow_cache=self.grow_cache)
+
+    @property
+    def questions_per_step(self) -> int:
+        """Forget questions per optimizer step."""
+        return self.batch_size * self.accumulation
+
+    def sampled_at_once(self, samples: int) -> int:
+        """Questions whose `samples` responses are decoded at a time.
+
+        The same in all steps, so that all steps share a few shapes.
+        """
+        return max(1, min(self.rows // samples, self.questions_per_step))
+
+    def updates_per_epoch(self, questions: int) -> int:
+        """Optimizer steps that visit every question once."""
+        return -(-questions // self.questions_per_step)
+
+    def epoch_length(self, questions: int) -> float:
+        """Optimizer steps that an epoch counts for the length of a run and of its warm-up."""
+        if self.count_partial_updates:
+            return self.updates_per_epoch(questions)
+        return questions / self.questions_per_step
+
+    def total_updates(self, questions: int) -> int:
+        """Optimizer steps of a whole run."""
+        return int(self.epochs * self.epoch_length(questions))
+
+    def visited(self, seed: int, step: int, questions: int) -> list[int]:
+        """The questions of a step: a slice of its epoch's permutation, none twice."""
+        epoch, index = divmod(step, self.updates_per_epoch(questions))
+        first = index * self.questions_per_step
+        order = epoch_order(seed, epoch, questions)
+        return [int(i) for i in order[first : first + self.questions_per_step]]
