@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from pmc_jax.data.files import read_object, write_json, write_text
 from pmc_jax.errors import UserError
-from pmc_jax.runs.files import read_json, write_json, write_text
 from pmc_jax.runs.nested import flatten, nest
 from pmc_jax.runtime.processes import from_first
 
@@ -132,7 +132,7 @@ def _begin(
         text = yaml.safe_dump(nest(settings), sort_keys=False, allow_unicode=True)
         write_text(directory / CONFIG, text)
         return
-    stored = read_json(directory / INPUTS) or {}
+    stored = read_object(directory / INPUTS, missing_ok=True)
     changed = [name for name in inputs if stored.get(name) != inputs[name]]
     if changed:
         raise UserError(

@@ -6,8 +6,8 @@ from pathlib import Path
 import jax.numpy as jnp
 from jaxtyping import DTypeLike, PRNGKeyArray
 
-from pmc_jax.data.jsonl import Record, read_records
 from pmc_jax.data.prompts import PromptTemplate
+from pmc_jax.data.records import Record, read_records
 from pmc_jax.data.rows import ForgetPair
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError

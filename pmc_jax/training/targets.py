@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pmc_jax.data.batches import refusal_draw
 from pmc_jax.data.encode import EncodedData, check_tokens, digest
-from pmc_jax.data.jsonl import read_records
 from pmc_jax.data.load import data_files
 from pmc_jax.data.prompts import PromptTemplate
+from pmc_jax.data.records import read_records
 from pmc_jax.data.rows import DataConfig, ForgetPair
 from pmc_jax.errors import UserError
 from pmc_jax.training.alternatives import read_alternatives
