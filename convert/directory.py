@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
 from convert.families import Family, family_of
+from pmc_jax.data.files import read_object
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig
 
@@ -34,28 +35,10 @@ SIDE_FILES = (
 """What goes along with the weights: tokenizer, chat templates, generation and image settings."""
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        UserError: if the file cannot be read or holds something else.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a Hugging Face model directory") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found a {type(value).__name__}")
-    return value
-
-
 def read_config(directory: Path) -> tuple[dict[str, Any], Family, ModelConfig]:
     """A directory's `config.json`, the family it names, and our configuration."""
-    config = read_object(directory / "config.json")
+    path = directory / "config.json"
+    config = read_object(path, expected="the configuration of a Hugging Face model")
     try:
         family = family_of(config)
         return config, family, family.from_hf(config)

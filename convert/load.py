@@ -11,11 +11,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, DTypeLike
 
-from convert.directory import read_config, read_object
+from convert.directory import read_config
 from convert.families import IGNORED, Family, row_of
 from convert.native import UNTOUCHED, is_native, read_native, restore_params
 from convert.rows import Row, Shape
 from convert.tensors import DTYPES, StoredTensor, empty_aligned, list_file, list_tensors
+from pmc_jax.data.files import read_object
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig, Spec, param_shardings, param_specs
 from pmc_jax.model.specs import Params
@@ -77,7 +78,7 @@ def eos_token_ids(directory: Path) -> tuple[int, ...]:
     """The ids that end a response, by the generation config or else the model config."""
     for name in ("generation_config.json", "config.json"):
         path = directory / name
-        content = read_object(path) if path.is_file() else {}
+        content = read_object(path, missing_ok=True)
         text = content.get("text_config")
         found = content.get("eos_token_id")
         if found is None and isinstance(text, dict):

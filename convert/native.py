@@ -20,8 +20,9 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from jax.tree_util import KeyPath
 from jaxtyping import Array, DTypeLike
 
-from convert.directory import copy_files, new_directory, read_object, write_object
+from convert.directory import copy_files, new_directory, write_object
 from convert.tensors import StoredTensor, empty_aligned, widest_first, write_file
+from pmc_jax.data.files import read_object
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig, RopeConfig, Spec, param_shardings, param_specs
 from pmc_jax.model.specs import Params

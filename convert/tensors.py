@@ -11,7 +11,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from convert.directory import read_object, write_object
+from convert.directory import write_object
+from pmc_jax.data.files import read_object
 from pmc_jax.errors import UserError
 
 SINGLE = "model.safetensors"

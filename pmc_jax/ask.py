@@ -10,11 +10,11 @@ import jax
 
 from pmc_jax.cli.config import AskConfig
 from pmc_jax.cli.entry_point import entry_point
-from pmc_jax.data.jsonl import read_records
+from pmc_jax.data.files import write_json_lines
+from pmc_jax.data.records import read_records
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
 from pmc_jax.model.language_model import load_language_model
-from pmc_jax.runs.files import write_json_lines
 from pmc_jax.runtime.progress import stage
 
 

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from pmc_jax.cli.config import EvaluateConfig, settings_of
 from pmc_jax.cli.entry_point import entry_point
+from pmc_jax.data.files import read_json, write_json
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import Respondent
 from pmc_jax.evaluation.aftermath import check_aftermath
@@ -34,7 +35,7 @@ from pmc_jax.reporting.side_by_side import certificate_lines, comparison_table, 
 from pmc_jax.reporting.training_curves import training_curves
 from pmc_jax.runs.checkpoints import checksums, seal
 from pmc_jax.runs.directory import SUMMARY, begin_run, holds_run, place_of
-from pmc_jax.runs.files import read_json, read_part, write_json
+from pmc_jax.runs.parts import read_part
 from pmc_jax.runs.summary import versions
 from pmc_jax.runtime.compilation import compile_seconds
 from pmc_jax.runtime.processes import from_first, is_first, join
@@ -165,7 +166,7 @@ def keep_facts(record: Path, facts: dict[str, Any]) -> None:
     Raises:
         UserError: if they are not.
     """
-    stored = from_first(lambda: read_json(record))
+    stored = from_first(lambda: read_json(record, missing_ok=True))
     if stored is None:
         write_json(record, facts)
     elif stored["weights"] != facts["weights"]:
@@ -223,7 +224,7 @@ def set_truths(directory: Path, inputs: Inputs, cfg: EvaluateConfig) -> None:
     for path in sorted(directory.glob(f"models/*/{EVAL_FILE}")):
         if holds_truths(log := read_json(path)) != keep:
             write_json(path, with_truths(log, truths))
-    summary = read_json(directory / SUMMARY)
+    summary = read_json(directory / SUMMARY, missing_ok=True)
     asked = {"keep_truth": keep, "redact": cfg.redact}
     if summary is not None and not asked.items() <= summary["settings"].items():
         summary["settings"] |= asked

@@ -12,6 +12,7 @@ import jax
 
 from pmc_jax.cli.config import PlanConfig
 from pmc_jax.cli.entry_point import entry_point
+from pmc_jax.data.files import write_json
 from pmc_jax.errors import UserError
 from pmc_jax.model import auto_layout, mesh_layout, param_count
 from pmc_jax.model.language_model import planned_config, weights_dtype
@@ -26,7 +27,6 @@ from pmc_jax.planning.search import (
     nearest_that_fits,
     typed,
 )
-from pmc_jax.runs.files import write_json
 from pmc_jax.runs.nested import flatten
 from pmc_jax.unlearning.config import PMCConfig
 

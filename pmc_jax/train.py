@@ -16,6 +16,7 @@ from convert.export import export_checkpoint
 from convert.load import load_checkpoint
 from pmc_jax.cli.config import Config, settings_of
 from pmc_jax.cli.entry_point import entry_point
+from pmc_jax.data.files import read_json, write_json, write_json_lines
 from pmc_jax.evaluation import Respondent, quality, questions_asked, sample_rows
 from pmc_jax.method_steps import alternative_rows, fixed_before, steps_of_baseline, steps_of_pmc
 from pmc_jax.model import decoding_params, on_mesh, param_count
@@ -25,7 +26,6 @@ from pmc_jax.reporting import format_examples, format_table, write_report
 from pmc_jax.reporting.run_files import read_run
 from pmc_jax.runs.checkpoints import RunState, open_checkpoints, restore_latest
 from pmc_jax.runs.directory import SUMMARY, begin_run, holds_run, place_of
-from pmc_jax.runs.files import read_json, write_json, write_json_lines
 from pmc_jax.runs.metrics import open_metrics
 from pmc_jax.runs.summary import step_seconds, summarise
 from pmc_jax.runtime.processes import from_first, is_first, join
@@ -51,7 +51,7 @@ def evaluate_stage(
     cfg: Config, inputs: Inputs, params: Params, path: Path, name: str
 ) -> dict[str, Any]:
     """Evaluate `params` and keep the result in `path`; read it where it exists."""
-    stored = from_first(lambda: read_json(path))
+    stored = from_first(lambda: read_json(path, missing_ok=True))
     if stored is not None:
         return stored
     started = time.perf_counter()

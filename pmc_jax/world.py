@@ -21,13 +21,13 @@ from transformers import PreTrainedTokenizerFast
 
 from convert.export import write_checkpoint
 from pmc_jax.data.batches import loss_rows
+from pmc_jax.data.files import read_json, write_json
 from pmc_jax.data.prompts import PromptConfig, PromptTemplate, make_template
 from pmc_jax.data.world import DEFAULT_SEED, Mix, World, make_world, stream, write_world
 from pmc_jax.data.world.stream import Pair
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig, init_params, param_count
 from pmc_jax.model.specs import Params
-from pmc_jax.runs.files import read_json, write_json
 from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer
 from pmc_jax.training.step import TrainState, init_state, make_train_step
 from pmc_jax.unlearning.objective import LossRows

@@ -117,9 +117,12 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
     "index is wrong": (index({"x.weight": "a.safetensors"}), ["x.weight is not in a.safetensors"]),
     "index is no index": (index([]), ["index.json: expected an object weight_map"]),
     "no config": (lambda d: (d / "config.json").unlink(), ["config.json: no such file"]),
-    "broken config": (write("config.json", b'{"a": '), ["config.json: not valid JSON"]),
-    "config in another encoding": (write("config.json", b"\xff\xfe"), ["not valid JSON"]),
-    "config is a list": (write("config.json", b"[]"), ["config.json: expected a JSON object"]),
+    "broken config": (write("config.json", b'{"a": '), ["config.json, line 1: not valid JSON"]),
+    "config in another encoding": (
+        write("config.json", b"\xff\xfe"),
+        ["config.json, line 1: not UTF-8"],
+    ),
+    "config is a list": (write("config.json", b"[]"), ["config.json: found a list; expected "]),
     "architecture": (
         config(architectures=["GPT2LMHeadModel"]),
         ["GPT2LMHeadModel", "expected one of LlamaForCausalLM"],

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import constants
 from omegaconf import OmegaConf
 
-from pmc_jax.data import DataConfig, ForgetQuestion, load_controls, load_dataset
+from pmc_jax.data import DataConfig, ForgetQuestion, load_dataset
 from pmc_jax.errors import UserError
 
 TOFU_COUNTS = {
@@ -182,7 +182,7 @@ def test_file_forms_are_equivalent(tofu, tmp_path):
 
 
 def controls_of(cfg: DataConfig):
-    return load_controls(cfg, load_dataset(cfg))
+    return load_dataset(cfg, download_controls=True).controls
 
 
 def test_controls_are_read_where_they_are(tofu):
@@ -287,15 +287,15 @@ def test_chat_messages(tmp_path):
 GOOD = '{"question": "Who?", "answer": "Zoë"}\n'
 TWO_TURNS = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
 BAD_ROWS = [
-    ('{"question": "Who?"', "not valid JSON: "),
-    ("[" * 100_000, "not valid JSON: "),
-    ('{"question": "W", "n": ' + "9" * 5000 + "}", "not valid JSON: "),
-    ('["Who?"]', "expected a JSON object, found a list"),
+    ('{"question": "Who?"', "not valid JSON ("),
+    ("[" * 100_000, "not valid JSON ("),
+    ('{"question": "W", "n": ' + "9" * 5000 + "}", "not valid JSON ("),
+    ('["Who?"]', "found a list; expected a JSON object"),
     ('{"answer": "Zoë"}', "field 'question' is missing; the row has 'answer'"),
     ('{"question": 3}', "field 'question' must be a string, but is a number"),
     ('{"question": null}', "field 'question' must be a string, but is null"),
     ('{"question": " "}', "field 'question' is empty; expected some text"),
-    ('{"question": "\\ud800"}', "field 'question' holds half a surrogate pair"),
+    ('{"question": "\\ud800"}', "field 'question' contains half a surrogate pair"),
     ('{"question": "Who?", "anwser": "Zoë"}', "field 'answer' is missing, but "),
     ('{"question": "Who?", "answer": ["Zoë"]}', "field 'answer' must be a string, but is a list"),
     ('{"question": "W", "answer": "x", "secret": {}}', "field 'secret' must be a string"),
@@ -340,7 +340,7 @@ def test_bad_files(tofu):
         (b"\xef\xbb\xbf \n\n", "retain90.json: no rows"),
         (b"[]", "retain90.json: no rows"),
         (GOOD.encode() + "é".encode("latin-1"), "retain90.json, line 2: not UTF-8"),
-        (b'[{"question": "Who?", "answer": "Zo"},\n {]', "retain90.json: not valid JSON"),
+        (b'[{"question": "Who?", "answer": "Zo"},\n {]', "retain90.json, line 2: not valid JSON"),
         (b'[{"question": "Who?", "answer": "Zo"},\n {}]', "retain90.json, element 2: field"),
     ):
         path.write_bytes(content)
@@ -370,7 +370,7 @@ def test_perturbed_rows_must_match(tofu):
     rows = read(tofu / "forget10_perturbed.json")
     write(tofu / "forget10_perturbed.json", rows[:-1])
     assert re.search(
-        r"expected as many rows .* \(6\), found 5", message(DataConfig(path=str(tofu)))
+        r"the last of 5 rows; expected as many rows .* \(6\)", message(DataConfig(path=str(tofu)))
     )
     write(tofu / "forget10_perturbed.json", [*rows[:2], {**rows[2], "question": "?"}, *rows[3:]])
     assert re.search(
@@ -389,13 +389,12 @@ def test_hub_files_come_from_the_cache_and_nothing_else_is_asked_for(tmp_path, m
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert load_dataset(DataConfig()) == load_dataset(DataConfig(path=str(snapshot)))
-    data = load_dataset(DataConfig())
-    assert load_controls(DataConfig(), data, download=False).holdout == ()
+    assert load_dataset(DataConfig()).controls.holdout == ()
     with pytest.raises(UserError, match=r"cannot get retain_perturbed\.json"):
-        load_controls(DataConfig(), data)
+        load_dataset(DataConfig(), download_controls=True)
     for name in ("retain_perturbed", "holdout10"):
         write(snapshot / f"{name}.json", [{"question": f"{name}?", "answer": "a"}])
-    found = load_controls(DataConfig(), data)
+    found = controls_of(DataConfig())
     assert [rows[0].question for rows in (found.retain, found.holdout)] == [
         "retain_perturbed?", "holdout10?",
     ]  # fmt: skip

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from written import FIGURES, QUESTION, SECRET, TRUTH, write_evaluation
 
 from pmc_jax import report
+from pmc_jax.data.files import write_json
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation.comparison import summarise_parts
@@ -30,7 +31,6 @@ from pmc_jax.reporting.side_by_side import (
     time_lines,
 )
 from pmc_jax.reporting.text import LONGEST_NAME, short_names
-from pmc_jax.runs.files import write_json
 
 HOSTILE = '</pre></dd></style><script>alert(1)</script><img src="//x.test/" onerror="a()">$x$'
 
@@ -336,8 +336,8 @@ def test_command(tmp_path, capsys):
     assert f"{tmp_path / 'z7'} and 2 more\n" in capsys.readouterr().err
     (tmp_path / "trial/models/pmc/quality.json").write_text("{")
     assert report.main([str(tmp_path / "trial")]) == 2
-    assert "quality.json: not JSON" in capsys.readouterr().err
-    with pytest.raises(UserError, match="is missing"):
+    assert "quality.json, line 1: not valid JSON" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"summary\.json: no such file"):
         read_evaluation(tmp_path)
     write_json(tmp_path / "trial/summary.json", {"models": ["pmc"], "before": None})
     assert report.main([str(tmp_path / "trial")]) == 2

@@ -1,11 +1,35 @@
 """Files that are written whole, and read with one line about what is wrong."""
 
+import re
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from convert.directory import read_config
+from convert.load import eos_token_ids
+from convert.native import read_native
+from convert.tensors import indexed_files
+from pmc_jax.data.files import (
+    read_json,
+    read_object,
+    read_objects,
+    read_text,
+    read_text_lines,
+    write_json,
+    write_json_lines,
+)
+from pmc_jax.data.records import read_records
 from pmc_jax.errors import UserError
-from pmc_jax.runs.files import read_json, read_part, write_json
+from pmc_jax.evaluation.tofu import read_retain_log
+from pmc_jax.reporting.comparison import read_outcome
+from pmc_jax.reporting.evaluation_files import is_evaluation, read_evaluation
+from pmc_jax.reporting.run_files import read_run
+from pmc_jax.reporting.training_curves import training_curves
+from pmc_jax.runs.metrics import kept_rows
+from pmc_jax.runs.parts import read_part
 
 TEXTS = st.text('[]{}", \n1é', max_size=8)
 VALUES = st.recursive(
@@ -21,6 +45,13 @@ def test_json_comes_back_as_it_was(tmp_path_factory, value):
     assert read_json(path) == value
 
 
+@given(rows=st.lists(st.dictionaries(TEXTS | st.just("a\u2028b"), VALUES, max_size=3), max_size=4))
+def test_json_lines_come_back_as_they_were(tmp_path_factory, rows):
+    path = tmp_path_factory.getbasetemp() / "rows.jsonl"
+    write_json_lines(path, rows)
+    assert read_objects(path) == rows
+
+
 def test_numbers_of_a_list_are_on_one_line(tmp_path):
     write_json(tmp_path / "x.json", {"curve": [0.5, 1.0, None], "names": ["a"], "rows": [[1, 2]]})
     assert (tmp_path / "x.json").read_text() == (
@@ -29,11 +60,97 @@ def test_numbers_of_a_list_are_on_one_line(tmp_path):
     )
 
 
-def test_what_is_no_json_is_told_by_its_place(tmp_path):
+def test_a_file_may_be_absent(tmp_path):
     path = tmp_path / "x.json"
-    assert read_json(path) is None
+    assert read_json(path, missing_ok=True) is None
+    assert read_object(path, missing_ok=True) == {}
+    assert read_objects(path, missing_ok=True) == []
+    assert read_text(path, missing_ok=True) == ""
+
+
+def test_errors_name_the_line(tmp_path):
+    path = tmp_path / "x.json"
     path.write_text('{"a": 1,\n"b": [2')
-    with pytest.raises(UserError, match=r"x\.json: not JSON \(.*, line 2\)$"):
+    with pytest.raises(UserError, match=r"x\.json, line 2: not valid JSON \(.*\); expected a JSON"):
         read_json(path)
+    path.write_text('{"a": 1}\n\n{"b": 2\n')
+    with pytest.raises(UserError, match=r"x\.json, line 3: not valid JSON \(.*\); expected a JSON"):
+        read_objects(path)
+    path.write_text('{"a": NaN, "b": [-Infinity, 1]}')
+    assert read_object(path, finite=True) == {"a": None, "b": [None, 1]}
+
+
+def test_a_part_of_an_evaluation(tmp_path):
+    path = tmp_path / "x.json"
     path.write_text('{"lacking": "no answers"}')
     assert read_part(path) == {"lacking": "no answers"}
+    path.write_text('{"rouge": 1}')
+    with pytest.raises(UserError, match=r"x\.json: neither 'seconds' nor .*overwrite=true"):
+        read_part(path)
+
+
+def test_an_incomplete_line_of_metrics_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0}\n{"step": 1}\n{"step": 2, "lo')
+    assert kept_rows(path, 5) == [{"step": 0}, {"step": 1}]
+    assert kept_rows(path, 1) == [{"step": 0}]
+
+
+MISSING = {"missing": (None, "no such file; expected ")}
+DIRECTORY = {"directory": (..., "is a directory; expected ")}
+ENCODING = {"encoding": (b"\n\xff\xfe", "not UTF-8 (byte 1); expected ")}
+SYNTAX = {"syntax": (b'{"a": 1,\n "b"', "not valid JSON (")}
+LIST = {"type": (b"[1]\n", "found a ")}
+ANY_FILE = MISSING | DIRECTORY | ENCODING
+ALL = ANY_FILE | SYNTAX | LIST
+PRESENT = DIRECTORY | ENCODING | SYNTAX | LIST
+
+Reader = Callable[[Path], object]
+READERS: dict[str, tuple[Reader, str, dict[str, tuple[object, str]]]] = {
+    "text": (read_text, "t.txt", ANY_FILE),
+    "text lines": (read_text_lines, "t.txt", ANY_FILE),
+    "JSON": (read_json, "x.json", ANY_FILE | SYNTAX),
+    "object": (read_object, "x.json", ALL),
+    "objects": (read_objects, "x.jsonl", ALL),
+    "records": (read_records, "rows.jsonl", ALL),
+    "metrics": (lambda path: kept_rows(path, 5), "metrics.jsonl", DIRECTORY | ENCODING | LIST),
+    "part": (read_part, "part.json", PRESENT),
+    "retain log": (read_retain_log, "TOFU_EVAL.json", ALL),
+    "run": (lambda path: read_run(path.parent), "summary.json", ALL),
+    "outcome": (lambda path: read_outcome(path.parent), "summary.json", ALL),
+    "evaluation": (lambda path: read_evaluation(path.parent), "summary.json", ALL),
+    "is evaluation": (lambda path: is_evaluation(path.parent), "summary.json", PRESENT),
+    "curves": (lambda path: training_curves(path.parent / "model"), "metrics.jsonl", PRESENT),
+    "config": (lambda path: read_config(path.parent), "config.json", ALL),
+    "generation config": (
+        lambda path: eos_token_ids(path.parent), "generation_config.json", PRESENT
+    ),
+    "native": (lambda path: read_native(path.parent), "model_config.json", ALL),
+    "index": (
+        lambda path: indexed_files(path.parent), "model.safetensors.index.json", ALL
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"), [(name, problem) for name in READERS for problem in READERS[name][2]]
+)
+def test_every_reader_says_in_one_line_what_is_wrong(tmp_path, name, problem):
+    read, file, problems = READERS[name]
+    content, expected = problems[problem]
+    path = tmp_path / file
+    if content is ...:
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read(path)
+    message = str(error.value)
+    where = rf"{re.escape(str(path))}(, (line|element) \d+)?: "
+    assert re.match(where + re.escape(expected), message), message
+    assert "; expected " in message and "\n" not in message
+
+
+def test_a_missing_part_says_how_to_get_it(tmp_path):
+    with pytest.raises(UserError, match=r"part\.json: no such file; the same command measures it"):
+        read_part(tmp_path / "part.json")

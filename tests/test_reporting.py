@@ -359,14 +359,14 @@ def test_time_in_words(seconds, text):
 
 
 def test_wrong_files_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"summary\.json is missing"):
+    with pytest.raises(UserError, match=r"summary\.json: no such file"):
         write_report(tmp_path)
     write_run(tmp_path)
     (tmp_path / "samples.jsonl").write_text('{"set": "forget"}\n{"set": \n')
-    with pytest.raises(UserError, match=r"samples\.jsonl, line 2: not JSON"):
+    with pytest.raises(UserError, match=r"samples\.jsonl, line 2: not valid JSON"):
         write_report(tmp_path)
     (tmp_path / "samples.jsonl").write_text("[1]\n")
-    with pytest.raises(UserError, match=r"line 1: expected a JSON object, found list"):
+    with pytest.raises(UserError, match=r"line 1: found a list; expected a JSON object"):
         write_report(tmp_path)
 
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
+from pmc_jax.data.files import write_json
 from pmc_jax.evaluation.choices import least_likely_attack
 from pmc_jax.evaluation.comparison import summarise_parts
 from pmc_jax.evaluation.leakage import greedy_leakage, leakage
 from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.quality import Answer
-from pmc_jax.runs.files import write_json
 
 MODELS = ("pmc", "target", "npo")
 SAMPLES, QUESTIONS = 20, 6

@@ -1,11 +1,12 @@
-"""Data sets, prompts and batches: from files to token arrays."""
+"""Data sets, prompts and batches: from files or rows in memory to token arrays."""
 
-from pmc_jax.data.load import load_controls, load_dataset
+from pmc_jax.data.dataset import Dataset
+from pmc_jax.data.load import load_dataset
 from pmc_jax.data.rows import (
     Controls,
     DataConfig,
-    Dataset,
     EvaluationRow,
+    ForgetPair,
     ForgetQuestion,
     QuestionAnswer,
 )
@@ -15,8 +16,8 @@ __all__ = [
     "DataConfig",
     "Dataset",
     "EvaluationRow",
+    "ForgetPair",
     "ForgetQuestion",
     "QuestionAnswer",
-    "load_controls",
     "load_dataset",
 ]

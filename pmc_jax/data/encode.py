@@ -6,8 +6,8 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from pmc_jax.data.dataset import Dataset
 from pmc_jax.data.prompts import PromptTemplate, check_lengths
-from pmc_jax.data.rows import Dataset
 from pmc_jax.errors import UserError
 
 

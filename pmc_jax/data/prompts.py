@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Collection, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pmc_jax.data.files import read_object
 from pmc_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerBase:
 
     reference = SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
     config_file = directory / "tokenizer_config.json"
-    config = json.loads(config_file.read_text("utf-8")) if config_file.is_file() else {}
+    config = read_object(config_file, missing_ok=True)
     settings = {"add_bos_token": config.get("add_bos_token", True)}
     tokenizer = _auto_tokenizer(directory, **settings)
     if type(tokenizer) is PreTrainedTokenizerFast:

@@ -1,13 +1,11 @@
-"""What a data set is made of.
+"""The types of a data set's rows.
 
-A forget row has three types on purpose. PMC sees `ForgetQuestion`, which has no
-answer, so that a ground-truth answer cannot reach the optimiser by mistake; evaluation
-sees `EvaluationRow`; and only a method that is defined on forget answers has
-`ForgetPair` rows loaded for it.
+A forget row has three types on purpose. PMC gets a `ForgetQuestion`, which has no answer, so
+a ground-truth answer cannot reach the optimiser by mistake. Evaluation gets an
+`EvaluationRow`. Only a method that is defined on forget answers gets a `ForgetPair`.
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +43,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ForgetQuestion:
-    """A question whose answer must be forgotten; `id` is its row number in the forget file."""
+    """A question whose answer must be forgotten; `id` is its index in the forget file."""
 
     id: int
     question: str
@@ -54,7 +52,7 @@ class ForgetQuestion:
 
 @dataclasses.dataclass(frozen=True)
 class ForgetPair:
-    """A forget question with its true answer, for the methods that train on it; never for PMC."""
+    """A forget question with its true answer, for methods that train on it; never for PMC."""
 
     id: int
     question: str
@@ -64,7 +62,7 @@ class ForgetPair:
 
 @dataclasses.dataclass(frozen=True)
 class QuestionAnswer:
-    """A pair the model must keep; `id` is its row number in the retain file."""
+    """A pair that the model must keep; `id` is its index in the retain file."""
 
     id: int
     question: str
@@ -77,12 +75,12 @@ class EvaluationRow:
     """A question with its ground truth, for evaluation only.
 
     Attributes:
-        id: row number in the file the question comes from.
-        answer: the ground truth; None in a forget file that has questions only.
-        secret: the phrase within the answer that must not come out, where known.
-        perturbed: wrong answers, of the form of `paraphrased` where there is one.
-        paraphrased: the truth in other words.
-        variants: the question in other wordings, besides that of the paraphrase set.
+        id: the row's index in its file.
+        answer: the ground truth; None if the forget file has questions only.
+        secret: the phrase of the answer that must not come out, if known.
+        perturbed: wrong answers, worded like `paraphrased` if that is given.
+        paraphrased: the true answer in other words.
+        variants: the question in other words, apart from the paraphrase set's.
     """
 
     id: int
@@ -96,27 +94,13 @@ class EvaluationRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class Dataset:
-    """Rows to forget, rows to keep, and evaluation sets by name.
-
-    `evaluation` may hold "forget", "paraphrase" (the forget rows asked and answered in
-    other words, same ids), "retain", "world_facts" and "real_authors"; a set that the
-    data does not have is absent.
-    """
-
-    forget: tuple[ForgetQuestion, ...]
-    retain: tuple[QuestionAnswer, ...]
-    evaluation: Mapping[str, tuple[EvaluationRow, ...]]
-
-
-@dataclasses.dataclass(frozen=True)
 class Controls:
-    """What a thorough evaluation holds the model against, besides the sets it is asked.
+    """What a thorough evaluation compares with, besides the evaluation sets.
 
     Attributes:
-        retain: rows to keep with paraphrased and wrong answers.
-        holdout: rows like those to forget that the model was never taught.
-        text: paragraphs that have nothing to do with the forget questions.
+        retain: retain rows with paraphrased and wrong answers.
+        holdout: rows like the forget rows that the model was never trained on.
+        text: paragraphs unrelated to the forget questions.
     """
 
     retain: tuple[EvaluationRow, ...] = ()

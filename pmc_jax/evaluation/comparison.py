@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from pmc_jax.data.files import read_json
 from pmc_jax.evaluation.side_effects import side_effects
-from pmc_jax.runs.files import read_json, read_part
+from pmc_jax.runs.parts import read_part
 
 Parts = Mapping[str, Mapping[str, Any]]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pmc_jax.cli.config import EvaluateConfig
-from pmc_jax.data import Controls, Dataset, load_controls, load_dataset
+from pmc_jax.data import Controls, Dataset, load_dataset
 from pmc_jax.data.encode import check_tokens, digest, encode
 from pmc_jax.data.prompts import PromptTemplate, check_lengths
 from pmc_jax.data.rows import EvaluationRow
@@ -41,10 +41,9 @@ class Inputs:
 
 def load_inputs(cfg: EvaluateConfig) -> Inputs:
     """Read the data and the retain model's log."""
-    dataset = load_dataset(cfg.data)
+    dataset = load_dataset(cfg.data, download_controls="tofu" in SUITES[cfg.suite])
     log = None if cfg.retain_logs is None else read_retain_log(Path(cfg.retain_logs).expanduser())
-    controls = load_controls(cfg.data, dataset, download="tofu" in SUITES[cfg.suite])
-    return Inputs(dataset, controls, log)
+    return Inputs(dataset, dataset.controls, log)
 
 
 def source_of(cfg: EvaluateConfig, path: str) -> ModelSource:

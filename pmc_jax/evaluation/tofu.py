@@ -6,7 +6,6 @@ writes as `TOFU_SUMMARY.json`: one entry a metric, with `agg_value` and, by row,
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float
 
+from pmc_jax.data.files import read_object
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation.likelihood import TokenScores
 from pmc_jax.evaluation.membership import (
@@ -50,7 +50,7 @@ UTILITY_METRICS = (
 """What model utility is the harmonic mean of."""
 
 RETAIN_LOG_LAYOUT = (
-    "expected OpenUnlearning's TOFU_EVAL.json, an object with "
+    "OpenUnlearning's TOFU_EVAL.json, an object with "
     '"forget_truth_ratio": {"value_by_index": {"0": {"score": …}, …}} or '
     '"mia_min_k": {"agg_value": …}'
 )
@@ -143,27 +143,24 @@ def read_retain_log(path: Path) -> RetainLog:
     Raises:
         UserError: no such file, or it is not a log of this layout.
     """
-    try:
-        log = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); {RETAIN_LOG_LAYOUT}") from None
+    log = read_object(path, expected=RETAIN_LOG_LAYOUT)
     try:
         rows = (log.get("forget_truth_ratio") or {}).get("value_by_index") or {}
         scores = {index: row["score"] for index, row in rows.items()}
         auc = (log.get("mia_min_k") or {}).get("agg_value")
     except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{path}: {RETAIN_LOG_LAYOUT}") from None
+        raise UserError(f"{path}: not such a log; expected {RETAIN_LOG_LAYOUT}") from None
     places = {f"forget_truth_ratio, row {index}": score for index, score in scores.items()}
     for place, value in (places | ({} if auc is None else {"mia_min_k": auc})).items():
         if not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"{path}: {place}: {value!r} is no number; {RETAIN_LOG_LAYOUT}")
+            raise UserError(
+                f"{path}: {place}: {value!r} is no number; expected {RETAIN_LOG_LAYOUT}"
+            )
     ratios = tuple(map(float, scores.values()))
     found = RetainLog(ratios, None if auc is None else float(auc))
     if not ratios and found.min_k_auc is None:
         raise UserError(
-            f"{path}: holds neither forget_truth_ratio nor mia_min_k; {RETAIN_LOG_LAYOUT}"
+            f"{path}: holds neither forget_truth_ratio nor mia_min_k; expected {RETAIN_LOG_LAYOUT}"
         )
     return found
 

@@ -14,13 +14,13 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
+from pmc_jax.data.files import write_json, write_text
 from pmc_jax.errors import UserError
 from pmc_jax.reporting.comparison import Outcome, Point, compare, find_runs, read_outcome
 from pmc_jax.reporting.measures import attack_samples
 from pmc_jax.reporting.page import SETTING_WORDS, value_text
 from pmc_jax.reporting.pareto import COLOURS, MARKERS, as_csv
 from pmc_jax.reporting.plots import LIGHT, plain_style
-from pmc_jax.runs.files import write_json, write_text
 
 LABELS = {
     "unlearn_quality": "unlearn quality, %",

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from pmc_jax.data.files import read_object
 from pmc_jax.errors import UserError
-from pmc_jax.reporting.run_files import number, parse_object
+from pmc_jax.reporting.run_files import number
 
 NOT_CONFIGURATION = ("seed", "name", "runs_dir", "overwrite")
 """Settings in which the runs of one configuration may differ."""
@@ -102,7 +103,7 @@ def read_outcome(directory: Path) -> Outcome:
         UserError: if its summary lacks what a comparison is made of.
     """
     path = directory / "summary.json"
-    summary = parse_object(path.read_text(encoding="utf-8"), str(path))
+    summary = read_object(path, finite=True)
     after, settings = summary.get("after") or {}, summary.get("settings") or {}
     quality, utility = number(after.get("unlearn_quality")), number(after.get("utility"))
     if quality is None or utility is None:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pmc_jax.data.files import read_object, read_text
 from pmc_jax.errors import UserError
-from pmc_jax.reporting.run_files import parse_object
 from pmc_jax.reporting.side_by_side import model_order
-from pmc_jax.runs.files import read_part
+from pmc_jax.runs.parts import read_part
 
 SUMMARY_KEYS = (
     "name", "suite", "models", "before", "facts", "measures", "curves", "side_effects",
@@ -57,8 +57,7 @@ class EvaluationFiles:
 
 def is_evaluation(directory: Path) -> bool:
     """Whether the directory's summary is one of models side by side, not of a run."""
-    path = directory / "summary.json"
-    return path.is_file() and "models" in parse_object(path.read_text("utf-8"), str(path))
+    return "models" in read_object(directory / "summary.json", missing_ok=True, finite=True)
 
 
 def read_evaluation(directory: Path) -> EvaluationFiles:
@@ -69,9 +68,7 @@ def read_evaluation(directory: Path) -> EvaluationFiles:
             says.
     """
     path = directory / "summary.json"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: a report needs a finished evaluation")
-    summary = parse_object(path.read_text("utf-8"), str(path))
+    summary = read_object(path, expected="the summary of a finished evaluation", finite=True)
     if missing := [key for key in SUMMARY_KEYS if key not in summary]:
         raise UserError(
             f"{path}: not the summary of an evaluation (no {', '.join(missing)}); one of an older "
@@ -84,5 +81,4 @@ def read_evaluation(directory: Path) -> EvaluationFiles:
         }
         for model in model_order(summary)
     }
-    config = directory / "config.yaml"
-    return EvaluationFiles(summary, parts, config.read_text("utf-8") if config.is_file() else "")
+    return EvaluationFiles(summary, parts, read_text(directory / "config.yaml", missing_ok=True))

@@ -17,6 +17,7 @@ from matplotlib.path import Path as Outline
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Affine2D
 
+from pmc_jax.data.files import write_json, write_text
 from pmc_jax.reporting.comparison import (
     Point,
     compare,
@@ -30,7 +31,6 @@ from pmc_jax.reporting.comparison import (
 )
 from pmc_jax.reporting.page import value_text
 from pmc_jax.reporting.plots import LIGHT, PALETTE, plain_style
-from pmc_jax.runs.files import write_json, write_text
 
 MARKERS = "osD^vPX*<>ph"
 COLOURS = (

@@ -1,12 +1,11 @@
 """Reading the files that a run leaves in its directory."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pmc_jax.errors import UserError
+from pmc_jax.data.files import read_object, read_objects, read_text
 
 
 @dataclass(frozen=True)
@@ -29,44 +28,20 @@ class RunFiles:
 def read_run(run_dir: Path) -> RunFiles:
     """Read summary.json, metrics.jsonl, samples.jsonl and config.yaml of `run_dir`.
 
-    Raises UserError if there is no summary, which a run writes last, or if a file
-    is not what its name says.
+    Raises:
+        UserError: if there is no summary, which a run writes last, or a file is malformed.
     """
-    path = run_dir / "summary.json"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: a report needs the directory of a finished run")
-    summary = parse_object(path.read_text(encoding="utf-8"), str(path))
-    by_step = {row.get("step"): row for row in read_lines(run_dir / "metrics.jsonl")}
-    config = run_dir / "config.yaml"
+    summary = read_object(
+        run_dir / "summary.json", expected="the summary of a finished run", finite=True
+    )
+    metrics = read_objects(run_dir / "metrics.jsonl", missing_ok=True, finite=True)
+    by_step = {row.get("step"): row for row in metrics}
     return RunFiles(
         summary=summary,
         metrics=[by_step[step] for step in sorted(by_step, key=lambda step: step or 0)],
-        samples=read_lines(run_dir / "samples.jsonl"),
-        config=config.read_text(encoding="utf-8") if config.is_file() else "",
+        samples=read_objects(run_dir / "samples.jsonl", missing_ok=True, finite=True),
+        config=read_text(run_dir / "config.yaml", missing_ok=True),
     )
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file, or nothing if there is no such file."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [
-        parse_object(line, f"{path}, line {number}")
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
-
-
-def parse_object(text: str, where: str) -> dict[str, Any]:
-    """Parse one JSON object. `where` names it in the error."""
-    try:
-        value = json.loads(text, parse_constant=lambda _: None)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg}, column {error.colno})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 def number(value: Any) -> float | None:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from pmc_jax.data.files import read_objects
 from pmc_jax.reporting.evaluation_files import EvaluationFiles
 from pmc_jax.reporting.model_lines import Line, model_axes, shares
 from pmc_jax.reporting.plots import LIGHT, Plot, series
-from pmc_jax.reporting.run_files import read_lines
 
 SCORE = "mean_selected_score"
 CURVES = {
@@ -32,7 +32,8 @@ CURVES = {
 
 def training_curves(model: Path) -> dict[str, dict[str, list[float]]]:
     """Steps and values of each curve, from the run whose `model` directory this is, if any."""
-    rows = read_lines(model.parent / "metrics.jsonl") if model.name == "model" else []
+    path = model.parent / "metrics.jsonl"
+    rows = read_objects(path, missing_ok=True, finite=True) if model.name == "model" else []
     found = {}
     for name, (keys, *_) in CURVES.items():
         for key in keys:

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
+from pmc_jax.data.files import read_object, write_json, write_text
 from pmc_jax.errors import UserError
-from pmc_jax.runs.files import read_json, write_json, write_text
-from pmc_jax.settings import flat as flatten, nested as nest
+from pmc_jax.settings import flat, nested
 from pmc_jax.runtime.processes import from_first
 
 CONFIG, INPUTS, SUMMARY = "config.yaml", "inputs.json", "summary.json"
@@ -92,7 +92,7 @@ def stored_settings(directory: Path, like: Mapping[str, Any]) -> dict[str, Any]:
         stored = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (yaml.YAMLError, UnicodeDecodeError):
         stored = None
-    found = flatten(stored) if isinstance(stored, dict) else {}
+    found = flat(stored) if isinstance(stored, dict) else {}
     return found if any(kind & found.keys() and kind & set(like) for kind in KINDS) else {}
 
 
@@ -129,10 +129,10 @@ def _begin(
             shutil.rmtree(directory)
         write_json(directory / INPUTS, dict(inputs))
         # Last, since this file is what makes the directory a run.
-        text = yaml.safe_dump(nest(settings), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(nested(settings), sort_keys=False, allow_unicode=True)
         write_text(directory / CONFIG, text)
         return
-    stored = read_json(directory / INPUTS) or {}
+    stored = read_object(directory / INPUTS, missing_ok=True)
     changed = [name for name in inputs if stored.get(name) != inputs[name]]
     if changed:
         raise UserError(

@@ -6,9 +6,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from pmc_jax.data.files import check_object, numbered_lines, parse_json, read_text, write_json_lines
 from pmc_jax.errors import UserError
-from pmc_jax.runs.files import write_json_lines
-from pmc_jax.settings import flat as flatten
+from pmc_jax.settings import flat
 from pmc_jax.runtime.processes import is_first
 
 
@@ -30,8 +30,8 @@ class Metrics:
         if self._file is not None:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
-        flat = {key.replace(".", "/"): value for key, value in flatten(row).items()}
-        numbers = {key: value for key, value in flat.items() if isinstance(value, int | float)}
+        numbers_by_key = {key.replace(".", "/"): value for key, value in flat(row).items()}
+        numbers = {key: value for key, value in numbers_by_key.items() if isinstance(value, int | float)}
         for listener in self.listeners:
             listener(row["step"], numbers)
 
@@ -44,15 +44,21 @@ class Metrics:
 def kept_rows(path: Path, first_step: int) -> list[dict[str, Any]]:
     """The lines of the steps before `first_step`.
 
-    A run that is continued from a checkpoint repeats the steps after it, so that their
-    earlier lines, and a line cut short by a kill, are dropped.
+    A run that continues from a checkpoint repeats the steps after it, so their earlier lines
+    are dropped. So is a line that is incomplete because the process was killed.
+
+    Raises:
+        UserError: if the file cannot be read, or a line is not a step's.
     """
     rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for number, line in numbered_lines(read_text(path, missing_ok=True)):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            value = parse_json(line, path, number)
+        except UserError:
             break
+        row = check_object(value, f"{path}, line {number}")
+        if not isinstance(row.get("step"), int):
+            raise UserError(f"{path}, line {number}: no 'step'; expected the number of a step")
         if row["step"] >= first_step:
             break
         rows.append(row)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from jaxtyping import Array, Float
 
-from pmc_jax.data.jsonl import Record, read_records
+from pmc_jax.data.records import Record, read_records
 from pmc_jax.data.prompts import PromptTemplate
 from pmc_jax.data.rows import ForgetPair
 from pmc_jax.decoding import Sampling, generate

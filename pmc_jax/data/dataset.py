@@ -1,0 +1,299 @@
+"""A data set: what to forget, what to keep, and what to evaluate."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pmc_jax.data.build import (
+    DataRecords,
+    evaluation_rows,
+    evaluation_sets,
+    forget_questions,
+    public_text,
+    retain_pairs,
+)
+from pmc_jax.data.files import read_text_lines
+from pmc_jax.data.records import Record, make_records, read_records
+from pmc_jax.data.rows import (
+    Controls,
+    DataConfig,
+    EvaluationRow,
+    ForgetPair,
+    ForgetQuestion,
+    QuestionAnswer,
+)
+from pmc_jax.data.tofu import DataFiles, tofu_files
+from pmc_jax.errors import UserError
+
+Rows = Iterable[Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Questions to forget, pairs to keep, and rows to evaluate.
+
+    Make one with `from_files`, `from_dicts`, `from_huggingface`, `tofu` or `bundled`.
+
+    A row has a `question` and, unless it is a forget row, an `answer`. A forget row without
+    an answer is enough to unlearn; evaluating what was forgotten needs the answer. Optional
+    fields are `system` (the system prompt), `secret` (the phrase of the answer that must not
+    come out), `perturbed_answer` (wrong answers), `paraphrased_question`,
+    `paraphrased_answer` and `variants` (the question in other words). A row may also be a
+    chat: `{"messages": [{"role": …, "content": …}, …]}`.
+
+    Attributes:
+        forget: the forget questions, without their answers.
+        retain: the pairs to keep.
+        evaluation: rows by the name of their set: "forget", "paraphrase" (the forget rows in
+            other words, with the same ids), "retain", "world_facts" and "real_authors". A set
+            that the data does not have is absent.
+        controls: what a thorough evaluation compares with.
+        refusals: the data's own refusals, such as "I don't know."; empty if it has none.
+        sources: where each forget row came from, for errors: `f.jsonl, line 4` or `forget[3]`.
+    """
+
+    forget: tuple[ForgetQuestion, ...]
+    retain: tuple[QuestionAnswer, ...]
+    evaluation: Mapping[str, tuple[EvaluationRow, ...]]
+    controls: Controls = dataclasses.field(default_factory=Controls)
+    refusals: tuple[str, ...] = ()
+    sources: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
+
+    @classmethod
+    def from_files(
+        cls,
+        forget: str | Path,
+        retain: str | Path,
+        world_facts: str | Path | None = None,
+        real_authors: str | Path | None = None,
+        holdout: str | Path | None = None,
+        text: str | Path | None = None,
+        retain_rows: int | None = None,
+    ) -> "Dataset":
+        """Read JSON-lines files, or files that hold one JSON array.
+
+        Args:
+            forget: rows to forget.
+            retain: rows to keep.
+            world_facts, real_authors: more rows to measure utility on.
+            holdout: rows like the forget rows that the model was never trained on, for
+                membership inference.
+            text: a text file with one paragraph a line, unrelated to the forget questions, for
+                side effects. None: the questions and answers of `world_facts` and
+                `real_authors`.
+            retain_rows: how many retain rows to evaluate, drawn with replacement; None: each
+                once.
+
+        Raises:
+            UserError: naming file, row and field, if the data is malformed.
+        """
+
+        def path(name: str | Path | None) -> Path | None:
+            return None if name is None else Path(name).expanduser()
+
+        files = DataFiles(
+            forget=Path(forget).expanduser(),
+            retain=Path(retain).expanduser(),
+            world_facts=path(world_facts),
+            real_authors=path(real_authors),
+            holdout=path(holdout),
+            text=path(text),
+        )
+        return cls.from_records(read_data_files(files), retain_rows)
+
+    @classmethod
+    def from_dicts(
+        cls,
+        forget: Iterable[Mapping[str, Any] | str],
+        retain: Rows,
+        world_facts: Rows | None = None,
+        real_authors: Rows | None = None,
+        holdout: Rows | None = None,
+        text: Sequence[str] | None = None,
+        retain_rows: int | None = None,
+    ) -> "Dataset":
+        """Take rows in memory, with the same fields as the rows of files.
+
+        Args:
+            forget: rows to forget; a string is a question without an answer.
+            text: paragraphs unrelated to the forget questions.
+            retain, world_facts, real_authors, holdout, retain_rows: as in `from_files`.
+
+        Raises:
+            UserError: naming row (`forget[3]`) and field, if the data is malformed.
+
+        Example:
+            >>> data = Dataset.from_dicts(
+            ...     forget=["Where was Aldo Branberg born?"],
+            ...     retain=[{"question": "Who wrote 'Hamlet'?", "answer": "Shakespeare."}],
+            ... )
+            >>> data.forget[0].question
+            'Where was Aldo Branberg born?'
+        """
+
+        records = make_data_records(
+            forget, retain, world_facts, real_authors, holdout, text, allow_questions=True
+        )
+        return cls.from_records(records, retain_rows)
+
+    @classmethod
+    def from_huggingface(
+        cls,
+        forget: Rows,
+        retain: Rows,
+        world_facts: Rows | None = None,
+        real_authors: Rows | None = None,
+        holdout: Rows | None = None,
+        text: Sequence[str] | None = None,
+        retain_rows: int | None = None,
+    ) -> "Dataset":
+        """Take splits of Hugging Face data sets (`datasets.Dataset`).
+
+        The columns are named like the fields of `from_dicts`; rename others with
+        `dataset.rename_column`. Any iterable of mappings will do.
+
+        Raises:
+            UserError: naming row (`forget[3]`) and column, if the data is malformed.
+        """
+        records = make_data_records(
+            forget, retain, world_facts, real_authors, holdout, text, allow_questions=False
+        )
+        return cls.from_records(records, retain_rows)
+
+    @classmethod
+    def tofu(
+        cls,
+        path: str | Path | None = None,
+        forget: str = "forget10",
+        retain: str = "retain90",
+    ) -> "Dataset":
+        """The TOFU benchmark (Maini et al. 2024), or files with its names and layout.
+
+        Args:
+            path: the directory of the files; None: download them from the Hugging Face hub.
+            forget, retain: names of splits.
+
+        Raises:
+            UserError: if there is no such directory or split, the hub cannot be reached, or a
+                file is malformed.
+        """
+        directory = None if path is None else str(path)
+        cfg = DataConfig(path=directory, forget=forget, retain=retain)
+        files = tofu_files(cfg, controls=True)
+        return cls.from_records(read_data_files(files), cfg.retain_rows)
+
+    @classmethod
+    def bundled(cls) -> "Dataset":
+        """The small world of fictitious authors that the bundled model was trained on."""
+        return cls.from_records(read_data_files(tofu_files(DataConfig(path="bundled"))))
+
+    @classmethod
+    def from_records(cls, records: DataRecords, retain_rows: int | None = None) -> "Dataset":
+        """Check records and form the evaluation sets and controls that they allow.
+
+        If the records have no retain rows with paraphrased and wrong answers, the controls
+        have the retain rows that are evaluated.
+
+        Raises:
+            UserError: naming row and field, if a record is malformed.
+        """
+        retain = retain_pairs(records.retain)
+        sets = evaluation_sets(records, retain_rows)
+        text = records.text
+        if text is None:
+            public = (sets.get(name, ()) for name in ("world_facts", "real_authors"))
+            text = public_text(row for rows in public for row in rows)
+        perturbed = evaluation_rows(records.retain_perturbed)
+        controls = Controls(
+            retain=perturbed or tuple(dict.fromkeys(sets["retain"])),
+            holdout=evaluation_rows(records.holdout),
+            text=tuple(text),
+        )
+        return cls(
+            forget=forget_questions(records.forget),
+            retain=retain,
+            evaluation=sets,
+            controls=controls,
+            refusals=tuple(records.refusals),
+            sources=tuple(record.where for record in records.forget),
+        )
+
+    def forget_pairs(self) -> tuple[ForgetPair, ...]:
+        """The forget questions with their answers, for methods that train on them; never for PMC.
+
+        Raises:
+            UserError: naming the first row without an answer.
+        """
+        pairs = []
+        for row in self.evaluation["forget"]:
+            if row.answer is None:
+                where = self.sources[row.id] if self.sources else f"forget[{row.id}]"
+                raise UserError(
+                    f"{where}: field 'answer' is missing; expected the answer to forget, which "
+                    "this method trains on"
+                )
+            pairs.append(ForgetPair(row.id, row.question, row.answer, row.system))
+        return tuple(pairs)
+
+
+def read_data_files(files: DataFiles) -> DataRecords:
+    """Read the files of a data set; their rows are not checked yet.
+
+    Raises:
+        UserError: if a file cannot be read or is not JSON.
+    """
+
+    def records(path: Path | None) -> list[Record] | None:
+        return None if path is None else read_records(path)
+
+    refusals: list[str] = []
+    if files.refusals is not None:
+        refusals = read_text_lines(files.refusals)
+        if not refusals:
+            raise UserError(f"{files.refusals}: no refusals; expected one a line")
+    return DataRecords(
+        forget=read_records(files.forget),
+        retain=read_records(files.retain),
+        perturbed=records(files.perturbed),
+        world_facts=records(files.world_facts),
+        real_authors=records(files.real_authors),
+        retain_perturbed=records(files.retain_perturbed),
+        holdout=records(files.holdout),
+        text=None if files.text is None else read_text_lines(files.text),
+        refusals=refusals,
+    )
+
+
+def make_data_records(
+    forget: Iterable[Mapping[str, Any] | str],
+    retain: Rows,
+    world_facts: Rows | None,
+    real_authors: Rows | None,
+    holdout: Rows | None,
+    text: Sequence[str] | None,
+    *,
+    allow_questions: bool,
+) -> DataRecords:
+    """The records of rows in memory; their fields are not checked yet.
+
+    Args:
+        allow_questions: whether a forget row may be a string, the question.
+
+    Raises:
+        UserError: if something is not a list of rows.
+    """
+
+    def records(name: str, rows: Rows | None) -> list[Record] | None:
+        return None if rows is None else make_records(name, rows)
+
+    if isinstance(text, str):
+        raise UserError(f"text={text[:40]!r}: found a string; expected a list of paragraphs")
+    return DataRecords(
+        forget=make_records("forget", forget, allow_questions=allow_questions),
+        retain=make_records("retain", retain),
+        world_facts=records("world_facts", world_facts),
+        real_authors=records("real_authors", real_authors),
+        holdout=records("holdout", holdout),
+        text=text,
+    )

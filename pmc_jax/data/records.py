@@ -1,0 +1,148 @@
+"""Rows of text fields, from a file or from memory, with errors that name row and field."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pmc_jax.data.files import check_object, kind_of, numbered_lines, parse_json, read_text
+from pmc_jax.errors import UserError
+
+CHAT_ROLES = {"system": "system", "user": "question", "assistant": "answer"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One row of a data set.
+
+    Attributes:
+        where: what the row is called in errors: `f.jsonl, line 4` or `forget[3]`.
+        fields: its values by field name.
+    """
+
+    where: str
+    fields: Mapping[str, Any]
+
+    def error(self, field: str, problem: str) -> UserError:
+        """An error about one field of this row."""
+        return UserError(f"{self.where}: field '{field}' {problem}")
+
+    def text(self, field: str) -> str:
+        """The field's text.
+
+        Raises:
+            UserError: if it is missing, not a string, blank, or not valid Unicode.
+        """
+        if field not in self.fields:
+            names = ", ".join(f"'{name}'" for name in self.fields) or "no fields"
+            raise self.error(field, f"is missing; the row has {names}")
+        return self._check_text(field, self.fields[field])
+
+    def optional_text(self, field: str) -> str | None:
+        """Like `text`, but None if the field is absent or null."""
+        return None if self.fields.get(field) is None else self.text(field)
+
+    def texts(self, field: str) -> tuple[str, ...]:
+        """The field's list of texts, or its single text; empty if it is absent or null."""
+        value = self.fields.get(field)
+        if value is None:
+            return ()
+        several = isinstance(value, Iterable) and not isinstance(value, str | Mapping)
+        return tuple(self._check_text(field, item) for item in (value if several else [value]))
+
+    def _check_text(self, field: str, value: Any) -> str:
+        if not isinstance(value, str):
+            raise self.error(field, f"must be a string, but is {kind_of(value)}")
+        if not value.strip():
+            raise self.error(field, "is empty; expected some text")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise self.error(field, "contains half a surrogate pair; expected Unicode") from None
+        return value
+
+
+def read_records(path: Path) -> list[Record]:
+    """The rows of a JSON-lines file, or of a file with one JSON array.
+
+    Rows in chat form, `{"messages": [{"role", "content"}, …]}`, get the fields "system",
+    "question" and "answer".
+
+    Raises:
+        UserError: if the file cannot be read, a row is not an object, or there are no rows.
+    """
+    text = read_text(path, expected="a JSON-lines file")
+    if text.lstrip().startswith("["):
+        elements = parse_json(text, path, expected="a JSON array of objects")
+        rows = [(f"{path}, element {number}", row) for number, row in enumerate(elements, 1)]
+    else:
+        rows = [
+            (f"{path}, line {number}", parse_json(line, path, number))
+            for number, line in numbered_lines(text)
+        ]
+    if not rows:
+        raise UserError(f"{path}: no rows; expected one JSON object a line")
+    return [_record(where, check_object(row, where)) for where, row in rows]
+
+
+def make_records(
+    name: str, rows: Iterable[Mapping[str, Any] | str], *, allow_questions: bool = False
+) -> list[Record]:
+    """Rows in memory, each a mapping of fields.
+
+    Args:
+        name: what the rows are for ("forget", "retain", …): row 3 is called `forget[3]`.
+        allow_questions: whether a row may be a string, its question.
+
+    Raises:
+        UserError: if these are not rows, a row is not a mapping, or there are none.
+    """
+    if isinstance(rows, str | Path):
+        raise UserError(
+            f"{name}={str(rows)!r}: found a path; expected rows (Dataset.from_files reads files)"
+        )
+    if isinstance(rows, Mapping):
+        keys = ", ".join(map(str, rows))
+        raise UserError(
+            f"{name}: found a mapping with the keys {keys}; expected a list of rows or one split "
+            "of a data set"
+        )
+    records = []
+    for i, row in enumerate(rows):
+        where = f"{name}[{i}]"
+        fields = {"question": row} if allow_questions and isinstance(row, str) else row
+        if not isinstance(fields, Mapping):
+            raise UserError(f"{where}: found {kind_of(row)}; expected a mapping of fields")
+        records.append(_record(where, fields))
+    if not records:
+        raise UserError(f"{name}: no rows; expected at least one")
+    return records
+
+
+def _record(where: str, fields: Mapping[str, Any]) -> Record:
+    record = Record(where, fields)
+    return record if fields.get("messages") is None else _from_messages(record)
+
+
+def _from_messages(record: Record) -> Record:
+    """Turn `messages` into question, answer and system prompt; single turn only."""
+    messages = record.fields["messages"]
+    if not isinstance(messages, list | tuple):
+        raise record.error("messages", f"must be a list, but is {kind_of(messages)}")
+    fields = {name: value for name, value in record.fields.items() if name != "messages"}
+    roles = []
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise record.error(f"messages[{i}]", f"must be an object, but is {kind_of(message)}")
+        role = message.get("role")
+        roles.append(role)
+        if isinstance(role, str) and role in CHAT_ROLES:
+            content = record._check_text(f"messages[{i}].content", message.get("content"))
+            fields[CHAT_ROLES[role]] = content
+    turn = roles[1:] if roles[:1] == ["system"] else roles
+    if turn not in (["user"], ["user", "assistant"]):
+        raise record.error(
+            "messages",
+            f"has the roles {roles}; expected one turn: system (optional), user, assistant",
+        )
+    return Record(record.where, fields)
