@@ -39,7 +39,7 @@ from pmc_jax.decoding.sampler import Sampling, _begin, _decode_chunk, _prefill
 from pmc_jax.model import ModelConfig, decoding_params, init_params, param_count
 from pmc_jax.model.specs import Params
 from pmc_jax.runtime.compilation import keep_compiled
-from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer
+from pmc_jax.training.optimizer import Optimizer, make_optimizer
 from pmc_jax.training.packing import divided, packed, row_width
 from pmc_jax.training.step import init_state, make_train_step
 from pmc_jax.unlearning import LossRows
@@ -209,7 +209,7 @@ def train(
     cfg: ModelConfig, questions: int, parts: int, remat: str, found: dict[str, float]
 ) -> dict[str, Any]:
     """Seconds of an optimizer step with as many retain pairs, packed as a run does it."""
-    optimizer = make_optimizer(OptimizerConfig(), cfg, optax.constant_schedule(1e-5))
+    optimizer = make_optimizer(Optimizer(), cfg, optax.constant_schedule(1e-5))
     state = init_state(init_params(jax.random.key(0), cfg, jnp.float32), optimizer)
     drawn = np.random.default_rng(0).normal(TOKENS, TOKENS / 5, 2 * questions * parts)
     lengths = np.clip(drawn, TOKENS / 2, MAX_LENGTH).astype(int).tolist()

@@ -36,7 +36,7 @@ from pmc_jax.model.specs import Params
 from pmc_jax.runs.checkpoints import RunState
 from pmc_jax.training.batch import BatchConfig, updates_per_epoch
 from pmc_jax.training.loop import build_rows, pmc_steps
-from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from pmc_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
 from pmc_jax.training.pmc_run import PMCRun, UnlearningTask
 from pmc_jax.training.responses import (
     greedy_originals,
@@ -109,7 +109,7 @@ def prepare(setting: Setting) -> tuple[PMCRun, Params]:
         max_new_tokens=setting.pmc.max_new_tokens,
     )  # fmt: skip
     per_epoch = updates_per_epoch(len(prompts), setting.batch)
-    cfg = OptimizerConfig(learning_rate=setting.learning_rate)
+    cfg = Optimizer(learning_rate=setting.learning_rate)
     schedule = make_schedule(cfg, setting.batch.epochs * per_epoch, per_epoch)
     step = make_train_step(
         make_optimizer(cfg, model.config, schedule),
@@ -155,7 +155,7 @@ def host_seconds() -> Iterator[list[float]]:
 def whole_run(run: PMCRun, params: Params, changes: dict[str, Any]) -> dict[str, Any]:
     """A run with some savings: tokens, remembered responses, and where the time went."""
     run = dataclasses.replace(run, batch=dataclasses.replace(run.batch, **{**NOTHING, **changes}))
-    optimizer = make_optimizer(OptimizerConfig(), run.model, lambda _: 0.0)
+    optimizer = make_optimizer(Optimizer(), run.model, lambda _: 0.0)
     state = RunState(
         init_state(jax.tree.map(jnp.copy, params), optimizer),
         empty_memory(len(run.task.prompts), run.batch.max_length),

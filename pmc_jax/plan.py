@@ -27,14 +27,13 @@ from pmc_jax.planning.search import (
     nearest_that_fits,
     typed,
 )
-from pmc_jax.runs.nested import flatten
-from pmc_jax.unlearning.config import PMCConfig
+from pmc_jax.settings import flat
 
 
 def job_of(cfg: PlanConfig, topology: Topology) -> Job:
     """The run that is planned."""
-    if not isinstance(cfg.method, PMCConfig):
-        raise UserError(f"method={cfg.method.name}: expected pmc, the one that samples, too")
+    if cfg.method.drawn is None:
+        raise UserError(f"method={cfg.method.name}: expected a method that samples, such as pmc")
     if cfg.prompt_tokens > cfg.training.max_length - 2:
         raise UserError(
             f"prompt_tokens={cfg.prompt_tokens}: expected at most {cfg.training.max_length - 2}, "
@@ -52,8 +51,8 @@ def job_of(cfg: PlanConfig, topology: Topology) -> Job:
         dtype=cfg.model.dtype,
         weights_dtype=weights_dtype(cfg.model.dtype),
         remat=cfg.model.remat,
-        pmc=cfg.method,
-        batch=cfg.training,
+        method=cfg.method,
+        training=cfg.training,
         optimizer=cfg.optimizer,
         data=data,
         model_axis=axis,
@@ -110,7 +109,7 @@ def plan(cfg: PlanConfig) -> None:
             **outcome_json(outcome),
             "nearest": nearest and {"change": nearest[0], **outcome_json(nearest[1])},
             "attempts": [dataclasses.asdict(attempt) for attempt in attempts],
-            "settings": flatten(cfg),
+            "settings": flat(cfg),
         }
         write_json(Path(cfg.out), result)
         print(f"Numbers: {cfg.out}")

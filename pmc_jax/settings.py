@@ -55,7 +55,7 @@ def flat(settings: Any) -> dict[str, Any]:
     """Dotted keys and values of settings: a dataclass or a nested mapping of them."""
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
         settings = dataclasses.asdict(settings)
-    return flatten_dict(dict(settings), sep=".")
+    return {".".join(map(str, path)): value for path, value in flatten_dict(settings).items()}
 
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from convert.export import write_checkpoint
-from pmc_jax.data.batches import loss_rows
 from pmc_jax.data.files import read_json, write_json
 from pmc_jax.data.prompts import PromptConfig, PromptTemplate, make_template
 from pmc_jax.data.world import DEFAULT_SEED, Mix, World, make_world, stream, write_world
@@ -28,9 +27,10 @@ from pmc_jax.data.world.stream import Pair
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig, init_params, param_count
 from pmc_jax.model.specs import Params
-from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer
+from pmc_jax.training.batch import Batch, pair_batch
+from pmc_jax.training.optimizer import Optimizer, make_optimizer
 from pmc_jax.training.step import TrainState, init_state, make_train_step
-from pmc_jax.unlearning.objective import LossRows
+from pmc_jax.unlearning.baselines.finetune import FineTune
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 SPECIAL_NAMES = ("bos", "eos", "pad")
@@ -107,18 +107,14 @@ def world_tokenizer(world: World, seed: int) -> PreTrainedTokenizerFast:
     )
 
 
-def training_rows(template: PromptTemplate, pairs: Iterable[Pair]) -> LossRows:
-    """A batch `[1, rows, time]` with loss on answers only."""
+def training_batch(template: PromptTemplate, pairs: Iterable[Pair]) -> Batch:
+    """A batch `[1, pairs, time]` with loss on answers only."""
     encoded = [
         (template.encode_prompt(question), template.encode_answer(answer))
         for question, answer in pairs
     ]
-    prompts, answers = zip(*encoded, strict=True)
     longest = max(len(prompt) + len(answer) for prompt, answer in encoded)
-    length = -(-longest // LENGTH_STEP) * LENGTH_STEP
-    arrays = loss_rows(prompts, answers, length)
-    tokens, mask, loss_mask = (jnp.asarray(array)[None] for array in arrays)
-    return LossRows(tokens, mask.astype(jnp.int32), loss_mask, retain=loss_mask)
+    return pair_batch(encoded, -(-longest // LENGTH_STEP) * LENGTH_STEP)
 
 
 def run_phase(
@@ -132,16 +128,14 @@ def run_phase(
         phase.steps,
         0.05 * phase.learning_rate,
     )
-    optimizer = make_optimizer(
-        OptimizerConfig(weight_decay=0.05, max_grad_norm=1.0), MODEL, schedule
-    )
-    train_step = make_train_step(optimizer, MODEL, retain_weight=1.0)
+    optimizer = make_optimizer(Optimizer(weight_decay=0.05, max_grad_norm=1.0), MODEL, schedule)
+    train_step = make_train_step(optimizer, FineTune(), MODEL)
     state: TrainState = init_state(params, optimizer)
     pairs = stream(rng, world, phase.mix)
     start, recent = time.perf_counter(), []
     for step in range(1, phase.steps + 1):
-        batch = training_rows(template, itertools.islice(pairs, BATCH_SIZE))
-        state, losses, _ = train_step(state, batch)
+        batch = training_batch(template, itertools.islice(pairs, BATCH_SIZE))
+        state, losses, _ = train_step(state, batch, 0.0, {})
         recent.append(losses.loss)
         if step % 100 == 0 or step == phase.steps:
             loss, seconds = float(jnp.mean(jnp.stack(recent))), time.perf_counter() - start

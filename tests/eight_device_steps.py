@@ -29,7 +29,7 @@ from pmc_jax.model import (
 )
 from pmc_jax.planning.compiled import collectives as exchanges
 from pmc_jax.training.objectives import AnswerRows, MethodBatch, freeze, method_objective
-from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer
+from pmc_jax.training.optimizer import Optimizer, make_optimizer
 from pmc_jax.training.step import accumulated_gradients, init_state, make_train_step
 from pmc_jax.unlearning import LossRows
 from pmc_jax.unlearning.config import RMUConfig, UNDIALConfig
@@ -76,7 +76,7 @@ def params_of(cfg: ModelConfig, mesh):
 
 def train_state(cfg: ModelConfig, mesh):
     """Three steps; the state, the loss, and the compiled step's collectives."""
-    optimizer = make_optimizer(OptimizerConfig(), cfg, optax.constant_schedule(1e-3))
+    optimizer = make_optimizer(Optimizer(), cfg, optax.constant_schedule(1e-3))
     rows = rows_of(cfg)
     state = init_state(params_of(cfg, mesh), optimizer)
     step = make_train_step(optimizer, cfg, 1.5, dtype="float64", remat="full")
@@ -130,7 +130,7 @@ def method_gradients(name: str, cfg: ModelConfig, mesh):
 
 def narrow_moments(cfg: ModelConfig, mesh):
     """Adam's moments after two steps with gradients and moments in bfloat16."""
-    settings = OptimizerConfig(moment_dtype="bfloat16")
+    settings = Optimizer(moment_dtype="bfloat16")
     optimizer = make_optimizer(settings, cfg, optax.constant_schedule(1e-3))
     step = make_train_step(
         optimizer, cfg, 1.5, dtype="float64", remat="full", gradient_dtype="bfloat16"

@@ -30,7 +30,7 @@ from pmc_jax.model import (
     to_host,
 )
 from pmc_jax.runtime.processes import DistributedConfig, agree, end_all, from_first, join, several
-from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer
+from pmc_jax.training.optimizer import Optimizer, make_optimizer
 from pmc_jax.training.step import init_state, make_train_step
 from pmc_jax.unlearning import LossRows
 
@@ -76,7 +76,7 @@ def parts(refused: str = "1x1") -> dict[str, Any]:
             loss_mask=to_devices(targets, None, "batch", None),
             retain=to_devices(targets & (rng.random(shape) < 0.5), None, "batch", None),
         )
-        optimizer = make_optimizer(OptimizerConfig(), CFG, optax.constant_schedule(1e-3))
+        optimizer = make_optimizer(Optimizer(), CFG, optax.constant_schedule(1e-3))
         step = make_train_step(optimizer, CFG, 1.5, dtype="float64")
         state, losses = init_state(params, optimizer), []
         for _ in range(2):

@@ -20,7 +20,7 @@ from pmc_jax.runs.checkpoints import (
     save,
 )
 from pmc_jax.training.optimizer import (
-    OptimizerConfig,
+    Optimizer,
     make_optimizer,
     narrowed,
     scale_by_adam,
@@ -46,7 +46,7 @@ TIED = ModelConfig(
 
 
 def optimizer_of(moment_dtype: str | None, cfg: ModelConfig = CFG) -> optax.GradientTransformation:
-    settings = OptimizerConfig(learning_rate=1e-3, schedule="constant", moment_dtype=moment_dtype)
+    settings = Optimizer(learning_rate=1e-3, schedule="constant", moment_dtype=moment_dtype)
     return make_optimizer(settings, cfg, optax.constant_schedule(1e-3))
 
 
@@ -161,7 +161,7 @@ def test_rounding_leaves_what_is_not_finite():
 def test_a_second_moment_in_bfloat16_falls_as_it_should():
     """Rounded to the nearest it would stay where it is for ever: 0.1% is less than half a step."""
     size, steps = 20_000, 500
-    adam = scale_by_adam(OptimizerConfig(moment_dtype="bfloat16"))
+    adam = scale_by_adam(Optimizer(moment_dtype="bfloat16"))
     state = adam.init({"w": jnp.zeros(size)})
     state = state._replace(nu={"w": jnp.ones(size, jnp.bfloat16)})
     nearest = jnp.bfloat16(0.999)

@@ -20,7 +20,7 @@ from pmc_jax.planning.compiled import collectives, matmul_flops
 from pmc_jax.planning.devices import Topology, memory_size
 from pmc_jax.planning.programs import Job, Program, _needed
 from pmc_jax.training.batch import BatchConfig
-from pmc_jax.training.optimizer import OptimizerConfig
+from pmc_jax.training.optimizer import Optimizer
 from pmc_jax.unlearning.config import PMCConfig
 
 REPOSITORY = Path(__file__).parent.parent
@@ -151,7 +151,7 @@ def test_what_does_not_fit_is_mended(tmp_path):
 
 JOB = Job(
     CFG, "bfloat16", "float32", "dots", PMCConfig(samples=4),
-    BatchConfig(batch_size=8, accumulation=1, rows=64), OptimizerConfig(), 4, 2, 32,
+    BatchConfig(batch_size=8, accumulation=1, rows=64), Optimizer(), 4, 2, 32,
 )  # fmt: skip
 
 

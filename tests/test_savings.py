@@ -20,7 +20,7 @@ from pmc_jax.runs.checkpoints import RunState
 from pmc_jax.training import responses as responses_module
 from pmc_jax.training.batch import BatchConfig
 from pmc_jax.training.loop import pmc_steps
-from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from pmc_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
 from pmc_jax.training.pmc_run import PMCRun, UnlearningTask
 from pmc_jax.training.responses import remember_best, tokens_saved
 from pmc_jax.training.step import init_state, make_train_step
@@ -232,8 +232,8 @@ def words_model(tmp_path_factory):
     )
     jax.config.update("jax_enable_x64", True)
     checkpoint = load_checkpoint(directory, dtype="float64")
-    schedule = make_schedule(OptimizerConfig(learning_rate=1e-2, schedule="constant"), 2, 1)
-    optimizer = make_optimizer(OptimizerConfig(), checkpoint.cfg, schedule)
+    schedule = make_schedule(Optimizer(learning_rate=1e-2, schedule="constant"), 2, 1)
+    optimizer = make_optimizer(Optimizer(), checkpoint.cfg, schedule)
     step = make_train_step(optimizer, checkpoint.cfg, 1.0, dtype=jnp.float64)
     jax.config.update("jax_enable_x64", False)
     return checkpoint, optimizer, step

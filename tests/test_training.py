@@ -31,7 +31,7 @@ from pmc_jax.runs.checkpoints import (
     save,
     words,
 )
-from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from pmc_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
 from pmc_jax.training.step import (
     accumulated_gradients,
     init_state,
@@ -140,9 +140,9 @@ def test_one_step_equals_torch_in_float64(tied, tmp_path, rng, x64):
         lr=1e-2,
     )
     ours = make_optimizer(
-        OptimizerConfig(learning_rate=1e-2, schedule="constant"),
+        Optimizer(learning_rate=1e-2, schedule="constant"),
         checkpoint.cfg,
-        make_schedule(OptimizerConfig(learning_rate=1e-2, schedule="constant"), 3, 1),
+        make_schedule(Optimizer(learning_rate=1e-2, schedule="constant"), 3, 1),
     )
     train_step = make_train_step(
         ours, checkpoint.cfg, RETAIN_WEIGHT, dtype=jnp.float64, update_norm=True
@@ -183,7 +183,7 @@ def test_the_split_into_micro_batches_does_not_matter(tmp_path, rng, x64):
 
 @pytest.mark.parametrize(("updates", "per_epoch"), [(750, 25), (10, 3), (4, 4)])
 def test_the_schedule_equals_transformers(updates, per_epoch):
-    schedule = make_schedule(OptimizerConfig(learning_rate=3e-4), updates, per_epoch)
+    schedule = make_schedule(Optimizer(learning_rate=3e-4), updates, per_epoch)
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=3e-4)
     reference = get_linear_schedule_with_warmup(optimizer, per_epoch, updates)
@@ -198,11 +198,11 @@ def test_max_grad_norm_clips(tmp_path, rng):
     checkpoint = load_checkpoint(tmp_path)
     rows = unequal_rows(rng)
     gradients, _ = pmc_gradients(checkpoint, rows, 1.0, jnp.float32)
-    cfg = OptimizerConfig(schedule="constant", learning_rate=1.0, weight_decay=0.0, epsilon=1e3)
+    cfg = Optimizer(schedule="constant", learning_rate=1.0, weight_decay=0.0, epsilon=1e3)
     norm = float(np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradients))))
 
     def first_update(max_grad_norm):
-        changed = OptimizerConfig(**{**cfg.__dict__, "max_grad_norm": max_grad_norm})
+        changed = Optimizer(**{**cfg.__dict__, "max_grad_norm": max_grad_norm})
         optimizer = make_optimizer(changed, checkpoint.cfg, make_schedule(changed, 1, 1))
         state = optimizer.init(checkpoint.params)
         updates, _ = jax.jit(optimizer.update)(gradients, state, checkpoint.params)
@@ -217,7 +217,7 @@ def small_state(tmp_path: Path):
     random_llama().save_pretrained(tmp_path / "model")
     checkpoint = load_checkpoint(tmp_path / "model")
     optimizer = make_optimizer(
-        OptimizerConfig(learning_rate=1e-2, schedule="constant"),
+        Optimizer(learning_rate=1e-2, schedule="constant"),
         checkpoint.cfg,
         lambda _: jnp.float32(1e-2),
     )

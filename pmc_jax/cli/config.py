@@ -15,20 +15,12 @@ from pmc_jax.evaluation.aftermath import AftermathConfig
 from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.model.language_model import ModelSource
 from pmc_jax.runs.checkpoints import CheckpointConfig
-from pmc_jax.runs.nested import flatten
+from pmc_jax.runs.metrics import LoggingConfig
 from pmc_jax.runtime.processes import DistributedConfig
-from pmc_jax.training.batch import BatchConfig
-from pmc_jax.training.optimizer import OptimizerConfig
-from pmc_jax.unlearning.config import METHODS, MethodConfig, PMCConfig, RMUConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class LoggingConfig:
-    """Where metrics go besides `metrics.jsonl`, and whether the norm of each update is one."""
-
-    tensorboard: bool = True
-    wandb: bool = False
-    update_norm: bool = True
+from pmc_jax.settings import check, flat
+from pmc_jax.training.optimizer import Optimizer
+from pmc_jax.unlearning.method import Method, methods
+from pmc_jax.unlearning.schedule import Training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +39,9 @@ class Config:
     model: ModelSource = dataclasses.field(default_factory=ModelSource)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
-    method: MethodConfig = dataclasses.field(default_factory=MethodConfig)
-    training: BatchConfig = dataclasses.field(default_factory=BatchConfig)
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    method: Method = dataclasses.field(default_factory=Method)
+    training: Training = dataclasses.field(default_factory=Training)
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     checkpoints: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
@@ -147,12 +139,8 @@ CHOICES = {
     "model.remat": ("none", "dots", "full"),
     "data.format": ("tofu", "jsonl"),
     "prompt.template": ("auto", "chat", "plain"),
-    "method.pairs": ("all", "retain", "forget"),
-    "method.retain_loss": ("nll", "kl"),
-    "method.prompt": ("auto", "instruct", "question"),
     "optimizer.schedule": ("linear", "constant"),
     "optimizer.moment_dtype": ("float32", "bfloat16"),
-    "training.gradient_dtype": ("float32", "bfloat16"),
 }
 
 # key: (least value, whether that value itself is allowed)
@@ -168,33 +156,6 @@ LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
     "top_k": (0, True),
     "top_p": (0, False),
     "max_new_tokens": (1, True),
-    "method.samples": (1, True),
-    "method.temperature": (0, True),
-    "method.top_k": (0, True),
-    "method.top_p": (0, False),
-    "method.max_new_tokens": (1, True),
-    "method.selection_temperature": (0, True),
-    "method.min_len": (0, True),
-    "method.retain_weight": (0, True),
-    "method.retain_per_forget": (0, True),
-    "method.final_temperature": (0, False),
-    "method.final_retain_weight": (0, True),
-    "method.beta": (0, False),
-    "method.alpha": (0, True),
-    "method.beta1": (0, True),
-    "method.beta2": (0, True),
-    "method.skipped_tokens": (0, True),
-    "method.kept": (1, True),
-    "method.layer": (0, True),
-    "method.trained_layers": (1, True),
-    "method.steering": (0, True),
-    "training.epochs": (0, True),
-    "training.batch_size": (1, True),
-    "training.accumulation": (1, True),
-    "training.max_length": (2, True),
-    "training.rows": (1, True),
-    "training.wave": (0, True),
-    "training.chunk": (1, True),
     "optimizer.learning_rate": (0, True),
     "optimizer.warmup_epochs": (0, True),
     "optimizer.weight_decay": (0, True),
@@ -240,7 +201,7 @@ for _name, _schema in (
     ("plan_schema", PlanConfig),
 ):
     ConfigStore.instance().store(name=_name, node=_open_schema(_schema))
-for _name, _method in METHODS.items():
+for _name, _method in methods().items():
     ConfigStore.instance().store(
         group="method", name=f"{_name}_schema", node=_open_schema(_method), package="method"
     )
@@ -255,17 +216,16 @@ def config_directory() -> Path:
 
 def settings_of(config: Any) -> dict[str, Any]:
     """Dotted keys and values, without those that tell the processes of one run apart."""
-    return {k: v for k, v in flatten(config).items() if not k.startswith("distributed.")}
+    return {k: v for k, v in flat(config).items() if not k.startswith("distributed.")}
 
 
 def check_values(config: Any) -> None:
     """Refuse values that no run can mean, naming key, value and what was expected."""
     if isinstance(config, Config) and config.method.name != type(config.method).name:
         raise UserError(f"method.name={config.method.name}: choose a method by method=NAME")
-    for key, value in flatten(config).items():
+    check(config)
+    for key, value in flat(config).items():
         choices = CHOICES.get(key, ())
-        if key == "method.retain_loss" and isinstance(config.method, RMUConfig):
-            choices = ("activations", *choices)
         if choices and value is not None and value not in choices:
             raise UserError(f"{key}={value}: expected one of {', '.join(choices)}")
         if key in LOWER_BOUNDS and value is not None:
@@ -279,8 +239,5 @@ def check_values(config: Any) -> None:
             raise UserError(f"{key}={value}: expected less than 1")
         if key == "seed" and value >= 2**32:
             raise UserError(f"seed={value}: expected less than 2**32")
-    method = getattr(config, "method", None)
-    if isinstance(method, PMCConfig) and method.final_temperature and not method.temperature:
-        raise UserError(
-            "method.temperature=0 is greedy: expected more for method.final_temperature"
-        )
+    if isinstance(config, Config):
+        config.method.check()

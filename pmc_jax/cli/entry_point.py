@@ -20,7 +20,7 @@ from pmc_jax.cli.unknown_keys import unknown_key
 from pmc_jax.errors import Stopped, UserError
 from pmc_jax.runtime.compilation import compile_sooner_on_cpus, keep_compiled
 from pmc_jax.runtime.processes import end_all, is_first, several
-from pmc_jax.unlearning.config import METHODS
+from pmc_jax.unlearning.method import methods
 
 
 def _chosen_method(overrides: list[str], name: str) -> str | None:
@@ -31,7 +31,7 @@ def _chosen_method(overrides: list[str], name: str) -> str | None:
     except (HydraException, OmegaConfBaseException):
         return None
     found = method.get("name") if method is not None else None
-    return found if found in METHODS else None
+    return found if found in methods() else None
 
 
 def _one_line(error: BaseException, schema: type, method: str | None) -> str:

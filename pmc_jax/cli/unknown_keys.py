@@ -4,25 +4,25 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 
-from pmc_jax.runs.nested import flatten
-from pmc_jax.unlearning.config import METHODS
+from pmc_jax.settings import flat
+from pmc_jax.unlearning.method import methods
 
 ALIKE = 0.6  # of difflib's ratio, from which on a mistyped key is worth a suggestion
 
 
 def unknown_key(key: str, schema: type, method: str | None) -> str:
     """The message for a key that is not in `schema` with this `method`."""
-    valid = list(flatten(schema()))
+    valid = list(flat(schema()))
     if method:
         valid = [name for name in valid if not name.startswith("method.")]
-        valid += [f"method.{field.name}" for field in dataclasses.fields(METHODS[method])]
+        valid += [f"method.{field.name}" for field in dataclasses.fields(methods()[method])]
     if key.startswith("method."):
         valid = [name for name in valid if name.startswith("method.")] or valid
     near = nearest_key(key, valid)
     hint = keys_beside(key, valid) if near is None else f"the nearest valid key is {near}"
     owners = [
         name
-        for name, kind in METHODS.items()
+        for name, kind in methods().items()
         if key in {f"method.{field.name}" for field in dataclasses.fields(kind)}
     ]
     if method and owners:

@@ -20,12 +20,12 @@ def gigabytes(size: float) -> str:
 
 def tokens_of(job: Job, program: Program) -> int:
     """Tokens that go through the model in one execution; 0 where there is no model in it."""
-    batch = job.batch
+    batch = job.training
     if program.name == "train step":
-        per_step = batch.questions_per_step * (1 + job.pmc.retain_per_forget)
+        per_step = batch.questions_per_step * (1 + job.method.retain_per_forget)
         return per_step * batch.max_length
     if program.name.endswith(": decode"):
-        samples = job.pmc.samples
+        samples = job.method.samples
         sampling = program.name.startswith("sample")
         return batch.sampled_at_once(samples) * samples if sampling else batch.rows
     return 0
@@ -49,7 +49,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "fits": outcome.fits,
         "mesh": f"{job.data}x{job.model_axis}",
         "remat": job.remat,
-        "training": dataclasses.asdict(job.batch),
+        "training": dataclasses.asdict(job.training),
         "optimizer": dataclasses.asdict(job.optimizer),
         "programs": [program_json(job, program) for program in outcome.programs],
     }
@@ -104,15 +104,15 @@ def aligned(rows: list[list[str]]) -> list[str]:
 def uneven(job: Job) -> list[str]:
     """What the mesh does not divide, and so is whole on every device."""
     found = []
-    rows = job.batch.batch_size * (1 + job.pmc.retain_per_forget)
+    rows = job.training.batch_size * (1 + job.method.retain_per_forget)
     if rows % job.data:
         found.append(
             f"a micro-batch of {rows} rows is not parted by {job.data}: every device computes "
             "all of it"
         )
-    prompts = job.batch.sampled_at_once(job.pmc.samples)
+    prompts = job.training.sampled_at_once(job.method.samples)
     if prompts % job.data:
-        better = job.pmc.samples * (prompts // job.data * job.data or job.data)
+        better = job.method.samples * (prompts // job.data * job.data or job.data)
         found.append(
             f"{prompts} prompts decoded at a time are not parted by {job.data}: every device "
             f"decodes all of them; training.rows={better} would be parted"

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
+from pmc_jax.data.packing import LONGEST_PER_ROW
 from pmc_jax.decoding.sampler import (
     Sampling,
     _begin,
@@ -23,12 +24,11 @@ from pmc_jax.model.buckets import bucket_length, bucket_rows
 from pmc_jax.model.sharding import partition_spec
 from pmc_jax.model.specs import Params
 from pmc_jax.planning.compiled import collectives, matmul_flops
-from pmc_jax.training.batch import BatchConfig
-from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from pmc_jax.training.packing import LONGEST_PER_ROW
+from pmc_jax.training.batch import Batch
+from pmc_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
 from pmc_jax.training.step import TrainState, abstract_state, make_train_step
-from pmc_jax.unlearning import LossRows
-from pmc_jax.unlearning.config import PMCConfig
+from pmc_jax.unlearning.method import Drawn, Method
+from pmc_jax.unlearning.schedule import Training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Job:
     dtype: str
     weights_dtype: str
     remat: str
-    pmc: PMCConfig
-    batch: BatchConfig
-    optimizer: OptimizerConfig
+    method: Method
+    training: Training
+    optimizer: Optimizer
     data: int
     model_axis: int
     prompt_tokens: int
@@ -153,16 +153,17 @@ def _compile(
     return Program(name, held, peak, flops, flops_of_xla, moved, None, seconds), results
 
 
-def loss_rows(job: Job) -> LossRows:
-    """The rows of an optimizer step, all sequences as long as they may be."""
-    sequences = job.batch.batch_size * (1 + job.pmc.retain_per_forget)
-    rows = bucket_rows(-(-sequences // LONGEST_PER_ROW))
-    width = LONGEST_PER_ROW * job.batch.max_length
-    shape = (job.batch.accumulation, -(-rows // job.data) * job.data, width)
+def abstract_batch(job: Job) -> Batch:
+    """The batch of an optimizer step, all sequences as long as they may be."""
+    per_part = job.training.batch_size, 0, job.training.batch_size * job.method.retain_pairs
+    rows = bucket_rows(-(-sum(per_part) // LONGEST_PER_ROW))
+    width = LONGEST_PER_ROW * job.training.max_length
+    shape = (job.training.accumulation, -(-rows // job.data) * job.data, width)
 
-    def make() -> LossRows:
+    def make() -> Batch:
         tokens, mask = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
-        return LossRows(tokens, tokens, mask, retain=mask)
+        reference = jnp.zeros((shape[0], sum(per_part)), job.weights_dtype)
+        return Batch(tokens, tokens, mask, reference, per_part)
 
     return jax.eval_shape(make)
 
@@ -186,9 +187,9 @@ def weights_to_decode(job: Job, mesh: Mesh) -> Params:
 
 def gradient_bytes(job: Job, state: TrainState) -> int:
     """Of gradients on one device: a micro-batch's, and their sum if there are several."""
-    dtype = jnp.dtype(job.batch.gradient_dtype or job.weights_dtype)
+    dtype = jnp.dtype(job.training.gradient_dtype or job.weights_dtype)
     weights = shard_bytes(state.params) // jnp.dtype(job.weights_dtype).itemsize
-    return weights * dtype.itemsize * (2 if job.batch.accumulation > 1 else 1)
+    return weights * dtype.itemsize * (2 if job.training.accumulation > 1 else 1)
 
 
 def compile_train(job: Job, mesh: Mesh) -> Program:
@@ -200,11 +201,11 @@ def compile_train(job: Job, mesh: Mesh) -> Program:
     optimizer = make_optimizer(job.optimizer, job.cfg, make_schedule(job.optimizer, 2, 1))
     step = make_train_step(
         optimizer,
+        job.method,
         job.cfg,
-        job.pmc.retain_weight,
         dtype=job.dtype,
         remat=job.remat,
-        gradient_dtype=job.batch.gradient_dtype,
+        gradient_dtype=job.training.gradient_dtype,
     )
     kinds = {
         "params": shard_bytes(state.params),
@@ -212,13 +213,19 @@ def compile_train(job: Job, mesh: Mesh) -> Program:
         "gradients": gradient_bytes(job, state),
     }
     with on_mesh(mesh):
-        return _compile("train step", step, (state, loss_rows(job)), {}, {}, kinds)[0]
+        return _compile("train step", step, (state, abstract_batch(job), 1.0, {}), {}, {}, kinds)[0]
+
+
+def drawn_by(job: Job) -> Drawn:
+    """The responses that the method samples in every step."""
+    assert job.method.drawn is not None
+    return job.method.drawn
 
 
 def response_room(job: Job) -> int:
     """Places for response tokens, as `generate` makes them."""
-    room = job.batch.max_length - job.prompt_tokens - 1
-    most = job.pmc.max_new_tokens
+    room = job.training.max_length - job.prompt_tokens - 1
+    most = drawn_by(job).max_new_tokens
     return bucket_length(room if most is None else min(room, most))
 
 
@@ -242,7 +249,7 @@ def compile_decoding(
     before it needs less, and is left out unless it is refused. `beside` is what a device holds
     all the time.
     """
-    batch = max(1, min(prompts, job.batch.rows // samples))
+    batch = max(1, min(prompts, job.training.rows // samples))
     width, time_ = bucket_length(job.prompt_tokens), response_room(job)
     params = weights_to_decode(job, mesh)
     weights = {"decoding params": shard_bytes(params)}
@@ -253,7 +260,7 @@ def compile_decoding(
     static: dict[str, Any] = {"cfg": job.cfg, "sampling": sampling}
     with on_mesh(mesh):
         # Planned for a mesh, which has XLA's operations: the cache grows as it does for them.
-        lengths = suffix_lengths(time_, job.cfg, job.dtype, job.batch.decoding)
+        lengths = suffix_lengths(time_, job.cfg, job.dtype, job.training.decoding)
         program, (logits, prefix) = _compile(
             f"{name}: prefill",
             _prefill,
@@ -316,18 +323,15 @@ def compile_phase(job: Job, phase: str, mesh: Mesh, on_program: Compiled) -> Non
     state = train_state(job, mesh)
     params = {"params": shard_bytes(state.params)}
     waiting = {**params, "moments": shard_bytes(state.opt_state)}
-    pmc = job.pmc
     if phase == "train":
         on_program(compile_train(job, mesh))
     elif phase == "sample":
-        sampling = Sampling(
-            temperature=pmc.temperature, top_k=pmc.top_k, top_p=pmc.top_p, stop_ids=job.end_ids
-        )
-        questions = job.batch.questions_per_step
-        compile_decoding(job, mesh, phase, questions, pmc.samples, sampling, waiting, on_program)
+        drawn, questions = drawn_by(job), job.training.questions_per_step
+        sampling = dataclasses.replace(drawn.sampling, stop_ids=job.end_ids)
+        compile_decoding(job, mesh, phase, questions, drawn.samples, sampling, waiting, on_program)
     else:
         greedy = Sampling(temperature=0.0, stop_ids=job.end_ids)
-        compile_decoding(job, mesh, phase, job.batch.rows, 1, greedy, params, on_program)
+        compile_decoding(job, mesh, phase, job.training.rows, 1, greedy, params, on_program)
 
 
 def least_bytes(job: Job, phase: str, mesh: Mesh) -> int:

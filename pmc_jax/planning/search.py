@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pmc_jax.planning.devices import Topology
-from pmc_jax.planning.programs import Job, Program, compile_phase, least_bytes
+from pmc_jax.planning.programs import Job, Program, compile_phase, drawn_by, least_bytes
 
 Change = dict[str, Any]
 """Settings by their keys on the command line."""
@@ -45,7 +45,8 @@ def changed(job: Job, change: Change) -> Job:
         elif key == "model.remat":
             job = dataclasses.replace(job, remat=value)
         elif group == "training":
-            job = dataclasses.replace(job, batch=dataclasses.replace(job.batch, **{name: value}))
+            training = dataclasses.replace(job.training, **{name: value})
+            job = dataclasses.replace(job, training=training)
         else:
             optimizer = dataclasses.replace(job.optimizer, **{name: value})
             job = dataclasses.replace(job, optimizer=optimizer)
@@ -60,12 +61,12 @@ def other_remat(job: Job) -> list[Change]:
 
 def fewer_rows(job: Job) -> list[Change]:
     """Half as many decoded responses, and again half; prompts that the mesh divides evenly."""
-    samples, found = job.pmc.samples, []
-    prompts = job.batch.sampled_at_once(samples)
+    samples, found = drawn_by(job).samples, []
+    prompts = job.training.sampled_at_once(samples)
     for part in (1, 2, 4, 8):
         even = prompts // part // job.data * job.data
         rows = samples * even
-        if 0 < rows < job.batch.rows and {"training.rows": rows} not in found:
+        if 0 < rows < job.training.rows and {"training.rows": rows} not in found:
             found.append({"training.rows": rows})
     return found
 
@@ -75,7 +76,7 @@ def other_parts(job: Job) -> list[Change]:
 
     One alone has no sum of gradients beside its own.
     """
-    size, count = job.batch.batch_size, job.batch.accumulation
+    size, count = job.training.batch_size, job.training.accumulation
     sizes = [size // part for part in (2, 4, 8) if size % part == 0]
     sizes += [size * count] if count > 1 else []
     return [

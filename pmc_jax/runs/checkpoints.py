@@ -18,9 +18,9 @@ from flax.serialization import from_state_dict, to_state_dict
 from jaxtyping import Array, UInt32
 
 from pmc_jax.errors import UserError
-from pmc_jax.settings import flat
-from pmc_jax.runtime.processes import from_first, is_first, several
 from pmc_jax.model.bits import element_index, mixed
+from pmc_jax.runtime.processes import from_first, is_first, several
+from pmc_jax.settings import flat
 
 logger = logging.getLogger(__name__)
 
@@ -139,9 +139,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, extra: dict[str,
         )
 
 
-def restore(
-    manager: ocp.CheckpointManager, step: int, like: S
-) -> tuple[S, dict[str, Any]]:
+def restore(manager: ocp.CheckpointManager, step: int, like: S) -> tuple[S, dict[str, Any]]:
     """The state (shapes as in `like`) and JSON of checkpoint `step`.
 
     Raises:
@@ -176,9 +174,7 @@ def restore(
     return from_state_dict(like, found.state), content["extra"]
 
 
-def restore_latest(
-    manager: ocp.CheckpointManager, like: S
-) -> tuple[S, dict[str, Any]] | None:
+def restore_latest(manager: ocp.CheckpointManager, like: S) -> tuple[S, dict[str, Any]] | None:
     """The newest good checkpoint's state (shapes as in `like`) and JSON; None if none.
 
     A corrupt one is named in a warning, moved to `corrupt/`, and the one before it used.

@@ -11,8 +11,8 @@ import yaml
 
 from pmc_jax.data.files import read_object, write_json, write_text
 from pmc_jax.errors import UserError
-from pmc_jax.settings import flat, nested
 from pmc_jax.runtime.processes import from_first
+from pmc_jax.settings import flat, nested
 
 CONFIG, INPUTS, SUMMARY = "config.yaml", "inputs.json", "summary.json"
 

@@ -1,5 +1,6 @@
 """Where the numbers of each step go: `metrics.jsonl`, TensorBoard, Weights & Biases."""
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -8,8 +9,23 @@ from typing import Any
 
 from pmc_jax.data.files import check_object, numbered_lines, parse_json, read_text, write_json_lines
 from pmc_jax.errors import UserError
-from pmc_jax.settings import flat
 from pmc_jax.runtime.processes import is_first
+from pmc_jax.settings import flat
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+    """Where a run's numbers go besides `metrics.jsonl`.
+
+    Attributes:
+        tensorboard: write TensorBoard event files.
+        wandb: send them to Weights & Biases (extra `wandb`).
+        update_norm: log the norm of each update, which takes a CPU a copy of it.
+    """
+
+    tensorboard: bool = True
+    wandb: bool = False
+    update_norm: bool = True
 
 
 class Metrics:
@@ -31,7 +47,9 @@ class Metrics:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
         numbers_by_key = {key.replace(".", "/"): value for key, value in flat(row).items()}
-        numbers = {key: value for key, value in numbers_by_key.items() if isinstance(value, int | float)}
+        numbers = {
+            key: value for key, value in numbers_by_key.items() if isinstance(value, int | float)
+        }
         for listener in self.listeners:
             listener(row["step"], numbers)
 
@@ -67,13 +85,13 @@ def kept_rows(path: Path, first_step: int) -> list[dict[str, Any]]:
 
 @contextmanager
 def open_metrics(
-    directory: Path, first_step: int, *, tensorboard: bool, wandb: bool, settings: Mapping[str, Any]
+    directory: Path, first_step: int, *, logging: LoggingConfig, settings: Mapping[str, Any]
 ) -> Iterator[Metrics]:
     """The metrics of a run that goes on at `first_step`."""
     with ExitStack() as stack:
         metrics = Metrics(directory / "metrics.jsonl", first_step)
         stack.callback(metrics.close)
-        if tensorboard and is_first():
+        if logging.tensorboard and is_first():
             from tensorboardX import SummaryWriter
 
             writer = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
@@ -81,7 +99,7 @@ def open_metrics(
             metrics.listeners.append(
                 lambda step, row: [writer.add_scalar(k, v, step) for k, v in row.items()]
             )
-        if wandb and is_first():
+        if logging.wandb and is_first():
             try:
                 import wandb as service
             except ImportError as error:

@@ -7,8 +7,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from pmc_jax.data.batches import retain_draw, train_sequence
-from pmc_jax.data.packing import divided, packed, row_width
+from pmc_jax.data.batches import loss_rows, retain_draw, train_sequence
+from pmc_jax.data.packing import Pair, divided, packed, row_width
 from pmc_jax.model import batch_shards, to_devices
 from pmc_jax.unlearning.losses import KINDS
 from pmc_jax.unlearning.method import Example, Method, Run, StepExamples
@@ -66,9 +66,7 @@ def pack_batch(
         dtype: of N_ref.
     """
     tokens = [
-        len(example.prompt) + len(example.answer)
-        for own in sequences.values()
-        for example in own
+        len(example.prompt) + len(example.answer) for own in sequences.values() for example in own
     ]
     parts: list[dict[int, tuple[list[int], list[int]]]] = [{} for _ in range(accumulation)]
     reference = np.zeros((accumulation, sum(sizes)), dtype)
@@ -90,6 +88,17 @@ def pack_batch(
     return batch, sum(tokens)
 
 
+def pair_batch(pairs: Sequence[Pair], length: int, dtype: DTypeLike = jnp.float32) -> Batch:
+    """Pairs as an optimizer batch `[1, pairs, length]` of one micro-batch, a pair to a row."""
+    prompts, answers = zip(*pairs, strict=True)
+    tokens, mask, loss_mask = loss_rows(prompts, answers, length)
+    numbers = np.arange(1, len(pairs) + 1, dtype=np.int32)[:, None]
+    segments = np.where(mask, numbers, 0).astype(np.int32)
+    on_devices = (to_devices(x[None], None, "batch", None) for x in (tokens, segments, loss_mask))
+    reference = to_devices(np.zeros((1, len(pairs)), dtype))
+    return Batch(*on_devices, reference, (len(pairs), 0, 0))
+
+
 def step_batch(run: Run[Method], step: int, chosen: StepExamples) -> tuple[Batch, int]:
     """The batch of a step: what the method chose, and retain pairs drawn with replacement.
 
@@ -98,9 +107,7 @@ def step_batch(run: Run[Method], step: int, chosen: StepExamples) -> tuple[Batch
     task, training, template = run.task, run.task.training, run.task.model.template
     per_question = run.method.retain_pairs
     questions = len(run.questions(step))
-    drawn = retain_draw(
-        task.seed, step, per_question * questions, max(len(run.examples.retain), 1)
-    )
+    drawn = retain_draw(task.seed, step, per_question * questions, max(len(run.examples.retain), 1))
     sequences = {
         "forget": chosen.forget,
         "preferred": chosen.preferred,

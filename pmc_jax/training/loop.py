@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,14 @@ class StepRecord:
         measures, seconds = fields.pop("measures"), fields.pop("seconds")
         del fields["note"]
         return {**fields, **measures, "seconds": dict(seconds)}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> "StepRecord":
+        """The record of a line in `metrics.jsonl`."""
+        own = {field.name for field in dataclasses.fields(cls)} - {"measures", "note"}
+        others = set(row) - own - {"learning_rate", "per_second"}
+        measures = {name: row[name] for name in row if name in others}
+        return cls(**{name: row[name] for name in own}, measures=measures)
 
     def line(self) -> str:
         """What a person watches, in under 60 columns."""
@@ -175,11 +183,11 @@ def train(
         progress.say(f"continuing after step {first} of {total}")
     elif total:
         progress.say("compiling during the first step …")
-    with note_termination() as terminating:
+    with note_termination() if files is not None else nullcontext(lambda: False) as terminating:
         for current, record in steps(run, train_step, frozen, state):
             state = current
             done = record.step + 1
-            stop = agree(files is not None and terminating(), partial(decided, state, record))
+            stop = agree(terminating(), partial(decided, state, record))
             due = done == total or stop or (files is not None and done % files.every == 0)
             if not math.isfinite(record.loss) or (due and not all_finite(state.train.params)):
                 raise not_finite(record, files)

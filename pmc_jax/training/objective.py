@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int
 
-from pmc_jax.model import token_values
-from pmc_jax.model.language_model import LanguageModel
+from pmc_jax.model import ModelConfig, token_values
 from pmc_jax.model.sequences import sequence_states
 from pmc_jax.model.specs import Params
 from pmc_jax.training.batch import Batch
@@ -50,9 +49,7 @@ def only_trained(params: Params, trained: Params | None) -> Params:
     return jax.tree.map(one, params, trained)
 
 
-def answer_count(
-    mask: Array, segments: Int[Array, "parts rows time"], size: int
-) -> Int[Array, ""]:
+def answer_count(mask: Array, segments: Int[Array, "parts rows time"], size: int) -> Int[Array, ""]:
     """How many of the numbered answers of an optimizer batch carry loss."""
     lengths = jax.vmap(lambda mask, segments: segment_sums(mask, segments, size))(mask, segments)
     return (lengths > 0).sum()
@@ -80,7 +77,13 @@ def targets_of(
 
 
 def token_costs(
-    params: Params, frozen: Any, part: Batch, losses: dict[str, TokenLoss], model: LanguageModel
+    params: Params,
+    frozen: Any,
+    part: Batch,
+    losses: dict[str, TokenLoss],
+    cfg: ModelConfig,
+    dtype: DTypeLike,
+    remat: str,
 ) -> dict[str, Float[Array, "rows time"]]:
     """What the tokens of a part cost under each kind's loss.
 
@@ -91,10 +94,8 @@ def token_costs(
     @cache
     def states(of_target: bool, layer: int | None) -> Float[Array, "rows time embed"]:
         """Hidden states after a layer, or the final ones."""
-        weights, remat = (target, "none") if of_target else (params, model.remat)
-        return sequence_states(
-            weights, part.tokens, part.segments, model.config, model.dtype, remat, layer
-        )
+        weights, kept = (target, "none") if of_target else (params, remat)
+        return sequence_states(weights, part.tokens, part.segments, cfg, dtype, kept, layer)
 
     @cache
     def cost(loss: TokenLoss) -> Float[Array, "rows time"]:
@@ -104,14 +105,16 @@ def token_costs(
         models = [(params, states(False, None))]
         if loss.target:
             models.append((target, states(True, None)))
-        return token_values(loss.values, models, part.tokens, model.config)
+        return token_values(loss.values, models, part.tokens, cfg)
 
     return {kind: cost(loss) for kind, loss in losses.items()}
 
 
-def make_objective(method: Method, model: LanguageModel) -> Objective:
-    """The objective of a method for a model, whose own weights are not used."""
-    losses, trained = method.token_losses(model.config), method.trained_weights(model.config)
+def make_objective(
+    method: Method, cfg: ModelConfig, dtype: DTypeLike = jnp.float32, remat: str = "none"
+) -> Objective:
+    """The objective of a method for a model of this shape."""
+    losses, trained = method.token_losses(cfg), method.trained_weights(cfg)
 
     def objective(
         params: Params, part: Batch, batch: Batch, retain_weight: float | Array, frozen: Any
@@ -119,7 +122,7 @@ def make_objective(method: Method, model: LanguageModel) -> Objective:
         params = only_trained(params, trained)
         present = {kind: losses[kind] for kind in KINDS if part.sizes[KINDS.index(kind)]}
         none = dict.fromkeys(KINDS, jnp.zeros(part.tokens.shape))
-        costs = none | token_costs(params, frozen, part, present, model)
+        costs = none | token_costs(params, frozen, part, present, cfg, dtype, remat)
         targets = {kind: targets_of(method, kind, part, batch, costs[kind]) for kind in KINDS}
         forget = method.loss(targets["forget"], targets["preferred"])
         retain = method.retain_term(targets["retain"])

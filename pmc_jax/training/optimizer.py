@@ -9,12 +9,12 @@ import optax
 from jaxtyping import Array, DTypeLike, Float, UInt32
 
 from pmc_jax.model import ModelConfig, decay_mask
-from pmc_jax.model.specs import Params
 from pmc_jax.model.bits import element_index, mixed
+from pmc_jax.model.specs import Params
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class Optimizer:
     """AdamW (Loshchilov and Hutter 2019) and its learning-rate schedule.
 
     `schedule` "linear" warms up over `warmup_epochs` epochs and falls to 0 at the
@@ -33,7 +33,7 @@ class OptimizerConfig:
     moment_dtype: str | None = None
 
 
-def make_schedule(cfg: OptimizerConfig, updates: int, updates_per_epoch: int) -> optax.Schedule:
+def make_schedule(cfg: Optimizer, updates: int, updates_per_epoch: float) -> optax.Schedule:
     """Learning rate of update k of T = `updates`, with w warm-up updates.
 
     lr·k/w for k < w, else lr·(T−k)/(T−w); the first is 0 if w > 0.
@@ -96,7 +96,7 @@ def narrowed(state: optax.ScaleByAdamState, dtype: DTypeLike) -> optax.ScaleByAd
     )
 
 
-def scale_by_adam(cfg: OptimizerConfig) -> optax.GradientTransformation:
+def scale_by_adam(cfg: Optimizer) -> optax.GradientTransformation:
     """Adam's direction; between updates its moments are in `cfg.moment_dtype`."""
     adam = optax.scale_by_adam(b1=cfg.beta1, b2=cfg.beta2, eps=cfg.epsilon)
     if cfg.moment_dtype is None:
@@ -119,7 +119,7 @@ def scale_by_adam(cfg: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def make_optimizer(
-    cfg: OptimizerConfig,
+    cfg: Optimizer,
     model: ModelConfig,
     schedule: optax.Schedule,
     trained: Params | None = None,

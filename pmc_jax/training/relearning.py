@@ -12,7 +12,7 @@ from pmc_jax.data.batches import loss_rows
 from pmc_jax.model import ModelConfig, to_devices
 from pmc_jax.model.buckets import bucket_length
 from pmc_jax.model.specs import Params
-from pmc_jax.training.optimizer import OptimizerConfig, make_optimizer
+from pmc_jax.training.optimizer import Optimizer, make_optimizer
 from pmc_jax.training.step import init_state, make_train_step
 from pmc_jax.unlearning.objective import LossRows
 
@@ -49,7 +49,7 @@ def relearn(
     the next. The weights of an earlier number are gone once the next are asked for; those
     passed in stay.
     """
-    cfg = OptimizerConfig(learning_rate=learning_rate, schedule="constant", weight_decay=0.0)
+    cfg = Optimizer(learning_rate=learning_rate, schedule="constant", weight_decay=0.0)
     optimizer = make_optimizer(cfg, model, optax.constant_schedule(learning_rate))
     train_step = make_train_step(optimizer, model, retain_weight=1.0, dtype=dtype, remat=remat)
     length = bucket_length(max(len(prompt) + len(answer) for prompt, answer in pairs))

@@ -30,7 +30,6 @@ from pmc_jax.model.specs import Params
 from pmc_jax.training.batch import Batch
 from pmc_jax.training.objective import Losses, Objective, make_objective
 from pmc_jax.unlearning.method import Method
-from pmc_jax.model.language_model import LanguageModel
 
 
 @struct.dataclass
@@ -183,25 +182,23 @@ def updated(
 def make_train_step(
     optimizer: optax.GradientTransformation,
     method: Method,
-    model: LanguageModel,
+    cfg: ModelConfig,
     *,
+    dtype: DTypeLike = jnp.float32,
+    remat: str = "none",
     gradient_dtype: DTypeLike | None = None,
     update_norm: bool = False,
 ) -> TrainStep:
-    """A compiled optimizer step of a method; gradients as in `accumulated_gradients`.
-
-    `model` gives shape, dtype and rematerialisation; the weights are those of the state.
-    """
-    objective = make_objective(method, model)
+    """A compiled optimizer step of a method; gradients as in `accumulated_gradients`."""
+    objective = make_objective(method, cfg, dtype, remat)
 
     def train_step(
         state: TrainState, batch: Batch, retain_weight: float | Array, frozen: Any
     ) -> tuple[TrainState, Losses, Norms]:
         gradients, losses = accumulated_gradients(
-            state.params, batch, objective, model.config, retain_weight, frozen,
-            dtype=gradient_dtype,
-        )  # fmt: skip
+            state.params, batch, objective, cfg, retain_weight, frozen, dtype=gradient_dtype
+        )
         state, norms = updated(optimizer, state, gradients, update_norm)
-        return place_state(state, model.config, optimizer), losses, norms
+        return place_state(state, cfg, optimizer), losses, norms
 
     return jax.jit(train_step, donate_argnums=0)

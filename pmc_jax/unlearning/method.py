@@ -14,12 +14,11 @@ them asks which method it is.
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pmc_jax.data.encode import check_tokens
@@ -32,7 +31,7 @@ from pmc_jax.model.specs import Params
 from pmc_jax.settings import bounded, one_of
 from pmc_jax.unlearning.losses import KL, NLL, Targets, TokenLoss, token_mean
 from pmc_jax.unlearning.schedule import Training
-from pmc_jax.unlearning.target_model import frozen_params, reference_nll
+from pmc_jax.unlearning.target_model import frozen_params
 
 Tokens = Sequence[int]
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from jaxtyping import Array, Float
 
-from pmc_jax.data.records import Record, read_records
 from pmc_jax.data.prompts import PromptTemplate
+from pmc_jax.data.records import Record, read_records
 from pmc_jax.data.rows import ForgetPair
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
@@ -18,7 +18,7 @@ from pmc_jax.settings import bounded, free_text, one_of, path_to
 from pmc_jax.unlearning.baselines.dpo import dpo_loss
 from pmc_jax.unlearning.baselines.references import ReferencedMethod
 from pmc_jax.unlearning.losses import Targets
-from pmc_jax.unlearning.method import Example, Examples, Method, Run, Task, TaskWithAnswers
+from pmc_jax.unlearning.method import Examples, Method, Run, Task, TaskWithAnswers
 from pmc_jax.unlearning.pmc.reward import response_score
 from pmc_jax.unlearning.pmc.sampling import response_limit
 

@@ -21,9 +21,7 @@ class GA(Method):
     name: str = "ga"
 
     sees_answers: ClassVar[bool] = True
-    sentence: ClassVar[str] = (
-        "by gradient ascent on the answers to be forgotten."
-    )
+    sentence: ClassVar[str] = "by gradient ascent on the answers to be forgotten."
 
     def examples_of(self, task: Task) -> Examples:
         """The true answers."""

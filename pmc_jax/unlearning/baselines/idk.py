@@ -22,9 +22,7 @@ class IDK(BaselineMethod):
 
     sees_answers: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ("refusals",)
-    sentence: ClassVar[str] = (
-        "to refuse the questions it should forget, and on answers to keep."
-    )
+    sentence: ClassVar[str] = "to refuse the questions it should forget, and on answers to keep."
 
     def examples_of(self, task: Task) -> Examples:
         """A refusal for each question, and the retain pairs."""

@@ -44,10 +44,7 @@ class ReferencedMethod(BaselineMethod):
             for example, value in zip(examples.forget, found["forget"], strict=True)
         ]
         preferred = [
-            [
-                example._replace(reference=value)
-                for example, value in zip(own, values, strict=True)
-            ]
+            [example._replace(reference=value) for example, value in zip(own, values, strict=True)]
             for own, values in zip(examples.preferred, found["preferred"], strict=True)
         ]
         return dataclasses.replace(examples, forget=forget, preferred=preferred)

@@ -76,9 +76,7 @@ def reward_of(reference: str) -> Reward:
     if reference == "rouge_l":
         return ROUGE_L
     if ":" not in reference:
-        raise UserError(
-            f"method.reward={reference}: expected rouge_l or package.module:function"
-        )
+        raise UserError(f"method.reward={reference}: expected rouge_l or package.module:function")
     function = imported("method.reward", reference)
     if not callable(function):
         raise UserError(f"method.reward={reference}: is no function")

@@ -73,9 +73,7 @@ def sample_responses(
         prompts,
         cfg=model.config,
         sampling=sampler(pmc, model.template.stop_ids),
-        temperature=(
-            run.at_step(step, pmc.temperature, pmc.final_temperature) if moving else None
-        ),
+        temperature=(run.at_step(step, pmc.temperature, pmc.final_temperature) if moving else None),
         key=task.key(),
         limits=[sample_limit(run, i) for i in questions],
         samples=pmc.samples,

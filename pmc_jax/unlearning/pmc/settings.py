@@ -41,7 +41,7 @@ class PMCSettings(RetainingMethod):
     top_k: int = bounded(0, least=0)
     top_p: float = bounded(1.0, above=0, most=1)
     max_new_tokens: int | None = bounded(None, least=1)
-    reward: str = "rouge_l"
+    reward: Any = "rouge_l"
     selection_temperature: float = bounded(0.0, least=0)
     min_len: int = bounded(2, least=0)
     reject_wordless: bool = True
@@ -58,9 +58,7 @@ class PMCSettings(RetainingMethod):
         """A function given as the reward becomes its reference, so that settings stay data."""
         function: Any = self.reward
         if callable(function):
-            object.__setattr__(
-                self, "reward", f"{function.__module__}:{function.__qualname__}"
-            )
+            object.__setattr__(self, "reward", f"{function.__module__}:{function.__qualname__}")
 
     def check(self) -> None:
         """Check settings that depend on each other.

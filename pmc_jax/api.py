@@ -1,0 +1,310 @@
+"""The Python API: what the names in `pmc_jax` do.
+
+    import pmc_jax as pmc
+
+    model = pmc.load_model("path/or/hub-id")
+    data = pmc.Dataset.from_files(forget="forget.jsonl", retain="retain.jsonl")
+    result = pmc.unlearn(model, data, method=pmc.PMC(samples=8), out="runs/mine")
+    result.model.save("unlearned/")
+
+The commands call the same functions.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pmc_jax.data import Dataset
+from pmc_jax.data.files import read_json, read_objects, write_json, write_json_lines
+from pmc_jax.data.prompts import PromptConfig
+from pmc_jax.errors import UserError
+from pmc_jax.evaluation import EvaluationConfig, quality, questions_asked, sample_rows
+from pmc_jax.model import on_mesh
+from pmc_jax.model.language_model import (
+    LanguageModel,
+    ModelSource,
+    load_language_model,
+    mesh_of,
+)
+from pmc_jax.reporting import write_report
+from pmc_jax.runs.checkpoints import CheckpointConfig
+from pmc_jax.runs.directory import SUMMARY, begin_run, holds_run
+from pmc_jax.runs.metrics import LoggingConfig
+from pmc_jax.runs.summary import step_seconds, summarise
+from pmc_jax.runtime.processes import from_first, is_first
+from pmc_jax.runtime.progress import stage, token_stage
+from pmc_jax.runtime.timing import timed
+from pmc_jax.settings import check, flat
+from pmc_jax.training.loop import StepRecord
+from pmc_jax.training.optimizer import Optimizer
+from pmc_jax.training.run import Trained, prepare_inputs, train_model
+from pmc_jax.unlearning.method import Method
+from pmc_jax.unlearning.pmc import PMC
+from pmc_jax.unlearning.schedule import Training
+
+EVALUATION_STREAM = 1
+"""The stream of random numbers that evaluations sample with."""
+
+
+def load_model(
+    path: str | Path = "bundled",
+    *,
+    dtype: str = "float32",
+    remat: str = "none",
+    mesh: str = "auto",
+    prompt: PromptConfig | None = None,
+) -> LanguageModel:
+    """Load a causal language model.
+
+    Args:
+        path: a Hugging Face directory, a directory of `python -m convert from-hf`, a hub id, or
+            "bundled" for the small model in the package.
+        dtype: what matrix products are computed in: "float32", "bfloat16", or "float64", which
+            needs `jax_enable_x64`. Weights are kept in float32 at least.
+        remat: what the backward pass recomputes to save memory: "none", "dots" or "full".
+        mesh: "auto" for all devices, or "DATAxMODEL" (see the page on scaling).
+        prompt: how questions are put; None: the tokenizer's chat template if it has one.
+
+    Raises:
+        UserError: naming what is missing, damaged or not supported.
+    """
+    source = ModelSource(path=str(path), dtype=dtype, remat=remat)
+    check(source, "model.")
+    if dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise UserError('dtype="float64" needs jax.config.update("jax_enable_x64", True) first')
+    if prompt is None:
+        prompt = BUNDLED_PROMPT if source.path == "bundled" else PromptConfig()
+    return load_language_model(source, prompt, mesh_of(source, mesh))
+
+
+BUNDLED_PROMPT = PromptConfig(
+    template="plain", question="Question: {question}\nAnswer:", answer=" {answer}"
+)
+"""How the bundled model was trained to be asked."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unlearned:
+    """What `unlearn` returns.
+
+    Attributes:
+        model: the unlearned model; with a run directory, as it was exported there.
+        steps: what each optimizer step did.
+        before, after: measures of both models by name, such as "unlearn_quality" and "utility",
+            in the units of `evaluate`; None if they were not evaluated.
+        directory: the run's directory; None for a run in memory.
+    """
+
+    model: LanguageModel
+    steps: tuple[StepRecord, ...]
+    before: Mapping[str, float | None] | None = None
+    after: Mapping[str, float | None] | None = None
+    directory: Path | None = None
+
+
+def unlearn(
+    model: LanguageModel,
+    data: Dataset,
+    method: Method | None = None,
+    training: Training | None = None,
+    optimizer: Optimizer | None = None,
+    *,
+    seed: int = 0,
+    evaluation: EvaluationConfig | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    checkpoints: CheckpointConfig | None = None,
+    logging: LoggingConfig | None = None,
+    on_step: Callable[[StepRecord], object] | None = None,
+    donate: bool = False,
+    settings: Mapping[str, Any] | None = None,
+) -> Unlearned:
+    """Make a model forget the forget questions of a data set, or fine-tune it.
+
+    Args:
+        model: the target model. It stays as it is, unless `donate`.
+        data: what to forget and what to keep.
+        method: a method with its settings; None: `PMC()`.
+        training, optimizer: how long to train, and how.
+        seed: data order, retain draws and samples depend on it.
+        evaluation: evaluate before and after, and, with `out`, write the report.
+        out: the run's directory: metrics, checkpoints, the exported model, the report. The same
+            call continues a run that was stopped, and returns one that is finished. None: the
+            run stays in memory.
+        overwrite: replace a run in `out` that has other settings.
+        checkpoints, logging: for a run with a directory.
+        on_step: called after every step with its record.
+        donate: train in the memory of the model's weights; the model cannot be used afterwards.
+        settings: what the run's `config.yaml` records, by dotted key; None: this call's settings.
+
+    Raises:
+        UserError: naming what is wrong with data, settings, or the directory; or if the loss or
+            the weights are no longer finite.
+    """
+    method, training = method or PMC(), training or Training()
+    optimizer, logging = optimizer or Optimizer(), logging or LoggingConfig()
+    checkpoints = checkpoints or CheckpointConfig()
+    groups = {"method": method, "training": training, "optimizer": optimizer}
+    for name, group in {**groups, "checkpoints": checkpoints}.items():
+        check(group, f"{name}.")
+    directory = None if out is None else Path(out)
+    if settings is None:
+        settings = settings_of_call(model, groups, evaluation, seed)
+    if directory is not None and from_first(
+        lambda: is_finished(directory, settings, overwrite=overwrite)
+    ):
+        return finished(directory, model)
+    inputs = prepare_inputs(model, data, method, training, seed)
+    if directory is not None:
+        begin_run(directory, settings, inputs.hashes, overwrite=overwrite)
+    seconds: dict[str, float] = {}
+
+    def evaluated(model: LanguageModel, name: str) -> dict[str, Any] | None:
+        if evaluation is None:
+            return None
+        path = None if directory is None else directory / "evaluation" / f"{name}.json"
+        return evaluate_stage(
+            model, data, evaluation, path, name, max_length=training.max_length, seed=seed
+        )
+
+    with on_mesh(model.mesh):
+        before = evaluated(model, "before")
+        trained = train_model(
+            model.params if donate else jax.tree.map(jnp.copy, model.params),
+            method, inputs, optimizer, directory=directory, settings=settings,
+            checkpoints=checkpoints, logging=logging, progress=stage, on_step=on_step,
+        )  # fmt: skip
+        result = model.with_params(trained.params)
+        if directory is not None:
+            with timed(seconds, "export"):
+                if not from_first((directory / "model").exists):
+                    result.save(directory / "model")
+                # What is measured is what was exported, after rounding to the stored dtypes.
+                for leaf in jax.tree.leaves(trained.params):
+                    leaf.delete()
+                result = exported_model(model, directory)
+        after = evaluated(result, "after")
+    if directory is not None and is_first():
+        write_summary(directory, method, settings, result, trained, before, after, seconds)
+    return Unlearned(
+        result,
+        tuple(map(StepRecord.from_json, trained.lines) if trained.lines else trained.records),
+        before and before["measures"],
+        after and after["measures"],
+        directory,
+    )
+
+
+def evaluate_stage(
+    model: LanguageModel,
+    data: Dataset,
+    evaluation: EvaluationConfig,
+    path: Path | None,
+    name: str,
+    *,
+    max_length: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Measure a model before or after training; with a `path`, keep the result there.
+
+    A result that is there already is returned.
+    """
+    stored = None if path is None else from_first(lambda: read_json(path, missing_ok=True))
+    if stored is not None:
+        return stored
+    started = time.perf_counter()
+    with token_stage(f"evaluating {name}", questions_asked(data.evaluation, evaluation)) as done:
+        found = quality(
+            model.for_decoding(), data.evaluation, evaluation,
+            jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM),
+            max_length=max_length, on_batch=done,
+        )  # fmt: skip
+    found["seconds"] = time.perf_counter() - started
+    if path is not None:
+        write_json(path, found)
+    return found
+
+
+def write_summary(
+    directory: Path,
+    method: Method,
+    settings: Mapping[str, Any],
+    model: LanguageModel,
+    trained: Trained,
+    before: Mapping[str, Any] | None,
+    after: Mapping[str, Any] | None,
+    seconds: Mapping[str, float],
+) -> None:
+    """Write `samples.jsonl` and `summary.json`, and the report if there were evaluations."""
+    spent = dict(trained.seconds)
+    checkpoint = spent.pop("checkpoint")
+    parts = {
+        **({"evaluate_before": before["seconds"]} if before else {}),
+        **spent,
+        **step_seconds(trained.lines),
+        "checkpoint": checkpoint,
+        "export": seconds["export"],
+        **({"evaluate_after": after["seconds"]} if after else {}),
+    }
+    if before and after:
+        rows = sample_rows(before["answers"], after["answers"])
+        write_json_lines(directory / "samples.jsonl", rows)
+    summary = summarise(
+        directory.name, settings, model.config, before["measures"] if before else {},
+        after["measures"] if after else {}, trained.lines, parts,
+    )  # fmt: skip
+    summary["method"] = {"name": method.name, "sentence": method.sentence}
+    write_json(directory / SUMMARY, summary)
+    if before and after:
+        write_report(directory)
+
+
+def settings_of_call(
+    model: LanguageModel,
+    groups: Mapping[str, Any],
+    evaluation: EvaluationConfig | None,
+    seed: int,
+) -> dict[str, Any]:
+    """The settings of a call of `unlearn` by dotted key, as its run records them."""
+    template = model.template
+    nested = {
+        "seed": seed,
+        "model": {"path": str(model.directory), "dtype": model.dtype, "remat": model.remat},
+        "prompt": dataclasses.asdict(template.cfg),
+        **{name: dataclasses.asdict(group) for name, group in groups.items()},
+    }
+    if evaluation is not None:
+        nested["evaluation"] = dataclasses.asdict(evaluation)
+    return flat(nested)
+
+
+def is_finished(directory: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> bool:
+    """Whether `directory` holds a run with these settings that has come to its end.
+
+    Raises:
+        UserError: if it holds a run with other settings, or something that is no run.
+    """
+    return holds_run(directory, settings, overwrite=overwrite) and (directory / SUMMARY).is_file()
+
+
+def finished(directory: Path, model: LanguageModel) -> Unlearned:
+    """The result of a finished run; `model` is its target model."""
+    summary = read_json(directory / SUMMARY)
+    return Unlearned(
+        exported_model(model, directory),
+        tuple(map(StepRecord.from_json, read_objects(directory / "metrics.jsonl"))),
+        summary["before"] or None,
+        summary["after"] or None,
+        directory,
+    )
+
+
+def exported_model(model: LanguageModel, directory: Path) -> LanguageModel:
+    """The model that a run has exported, as it was rounded to the stored dtypes."""
+    source = ModelSource(str(directory / "model"), model.dtype, model.remat)
+    return load_language_model(source, model.template.cfg, model.mesh)

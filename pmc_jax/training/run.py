@@ -1,0 +1,200 @@
+"""A run: what a method receives, what it prepares, and its training from the first step on."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from pmc_jax.data import Dataset
+from pmc_jax.data.encode import digest, encode, fingerprints
+from pmc_jax.data.files import write_json_lines
+from pmc_jax.model import param_count
+from pmc_jax.model.language_model import LanguageModel
+from pmc_jax.model.specs import Params
+from pmc_jax.runs.checkpoints import (
+    CheckpointConfig,
+    checksums,
+    open_checkpoints,
+    restore_latest,
+    seal,
+)
+from pmc_jax.runs.metrics import LoggingConfig, open_metrics
+from pmc_jax.runtime.processes import from_first
+from pmc_jax.runtime.progress import Stage
+from pmc_jax.runtime.timing import timed
+from pmc_jax.training.loop import RunFiles, StepRecord, train
+from pmc_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
+from pmc_jax.training.step import (
+    RunState,
+    TrainState,
+    abstract_state,
+    init_state,
+    make_train_step,
+    place_state,
+)
+from pmc_jax.unlearning.method import Example, Examples, Method, Run, Task, TaskWithAnswers
+from pmc_jax.unlearning.schedule import Training
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a run reads, but for the weights, checked before anything is written.
+
+    Attributes:
+        task: what the method receives.
+        examples: what it trains on.
+        questions: the forget questions as texts.
+        hashes: of everything that the run reads, by name.
+    """
+
+    task: Task
+    examples: Examples
+    questions: tuple[str, ...]
+    hashes: Mapping[str, str]
+
+
+def prepare_inputs(
+    model: LanguageModel, dataset: Dataset, method: Method, training: Training, seed: int
+) -> Inputs:
+    """Encode and check what a method trains on. A PMC run gets no forget answer here.
+
+    Raises:
+        UserError: naming what is wrong with a row, a file or a setting.
+    """
+    method.check()
+    encoded = encode(dataset, model.template, training.max_length, model.config.vocab_size)
+    received: dict[str, Any] = {
+        "model": model.with_params({}),
+        "training": training,
+        "seed": seed,
+        "prompts": encoded.forget,
+        "retain": [Example(*pair) for pair in encoded.retain],
+        "refusals": dataset.refusals,
+    }
+    if method.sees_answers:
+        task: Task = TaskWithAnswers(**received, forget=dataset.forget_pairs())
+    else:
+        task = Task(**received)
+    examples = method.examples_of(task)
+    hashes = {
+        **fingerprints(dataset, encoded),
+        "answers trained on": digest([example.answer for example in examples.forget]),
+        "preferred answers": digest([[e.answer for e in own] for own in examples.preferred]),
+        "model weights": seal(checksums(model.params)),
+    }
+    return Inputs(task, examples, tuple(row.question for row in dataset.forget), hashes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What training gives.
+
+    Attributes:
+        params: the trained weights.
+        records: the steps of this process; a run that was continued had others before.
+        lines: all lines of `metrics.jsonl`; of a run in memory, none.
+        seconds: of what is no step, by part.
+    """
+
+    params: Params
+    records: list[StepRecord]
+    lines: list[dict[str, Any]]
+    seconds: dict[str, float]
+
+
+def train_model(
+    params: Params,
+    method: Method,
+    inputs: Inputs,
+    optimizer: Optimizer,
+    *,
+    directory: Path | None,
+    settings: Mapping[str, Any],
+    checkpoints: CheckpointConfig,
+    logging: LoggingConfig,
+    progress: Callable[[str, int, int], Any],
+    on_step: Callable[[StepRecord], object] | None = None,
+) -> Trained:
+    """Train from the newest checkpoint in `directory`, or from `params`, which it donates.
+
+    Args:
+        directory: of the run; None keeps everything in memory.
+        settings: for the log's listeners.
+        progress: a context manager of (name, total, done) that gives a `Stage`.
+
+    Raises:
+        UserError, Stopped: as `loop.train`.
+    """
+    task, model = inputs.task, inputs.task.model
+    visited = inputs.examples.visited
+    total = task.training.total_updates(visited)
+    schedule = make_schedule(optimizer, total, task.training.epoch_length(visited))
+    transformation = make_optimizer(
+        optimizer, model.config, schedule, method.trained_weights(model.config)
+    )
+    frozen = method.frozen(task, params)
+    initial = method.initial_state(task)
+
+    @partial(jax.jit, donate_argnums=0)
+    def start(params: Params) -> TrainState:
+        """The first state, by one compiled function: eagerly, every shape would be one."""
+        return place_state(init_state(params, transformation), model.config, transformation)
+
+    def prepared() -> dict[str, Any]:
+        seconds = {"checkpoint": 0.0}
+        with timed(seconds, "prepare"):
+            found = method.prepare(task, inputs.examples, params)
+        return {"prepared": found, "seconds": seconds}
+
+    with ExitStack() as stack:
+        restored, manager = None, None
+        if directory is not None:
+            manager = stack.enter_context(open_checkpoints(directory / "checkpoints", checkpoints))
+            abstract = abstract_state(model.config, transformation, model.weights_dtype, model.mesh)
+            if from_first(manager.latest_step) is not None:
+                for leaf in jax.tree.leaves(params):
+                    leaf.delete()  # the restored weights take this room
+            restored = restore_latest(manager, RunState(abstract, initial))
+        if restored is None:
+            extra = prepared()
+            state = RunState(start(params), initial)
+        else:
+            state, extra = restored
+        run: Run[Method] = Run(
+            method,
+            task,
+            method.with_prepared(task, inputs.examples, extra["prepared"]),
+            extra["prepared"],
+        )
+        first, files = int(state.train.step), None
+        if directory is not None and manager is not None:
+            for name, rows in method.files(run, inputs.questions).items():
+                write_json_lines(directory / name, rows)
+            metrics = stack.enter_context(
+                open_metrics(directory, first, settings=settings, logging=logging)
+            )
+            files = RunFiles(manager, checkpoints.every, metrics, extra)
+        shown: Stage = stack.enter_context(progress(method.name, run.total, first))
+        for line in method.lines(run):
+            shown.say(line)
+        state, records = train(
+            run,
+            make_train_step(
+                transformation, method, model.config, dtype=model.dtype, remat=model.remat,
+                gradient_dtype=task.training.gradient_dtype, update_norm=logging.update_norm,
+            ),
+            frozen,
+            state,
+            schedule=schedule,
+            parameters=param_count(model.config),
+            files=files,
+            progress=shown,
+            on_step=on_step,
+        )  # fmt: skip
+        lines = files.metrics.rows if files else []
+        seconds = files.extra["seconds"] if files else extra["seconds"]
+    return Trained(state.train.params, records, lines, seconds)
