@@ -5,7 +5,7 @@ from typing import Any
 
 from pmc_jax.model import param_count
 from pmc_jax.planning.devices import Topology
-from pmc_jax.planning.programs import Job, Program
+from pmc_jax.planning.programs import Job, Program, drawn_by
 from pmc_jax.planning.search import Outcome, too_large
 
 KINDS = (
@@ -22,10 +22,10 @@ def tokens_of(job: Job, program: Program) -> int:
     """Tokens that go through the model in one execution; 0 where there is no model in it."""
     batch = job.training
     if program.name == "train step":
-        per_step = batch.questions_per_step * (1 + job.method.retain_per_forget)
+        per_step = batch.questions_per_step * (1 + job.method.retain_pairs)
         return per_step * batch.max_length
     if program.name.endswith(": decode"):
-        samples = job.method.samples
+        samples = drawn_by(job).samples
         sampling = program.name.startswith("sample")
         return batch.sampled_at_once(samples) * samples if sampling else batch.rows
     return 0
@@ -102,24 +102,25 @@ def aligned(rows: list[list[str]]) -> list[str]:
 
 
 def uneven(job: Job) -> list[str]:
-    """What the mesh does not divide, and so is whole on every device."""
+    """What the mesh does not divide, so that it is replicated on every device."""
     found = []
-    rows = job.training.batch_size * (1 + job.method.retain_per_forget)
+    rows = job.training.batch_size * (1 + job.method.retain_pairs)
     if rows % job.data:
         found.append(
-            f"a micro-batch of {rows} rows is not parted by {job.data}: every device computes "
+            f"a micro-batch of {rows} rows is not sharded over {job.data} devices: every device computes "
             "all of it"
         )
-    prompts = job.training.sampled_at_once(job.method.samples)
+    samples = drawn_by(job).samples
+    prompts = job.training.sampled_at_once(samples)
     if prompts % job.data:
-        better = job.method.samples * (prompts // job.data * job.data or job.data)
+        better = samples * (prompts // job.data * job.data or job.data)
         found.append(
-            f"{prompts} prompts decoded at a time are not parted by {job.data}: every device "
-            f"decodes all of them; training.rows={better} would be parted"
+            f"{prompts} prompts decoded at a time are not sharded over {job.data} devices: every device "
+            f"decodes all of them; training.rows={better} would be sharded"
         )
     if job.cfg.num_kv_heads % job.model_axis:
         found.append(
-            f"{job.cfg.num_kv_heads} key/value heads are not parted by {job.model_axis}: every "
-            "device has their whole cache"
+            f"{job.cfg.num_kv_heads} key/value heads are not sharded over {job.model_axis} devices: every "
+            "device holds their whole cache"
         )
     return found
