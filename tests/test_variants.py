@@ -83,9 +83,7 @@ def test_all_questions_keep_being_sampled(words_model, x64):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_any_temperature_is_drawn_by_the_same_function(
-    words_model, x64, quick_compilation
-):  # noqa: F811
+def test_one_function_draws_at_any_temperature(words_model, x64, quick_compilation):  # noqa: F811
     run, state = new_run(words_model, PMC(samples=4), PLAIN, seed=2)
     task, model = run.task, run.task.model
 
@@ -105,14 +103,13 @@ def test_any_temperature_is_drawn_by_the_same_function(
 
 
 @pytest.mark.slow
-def test_any_retain_weight_is_used_by_the_same_function(
-    words_model, rng, x64, quick_compilation
-):  # noqa: F811
+def test_one_function_takes_any_retain_weight(words_model, rng, x64, quick_compilation):  # noqa: F811
     checkpoint, optimizer, _ = words_model
 
     def examples(count: int) -> list[Example]:
         lengths = rng.integers([2, 1], [6, 9], (count, 2))
-        return [Example(*(rng.integers(3, 11, length) for length in own)) for own in lengths]
+        drawn = [[rng.integers(3, 11, length).tolist() for length in own] for own in lengths]
+        return [Example(*own) for own in drawn]
 
     batch, _ = pack_batch(
         {"forget": examples(3), "retain": examples(4)}, (2, 0, 2), accumulation=2, max_length=14,
