@@ -1,4 +1,4 @@
-"""What mkdocs does not do by itself: pages from outside `docs/`, and formulas without scripts."""
+"""For mkdocs: pages from outside `docs/`, formulas without scripts, long names that wrap."""
 
 import html
 import os
@@ -26,6 +26,7 @@ LINK = re.compile(r"(?<=\]\()(?!\w+:|#)(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?(?
 FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
+INLINE_CODE = re.compile(r"(?<=<code>)[^<\n]+(?=</code>)")
 
 MENDED = {
     "<mi>log</mi>": '<mi>log</mi><mspace width="0.17em"/>',
@@ -57,7 +58,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Write TeX as MathML, which browsers show without a script from elsewhere."""
+    """Write TeX as MathML, which browsers show without a script, and let long names wrap."""
 
     def formula(found: re.Match[str]) -> str:
         display = "block" if found["tag"] == "div" else "inline"
@@ -66,4 +67,5 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
             mathml = mathml.replace(written, meant)
         return mathml
 
+    content = INLINE_CODE.sub(lambda code: code[0].replace("_", "_<wbr>"), content)
     return FORMULA.sub(formula, content)
