@@ -20,7 +20,7 @@ PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 else ifeq (,$(filter clean help lock,$(MAKECMDGOALS)))
 ifneq (,$(wildcard $(VENV)/.created))
 ifneq ($(shell "$(PYTHON)" $(version)),$(shell $(BIN)/python $(version)))
-$(error $(VENV) holds Python $(shell $(BIN)/python $(version)), not that of PYTHON=$(PYTHON): run "make clean" first or name another place with VENV=)
+$(error $(VENV) holds Python $(shell $(BIN)/python $(version)), not that of PYTHON=$(PYTHON): run "make clean" first, or choose another directory with VENV=)
 endif
 endif
 endif
