@@ -29,7 +29,7 @@ from convert.native import read_native, restore_params, save_native
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
 from pmc_jax.model import decode_step, forward, init_suffix, param_count, prefill, token_nll
-from pmc_jax.native import VECTOR
+from pmc_jax.model.kernels.native import VECTOR
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -91,9 +91,9 @@ def test_any_temperature_is_drawn_by_the_same_program(words_model, x64, quick_co
 
     apart = drawn(0.5, None)
     assert drawn(1.0, 0.5) == apart
-    compiled = sampler._decode_chunk._cache_size(), sampler._begin._cache_size()
+    compiled = sampler.decode_chunk._cache_size(), sampler.begin_decoding._cache_size()
     assert drawn(1.0, 1.3) != apart
-    assert (sampler._decode_chunk._cache_size(), sampler._begin._cache_size()) == compiled
+    assert (sampler.decode_chunk._cache_size(), sampler.begin_decoding._cache_size()) == compiled
 
 
 @pytest.mark.slow
