@@ -13,7 +13,6 @@ from pmc_jax.unlearning.losses import Targets, TokenLoss, token_mean
 from pmc_jax.unlearning.method import BaselineMethod
 
 
-# --8<-- [start:method]
 def uniform_cross_entropy(
     logits: Float[Array, "*positions vocab"], tokens: Int[Array, "*positions"]
 ) -> Float[Array, "*positions"]:
@@ -46,10 +45,6 @@ class MaximumEntropy(BaselineMethod):
         return self.strength * token_mean(forget)
 
 
-# --8<-- [end:method]
-
-
-# --8<-- [start:reward]
 def names_in(text: str) -> set[str]:
     """Words with a capital letter, a rough guess at names."""
     return {word.strip(".,;:!?'\"") for word in text.split() if word[:1].isupper()}
@@ -70,4 +65,3 @@ def most_forgotten_names(original: str, beginning: str) -> float:
 
 
 forgotten_names.bound = most_forgotten_names  # type: ignore[attr-defined]
-# --8<-- [end:reward]
