@@ -97,9 +97,9 @@ def test_one_function_draws_at_any_temperature(words_model, x64, quick_compilati
 
     apart = drawn(0.5, None)
     assert drawn(1.0, 0.5) == apart
-    compiled = sampler._decode_chunk._cache_size(), sampler._begin._cache_size()
+    compiled = sampler.decode_chunk._cache_size(), sampler.begin_decoding._cache_size()
     assert drawn(1.0, 1.3) != apart
-    assert (sampler._decode_chunk._cache_size(), sampler._begin._cache_size()) == compiled
+    assert (sampler.decode_chunk._cache_size(), sampler.begin_decoding._cache_size()) == compiled
 
 
 @pytest.mark.slow
