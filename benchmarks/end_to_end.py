@@ -32,15 +32,14 @@ from omegaconf import OmegaConf
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
-from pmc_jax import train
+from pmc_jax import api, train
 from pmc_jax.cli.config import Config, config_directory
 from pmc_jax.data import load_dataset
 from pmc_jax.data.batches import retain_draw
 from pmc_jax.evaluation import Respondent, quality
 from pmc_jax.model.language_model import describe, load_language_model, path_of
 from pmc_jax.runs.summary import step_seconds
-from pmc_jax.train import train_stage
-from pmc_jax.training.batch import updates_per_epoch, visited
+from pmc_jax.training.run import Trained, train_model
 
 ROOT = Path(__file__).parent.parent
 DEMO = ["experiment=demo"]
@@ -138,13 +137,12 @@ def theirs(overrides: list[str], directory: Path) -> dict[str, Any]:
         ],
         lr=adam.learning_rate, betas=(adam.beta1, adam.beta2), eps=adam.epsilon,
     )  # fmt: skip
-    per_epoch = updates_per_epoch(count, training)
-    steps = training.epochs * per_epoch
-    warmup = round(adam.warmup_epochs * per_epoch)
+    steps = training.total_updates(count)
+    warmup = round(adam.warmup_epochs * training.epoch_length(count))
     schedule = get_linear_schedule_with_warmup(optimizer, warmup, steps)
     for step in range(steps):
         clock = [time.perf_counter()]
-        questions = visited(cfg.seed, step, count, training)
+        questions = training.visited(cfg.seed, step, count)
         wanted = [i for i in questions if i not in best or best[i][0] > 0]
         rows = respond(
             wanted, do_sample=True, temperature=method.temperature, top_k=method.top_k,
@@ -184,18 +182,18 @@ def ours(overrides: list[str], directory: Path) -> dict[str, Any]:
     place = [f"runs_dir={directory.parent}", f"name={directory.name}", "overwrite=true"]
     found: dict[str, Any] = {}
 
-    def timed(*arguments: Any) -> Any:
+    def timed(*arguments: Any, **options: Any) -> Trained:
         started = time.perf_counter()
-        params, steps, parts = train_stage(*arguments)
+        trained = train_model(*arguments, **options)
         found["seconds"] = time.perf_counter() - started
-        found["parts"] = {**parts, **step_seconds(steps)}
+        found["parts"] = {**trained.seconds, **step_seconds(trained.lines)}
         for key in ("questions_sampled", "tokens_sampled"):
-            found[key] = sum(step[key] for step in steps)
-        return params, steps, parts
+            found[key] = sum(line[key] for line in trained.lines)
+        return trained
 
     command = ["train", *overrides, *place, "evaluation.attack_samples=0"]
     with (
-        mock.patch.object(train, "train_stage", timed),
+        mock.patch.object(api, "train_model", timed),
         mock.patch.object(sys, "argv", command),
         contextlib.redirect_stdout(sys.stderr),
     ):

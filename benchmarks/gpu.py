@@ -35,14 +35,16 @@ from operations import CONTAINERS, KINDS, OTHER, events, kind_of, kinds_of
 
 from convert.families import family_of
 from pmc_jax.cli.config import config_directory
+from pmc_jax.data.packing import divided
 from pmc_jax.decoding.sampler import Sampling, begin_decoding, decode_chunk, prefill_prompts
 from pmc_jax.model import ModelConfig, decoding_params, init_params, param_count
 from pmc_jax.model.specs import Params
 from pmc_jax.runtime.compilation import keep_compiled
+from pmc_jax.training.batch import pack_batch
 from pmc_jax.training.optimizer import Optimizer, make_optimizer
-from pmc_jax.training.packing import divided, packed, row_width
 from pmc_jax.training.step import init_state, make_train_step
-from pmc_jax.unlearning import LossRows
+from pmc_jax.unlearning.method import Example
+from pmc_jax.unlearning.pmc import PMC
 
 MODELS = ("llama3_2_3b", "llama3_2_1b", "phi_1_5", "llama3_1_8b")
 TRAINED = ("llama3_2_3b", "llama3_2_1b", "phi_1_5", "tiny")
@@ -213,15 +215,20 @@ def train(
     state = init_state(init_params(jax.random.key(0), cfg, jnp.float32), optimizer)
     drawn = np.random.default_rng(0).normal(TOKENS, TOKENS / 5, 2 * questions * parts)
     lengths = np.clip(drawn, TOKENS / 2, MAX_LENGTH).astype(int).tolist()
-    pairs = [([1] * (length // 2), [1] * (length - length // 2)) for length in lengths]
-    rows = packed(divided(pairs, parts, 2 * questions), row_width(lengths, MAX_LENGTH))
-    real = int((rows.segments > 0).sum())
-    batch = jax.tree.map(jnp.asarray, LossRows(*rows, retain=rows.segments > questions))
-    step = make_train_step(optimizer, cfg, 1.25, dtype="bfloat16", remat=remat)
+    pairs = [Example([1] * (length // 2), [1] * (length - length // 2)) for length in lengths]
+    divisions = divided(pairs, parts, 2 * questions)
+    batch, real = pack_batch(
+        {
+            "forget": [pair for own in divisions for pair in own[:questions]],
+            "retain": [pair for own in divisions for pair in own[questions:]],
+        },
+        (questions, 0, questions), accumulation=parts, max_length=MAX_LENGTH, dtype="float32",
+    )  # fmt: skip
+    step = make_train_step(optimizer, PMC(), cfg, dtype="bfloat16", remat=remat)
 
     def run() -> Any:
         nonlocal state
-        state, losses, _ = step(state, batch)
+        state, losses, _ = step(state, batch, 1.25, {})
         return losses.loss
 
     spent = seconds(run)
@@ -229,8 +236,8 @@ def train(
     flops = (6 * param_count(cfg) + attention) * real
     statistics = jax.devices()[0].memory_stats() or {}
     return {
-        "rows": list(rows.tokens.shape),
-        "share_padding": 1 - real / rows.tokens.size,
+        "rows": list(batch.tokens.shape),
+        "share_padding": 1 - real / batch.tokens.size,
         "step_seconds": spent,
         "tokens_per_second": real / spent,
         "utilisation": flops / spent / found["flops"],

@@ -36,24 +36,17 @@ from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from convert.load import load_checkpoint
+from pmc_jax.api import load_model
 from pmc_jax.data import DataConfig, load_dataset
-from pmc_jax.data.encode import encode
-from pmc_jax.data.prompts import PromptConfig
 from pmc_jax.decoding import Decoding, Sampling, generate
 from pmc_jax.model import ModelConfig, decoding_params, param_count
-from pmc_jax.model.language_model import ModelSource, load_language_model, path_of
-from pmc_jax.runs.checkpoints import RunState
-from pmc_jax.training.batch import BatchConfig
-from pmc_jax.training.pmc_run import PMCRun, UnlearningTask
-from pmc_jax.training.responses import (
-    greedy_originals,
-    remember_best,
-    sample_responses,
-    whole_responses,
-)
-from pmc_jax.training.step import TrainState
-from pmc_jax.unlearning import empty_memory
-from pmc_jax.unlearning.config import PMCConfig
+from pmc_jax.model.specs import Params
+from pmc_jax.training.run import prepare_inputs
+from pmc_jax.unlearning.method import Run
+from pmc_jax.unlearning.pmc import PMC, ResponseMemory
+from pmc_jax.unlearning.pmc.sampling import sample_responses
+from pmc_jax.unlearning.pmc.step import remember_best, score_samples
+from pmc_jax.unlearning.schedule import Training
 
 MODELS = {
     "1M-4k": {"hidden_size": 128, "num_hidden_layers": 4, "vocab_size": 4096},
@@ -66,9 +59,6 @@ PROMPTS, PROMPT_TOKENS, SAMPLES, TOKENS = 16, 24, 10, 32
 TEMPERATURE, TOP_K, TOP_P = 0.9, 50, 0.95
 QUESTIONS, STEP_SAMPLES, ANSWER_TOKENS = 16, 20, 40
 PRODUCT_SIZE, COPIED_FLOATS = 2048, 1 << 27
-DEMO_PROMPT = PromptConfig(
-    template="plain", question="Question: {question}\nAnswer:", answer=" {answer}"
-)
 
 
 def shape_of(name: str) -> ModelConfig:
@@ -217,43 +207,34 @@ def raw(name: str, repetitions: int, found: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def demo_run(samples: int, batch: BatchConfig) -> tuple[PMCRun, Any]:
+def demo_run(samples: int, training: Training) -> tuple[Run[PMC], Params]:
     """PMC on the bundled model and world, before its first step; and the weights."""
-    model = load_language_model(ModelSource(), DEMO_PROMPT)
-    params = model.params
+    model = load_model()
     data = DataConfig(path="bundled", forget="forget10", retain="retain90", retain_rows=None)
-    dataset = load_dataset(data)
-    encoded = encode(dataset, model.template, batch.max_length, model.config.vocab_size)
-    pmc = PMCConfig(
+    pmc = PMC(
         samples=samples, temperature=TEMPERATURE, top_k=TOP_K, top_p=TOP_P,
         max_new_tokens=ANSWER_TOKENS, min_len=0,
     )  # fmt: skip
-    originals = greedy_originals(
-        params, encoded.forget, model=model.config, template=model.template, batch=batch,
-        max_new_tokens=ANSWER_TOKENS,
-    )  # fmt: skip
-    run = PMCRun(
-        task=UnlearningTask(encoded.forget, originals, encoded.retain), model=model.config,
-        template=model.template, pmc=pmc, batch=batch, key=jax.random.key(0), seed=0,
-        train_step=lambda state, rows: (state, None, None),
-    )  # fmt: skip
-    return run, params
+    inputs = prepare_inputs(model, load_dataset(data), pmc, training, seed=0)
+    prepared = pmc.prepare(inputs.task, inputs.examples, model.params)
+    return Run(pmc, inputs.task, inputs.examples, prepared), model.params
 
 
-def selected(run: PMCRun, state: RunState, questions: Sequence[int], step: int) -> None:
+def selected(
+    run: Run[PMC], memory: ResponseMemory, params: Params, questions: Sequence[int], step: int
+) -> None:
     """One step's selected responses, our way."""
-    responses = sample_responses(run, state, step, questions)
-    whole = whole_responses(run, questions, responses)
-    remember_best(run, state.memory, step, questions, responses, whole)
+    samples = sample_responses(run, memory, params, step, questions)
+    scores, _ = score_samples(run, questions, samples)
+    remember_best(run, memory, step, questions, samples, scores)
 
 
 def step_comparison(repetitions: int) -> dict[str, Any]:
     """Seconds to the selected responses of one optimizer step, by how the work is done."""
-    batch = BatchConfig(batch_size=QUESTIONS, max_length=96)
-    run, params = demo_run(STEP_SAMPLES, batch)
+    training = Training(batch_size=QUESTIONS, max_length=96)
+    run, params = demo_run(STEP_SAMPLES, training)
     questions = list(range(QUESTIONS))
-    memory = empty_memory(len(run.task.prompts), batch.max_length)
-    state = RunState(TrainState(params, (), jnp.zeros((), jnp.int32)), memory)
+    memory = run.method.initial_state(run.task)
     variants = {
         "pmc_jax, nothing saved": {
             "prune": False,
@@ -266,11 +247,14 @@ def step_comparison(repetitions: int) -> dict[str, Any]:
     }
     works: dict[str, Callable[[int], Any]] = {}
     for name, changes in variants.items():
-        changed = dataclasses.replace(run, batch=dataclasses.replace(batch, **changes))
-        works[name] = lambda step, changed=changed: selected(changed, state, questions, step)
+        task = dataclasses.replace(run.task, training=dataclasses.replace(training, **changes))
+        changed = dataclasses.replace(run, task=task)
+        works[name] = lambda step, changed=changed: selected(
+            changed, memory, params, questions, step
+        )
 
-    model = AutoModelForCausalLM.from_pretrained(path_of(ModelSource())).eval()
-    tokenizer, template = run.template.tokenizer, run.template
+    model = AutoModelForCausalLM.from_pretrained(run.task.model.directory).eval()
+    template, originals = run.task.model.template, run.prepared["originals"]
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     prompts = [run.task.prompts[i] for i in questions]
     width = max(map(len, prompts))
@@ -285,11 +269,11 @@ def step_comparison(repetitions: int) -> dict[str, Any]:
             top_p=TOP_P, num_return_sequences=STEP_SAMPLES, max_new_tokens=ANSWER_TOKENS,
             eos_token_id=list(template.stop_ids), pad_token_id=template.end_id,
         )  # fmt: skip
-        texts = tokenizer.batch_decode(rows[:, width:], skip_special_tokens=True)
+        texts = template.tokenizer.batch_decode(rows[:, width:], skip_special_tokens=True)
         best = []
         for place, i in enumerate(questions):
             own = texts[place * STEP_SAMPLES : (place + 1) * STEP_SAMPLES]
-            scores = [scorer.score(run.task.originals[i], text)["rougeL"].recall for text in own]
+            scores = [scorer.score(originals[i], text)["rougeL"].recall for text in own]
             best.append(own[int(np.argmin(scores))])
         return best
 

@@ -28,30 +28,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pmc_jax.api import BUNDLED_PROMPT
 from pmc_jax.data import DataConfig, load_dataset
-from pmc_jax.data.encode import encode
-from pmc_jax.data.prompts import PromptConfig
 from pmc_jax.model.language_model import ModelSource, load_language_model
 from pmc_jax.model.specs import Params
-from pmc_jax.runs.checkpoints import RunState
-from pmc_jax.training.batch import BatchConfig, updates_per_epoch
-from pmc_jax.training.loop import build_rows, pmc_steps
+from pmc_jax.training.batch import step_batch
+from pmc_jax.training.loop import steps
 from pmc_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
-from pmc_jax.training.pmc_run import PMCRun, UnlearningTask
-from pmc_jax.training.responses import (
-    greedy_originals,
-    pruning,
-    remember_best,
-    sample_responses,
-    whole_responses,
-)
-from pmc_jax.training.step import TrainState, init_state, make_train_step
-from pmc_jax.unlearning import ResponseMemory, empty_memory
-from pmc_jax.unlearning.config import PMCConfig
+from pmc_jax.training.run import prepare_inputs
+from pmc_jax.training.step import RunState, TrainStep, init_state, make_train_step
+from pmc_jax.unlearning.method import Run
+from pmc_jax.unlearning.pmc import PMC, ResponseMemory
+from pmc_jax.unlearning.pmc.sampling import sample_responses
+from pmc_jax.unlearning.pmc.savings import pruning
+from pmc_jax.unlearning.pmc.step import remember_best, score_samples
+from pmc_jax.unlearning.schedule import Training
 
-PROMPT = PromptConfig(
-    template="plain", question="Question: {question}\nAnswer:", answer=" {answer}"
-)
 NOTHING = {"prune": False, "wave": 0, "compact": False, "grow_cache": False, "chunk": 1000}
 SAVINGS: dict[str, dict[str, Any]] = {
     "nothing": {},
@@ -70,59 +62,54 @@ class Setting:
 
     model: ModelSource
     data: DataConfig
-    pmc: PMCConfig
-    batch: BatchConfig
+    pmc: PMC
+    training: Training
     learning_rate: float
     questions: int
 
 
 def demo() -> Setting:
     """`configs/experiment/demo.yaml`, with the published number of samples."""
-    pmc = PMCConfig(
+    pmc = PMC(
         samples=20, temperature=1.0, max_new_tokens=40, min_len=4, retain_weight=1.0,
         retain_per_forget=2,
     )  # fmt: skip
     data = DataConfig(path="bundled", forget="forget10", retain="retain90", retain_rows=None)
-    batch = BatchConfig(epochs=14, batch_size=16, max_length=96, rows=512)
-    return Setting(ModelSource(), data, pmc, batch, 3e-4, 32)
+    training = Training(epochs=14, batch_size=16, max_length=96, rows=512)
+    return Setting(ModelSource(), data, pmc, training, 3e-4, 32)
 
 
 def tofu(directory: str, model: str, questions: int, epochs: int) -> Setting:
     """The published settings of Llama-3.2-3B but for the learning rate, on some questions."""
-    pmc = PMCConfig(
-        samples=20, temperature=0.9, top_k=50, top_p=0.95, min_len=0, retain_weight=1.25
-    )
+    pmc = PMC(samples=20, temperature=0.9, top_k=50, top_p=0.95, min_len=0, retain_weight=1.25)
     data = DataConfig(path=directory, forget="forget10", retain="retain90", retain_rows=None)
-    batch = BatchConfig(epochs=epochs, batch_size=8, accumulation=2, max_length=200, rows=320)
-    return Setting(ModelSource(path=model), data, pmc, batch, 3e-4, questions)
+    training = Training(epochs=epochs, batch_size=8, accumulation=2, max_length=200, rows=320)
+    return Setting(ModelSource(path=model), data, pmc, training, 3e-4, questions)
 
 
-def prepare(setting: Setting) -> tuple[PMCRun, Params]:
-    """The run before its first step, and the target model's weights."""
-    model = load_language_model(setting.model, PROMPT)
-    params = model.params
+def prepare(setting: Setting) -> tuple[Run[PMC], Params, TrainStep]:
+    """The run before its first step, the target model's weights, and the optimizer step."""
+    model = load_language_model(setting.model, BUNDLED_PROMPT)
     dataset = load_dataset(setting.data)
-    encoded = encode(dataset, model.template, setting.batch.max_length, model.config.vocab_size)
-    prompts = encoded.forget[: setting.questions]
-    originals = greedy_originals(
-        params, prompts, model=model.config, template=model.template, batch=setting.batch,
-        max_new_tokens=setting.pmc.max_new_tokens,
-    )  # fmt: skip
-    per_epoch = updates_per_epoch(len(prompts), setting.batch)
+    dataset = dataclasses.replace(dataset, forget=dataset.forget[: setting.questions])
+    pmc, training = setting.pmc, setting.training
+    inputs = prepare_inputs(model, dataset, pmc, training, seed=0)
+    prepared = pmc.prepare(inputs.task, inputs.examples, model.params)
+    run = Run(pmc, inputs.task, inputs.examples, prepared)
     cfg = Optimizer(learning_rate=setting.learning_rate)
-    schedule = make_schedule(cfg, setting.batch.epochs * per_epoch, per_epoch)
-    step = make_train_step(
-        make_optimizer(cfg, model.config, schedule),
-        model.config,
-        setting.pmc.retain_weight,
-        remat="dots",
+    per_epoch = training.epoch_length(inputs.examples.visited)
+    optimizer = make_optimizer(cfg, model.config, make_schedule(cfg, run.total, per_epoch))
+    return run, model.params, make_train_step(optimizer, pmc, model.config, remat="dots")
+
+
+def changed(run: Run[PMC], dtype: str = "float32", **training: Any) -> Run[PMC]:
+    """The same run with other training settings, computed in `dtype`."""
+    task = dataclasses.replace(
+        run.task,
+        model=dataclasses.replace(run.task.model, dtype=dtype),
+        training=dataclasses.replace(run.task.training, **training),
     )
-    run = PMCRun(
-        task=UnlearningTask(prompts, originals, encoded.retain), model=model.config,
-        template=model.template, pmc=setting.pmc, batch=setting.batch, key=jax.random.key(0),
-        seed=0, train_step=step,
-    )  # fmt: skip
-    return run, params
+    return dataclasses.replace(run, task=task)
 
 
 @contextlib.contextmanager
@@ -145,33 +132,37 @@ def host_seconds() -> Iterator[list[float]]:
         return prune and timed(prune)
 
     with (
-        patch("pmc_jax.training.responses.pruning", timed_pruning),
-        patch("pmc_jax.training.loop.remember_best", timed(remember_best)),
-        patch("pmc_jax.training.loop.build_rows", timed(build_rows)),
+        patch("pmc_jax.unlearning.pmc.savings.pruning", timed_pruning),
+        patch("pmc_jax.unlearning.pmc.step.score_samples", timed(score_samples)),
+        patch("pmc_jax.unlearning.pmc.step.remember_best", timed(remember_best)),
+        patch("pmc_jax.training.loop.step_batch", timed(step_batch)),
     ):
         yield spent
 
 
-def whole_run(run: PMCRun, params: Params, changes: dict[str, Any]) -> dict[str, Any]:
+def whole_run(
+    run: Run[PMC], params: Params, train_step: TrainStep, changes: dict[str, Any]
+) -> dict[str, Any]:
     """A run with some savings: tokens, remembered responses, and where the time went."""
-    run = dataclasses.replace(run, batch=dataclasses.replace(run.batch, **{**NOTHING, **changes}))
-    optimizer = make_optimizer(Optimizer(), run.model, lambda _: 0.0)
+    run = changed(run, **{**NOTHING, **changes})
+    optimizer = make_optimizer(Optimizer(), run.task.model.config, lambda _: 0.0)
     state = RunState(
-        init_state(jax.tree.map(jnp.copy, params), optimizer),
-        empty_memory(len(run.task.prompts), run.batch.max_length),
+        init_state(jax.tree.map(jnp.copy, params), optimizer), run.method.initial_state(run.task)
     )
     records = []
     with host_seconds() as host:
-        for state, record in pmc_steps(run, state):  # noqa: B007, B020
+        for state, record in steps(run, train_step, {}, state):  # noqa: B007, B020
             records.append(record)
     return {
-        "tokens": sum(record.tokens_sampled for record in records),
-        "estimated_saved": sum(record.tokens_saved for record in records),
-        "first_epoch": sum(r.tokens_sampled for r in records if r.epoch == 0),
-        "score": float(np.mean(state.memory.score)),
+        "tokens": sum(record.measures["tokens_sampled"] for record in records),
+        "estimated_saved": sum(record.measures["tokens_saved"] for record in records),
+        "first_epoch": sum(
+            n for n, record in zip(sampled, records, strict=True) if not record.epoch
+        ),
+        "score": float(np.mean(state.method.score)),
         "seconds": sum(record.seconds["total"] for record in records),
         "host_seconds": sum(host),
-        "memory": state.memory,
+        "memory": state.method,
     }
 
 
@@ -180,34 +171,31 @@ def same_responses(a: ResponseMemory, b: ResponseMemory) -> int:
     return int(((a.tokens == b.tokens).all(axis=1) & (a.length == b.length)).sum())
 
 
-def differences(run: PMCRun, params: Params, dtype: str) -> tuple[int, int]:
+def differences(run: Run[PMC], params: Params, dtype: str) -> tuple[int, int]:
     """Of all questions, sampled once with and without savings, how many remember another."""
     questions = list(range(len(run.task.prompts)))
     memories = []
     for changes in (SAVINGS["nothing"], SAVINGS["both, in smaller shapes"]):
-        batch = dataclasses.replace(run.batch, **{**NOTHING, **changes})
-        changed = dataclasses.replace(run, batch=batch, dtype=dtype)
-        memory = empty_memory(len(questions), batch.max_length)
-        state = RunState(TrainState(params, (), jnp.zeros((), jnp.int32)), memory)
-        size = batch.questions_per_step
+        now = changed(run, dtype, **{**NOTHING, **changes})
+        memory, size = now.method.initial_state(now.task), now.task.training.questions_per_step
         for first in range(0, len(questions), size):
             asked = questions[first : first + size]
-            responses = sample_responses(changed, state, 0, asked)
-            whole = whole_responses(changed, asked, responses)
-            memory = remember_best(changed, memory, 0, asked, responses, whole)
+            samples = sample_responses(now, memory, params, 0, asked)
+            scores, _ = score_samples(now, asked, samples)
+            memory = remember_best(now, memory, 0, asked, samples, scores)
         memories.append(memory)
     return len(questions) - same_responses(*memories), len(questions)
 
 
 def measure(name: str, setting: Setting) -> dict[str, Any]:
     """All of one setting, printed as it is found."""
-    run, params = prepare(setting)
+    run, params, train_step = prepare(setting)
     print(f"\n{name}: {len(run.task.prompts)} questions, n = {setting.pmc.samples}")
     print(f"{'saving':<26}{'tokens':>10}{'of all':>8}{'same':>8}{'score':>7}{'host':>7}")
     rows: dict[str, Any] = {}
     first: ResponseMemory | None = None
     for saving, changes in SAVINGS.items():
-        row = whole_run(run, params, changes)
+        row = whole_run(run, params, train_step, changes)
         memory = row.pop("memory")
         first = first or memory
         row["same_responses"] = same_responses(memory, first)
