@@ -16,9 +16,9 @@ from convert.export import export_checkpoint
 from convert.load import load_checkpoint
 from pmc_jax.cli.config import Config, settings_of
 from pmc_jax.cli.entry_point import entry_point
-from pmc_jax.evaluation import Respondent, quality, questions_asked, sample_rows
+from pmc_jax.evaluation import quality, questions_asked, sample_rows
 from pmc_jax.method_steps import alternative_rows, fixed_before, steps_of_baseline, steps_of_pmc
-from pmc_jax.model import decoding_params, on_mesh, param_count
+from pmc_jax.model import on_mesh, param_count
 from pmc_jax.model.language_model import weights_dtype
 from pmc_jax.model.specs import Params
 from pmc_jax.reporting import format_examples, format_table, write_report
@@ -55,17 +55,14 @@ def evaluate_stage(
     if stored is not None:
         return stored
     started = time.perf_counter()
-    respondent = Respondent(
-        decoding_params(params, inputs.model.config, cfg.model.dtype),
-        inputs.model.config,
-        inputs.model.template,
-        cfg.training.max_length,
-        cfg.model.dtype,
-    )
+    model = inputs.model.with_params(params).for_decoding()
     sets = inputs.dataset.evaluation
     with token_stage(name, questions_asked(sets, cfg.evaluation)) as on_batch:
         key = jax.random.fold_in(jax.random.key(cfg.seed), 1)
-        result = quality(respondent, sets, cfg.evaluation, key, on_batch)
+        result = quality(
+            model, sets, cfg.evaluation, key,
+            max_length=cfg.training.max_length, on_batch=on_batch,
+        )  # fmt: skip
     result["seconds"] = time.perf_counter() - started
     write_json(path, result)
     return result
@@ -207,6 +204,7 @@ def write_run(
         after["measures"],
         steps,
         parts,
+        {"name": cfg.method.name},
     )
     write_json(directory / SUMMARY, summary)
 
