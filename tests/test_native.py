@@ -15,6 +15,7 @@ import pytest
 from conftest import random_params
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
+from pmc_jax.training.packing import packed
 from test_decoding_layout import (
     CFG,
     attended,
@@ -32,7 +33,6 @@ from pmc_jax.model.kernels.cpu_causal import causal_attention_cpu
 from pmc_jax.model.kernels.cpu_decode import write_and_attend_cpu
 from pmc_jax.model.kernels.dispatch import current_target
 from pmc_jax.model.kernels.native import compiled, compiler
-from pmc_jax.training.packing import packed
 from pmc_jax.training.step import accumulated_gradients, pmc_objective
 from pmc_jax.unlearning import LossRows
 
