@@ -1,18 +1,19 @@
-"""What to say about a configuration key that there is not."""
+"""Error messages for configuration keys that are unknown or missing."""
 
 import dataclasses
 import difflib
 from collections.abc import Sequence
 
-from pmc_jax.runs.nested import flatten
-from pmc_jax.unlearning.config import METHODS
+from pmc_jax.cli.config import METHODS
+from pmc_jax.settings import descriptions, flat
 
-ALIKE = 0.6  # of difflib's ratio, from which on a mistyped key is worth a suggestion
+ALIKE = 0.6
+"""Least similarity, by difflib's ratio, of a key that is suggested for a mistyped one."""
 
 
 def unknown_key(key: str, schema: type, method: str | None) -> str:
     """The message for a key that is not in `schema` with this `method`."""
-    valid = list(flatten(schema()))
+    valid = list(flat(schema()))
     if method:
         valid = [name for name in valid if not name.startswith("method.")]
         valid += [f"method.{field.name}" for field in dataclasses.fields(METHODS[method])]
@@ -30,8 +31,16 @@ def unknown_key(key: str, schema: type, method: str | None) -> str:
     return f"unknown configuration key {key}; {hint}"
 
 
+def missing_key(key: str, schema: type) -> str:
+    """The message for a key of `schema` that has no default and no value."""
+    group, _, name = key.rpartition(".")
+    kind = type(getattr(schema(), group)) if group else schema
+    meaning = descriptions(kind).get(name, "").replace("`", "")
+    return f"{key} is missing; give {key}=… ({meaning.partition('. ')[0].rstrip('.')})"
+
+
 def nearest_key(key: str, valid: Sequence[str]) -> str | None:
-    """The key or group most like `key`, if their last words are alike; None if none is."""
+    """The key or group that is most like `key`, if their last words are alike; else None."""
     groups = dict.fromkeys(f"{name.partition('.')[0]}.…" for name in valid if "." in name)
 
     def alike(one: str, other: str) -> float:

@@ -19,6 +19,7 @@ from pmc_jax.evaluation.quality import (
 )
 from pmc_jax.evaluation.tofu import RetainLog
 from pmc_jax.model.specs import Params
+from pmc_jax.settings import bounded
 
 # Distinct random streams for the parts that sample.
 SAMPLING_STREAM, PREFILLING_STREAM, REWORDING_STREAM = 1, 2, 3
@@ -29,20 +30,21 @@ Relearn = Callable[[Sequence[Pair], Sequence[int]], Iterator[tuple[int, Params]]
 
 @dataclasses.dataclass(frozen=True)
 class AftermathConfig:
-    """What is done to a model before it is measured again.
+    """Robustness: the model is fine-tuned again, or quantised, and then measured once more.
 
     Attributes:
-        rows: forget rows, and as many benign ones, that it is fine-tuned on; never more than
-            half of the forget rows.
-        steps: after how many optimizer steps it is measured.
-        batch_size, learning_rate: of that fine-tuning.
-        bits: to how many bits its weights are rounded.
+        rows: forget examples to fine-tune on, and as many benign ones; at most half of the
+            forget set.
+        steps: optimizer steps after which the model is measured.
+        batch_size: examples per step.
+        learning_rate: learning rate of the fine-tuning.
+        bits: bit widths to quantise the weights to.
     """
 
-    rows: int = 8
+    rows: int = bounded(8, least=1)
     steps: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 4, 8, 16, 32])
-    batch_size: int = 8
-    learning_rate: float = 1e-4
+    batch_size: int = bounded(8, least=1)
+    learning_rate: float = bounded(1e-4, above=0)
     bits: list[int] = dataclasses.field(default_factory=lambda: [8, 4])
 
 

@@ -1,46 +1,44 @@
-"""How many questions a step holds and which, and how they are shared out."""
+"""How many questions an optimizer step holds, and which ones."""
 
 import dataclasses
 
 from pmc_jax.data.batches import epoch_order
 from pmc_jax.decoding import Decoding
+from pmc_jax.settings import bounded, one_of, switch
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchConfig:
-    """How many questions a step holds and how they are shared out.
+    """Epochs, batches, sequence lengths, and how samples are decoded.
 
     Attributes:
-        epochs: visits of every forget question.
+        epochs: how often every forget question is visited.
         batch_size: forget questions per micro-batch.
         accumulation: micro-batches per optimizer step.
         max_length: most tokens of prompt and response together.
-        gradient_dtype: what gradients and their sum over micro-batches are kept in; None: the
-            weights' dtype.
-        rows: most responses decoded at a time.
-        prune: a sample that can no longer be selected is not decoded any further.
-        wave: samples of a question decoded at a time; the next ones are left out once one
-            scores 0. 0: all at once.
-        chunk: most decode steps between two looks at what has finished or can be dropped.
-        compact: few samples go into a smaller shape, and those that are left move into one; of
-            many, as soon as they fit.
-        grow_cache: the cache grows with the samples; else it has its full length at once.
+        gradient_dtype: dtype of gradients and their sum; None: that of the weights.
+        rows: most responses decoded at once.
+        prune: stop a sample once it cannot be selected any more.
+        wave: samples per question in a wave; 0: all. The first sample that scores 0 ends it.
+        chunk: decode steps between checks for finished samples.
+        compact: move the last unfinished samples into smaller arrays.
+        grow_cache: let the KV cache grow with the samples.
 
-    From `prune` on they save work and change no result but through rounding; `prune` and
-    `wave` do nothing where selection is at a temperature.
+    The settings from `prune` on save work and change results by rounding only. `prune` and
+    `wave` have no effect if selection has a temperature.
     """
 
-    epochs: int = 10
-    batch_size: int = 8
-    accumulation: int = 1
-    max_length: int = 200
-    gradient_dtype: str | None = None
-    rows: int = 512
-    prune: bool = True
-    wave: int = 0
-    chunk: int = 8
-    compact: bool = True
-    grow_cache: bool = True
+    epochs: int = bounded(10, least=0)
+    batch_size: int = bounded(8, least=1)
+    accumulation: int = bounded(1, least=1)
+    max_length: int = bounded(200, least=2)
+    gradient_dtype: str | None = one_of(None, "float32", "bfloat16")
+    rows: int = bounded(512, least=1, needs="samples")
+    prune: bool = switch(True, needs="selection_temperature")
+    wave: int = bounded(0, least=0, needs="selection_temperature")
+    chunk: int = bounded(8, least=1, needs="selection_temperature")
+    compact: bool = switch(True, needs="selection_temperature")
+    grow_cache: bool = switch(True, needs="selection_temperature")
 
     @property
     def decoding(self) -> Decoding:

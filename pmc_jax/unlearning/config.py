@@ -3,25 +3,31 @@
 import dataclasses
 from typing import TypeGuard
 
+from pmc_jax.settings import bounded, free_text, one_of, path_to
+
 
 @dataclasses.dataclass(frozen=True)
 class MethodConfig:
-    """What every method has: `name`, by which `METHODS` finds its type."""
+    """What every method has.
+
+    Attributes:
+        name: the name by which `METHODS` finds the type.
+    """
 
     name: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class RetainingConfig(MethodConfig):
-    """A method that holds the rest in place by a retain loss.
+    """A method with a retain loss. With λ = 0, methods other than PMC draw no retain pairs.
 
     Attributes:
-        retain_weight: λ; a method other than PMC whose λ is 0 has no retain pairs in its steps.
-        retain_per_forget: retain pairs in a step for each forget question.
+        retain_weight: λ, the weight of the retain loss.
+        retain_per_forget: retain pairs per forget question in a step.
     """
 
-    retain_weight: float = 1.0
-    retain_per_forget: int = 1
+    retain_weight: float = bounded(1.0, least=0)
+    retain_per_forget: int = bounded(1, least=0)
 
 
 def has_retain_term(method: MethodConfig) -> TypeGuard[RetainingConfig]:
@@ -31,37 +37,37 @@ def has_retain_term(method: MethodConfig) -> TypeGuard[RetainingConfig]:
 
 @dataclasses.dataclass(frozen=True)
 class PMCConfig(RetainingConfig):
-    """What to sample, how to select, and how much retain data holds the rest in place.
+    """Partial Model Collapse: training on the model's own best samples.
 
     Attributes:
-        samples: n, responses drawn per question and visit.
-        temperature, top_k, top_p: how they are drawn (temperature, then top-k, then
-            top-p; 0 and 1 switch the filters off).
-        max_new_tokens: longest response; None leaves it to `max_length`.
-        selection_temperature: τ of Bradley–Terry selection; 0 takes the best sample.
-        min_len: responses of fewer words are penalised by exp(-words); 0 is off.
-        reject_wordless: a response without any [a-z0-9] word never counts as best.
+        samples: n, responses sampled per question and visit.
+        temperature: sampling temperature.
+        top_k: sample from the k most likely tokens; 0 is off.
+        top_p: sample from the most likely tokens of this total probability, after top_k; 1 is
+            off.
+        max_new_tokens: longest response in tokens; None: what `max_length` leaves.
+        selection_temperature: τ of Bradley–Terry selection; 0 selects the best sample.
+        min_len: penalise responses with fewer words by exp(-words); 0 is off.
+        reject_wordless: never select a response without any [a-z0-9] word.
+        final_temperature: temperature at the last step; None: no change.
+        final_retain_weight: λ at the last step; None: no change.
+        keep_sampling: sample a question again after a response with score 0.
 
-    What follows is not in the paper, whose algorithm has all of it off:
-
-    Attributes:
-        final_temperature, final_retain_weight: where `temperature` and λ have come to at the last
-            step, linearly from the first; None: they stay as they are.
-        keep_sampling: a question is sampled at every visit, and trained on its newest response
-            of the least score, rather than on the first one that scored 0 to the end.
+    The last three are not in the paper. The two final values are reached linearly. With
+    `keep_sampling`, a question is trained on the newest of its best responses.
     """
 
     name: str = "pmc"
-    samples: int = 5
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    max_new_tokens: int | None = None
-    selection_temperature: float = 0.0
-    min_len: int = 2
+    samples: int = bounded(5, least=1)
+    temperature: float = bounded(1.0, least=0)
+    top_k: int = bounded(0, least=0)
+    top_p: float = bounded(1.0, above=0, most=1)
+    max_new_tokens: int | None = bounded(None, least=1)
+    selection_temperature: float = bounded(0.0, least=0)
+    min_len: int = bounded(2, least=0)
     reject_wordless: bool = True
-    final_temperature: float | None = None
-    final_retain_weight: float | None = None
+    final_temperature: float | None = bounded(None, above=0)
+    final_retain_weight: float | None = bounded(None, least=0)
     keep_sampling: bool = False
 
 
@@ -70,11 +76,11 @@ class BaselineConfig(RetainingConfig):
     """A method other than PMC that has a retain term.
 
     Attributes:
-        retain_loss: "nll": of the retain answers, as PMC has it; "kl": the divergence from the
-            target model at their tokens.
+        retain_loss: "nll": of the retain answers, as in PMC; "kl": divergence from the target
+            model on them.
     """
 
-    retain_loss: str = "nll"
+    retain_loss: str = one_of("nll", "nll", "kl")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +88,11 @@ class FineTuneConfig(MethodConfig):
     """Ordinary fine-tuning, which makes target models and retrained ones.
 
     Attributes:
-        pairs: "all" trains on forget and retain pairs alike, "retain" or "forget" on these.
+        pairs: which question-answer pairs to train on.
     """
 
     name: str = "finetune"
-    pairs: str = "all"
+    pairs: str = one_of("all", "all", "retain", "forget")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,28 +114,37 @@ class IDKConfig(BaselineConfig):
     """Training on refusals.
 
     Attributes:
-        refusals: a text file with one refusal a line; None: the data set's
-            `idontknow.jsonl`, or else "I don't know.".
+        refusals: text file, one refusal a line; None: idontknow.jsonl of the data if it
+            exists, or else "I don't know.".
     """
 
     name: str = "idk"
-    refusals: str | None = None
+    refusals: str | None = path_to(None)
 
 
 @dataclasses.dataclass(frozen=True)
 class NPOConfig(BaselineConfig):
-    """Negative preference optimisation at inverse temperature β."""
+    """Negative preference optimisation.
+
+    Attributes:
+        beta: β, the inverse temperature.
+    """
 
     name: str = "npo"
-    beta: float = 0.1
+    beta: float = bounded(0.1, above=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class SimNPOConfig(BaselineConfig):
-    """NPO without a reference model, per token, with margin γ (multiplied by β)."""
+    """NPO per token, without a reference model.
+
+    Attributes:
+        beta: β, the inverse temperature.
+        gamma: γ, the margin; β multiplies it.
+    """
 
     name: str = "simnpo"
-    beta: float = 4.5
+    beta: float = bounded(4.5, above=0)
     gamma: float = 0.0
 
 
@@ -138,12 +153,14 @@ class DPOConfig(BaselineConfig):
     """Direct preference optimisation of refusals over the forget answers.
 
     Attributes:
-        refusals: as in `IDKConfig`.
+        beta: β, the inverse temperature.
+        refusals: text file, one refusal a line; None: idontknow.jsonl of the data if it
+            exists, or else "I don't know.".
     """
 
     name: str = "dpo"
-    beta: float = 0.1
-    refusals: str | None = None
+    beta: float = bounded(0.1, above=0)
+    refusals: str | None = path_to(None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,23 +168,26 @@ class AltPOConfig(BaselineConfig):
     """DPO of alternative answers over the forget answers; alternatives take turns by epoch.
 
     Attributes:
-        alternatives: a JSON-lines file of alternatives; None: sampled from the target model.
-        samples: responses drawn for each question.
+        beta: β, the inverse temperature.
+        alternatives: JSONL file with alternatives; None: sample them from the target model.
+        samples: responses sampled per question.
         kept: how many of them become alternatives: those least like the answer.
-        temperature, max_new_tokens: how they are drawn, as in `PMCConfig`.
-        prompt: "instruct" asks by `instruction`, "question" asks the question itself, "auto"
-            is "instruct" where the prompts are a chat template's.
+        temperature: sampling temperature.
+        max_new_tokens: longest alternative in tokens; None: what `max_length` leaves.
+        prompt: "instruct": ask with `instruction`; "question": ask the question alone; "auto":
+            instruct with a chat template.
+        instruction: what the model is told to do.
     """
 
     name: str = "altpo"
-    beta: float = 0.1
-    alternatives: str | None = None
-    samples: int = 20
-    kept: int = 5
-    temperature: float = 1.0
-    max_new_tokens: int | None = None
-    prompt: str = "auto"
-    instruction: str = (
+    beta: float = bounded(0.1, above=0)
+    alternatives: str | None = path_to(None)
+    samples: int = bounded(20, least=1)
+    kept: int = bounded(5, least=1)
+    temperature: float = bounded(1.0, least=0)
+    max_new_tokens: int | None = bounded(None, least=1)
+    prompt: str = one_of("auto", "auto", "instruct", "question")
+    instruction: str = free_text(
         "Invent another answer to this question. It must sound plausible, fit everything that "
         "the question says, and replace every fact of the answer above by a different one. "
         "Give only the new answer."
@@ -183,20 +203,29 @@ class RetainOnlyConfig(BaselineConfig):
 
 @dataclasses.dataclass(frozen=True)
 class WGAConfig(BaselineConfig):
-    """Gradient ascent on tokens weighted by their probability to the power of `alpha`."""
+    """Gradient ascent weighted by each token's probability.
+
+    Attributes:
+        alpha: exponent of the probability.
+    """
 
     name: str = "wga"
-    alpha: float = 1.0
+    alpha: float = bounded(1.0, least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class SatImpConfig(BaselineConfig):
-    """Gradient ascent on tokens weighted by saturation (β₁) and importance (β₂)."""
+    """Gradient ascent weighted by saturation and importance of each token.
+
+    Attributes:
+        beta1: β₁, exponent of saturation (the token's probability).
+        beta2: β₂, exponent of importance (one minus that).
+    """
 
     name: str = "satimp"
-    beta1: float = 5.0
-    beta2: float = 1.0
-    retain_weight: float = 10.0
+    beta1: float = bounded(5.0, least=0)
+    beta2: float = bounded(1.0, least=0)
+    retain_weight: float = bounded(10.0, least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,21 +233,25 @@ class CEUConfig(BaselineConfig):
     """Distillation to the model's own distribution without the true token (CE-U).
 
     Attributes:
-        skipped_tokens: so many first tokens of each answer carry no loss.
+        skipped_tokens: first tokens of each answer that carry no loss.
     """
 
     name: str = "ceu"
-    skipped_tokens: int = 1
-    retain_weight: float = 0.0
+    skipped_tokens: int = bounded(1, least=0)
+    retain_weight: float = bounded(0.0, least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class UNDIALConfig(BaselineConfig):
-    """Self-distillation from the target model whose logits of true tokens are lowered by β."""
+    """Self-distillation from the target model with lowered logits of the true tokens.
+
+    Attributes:
+        beta: β, by which the logits are lowered.
+    """
 
     name: str = "undial"
-    beta: float = 10.0
-    retain_weight: float = 0.0
+    beta: float = bounded(10.0, above=0)
+    retain_weight: float = bounded(0.0, least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,18 +259,20 @@ class RMUConfig(BaselineConfig):
     """Representation misdirection: activations at forget answers steered to a random vector.
 
     Attributes:
-        layer: whose output is steered, from 0; None: 7 of 32 layers, and as deep in others.
-        trained_layers: so many layers up to `layer` are updated, in their down-projections.
-        steering: c, the length of the vector.
-        retain_loss: "activations": their distance from the target model's; or as elsewhere.
+        layer: the layer whose output is steered, from 0; None: layer 7 of 32, and the same
+            depth in other models.
+        trained_layers: layers to update, the last one being `layer`; down-projections only.
+        steering: c, the length of the random vector.
+        retain_loss: "activations": their distance from the target model's; "nll" and "kl": as
+            in other methods.
     """
 
     name: str = "rmu"
-    layer: int | None = None
-    trained_layers: int = 3
-    steering: float = 6.5
-    retain_weight: float = 1200.0
-    retain_loss: str = "activations"
+    layer: int | None = bounded(None, least=0)
+    trained_layers: int = bounded(3, least=1)
+    steering: float = bounded(6.5, least=0)
+    retain_weight: float = bounded(1200.0, least=0)
+    retain_loss: str = one_of("activations", "activations", "nll", "kl")
 
 
 METHODS: dict[str, type[MethodConfig]] = {
