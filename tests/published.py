@@ -5,8 +5,6 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import torch
-from torch.nn import functional as F
-
 from pmc_jax.training.objectives import AnswerRows, MethodBatch
 from pmc_jax.unlearning.config import (
     AltPOConfig,
@@ -24,6 +22,7 @@ from pmc_jax.unlearning.config import (
     UNDIALConfig,
     WGAConfig,
 )
+from torch.nn import functional as F
 
 LAMBDA, BETA = 1.5, 0.3
 ROWS, TIME, VOCAB = 3, 12, 97

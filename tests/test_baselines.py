@@ -10,16 +10,16 @@ import pytest
 from conftest import random_llama, slow_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pmc_jax.training.objectives import AnswerRows, Frozen, method_objective
+from pmc_jax.unlearning.config import METHODS
 from published import CONFIGS, CONTROL, ROWS, is_updated, method_batch, published_loss
 from test_training import double_llama  # noqa: F401
 
 from convert.export import stored_tensors
 from convert.families import LLAMA
 from convert.load import load_checkpoint
-from pmc_jax.training.objectives import AnswerRows, Frozen, method_objective
 from pmc_jax.training.step import accumulated_gradients
 from pmc_jax.unlearning.baselines import Targets, dpo_loss, npo_loss, satimp_loss, simnpo_loss
-from pmc_jax.unlearning.config import METHODS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 # Whose terms the others share, or have in closed form in test_token_losses.

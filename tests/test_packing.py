@@ -9,12 +9,12 @@ import pytest
 from conftest import random_params, slow_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pmc_jax.training.objectives import AnswerRows, Frozen, MethodBatch, method_objective
+from pmc_jax.training.packing import PackedRows, divided, first_fit, packed, row_width
 from published import CONFIGS, CONTROL
 
 from pmc_jax.model import ModelConfig, RopeConfig, forward
 from pmc_jax.model.buckets import bucket_rows
-from pmc_jax.training.objectives import AnswerRows, Frozen, MethodBatch, method_objective
-from pmc_jax.training.packing import PackedRows, divided, first_fit, packed, row_width
 from pmc_jax.training.step import accumulated_gradients, pmc_objective, sequence_states
 from pmc_jax.unlearning import LossRows
 

@@ -4,10 +4,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
-from pmc_jax.errors import UserError
-from pmc_jax.model import ModelConfig
-from pmc_jax.training.optimizer import only_where
 from pmc_jax.unlearning.config import RMUConfig
 from pmc_jax.unlearning.rmu import (
     activation_distance,
@@ -15,6 +11,10 @@ from pmc_jax.unlearning.rmu import (
     is_trained,
     steered_layer,
 )
+
+from pmc_jax.errors import UserError
+from pmc_jax.model import ModelConfig
+from pmc_jax.training.optimizer import only_where
 
 
 def model(layers: int) -> ModelConfig:
