@@ -34,7 +34,7 @@ def help_page(name: str, schema: type, composed: Settings, choices: Mapping[str,
     if command.groups:
         parts.append(list(group_lines(command, choices)))
         parts.append(list(note_on_values(name, command, choices)))
-    parts += sections(command, schema, composed)
+    parts += sections(command, schema, composed, choices)
     parts.append(list(option_lines(command)))
     return "\n\n".join("\n".join(part) for part in parts)
 
@@ -57,7 +57,9 @@ def note_on_values(name: str, command: Command, choices: Mapping[str, str]) -> I
     yield f"  {called(name)} --help {others}"
 
 
-def sections(command: Command, schema: type, composed: Settings) -> Iterator[list[str]]:
+def sections(
+    command: Command, schema: type, composed: Settings, choices: Mapping[str, str]
+) -> Iterator[list[str]]:
     """The settings that apply: those without a group, and then group by group."""
     fields = [field for field in dataclasses.fields(schema) if field.name not in command.unused]
     method = resolve(choices["method"]) if "method" in composed else None
