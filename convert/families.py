@@ -196,7 +196,7 @@ def phi_to_hf(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def gemma2_from_hf(config: HFConfig) -> ModelConfig:
-    """Sandwich norms with weights 1 + w, scaled embeddings, soft-caps; every second layer is local."""
+    """Sandwich norms with weights 1 + w, scaled embeddings, soft-caps, every other layer local."""
     if config.get("use_bidirectional_attention"):
         raise UserError("config.json: use_bidirectional_attention is set; expected null or false")
     sizes = sizes_from_hf(config, head_dim=256)
