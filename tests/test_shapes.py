@@ -1,4 +1,4 @@
-"""A run's shapes are those it names before the first step."""
+"""A run uses only the shapes that it lists before the first step."""
 
 import dataclasses
 from unittest import mock
