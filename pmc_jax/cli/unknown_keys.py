@@ -40,7 +40,10 @@ def missing_key(key: str, schema: type) -> str:
 
 
 def nearest_key(key: str, valid: Sequence[str]) -> str | None:
-    """The key or group that is most like `key`, if their last words are alike; else None."""
+    """The key or group most like `key`, if their last words are alike; None if none is.
+
+    A key that has the whole last word of `key` among its own comes first.
+    """
     groups = dict.fromkeys(f"{name.partition('.')[0]}.…" for name in valid if "." in name)
 
     def alike(one: str, other: str) -> float:
@@ -51,7 +54,11 @@ def nearest_key(key: str, valid: Sequence[str]) -> str | None:
         name for name in [*valid, *groups]
         if alike(word, name.removesuffix(".…").rpartition(".")[2]) >= ALIKE
     ]  # fmt: skip
-    return max(near, key=lambda name: alike(key, name.removesuffix(".…")), default=None)
+
+    def rank(name: str) -> tuple[bool, float]:
+        return word in name.rpartition(".")[2].split("_"), alike(key, name.removesuffix(".…"))
+
+    return max(near, key=rank, default=None)
 
 
 def keys_beside(key: str, valid: Sequence[str]) -> str:
