@@ -9,13 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import bpe_tokenizer
-from test_baseline_runs import data_of  # noqa: F401
-from test_train import CHAT_TEMPLATE
-
-from convert.load import load_checkpoint
-from pmc_jax.data.prompts import PromptConfig, make_template
-from pmc_jax.data.rows import ForgetPair
-from pmc_jax.errors import UserError
 from pmc_jax.training.alternatives import (
     PREFIX,
     alternative_prompt,
@@ -24,10 +17,17 @@ from pmc_jax.training.alternatives import (
     sample_alternatives,
 )
 from pmc_jax.training.baseline import BaselineRun, method_batch
-from pmc_jax.training.batch import BatchConfig
 from pmc_jax.training.objectives import Frozen
 from pmc_jax.training.targets import with_alternatives
 from pmc_jax.unlearning.config import AltPOConfig
+from test_baseline_runs import data_of  # noqa: F401
+from test_train import CHAT_TEMPLATE
+
+from convert.load import load_checkpoint
+from pmc_jax.data.prompts import PromptConfig, make_template
+from pmc_jax.data.rows import ForgetPair
+from pmc_jax.errors import UserError
+from pmc_jax.training.batch import BatchConfig
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

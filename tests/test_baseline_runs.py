@@ -13,19 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from omegaconf import OmegaConf
-from test_train import call, lines
-
-from convert.load import load_checkpoint
-from pmc_jax import method_steps, train
-from pmc_jax.cli.config import config_directory
-from pmc_jax.data.encode import encode
-from pmc_jax.data.load import load_dataset
-from pmc_jax.data.prompts import PromptConfig, make_template
-from pmc_jax.data.rows import DataConfig
-from pmc_jax.errors import UserError
-from pmc_jax.reporting.page import TRAINED
 from pmc_jax.training.objectives import frozen_params
-from pmc_jax.training.step import sequence_states
 from pmc_jax.training.targets import DEFAULT_REFUSAL, method_data
 from pmc_jax.training_inputs import load_inputs
 from pmc_jax.unlearning.config import (
@@ -39,6 +27,18 @@ from pmc_jax.unlearning.config import (
     PMCConfig,
     RetainOnlyConfig,
 )
+from test_train import call, lines
+
+from convert.load import load_checkpoint
+from pmc_jax import method_steps, train
+from pmc_jax.cli.config import config_directory
+from pmc_jax.data.encode import encode
+from pmc_jax.data.load import load_dataset
+from pmc_jax.data.prompts import PromptConfig, make_template
+from pmc_jax.data.rows import DataConfig
+from pmc_jax.errors import UserError
+from pmc_jax.reporting.page import TRAINED
+from pmc_jax.training.step import sequence_states
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
