@@ -6,7 +6,7 @@
 VENV ?= .venv
 # Workers for the tests. Other pytest options go in PYTEST_ADDOPTS.
 JOBS ?= 2
-# What `make demo` hands to the command, for instance ARGS="seed=1 name=demo-1".
+# Arguments of the command that `make demo` runs, for instance ARGS="seed=1 name=demo-1".
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -20,7 +20,7 @@ PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 else ifeq (,$(filter clean help lock,$(MAKECMDGOALS)))
 ifneq (,$(wildcard $(VENV)/.created))
 ifneq ($(shell "$(PYTHON)" $(version)),$(shell $(BIN)/python $(version)))
-$(error $(VENV) holds Python $(shell $(BIN)/python $(version)), not that of PYTHON=$(PYTHON): run "make clean" first or name another place with VENV=)
+$(error $(VENV) holds Python $(shell $(BIN)/python $(version)), not that of PYTHON=$(PYTHON): run "make clean" first, or choose another directory with VENV=)
 endif
 endif
 endif
@@ -30,7 +30,7 @@ LOCK := constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-all lint format lock clean
+.PHONY: help demo test test-slow test-all lint format docs lock clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,11 +52,14 @@ lint: $(VENV)/.installed-dev  ## check style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.installed-dev  ## mend style and formatting
+format: $(VENV)/.installed-dev  ## fix style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Each set of packages holds the one before it, so the larger stands for the smaller.
+docs: $(VENV)/.installed-docs  ## build the documentation into site/
+	PATH="$(abspath $(BIN)):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Of run, test and dev, each contains the one before it, so the larger also stands for the smaller.
 $(VENV)/.installed-run: $(VENV)/.created pyproject.toml $(LOCK)
 	$(call install,.)
 	@touch $@
@@ -68,6 +71,10 @@ $(VENV)/.installed-test: $(VENV)/.created pyproject.toml $(LOCK)
 $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml $(LOCK)
 	$(call install,.[dev])
 	@touch $(VENV)/.installed-run $(VENV)/.installed-test $@
+
+$(VENV)/.installed-docs: $(VENV)/.created pyproject.toml $(LOCK)
+	$(call install,.[docs])
+	@touch $@
 
 define install
 @echo "Installing $(1) into $(VENV): a minute or two, once."
@@ -88,14 +95,14 @@ $(VENV)/.created:
 	@"$(PYTHON)" -m venv "$(VENV)"
 	@touch $@
 
-lock:  ## resolve the newest working set afresh and pin it in constraints.txt
+lock:  ## resolve the newest versions and pin them in constraints.txt
 	@tools=$$(mktemp -d) && trap 'rm -rf "$$tools"' EXIT && \
 	"$(PYTHON)" -m venv "$$tools" && \
-	"$$tools/bin/pip" install --quiet --disable-pip-version-check '.[dev]' && \
+	"$$tools/bin/pip" install --quiet --disable-pip-version-check '.[dev,docs]' && \
 	{ sed -n '/^#/p' $(LOCK); "$$tools/bin/pip" freeze --exclude pmc_jax \
 		| sed -E '/^(nvidia|cuda|triton)/d; s/\+[a-z0-9.]+$$//' | sort -f; } > "$$tools/lock" && \
 	cp "$$tools/lock" $(LOCK) && echo "Wrote $(LOCK)."
 
 clean:  ## remove the environment and build products; runs/ stays
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

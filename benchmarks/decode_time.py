@@ -43,7 +43,7 @@ def profiled(name: str) -> dict[str, Any]:
     params = init_params(jax.random.key(0), cfg, jnp.float32)
     params = decoding_params(params, cfg, jnp.float32)
     prompts = np.random.default_rng(0).integers(2, cfg.vocab_size, (PROMPTS, PROMPT_TOKENS))
-    texts, compiled_chunk = [], sampler._decode_chunk
+    texts, compiled_chunk = [], sampler.decode_chunk
 
     def decode(repetition: int) -> float:
         started = time.perf_counter()
@@ -58,15 +58,15 @@ def profiled(name: str) -> dict[str, Any]:
         texts.append(compiled_chunk.lower(*args, **options).compile().as_text())
         return compiled_chunk(*args, **options)
 
-    sampler._decode_chunk = reading
+    sampler.decode_chunk = reading
     decode(0)
-    sampler._decode_chunk = compiled_chunk
+    sampler.decode_chunk = compiled_chunk
     decode(0)
     seconds = float(np.median([decode(repetition) for repetition in range(1, 6)]))
     with tempfile.TemporaryDirectory() as directory:
         with jax.profiler.trace(directory, create_perfetto_trace=True):
             decode(6)
-        rows = events(Path(directory), "jit__decode_chunk")
+        rows = events(Path(directory), "jit_decode_chunk")
     kinds, spent = kinds_of(texts[-1]), collections.Counter()
     for row in rows:
         operation = row["args"]["hlo_op"]

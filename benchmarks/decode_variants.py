@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from pmc_jax.decoding import Sampling, nucleus
+from pmc_jax.decoding import Sampling
 from pmc_jax.decoding.sampler import choose
 from pmc_jax.model import (
     ModelConfig,
@@ -37,15 +37,17 @@ from pmc_jax.model import (
     squeeze_single,
     unsqueeze_single,
 )
-from pmc_jax.model.attention import (
-    best_write_and_attend,
-    decode_attention,
-    write_and_attend,
+from pmc_jax.model.attention import decode_attention, write_and_attend
+from pmc_jax.model.kernels.dispatch import (
+    current_target,
+    decode_kernel,
+    top_k_kernel,
 )
 from pmc_jax.model.specs import Params
 
-# By its name, since the package has a function that is called so, too.
+# Imported by name, since each package has a function of the same name.
 forward = importlib.import_module("pmc_jax.model.forward")
+draw = importlib.import_module("pmc_jax.decoding.draw")
 
 PROMPT, SAMPLES, TOKENS = 24, 10, 32
 SAMPLING = Sampling(0.9, 50, 0.95)
@@ -120,40 +122,38 @@ def copied(implementation: str) -> Callable[..., Array]:
 
 def variants(device: str, vocab: int, dtype: Any) -> dict[str, dict[str, Any]]:
     """By name: how `decoded` differs from the library's loop, and what is patched to trace it."""
-    some = jnp.zeros((1, 1, 1, 64), dtype)
-    kernel = best_write_and_attend(some, some)
+    target = current_target(dtype)
+    kernel = decode_kernel(target, head_dim=64)
     attention = {"multiplied and summed": multiplied, "prompts copied": copied("xla")}
-    if kernel is not write_and_attend:
+    if kernel != "xla":
         attention["by XLA"] = decode_attention
     if device == "gpu":
         attention[CUDNN] = copied("cudnn")
-    without: list[tuple] = [(nucleus, "has_native", lambda _: False)]
+    without: list[tuple] = [(draw, "top_k_kernel", lambda _: "xla")]
     top_k: dict[str, list[tuple]] = {
-        "all rows at once": [*without, (nucleus, "TOP_K_PARTS", 1)],
-        "bisection": [(nucleus, "SMALL_TOP_K", 0)],
+        "all rows at once": [*without, (draw, "TOP_K_PARTS", 1)],
+        "bisection": [(draw, "SMALL_TOP_K", 0)],
     }
-    if nucleus.has_native(dtype):
+    if top_k_kernel(target) == "native":
         top_k["by XLA"] = without
-    if vocab < nucleus.LARGE_VOCABULARY:
-        top_k["by blocks"] = [*without, (nucleus, "LARGE_VOCABULARY", 0)]
+    if vocab < draw.LARGE_VOCABULARY:
+        top_k["by blocks"] = [*without, (draw, "LARGE_VOCABULARY", 0)]
     else:
-        top_k["at once"] = [*without, (nucleus, "LARGE_VOCABULARY", vocab + 1)]
+        top_k["at once"] = [*without, (draw, "LARGE_VOCABULARY", vocab + 1)]
     settings: dict[str, list[tuple]] = {}
-    if kernel.__name__ == "write_and_attend_kernel":
-        decode_kernel = importlib.import_module("pmc_jax.model.decode_kernel")
+    if kernel == "triton":
+        gpu_decode = importlib.import_module("pmc_jax.model.kernels.gpu_decode")
         settings = {
             "kernel: twice the keys at a time": [
-                (decode_kernel, "KEYS", 2 * decode_kernel.KEYS),
-                (decode_kernel, "WIDTH", 2 * decode_kernel.WIDTH),
+                (gpu_decode, "KEYS", 2 * gpu_decode.KEYS),
+                (gpu_decode, "BLOCK", 2 * gpu_decode.BLOCK),
             ],
-            "kernel: a program for each sample": [
-                (decode_kernel, "samples_together", lambda *_: 1)
-            ],
+            "kernel: a program for each sample": [(gpu_decode, "samples_together", lambda *_: 1)],
         }
     patched = {
         **settings,
         **{
-            f"attention: {name}": [(forward, "best_write_and_attend", attending(work))]
+            f"attention: {name}": [(forward, "write_and_attend_for", attending(work))]
             for name, work in attention.items()
         },
         **{f"top-k: {name}": patches for name, patches in top_k.items()},

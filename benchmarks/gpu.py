@@ -35,7 +35,7 @@ from operations import CONTAINERS, KINDS, OTHER, events, kind_of, kinds_of
 
 from convert.families import family_of
 from pmc_jax.cli.config import config_directory
-from pmc_jax.decoding.sampler import Sampling, _begin, _decode_chunk, _prefill
+from pmc_jax.decoding.sampler import Sampling, begin_decoding, decode_chunk, prefill_prompts
 from pmc_jax.model import ModelConfig, decoding_params, init_params, param_count
 from pmc_jax.model.specs import Params
 from pmc_jax.runtime.compilation import keep_compiled
@@ -141,7 +141,7 @@ class Steps:
     def __post_init__(self) -> None:
         prompts = -(-self.rows // SAMPLES)
         logits, prefix = self.prefill()
-        self.own, self.state = _begin(
+        self.own, self.state = begin_decoding(
             logits, prefix, jax.random.split(jax.random.key(0), (prompts, SAMPLES)),
             jnp.full(prompts, 10 * ROOM), jnp.arange(prompts),
             jnp.arange(prompts * SAMPLES).reshape(prompts, SAMPLES),
@@ -152,14 +152,14 @@ class Steps:
     def prefill(self) -> Any:
         """Logits and caches of the prompts."""
         tokens = jnp.ones((-(-self.rows // SAMPLES), PROMPT), jnp.int32)
-        return _prefill(self.params, tokens, tokens > 0, self.cfg, dtype="bfloat16")
+        return prefill_prompts(self.params, tokens, tokens > 0, self.cfg, dtype="bfloat16")
 
     def run(self, length: int = CHUNK) -> Any:
         """`CHUNK` steps, `length` of them between two looks of the host."""
         self.state = dataclasses.replace(self.state, step=jnp.int32(FIRST))
         for end in range(FIRST + length, FIRST + CHUNK + 1, length):
             limits = jnp.int32(end), jnp.int32(0)
-            self.state = _decode_chunk(self.params, self.own, self.state, *limits, **self.settings)
+            self.state = decode_chunk(self.params, self.own, self.state, *limits, **self.settings)
             jax.block_until_ready(self.state.done)
         return self.state.tokens
 
@@ -170,13 +170,13 @@ class Steps:
     def by_kind(self) -> dict[str, float]:
         """Seconds of a step by kind of operation, which may run side by side."""
         arguments = (self.params, self.own, self.state, jnp.int32(0), jnp.int32(0))
-        text = _decode_chunk.lower(*arguments, **self.settings).compile().as_text()
+        text = decode_chunk.lower(*arguments, **self.settings).compile().as_text()
         # A GPU's kernels are called as the operations are, but for the dots.
         kinds = {name.replace(".", "_"): kind for name, kind in kinds_of(text).items()}
         with tempfile.TemporaryDirectory() as directory:
             with jax.profiler.trace(directory, create_perfetto_trace=True):
                 jax.block_until_ready(self.run())
-            rows = events(Path(directory), "jit__decode_chunk")
+            rows = events(Path(directory), "jit_decode_chunk")
         spent: dict[str, float] = collections.Counter()
         for row in rows:
             operation = row["args"]["hlo_op"]

@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from pmc_jax.decoding import Decoding, Sampling, generate
-from pmc_jax.decoding.sampler import _prefill
+from pmc_jax.decoding.sampler import prefill_prompts
 from pmc_jax.model import ModelConfig, decoding_params, init_params
 from pmc_jax.model.specs import Params
 
@@ -66,7 +66,7 @@ def measure(params: Params, work: Work, repetitions: int) -> dict[str, float]:
 
     def prefill() -> Any:
         whole = jnp.ones(tokens.shape, bool)
-        return _prefill(params, jnp.asarray(tokens, jnp.int32), whole, CFG, dtype="float32")
+        return prefill_prompts(params, jnp.asarray(tokens, jnp.int32), whole, CFG, dtype="float32")
 
     def everything() -> Any:
         return generate(

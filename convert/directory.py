@@ -1,4 +1,4 @@
-"""Model directories: `config.json`, the files beside the weights, and making new ones whole."""
+"""Model directories: `config.json`, the files beside the weights, and atomic creation."""
 
 import json
 import os
@@ -32,11 +32,15 @@ SIDE_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
 )
-"""What goes along with the weights: tokenizer, chat templates, generation and image settings."""
+"""Files copied with the weights: tokenizer, chat templates, generation and image settings."""
 
 
 def read_config(directory: Path) -> tuple[dict[str, Any], Family, ModelConfig]:
-    """A directory's `config.json`, the family it names, and our configuration."""
+    """A directory's `config.json`, the family it names, and the model configuration.
+
+    Raises:
+        UserError: if the file cannot be read, or the model is not supported.
+    """
     path = directory / "config.json"
     config = read_object(path, expected="the configuration of a Hugging Face model")
     try:
@@ -47,7 +51,7 @@ def read_config(directory: Path) -> tuple[dict[str, Any], Family, ModelConfig]:
 
 
 def copy_files(source: Path, destination: Path, dtype: DTypeLike | None = None) -> None:
-    """Copy `config.json`, which names `dtype` if one is given, and the side files."""
+    """Copy `config.json` and the side files; a given `dtype` is written into `config.json`."""
     if dtype is None:
         shutil.copyfile(source / "config.json", destination / "config.json")
     else:
@@ -69,7 +73,7 @@ def write_object(path: Path, value: dict[str, Any]) -> None:
 
 @contextmanager
 def new_directory(destination: Path) -> Iterator[Path]:
-    """A directory that appears as `destination` only when the block has ended well.
+    """A new directory, which appears as `destination` only if the block succeeds.
 
     Raises:
         UserError: if `destination` exists.

@@ -1,4 +1,4 @@
-"""Parameters to Hugging Face directories."""
+"""From parameters to Hugging Face directories."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jaxtyping import DTypeLike
 
 from convert.directory import copy_files, new_directory, read_config, write_object
@@ -13,7 +14,6 @@ from convert.families import LLAMA, Family
 from convert.load import (
     OnTensor,
     find_tensors,
-    flatten_leaves,
     rows_of,
     stored_shape,
     tensor_names,
@@ -37,10 +37,10 @@ from pmc_jax.runtime.processes import from_first, is_first
 
 
 def dtype_name(dtype: DTypeLike) -> str:
-    """Safetensors' name of a dtype.
+    """The safetensors name of a dtype.
 
     Raises:
-        UserError: if weights are not written in it.
+        UserError: if it is no dtype for weights.
     """
     try:
         return NAMES[jnp.dtype(dtype)]
@@ -52,9 +52,10 @@ def dtype_name(dtype: DTypeLike) -> str:
 def stored_dtypes(
     directory: Path, family: Family, cfg: ModelConfig, dtype: DTypeLike | None = None
 ) -> dict[str, str]:
-    """Safetensors' dtype of each tensor of a Hugging Face directory or native checkpoint.
+    """The safetensors dtype of each tensor of a Hugging Face directory or native checkpoint.
 
-    With `dtype`, the same tensors all have that one.
+    Args:
+        dtype: the dtype of all tensors instead.
     """
     if is_native(directory):
         found = read_native(directory)[1]
@@ -79,7 +80,7 @@ def cast(value: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
 def plan_tensors(
     cfg: ModelConfig, family: Family, dtypes: Mapping[str, str]
 ) -> dict[Tensor, tuple[Row, int]]:
-    """Each tensor's row and layer, in the order of a file; `dtypes` has the dtype of each."""
+    """The row and layer of each tensor, in the order of a file; `dtypes` is by tensor name."""
     plan = {
         Tensor(name, stored_shape(row, specs), dtypes[name]): (row, layer)
         for row, specs in rows_of(family, cfg, dtypes)
@@ -91,13 +92,14 @@ def plan_tensors(
 def stored_tensors(
     params: Params, cfg: ModelConfig, family: Family, dtype: DTypeLike | Mapping[str, str]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Parameters (or gradients) as Hugging Face tensors by name, one after the other.
+    """Yield parameters (or gradients) as Hugging Face tensors with their names.
 
-    `dtype` is one for all, or safetensors' dtype of each.
+    Args:
+        dtype: one dtype for all tensors, or the safetensors dtype of each by its name.
     """
     if not isinstance(dtype, Mapping):
         dtype = dict.fromkeys(tensor_names(family, cfg), dtype_name(dtype))
-    found = flatten_leaves(params)
+    found = flatten_dict(params)
     for tensor, (row, layer) in plan_tensors(cfg, family, dtype).items():
         leaves = [found[leaf] for leaf in row.leaves]
         value = row.to_stored([to_host(leaf[layer] if row.stacked else leaf) for leaf in leaves])
@@ -115,9 +117,11 @@ def write_weights(
     file_bytes: int = FILE_BYTES,
     on_tensor: OnTensor = lambda done: None,
 ) -> None:
-    """Write the safetensors files; `dtypes` names the tensors with safetensors' dtypes.
+    """Write the safetensors files.
 
-    `untouched` tensors come along as they are.
+    Args:
+        dtypes: the safetensors dtype of each tensor by its name.
+        untouched: tensors to copy unchanged.
     """
     copied = {tensor.name: tensor for tensor in untouched}
     tensors = widest_first([*plan_tensors(cfg, family, dtypes), *untouched])
@@ -148,17 +152,21 @@ def export_checkpoint(
 ) -> None:
     """Write `params` as a Hugging Face directory like `source`, atomically.
 
-    Configuration, tokenizer, chat templates, generation config and, of a multimodal model,
-    the weights that are not the language model's come from `source`, a Hugging Face directory
-    or a native checkpoint. `dtype` None keeps the dtype that each tensor has there, so that a
-    round trip is exact. Of several processes, all must call this, and the first writes.
+    Configuration, tokenizer, chat templates and generation config are copied from `source`, and
+    so are the weights of a multimodal model that are not the language model's. In a run of
+    several processes all must call this; process 0 writes.
+
+    Args:
+        source: a Hugging Face directory or a native checkpoint.
+        dtype: the dtype of all weights; None: the dtype of each tensor in `source`, so that a
+            round trip is exact.
 
     Raises:
-        UserError: if `destination` exists, or `source` is another model.
+        UserError: if `destination` exists, or `source` is a different model.
     """
     _, family, source_cfg = read_config(source)
     if cfg != source_cfg:
-        raise UserError(f"{source}/config.json: describes another model than the parameters")
+        raise UserError(f"{source}/config.json: not the configuration of these parameters")
     dtypes = stored_dtypes(source, family, cfg, dtype)
     if is_first():
         with new_directory(destination) as directory:
@@ -170,8 +178,8 @@ def export_checkpoint(
             )  # fmt: skip
     else:
         for _ in stored_tensors(params, cfg, family, dtypes):
-            pass  # whose parts here go to process 0
-    from_first(lambda: None)  # it is written
+            pass  # sends this process's shards to process 0
+    from_first(lambda: None)  # wait until process 0 has written
 
 
 def write_checkpoint(
@@ -184,10 +192,10 @@ def write_checkpoint(
     config: Mapping[str, Any] | None = None,
     family: Family = LLAMA,
 ) -> None:
-    """Write a Hugging Face directory that has no source, for a model trained here.
+    """Write a Hugging Face directory for a model that was not loaded from one.
 
     Args:
-        tokenizer: a transformers tokenizer, to be saved along.
+        tokenizer: a transformers tokenizer to save with the weights.
         config: further keys of `config.json`, such as `max_position_embeddings`. The token
             ids among them also go to `generation_config.json`.
 

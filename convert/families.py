@@ -1,7 +1,7 @@
-"""Model families: how their configuration and their tensors map to ours.
+"""Model families: how a Hugging Face configuration and tensors map to this package's.
 
-A family is one table (its rows name a Hugging Face tensor and the leaf it becomes), and one
-pair of functions for `config.json`. A new family is one more of these.
+A family is a table, whose rows name a Hugging Face tensor and its parameter leaves, and two
+functions that convert `config.json` to a `ModelConfig` and back.
 """
 
 import dataclasses
@@ -29,15 +29,15 @@ from pmc_jax.model import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A table of tensors, and the configuration both ways.
+    """A table of tensors, and the conversion of the configuration.
 
     Attributes:
-        architecture, model_type: what `config.json` calls the family.
-        rows: the table; rows whose leaf a configuration lacks do not count.
-        from_hf, to_hf: `config.json` to our configuration, and back.
-        other_rows: the same table for checkpoints that name their tensors otherwise.
-        untouched: beginnings of tensors that are none of the language model's; an export
-            has them as they were.
+        architecture, model_type: the family's names in `config.json`.
+        rows: the table; rows for leaves that a configuration does not have are ignored.
+        from_hf, to_hf: `config.json` to a model configuration, and back.
+        other_rows: the same table for checkpoints with other tensor names.
+        untouched: prefixes of tensors that are not the language model's; an export copies
+            them unchanged.
     """
 
     architecture: str
@@ -49,7 +49,7 @@ class Family:
     untouched: tuple[str, ...] = ()
 
     def table(self, names: Iterable[str]) -> tuple[Row, ...]:
-        """The rows by which a checkpoint with tensors of these names is called."""
+        """The rows that match a checkpoint with tensors of these `names`."""
         embedding = row_of(self.other_rows, "embed")
         return self.other_rows if embedding and embedding.name in names else self.rows
 
@@ -60,14 +60,14 @@ def row_of(rows: Iterable[Row], leaf: str) -> Row | None:
 
 
 IGNORED = (".rotary_emb.inv_freq",)
-"""Endings of tensors that hold no weights."""
+"""Suffixes of tensors that are not weights."""
 
 
 def family_of(config: HFConfig) -> Family:
     """The family of a `config.json`.
 
     Raises:
-        UserError: naming an architecture that is not supported, or a quantised checkpoint.
+        UserError: if the architecture is not supported, or the checkpoint is quantised.
     """
     named = config.get("architectures")
     if named:
@@ -91,7 +91,7 @@ def family_of(config: HFConfig) -> Family:
 
 
 def llama_from_hf(config: HFConfig) -> ModelConfig:
-    """Absent keys have the defaults of transformers' `LlamaConfig`, sizes have none."""
+    """Absent keys have the defaults of transformers' `LlamaConfig`; sizes must be given."""
     bias = value_of(config, "attention_bias", bool, False)
     return ModelConfig(
         **sizes_from_hf(config),
@@ -131,7 +131,7 @@ def mistral_to_hf(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def qwen_windows(config: HFConfig, layers: int) -> tuple[int, ...]:
-    """Windows, if `use_sliding_window`, of the layers from `max_window_layers` on."""
+    """The layers' windows. With `use_sliding_window` layers from `max_window_layers` have one."""
     if not value_of(config, "use_sliding_window", bool, False):
         return ()
     first = config.get("max_window_layers", 28)
@@ -165,7 +165,7 @@ def qwen3_to_hf(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def phi_from_hf(config: HFConfig) -> ModelConfig:
-    """One layer norm before attention and MLP side by side, biases everywhere."""
+    """Attention and MLP in parallel after one layer norm, with biases everywhere."""
     if value_of(config, "qk_layernorm", bool, False):
         raise UserError("config.json: qk_layernorm is true; expected false")
     return ModelConfig(
@@ -196,7 +196,7 @@ def phi_to_hf(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def gemma2_from_hf(config: HFConfig) -> ModelConfig:
-    """Sandwich norms of 1 + w, scaled embeddings, soft-caps, every other layer local."""
+    """Sandwich norms with weights 1 + w, scaled embeddings, soft-caps, and local layers in turn."""
     if config.get("use_bidirectional_attention"):
         raise UserError("config.json: use_bidirectional_attention is set; expected null or false")
     sizes = sizes_from_hf(config, head_dim=256)
@@ -239,9 +239,9 @@ def gemma2_to_hf(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def gemma3_from_hf(config: HFConfig) -> ModelConfig:
-    """Gemma 2 with normalised queries and keys, five local layers to a global one, two ropes.
+    """Gemma 2 with normalised queries and keys, five local layers per global one, and two ropes.
 
-    Like transformers' it caps no attention scores, whatever the configuration says.
+    As in transformers, attention scores have no soft-cap, whatever the configuration says.
     """
     read_below = ("layer_types", "rope_parameters", "rope_scaling", "attn_logit_softcapping")
     capped = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
@@ -282,7 +282,7 @@ GEMMA3_DEFAULTS = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
 }
-"""Sizes that the published multimodal checkpoints leave to transformers' `Gemma3TextConfig`."""
+"""Defaults of transformers' `Gemma3TextConfig`, on which published multimodal models rely."""
 
 
 def gemma3_multimodal_from_hf(config: HFConfig) -> ModelConfig:
@@ -299,7 +299,7 @@ def gemma3_multimodal_to_hf(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def phi3_from_hf(config: HFConfig) -> ModelConfig:
-    """Llama with fused projections, perhaps a window, and LongRoPE."""
+    """Llama with fused projections, an optional window, and LongRoPE."""
     read_below = ("rope_scaling", "rope_parameters", "partial_rotary_factor")
     cfg = llama_from_hf(without(config, "attention_bias", "mlp_bias", *read_below))
     window = optional(config, "sliding_window", int, None)
@@ -375,7 +375,7 @@ FAMILIES = (
     Family(
         "Gemma3ForConditionalGeneration",
         "gemma3",
-        # As the hub has them, and as transformers names its modules since 4.52.
+        # Names as on the hub; below, those of transformers since 4.52.
         renamed(GEMMA_ROWS, {"": "language_model."}),
         gemma3_multimodal_from_hf,
         gemma3_multimodal_to_hf,

@@ -1,4 +1,4 @@
-"""Hugging Face directories to parameters, tensor by tensor."""
+"""From Hugging Face directories to parameters, tensor by tensor."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, DTypeLike
 
@@ -22,19 +23,19 @@ from pmc_jax.model import ModelConfig, Spec, param_shardings, param_specs
 from pmc_jax.model.specs import Params
 
 DOWNLOADED = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt")
-"""What is fetched from the hub: weights without code, and the tokenizer."""
+"""Files to download from the hub: weights and tokenizer, no code."""
 
 NOT_DOWNLOADED = ("*/*", "consolidated*")
-"""The same weights in other formats, below or beside the wanted ones."""
+"""Files with the same weights in other formats."""
 
 Leaves = dict[tuple[str, ...], Any]
 OnTensor = Callable[[int], object]
-"""Called with the number of tensors done, of all in `tensor_names`."""
+"""Called with the number of finished tensors, out of those in `tensor_names`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model: configuration, parameters, where it came from, and its stop ids."""
+    """A loaded model: configuration, parameters, source directory, and stop ids."""
 
     cfg: ModelConfig
     params: Params
@@ -43,10 +44,10 @@ class Checkpoint:
 
 
 def resolve(source: str | Path) -> Path:
-    """The local directory of a checkpoint; a hub id is downloaded.
+    """The local directory of a checkpoint; a model on the hub is downloaded first.
 
     Raises:
-        UserError: if there is neither such a directory nor such a repository within reach.
+        UserError: if there is no such directory, and no such model can be downloaded.
     """
     directory = Path(source).expanduser()
     if directory.is_dir():
@@ -64,18 +65,23 @@ def resolve(source: str | Path) -> Path:
         # The hub client raises many kinds: no network, no such repository, no access.
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{source}: neither a local directory nor a model that the hub would give ({reason})"
+            f"{source}: no such directory, and the hub gave no such model ({reason}); expected a "
+            "Hugging Face model directory or a hub id"
         ) from error
     return Path(found)
 
 
 def load_config(directory: str | Path) -> ModelConfig:
-    """The decoder configuration of a Hugging Face directory."""
+    """The model configuration of a Hugging Face directory."""
     return read_config(Path(directory))[2]
 
 
 def eos_token_ids(directory: Path) -> tuple[int, ...]:
-    """The ids that end a response, by the generation config or else the model config."""
+    """The ids that end a response, from the generation config or else the model config.
+
+    Raises:
+        UserError: if they are not token ids.
+    """
     for name in ("generation_config.json", "config.json"):
         path = directory / name
         content = read_object(path, missing_ok=True)
@@ -92,40 +98,18 @@ def eos_token_ids(directory: Path) -> tuple[int, ...]:
     return ()
 
 
-def flatten_leaves(tree: Params, path: tuple[str, ...] = ()) -> Leaves:
-    """Leaves of nested dicts by path."""
-    found: Leaves = {}
-    for key, value in tree.items():
-        found |= (
-            flatten_leaves(value, (*path, key))
-            if isinstance(value, dict)
-            else {(*path, key): value}
-        )
-    return found
-
-
-def nest_leaves(leaves: Leaves) -> Params:
-    """Nested dicts from leaves by path."""
-    tree: Params = {}
-    for (*groups, key), value in leaves.items():
-        place = tree
-        for group in groups:
-            place = place.setdefault(group, {})
-        place[key] = value
-    return tree
-
-
 def rows_of(
     family: Family, cfg: ModelConfig, tensors: Iterable[str] = ()
 ) -> list[tuple[Row, tuple[Spec, ...]]]:
-    """The family's rows for `cfg`, each with its leaves' specs.
+    """The family's rows for `cfg`, each with the specs of its leaves.
 
-    By the names of a checkpoint's `tensors` the rows are called; if there is a copy of the
-    tied embedding among them, so there is among the rows.
+    Args:
+        tensors: the tensor names of a checkpoint. They decide how the rows' tensors are named.
+            If they include a copy of the tied embedding, so do the rows.
     """
     tensors = set(tensors)
     table = family.table(tensors)
-    specs = flatten_leaves(param_specs(cfg))
+    specs = flatten_dict(param_specs(cfg))
     rows = [
         (row, tuple(specs[leaf] for leaf in row.leaves)) for row in table if row.leaves[0] in specs
     ]
@@ -136,13 +120,12 @@ def rows_of(
 
 
 def stored_shape(row: Row, specs: Sequence[Spec]) -> Shape:
-    """The shape of (each layer's) tensor of a row."""
+    """The shape of a row's tensor, which is one layer's if the row is stacked."""
     return row.stored_shape([spec.shape[1:] if row.stacked else spec.shape for spec in specs])
 
 
 def tensor_names(family: Family, cfg: ModelConfig, tensors: Iterable[str] = ()) -> list[str]:
-    """Every tensor of `cfg`, called as in `tensors`, with a copy of the tied embedding if
-    there is one."""
+    """The names of all tensors of `cfg`; `tensors` as in `rows_of`."""
     rows = rows_of(family, cfg, tensors)
     return [name for row, _ in rows for name in row.names(cfg.num_layers)]
 
@@ -150,7 +133,11 @@ def tensor_names(family: Family, cfg: ModelConfig, tensors: Iterable[str] = ()) 
 def check_tensors(
     tensors: Mapping[str, StoredTensor], family: Family, cfg: ModelConfig, directory: Path
 ) -> None:
-    """Refuse missing, misshapen and unmapped tensors before anything is loaded."""
+    """Check a checkpoint's tensors before any is loaded.
+
+    Raises:
+        UserError: naming a tensor that is missing, unknown, or of the wrong shape or dtype.
+    """
     expected: dict[str, Shape] = {}
     rows = rows_of(family, cfg, tensors)
     for row, specs in rows:
@@ -162,7 +149,7 @@ def check_tensors(
         if found.shape != shape:
             raise UserError(
                 f"{found.path}: {family.architecture} tensor {name} has shape "
-                f"{list(found.shape)}; by config.json it should be {list(shape)}"
+                f"{list(found.shape)}; expected {list(shape)} by config.json"
             )
     foreign = (*IGNORED, *family.untouched)
     extra = sorted(
@@ -171,9 +158,9 @@ def check_tensors(
         if name not in expected and not name.startswith(foreign) and not name.endswith(foreign)
     )
     if extra:
-        more = f" (nor have {len(extra) - 1} more)" if len(extra) > 1 else ""
+        more = f", and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise UserError(
-            f"{tensors[extra[0]].path}: tensor {extra[0]} has no place in {family.architecture} "
+            f"{tensors[extra[0]].path}: tensor {extra[0]} is not part of {family.architecture} "
             f"with this config.json{more}"
         )
     for name, found in tensors.items():
@@ -192,19 +179,23 @@ def check_tensors(
 
 
 def same_values(one: StoredTensor, other: StoredTensor) -> bool:
-    """Whether two tensors hold the same."""
+    """Whether two tensors have the same values."""
     return np.array_equal(one.read(), other.read())
 
 
 def find_tensors(directory: Path, family: Family, cfg: ModelConfig) -> dict[str, StoredTensor]:
-    """The language model's tensors in a Hugging Face directory, checked."""
+    """The language model's tensors in a Hugging Face directory.
+
+    Raises:
+        UserError: as `check_tensors`.
+    """
     tensors = list_tensors(directory)
     check_tensors(tensors, family, cfg, directory)
     return {name: tensors[name] for name in tensor_names(family, cfg, tensors)}
 
 
 def untouched_tensors(directory: Path, family: Family) -> list[StoredTensor]:
-    """Tensors of a Hugging Face directory or native checkpoint that conversion only copies."""
+    """The tensors of a Hugging Face directory or native checkpoint that are only copied."""
     if is_native(directory):
         path = directory / UNTOUCHED
         return list(list_file(path)) if path.is_file() else []
@@ -214,7 +205,7 @@ def untouched_tensors(directory: Path, family: Family) -> list[StoredTensor]:
 
 
 def place(leaf: np.ndarray, sharding: NamedSharding | None) -> Array:
-    """A host array on its devices, each of which gets no more than its shard."""
+    """A host array on its devices; each device gets only its shard."""
     if sharding is None:
         return jax.device_put(leaf)
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
@@ -227,9 +218,9 @@ def load_leaves(
     dtype: DTypeLike | None,
     shardings: Sequence[NamedSharding | None],
 ) -> list[Array]:
-    """A row's leaves from its tensors (one per layer, if stacked), read one after the other."""
+    """A row's leaves from its tensors, one for each layer if the row is stacked."""
     if dtype is None:
-        # Any two float dtypes are exact in the one that NumPy promotes them to.
+        # NumPy promotes two float dtypes to one that represents both exactly.
         dtype = np.result_type(*(DTYPES[tensor.dtype] for tensor in tensors))
     leaves = [empty_aligned(spec.shape, jnp.dtype(dtype)) for spec in specs]
     for layer, tensor in enumerate(tensors):
@@ -245,12 +236,12 @@ def load_params(
     mesh: Mesh | None,
     on_tensor: OnTensor,
 ) -> Params:
-    """Checked tensors to parameters; besides them, one tensor at a time is in memory.
+    """Load the parameters from checked tensors.
 
-    Where the parameters live on an accelerator or are sharded, the leaves of one row are in
-    host memory besides.
+    Only one tensor is in memory besides the parameters. If these are on an accelerator or
+    sharded, host memory also contains the leaves of one row.
     """
-    shardings = {} if mesh is None else flatten_leaves(param_shardings(cfg, mesh))
+    shardings = {} if mesh is None else flatten_dict(param_shardings(cfg, mesh))
     leaves: Leaves = {}
     done = 0
     for row, specs in rows_of(family, cfg, tensors):
@@ -261,7 +252,7 @@ def load_params(
             leaves |= zip(row.leaves, found, strict=True)
         done += len(names)
         on_tensor(done)
-    return nest_leaves(leaves)
+    return unflatten_dict(leaves)
 
 
 def load_checkpoint(
@@ -274,12 +265,12 @@ def load_checkpoint(
     """Load a Hugging Face directory, a hub id, or a native checkpoint.
 
     Args:
-        dtype: of the parameters; None: the dtype that each has in the files.
-        mesh: the devices that share them by `param_shardings`; None: the first device.
+        dtype: the parameters' dtype; None: the dtype of each tensor in the files.
+        mesh: shard the parameters over its devices by `param_shardings`; None: use the first
+            device.
 
     Raises:
-        UserError: naming the file, key or tensor that is missing, misshapen, unmapped or
-            unsupported.
+        UserError: naming the file, key or tensor that is missing, malformed or unsupported.
     """
     directory = resolve(source)
     _, family, cfg = read_config(directory)

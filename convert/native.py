@@ -1,8 +1,8 @@
-"""Our own checkpoints: parameters by Orbax, `model_config.json`, and a model's other files.
+"""Native checkpoints: parameters saved by Orbax, beside a model's other files.
 
-A native checkpoint is a Hugging Face directory whose weights lie in `params/`, ready to
-restore. `model_config.json` keeps what they do not say: the configuration, and the dtype
-that each tensor had. Of a multimodal model `untouched.safetensors` has the other weights.
+A native checkpoint is a Hugging Face directory whose weights are in `params/`, ready to
+restore. `model_config.json` has the model configuration and the original dtype of each
+tensor. `untouched.safetensors` has the other weights of a multimodal model.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ PARAMS = "params"
 UNTOUCHED = "untouched.safetensors"
 FORMAT = 1
 PIECE_BYTES = 1 << 26
-"""About how many bytes of a leaf are written, and read, in one piece."""
+"""The approximate number of bytes of a leaf to write, and read, at a time."""
 
 
 def is_native(directory: Path) -> bool:
@@ -50,12 +50,12 @@ def save_native(
     *,
     untouched: Sequence[StoredTensor] = (),
 ) -> None:
-    """Write a native checkpoint, atomically, with the other files of the directory `source`.
+    """Write a native checkpoint atomically, with the other files of the directory `source`.
 
     Args:
-        tensor_dtypes: safetensors' dtype of each tensor, for the way back.
-        dtype: the one that all of them have, if it is not that of `source`.
-        untouched: tensors to keep as they are.
+        tensor_dtypes: the safetensors dtype of each tensor, for the conversion back.
+        dtype: the dtype of all tensors, if it is not that of `source`.
+        untouched: tensors to copy unchanged.
 
     Raises:
         UserError: if `destination` exists.
@@ -75,7 +75,7 @@ def save_native(
 
 
 def read_native(directory: Path) -> tuple[ModelConfig, dict[str, str]]:
-    """Configuration and tensor dtypes of a native checkpoint.
+    """The model configuration and tensor dtypes of a native checkpoint.
 
     Raises:
         UserError: if `model_config.json` is not as `save_native` writes it.
@@ -92,22 +92,23 @@ def read_native(directory: Path) -> tuple[ModelConfig, dict[str, str]]:
         cfg = ModelConfig(**hashable(model))
         return cfg, {str(name): str(dtype) for name, dtype in content["tensors"].items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not as from-hf wrote it ({error!r})") from None
+        raise UserError(f"{path}: malformed ({error!r}); expected what from-hf writes") from None
 
 
 def hashable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a configuration; JSON has lists where it has tuples."""
+    """Settings with tuples in place of the lists of JSON."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
 
 
 def save_params(params: Params, cfg: ModelConfig, directory: Path) -> None:
-    """Write the parameters by Orbax, with little more than one leaf of them in memory again.
+    """Write the parameters with Orbax, using memory for little more than one more leaf.
 
-    Layer by layer, and not compressed, which would take as much memory again.
+    They are written layer by layer, and uncompressed, since compression needs as much memory
+    again.
     """
     leaves = jax.tree.leaves(params)
     largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    limit: Any = (largest + 1) / 1e9  # any number will do, though an int is asked for
+    limit: Any = (largest + 1) / 1e9  # any number is accepted, though the annotation is int
     handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit, use_compression=False)
 
     def pieces(spec: Spec) -> ocp.SaveArgs:
@@ -120,7 +121,7 @@ def save_params(params: Params, cfg: ModelConfig, directory: Path) -> None:
 
 
 def open_leaf(path: Path, name: str) -> ts.TensorStore:
-    """A leaf as Orbax wrote it, by its dotted name; nothing of it is read yet."""
+    """Open a leaf that Orbax wrote, by its dotted name, without reading its values."""
     kvstore = {"driver": "ocdbt", "base": f"file://{path}", "path": f"{name}/"}
     return ts.open({"driver": "zarr", "kvstore": kvstore}, open=True, read=True).result()
 
@@ -128,7 +129,7 @@ def open_leaf(path: Path, name: str) -> ts.TensorStore:
 def read_part(
     store: ts.TensorStore, index: tuple[slice, ...] | None, dtype: np.dtype
 ) -> np.ndarray:
-    """Part `index` of a stored leaf, read along its first axis as it was written."""
+    """Read the part `index` of a stored leaf, in the pieces along its first axis as written."""
     part = store[index or ...][ts.d[:].translate_to[0]]
     found = empty_aligned(part.shape, dtype)
     pieces = store.chunk_layout.read_chunk.shape
@@ -141,16 +142,18 @@ def read_part(
 def restore_params(
     directory: Path, cfg: ModelConfig, dtype: DTypeLike | None, mesh: Mesh | None = None
 ) -> Params:
-    """The parameters of a native checkpoint, in `dtype`, or as they were saved.
+    """The parameters of a native checkpoint.
 
-    Each device of `mesh` gets its shards only; without one all go to the first device.
+    Args:
+        dtype: the parameters' dtype; None: the dtype in which each was saved.
+        mesh: each of its devices gets only its shards; None: the first device gets everything.
 
     Raises:
-        UserError: if they are missing, torn, or not those of `cfg`.
+        UserError: if they are missing, damaged, or not those of `cfg`.
     """
     path = (directory / PARAMS).resolve()
     if not path.is_dir():
-        raise UserError(f"{path}: no such directory; expected the parameters")
+        raise UserError(f"{path}: no such directory; expected the parameters of the checkpoint")
     if mesh is None:
         device: Sharding = SingleDeviceSharding(jax.devices()[0])
         shardings = jax.tree.map(lambda _: device, param_specs(cfg))
@@ -170,6 +173,6 @@ def restore_params(
     try:
         return jax.tree_util.tree_map_with_path(restore, param_specs(cfg), shardings)
     except Exception as error:
-        # TensorStore raises whatever it meets in a torn or foreign checkpoint.
+        # TensorStore raises many kinds of errors for a damaged checkpoint.
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: the parameters cannot be restored ({reason})") from error

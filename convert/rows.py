@@ -1,4 +1,4 @@
-"""The rows of a family's table: how a Hugging Face tensor and its leaves map to each other."""
+"""The rows of a family's table: how a Hugging Face tensor maps to parameter leaves, and back."""
 
 import dataclasses
 import math
@@ -10,20 +10,20 @@ Shape = tuple[int, ...]
 Path = tuple[str, ...]
 
 STRIP = 128
-"""Rows of a matrix that are transposed together."""
+"""The number of matrix rows to transpose at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One tensor and the leaves it holds.
+    """One tensor and the parameter leaves with its values.
 
     Attributes:
-        name: the tensor's name; `{}` stands for the layer's number.
+        name: the tensor's name; `{}` is replaced by the layer's number.
         leaves: paths of the leaves in the parameters; below "layers" all layers are stacked.
-            A tensor of several leaves is their `[out, in]` matrices one below the other.
-        inputs: for a linear layer, how many of a leaf's leading axes are inputs. The
-            tensor is then the `[out, in]` matrix of the leaf. 0: no linear layer.
-        flat: the tensor is the leaf's values as one vector.
+            The tensor of several leaves concatenates their `[out, in]` matrices.
+        inputs: for a linear layer, how many leading axes of a leaf are inputs. The tensor is
+            the leaf's `[out, in]` matrix. 0: not a linear layer.
+        flat: whether the tensor is the leaf's values as one vector.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Row:
         return "{}" in self.name
 
     def names(self, layers: int) -> list[str]:
-        """The row's tensors, in the order of the layers."""
+        """The names of the row's tensors, in the order of the layers."""
         return [self.name.format(i) for i in range(layers)] if self.stacked else [self.name]
 
     def _matrix(self, shape: Shape) -> Shape:
@@ -46,24 +46,24 @@ class Row:
         return (math.prod(shape),) if self.flat else shape
 
     def stored_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """The tensor's shape, from the shapes of (one layer of) the leaves."""
+        """The tensor's shape from the shapes of the leaves, or of one layer of them."""
         parts = [self._matrix(shape) for shape in shapes]
         return (sum(part[0] for part in parts), *parts[0][1:])
 
     def fill(self, leaves: Sequence[np.ndarray], stored: np.ndarray) -> None:
-        """Write the tensor into (one layer of) the contiguous leaves."""
+        """Write the tensor into the contiguous leaves, or one layer of them."""
         ends = np.cumsum([self._matrix(leaf.shape)[0] for leaf in leaves])
         for leaf, part in zip(leaves, np.split(stored, ends[:-1]), strict=True):
             if not self.inputs:
                 leaf[...] = part.reshape(leaf.shape)
                 continue
             matrix = leaf.reshape(part.shape[::-1])
-            # In strips, which stay in the cache: half the time of one transposed copy.
+            # Strips stay in the cache, which halves the time of one transposed copy.
             for first in range(0, len(part), STRIP):
                 matrix[:, first : first + STRIP] = part[first : first + STRIP].T
 
     def to_stored(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
-        """The tensor of these (layers of) leaves; a view, if there is one only."""
+        """The tensor of the leaves, or of one layer of them; a view if there is only one leaf."""
         parts = [
             leaf.reshape(self._matrix(leaf.shape)[::-1]).T
             if self.inputs
@@ -106,7 +106,7 @@ def norm_rows(norms: Mapping[str, str]) -> tuple[Row, ...]:
 
 
 def renamed(rows: Sequence[Row], prefixes: Mapping[str, str]) -> tuple[Row, ...]:
-    """The same rows where other prefixes stand in the names (the first that fits)."""
+    """The same rows with other prefixes of the names; the first prefix that matches counts."""
 
     def name(old: str) -> str:
         for prefix, new in prefixes.items():

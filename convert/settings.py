@@ -1,4 +1,4 @@
-"""Reading and writing the settings of a `config.json` that several families spell alike."""
+"""Reading and writing the settings of `config.json` that several families share."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ HFConfig = Mapping[str, Any]
 
 
 def value_of(config: HFConfig, key: str, kind: type, default: Any = None) -> Any:
-    """`config[key]`, or `default` where it is absent or null; `kind` is int, float or bool.
+    """`config[key]`, or `default` if it is absent or null; `kind` is int, float or bool.
 
     Raises:
-        UserError: if it is missing without a default, of another type, or a number that
+        UserError: if it is missing and has no default, has another type, or is a number that
             is not positive.
     """
     value = config.get(key)
@@ -30,12 +30,12 @@ def value_of(config: HFConfig, key: str, kind: type, default: Any = None) -> Any
 
 
 def optional(config: HFConfig, key: str, kind: type, default: Any) -> Any:
-    """Like `value_of`, but a null stays None."""
+    """Like `value_of`, but null is read as None."""
     return None if key in config and config[key] is None else value_of(config, key, kind, default)
 
 
 def without(config: HFConfig, *keys: str) -> dict[str, Any]:
-    """`config` but for some keys, which the family does not read."""
+    """`config` without some keys, which the family does not read."""
     return {key: value for key, value in config.items() if key not in keys}
 
 
@@ -45,18 +45,19 @@ ROPE_NUMBERS = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "longrope": (),
 }
-"""Rope kinds and the numbers they need."""
+"""The numbers that each rope kind needs."""
 
 ROPE_ALIASES = {"su": "longrope"}
-"""What the first Phi-3 checkpoints call it."""
+"""The name in the first Phi-3 checkpoints."""
 
 
 def rope_from_hf(config: HFConfig, partial: float | None = None) -> RopeConfig:
-    """Rope settings in the new spelling (`rope_parameters`) or the old (`rope_scaling`).
+    """The rope, from the key `rope_parameters` or, in older files, `rope_scaling`.
 
-    The order of precedence is that of transformers' `convert_rope_params_to_dict`. `partial`
-    is the share of rotated dimensions where the configuration has none; None: the family
-    rotates all of them.
+    The precedence is that of transformers' `convert_rope_params_to_dict`.
+
+    Args:
+        partial: the default share of rotated dimensions; None: the family always rotates all.
     """
     settings = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(settings, Mapping):
@@ -67,7 +68,7 @@ def rope_from_hf(config: HFConfig, partial: float | None = None) -> RopeConfig:
 def rope_of(
     settings: HFConfig, config: HFConfig, partial: float | None = None, theta: float = 1e4
 ) -> RopeConfig:
-    """The rope that an object of settings describes; `config` has what they leave out."""
+    """The rope that `settings` describe, with defaults from `config`."""
     kind = settings.get("rope_type") or settings.get("type") or "default"
     kind = ROPE_ALIASES.get(kind, kind)
     if kind not in ROPE_NUMBERS:
@@ -101,10 +102,10 @@ def rope_of(
 def longrope_factors(
     settings: HFConfig, config: HFConfig, original: int, pairs: int
 ) -> dict[str, Any]:
-    """The divisors of each pair's frequency, and what cosines and sines are multiplied by.
+    """LongRoPE's divisors of each pair's frequency, and the factor of cosines and sines.
 
-    The latter is sqrt(1 + ln(s) / ln(original)) for contexts s times the original ones (Ding
-    et al. 2024), unless the configuration has it.
+    The factor is sqrt(1 + ln(s) / ln(original)) for a context s times the original one (Ding et
+    al. 2024), unless the configuration gives it.
     """
     found: dict[str, Any] = {}
     for key in ("short_factor", "long_factor"):
@@ -150,13 +151,13 @@ def activation_from_hf(config: HFConfig, key: str, default: str) -> str:
 
 
 def sizes_from_hf(config: HFConfig, head_dim: int | None = None) -> dict[str, Any]:
-    """Sizes, which have no defaults but for `head_dim`, and what all families spell alike."""
+    """The sizes, of which only `head_dim` has a default, and other keys that all families share."""
     heads = value_of(config, "num_attention_heads", int)
     hidden = value_of(config, "hidden_size", int)
     kv_heads = value_of(config, "num_key_value_heads", int, heads)
     if heads % kv_heads:
         raise UserError(
-            f"config.json: num_attention_heads {heads} is no multiple of "
+            f"config.json: num_attention_heads {heads} is not a multiple of "
             f"num_key_value_heads {kv_heads}"
         )
     head_dim = value_of(config, "head_dim", int, head_dim or hidden // heads)
@@ -192,7 +193,8 @@ def sizes_to_hf(cfg: ModelConfig) -> dict[str, Any]:
 def windows_from_hf(
     config: HFConfig, window: int | None, default: Sequence[bool]
 ) -> tuple[int, ...]:
-    """Each layer's window, by `layer_types` or else by `default` (True: sliding); empty: none."""
+    """Each layer's window, or () if none has one; `default` says which layers have one if
+    `layer_types` is absent."""
     types = config.get("layer_types")
     if types is None:
         sliding = list(default)

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from convert.directory import write_object
-from pmc_jax.data.files import read_object
+from pmc_jax.data.files import kind_of, read_object
 from pmc_jax.errors import UserError
 
 SINGLE = "model.safetensors"
@@ -22,10 +22,10 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 """Names of files that need Python's pickle."""
 
 HEADER_LENGTH = 8
-"""Bytes that say how long a file's header is."""
+"""Bytes of the number at the beginning of a file, which is its header's length."""
 
 FILE_BYTES = 5 * 10**9
-"""Most bytes of tensors in one written file."""
+"""The largest number of tensor bytes to write into one file."""
 
 DTYPES = {
     "F32": np.dtype(np.float32),
@@ -33,14 +33,14 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F64": np.dtype(np.float64),
 }
-"""Safetensors' names of the dtypes that weights may have."""
+"""The dtypes that weights may have, by their safetensors name."""
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor of a file, or one to be written; `dtype` is safetensors' name of it."""
+    """A tensor in a file, or one to write; `dtype` is the safetensors name."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,19 +48,19 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its values."""
+        """The size of its values in bytes."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor(Tensor):
-    """A tensor, the file that holds it, and where in the file its values begin."""
+    """A tensor in the file `path`, where its values begin at byte `offset`."""
 
     path: Path
     offset: int
 
     def read(self) -> np.ndarray:
-        """The values, in the dtype they have in the file, which is mapped and not copied."""
+        """The values in the dtype of the file, which is memory-mapped, not copied."""
         dtype = DTYPES[self.dtype]
         return np.memmap(self.path, dtype, "r", self.offset, self.shape).view(np.ndarray)
 
@@ -69,7 +69,7 @@ AnyTensor = TypeVar("AnyTensor", bound=Tensor)
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array that JAX on a CPU takes over as it is: it copies those not at 64 bytes."""
+    """An empty array aligned to 64 bytes, which JAX on a CPU can use without a copy."""
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + 64, np.uint8)
     begin = -raw.ctypes.data % 64
@@ -77,24 +77,24 @@ def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def check_file(path: Path) -> None:
-    """Check that a safetensors file is whole and its header right.
+    """Check that a safetensors file is complete and its header valid.
 
     Raises:
-        UserError: if it is missing, or torn.
+        UserError: if it is missing or damaged.
     """
     try:
         with safe_open(path, framework="numpy"):
             pass
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file, but the checkpoint names it") from None
+        raise UserError(f"{path}: no such file; expected a file of the checkpoint") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error})") from None
+        raise UserError(f"{path}: not a complete safetensors file ({error})") from None
 
 
 def indexed_files(directory: Path) -> dict[str, str]:
-    """File of each tensor by the index of a directory.
+    """The file name of each tensor, from the index of a directory.
 
     Raises:
         UserError: if the index is malformed, or names a file outside the directory.
@@ -102,18 +102,18 @@ def indexed_files(directory: Path) -> dict[str, str]:
     index = directory / INDEX
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict):
-        raise UserError(f"{index}: expected an object weight_map")
+        raise UserError(f"{index}: weight_map is {kind_of(weight_map)}; expected an object")
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not name.endswith(".safetensors"):
             raise UserError(f"{index}: {tensor} is in {name!r}; expected a .safetensors file")
-        # Backslashes part folders on Windows.
+        # A backslash separates folders on Windows.
         if Path(name).name != name or "\\" in name:
-            raise UserError(f"{index}: {tensor} is in {name!r}, which leaves the directory")
+            raise UserError(f"{index}: {tensor} is in {name!r}; expected a file in this directory")
     return weight_map
 
 
 def list_file(path: Path) -> Iterator[StoredTensor]:
-    """The tensors of a file, without their values."""
+    """Yield the tensors of a file; their values are not read."""
     check_file(path)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(HEADER_LENGTH), "little")
@@ -125,10 +125,13 @@ def list_file(path: Path) -> Iterator[StoredTensor]:
 
 
 def list_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """All tensors of a directory by name: of its one file, of its index's, or of every file.
+    """All tensors of a directory by name.
+
+    They are those of `model.safetensors`, else of the files in the index, else of every
+    safetensors file.
 
     Raises:
-        UserError: if there are none, the index is wrong, or a tensor is there twice.
+        UserError: if there are none, the index is wrong, or two files contain the same tensor.
     """
     index: dict[str, str] = {}
     if (directory / SINGLE).is_file():
@@ -142,9 +145,9 @@ def list_tensors(directory: Path) -> dict[str, StoredTensor]:
         pickled = sorted(p.name for kind in PICKLED for p in directory.glob(kind))
         if pickled:
             raise UserError(
-                f"{directory}: the weights are pickled ({pickled[0]}), which could run any code "
-                "and is never loaded; expected *.safetensors: load the model with transformers and "
-                "save_pretrained it again"
+                f"{directory}: the weights are pickled ({pickled[0]}) and not loaded, since a "
+                "pickle can run any code; expected *.safetensors: load the model with transformers "
+                "and save it again with save_pretrained"
             )
         raise UserError(f"{directory}: no *.safetensors files; expected the model's weights")
     found: dict[str, StoredTensor] = {}
@@ -158,17 +161,17 @@ def list_tensors(directory: Path) -> dict[str, StoredTensor]:
             found[tensor.name] = tensor
     for wanted, name in index.items():
         if wanted not in found or found[wanted].path.name != name:
-            raise UserError(f"{directory}: tensor {wanted} is not in {name}, where {INDEX} has it")
+            raise UserError(f"{directory}: tensor {wanted} is not in {name}, unlike in {INDEX}")
     return found
 
 
 def widest_first(tensors: Iterable[AnyTensor]) -> list[AnyTensor]:
-    """In the order of a file: by falling width of the dtype, so that every tensor is aligned."""
+    """Sorted by decreasing size of the dtype, so that every tensor of a file is aligned."""
     return sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
 
 
 def group_files(tensors: Iterable[Tensor], file_bytes: int) -> list[list[Tensor]]:
-    """Consecutive tensors together, in files of at most `file_bytes` (or of one tensor)."""
+    """Group consecutive tensors into files of at most `file_bytes`, or of one tensor."""
     groups: list[list[Tensor]] = []
     room = 0
     for tensor in tensors:
@@ -181,10 +184,10 @@ def group_files(tensors: Iterable[Tensor], file_bytes: int) -> list[list[Tensor]
 
 
 def write_file(path: Path, tensors: Sequence[Tensor], values: Iterable[np.ndarray]) -> None:
-    """Write one file as its `values` come, so that only one of them need be in memory.
+    """Write one file while iterating over `values`; only one of them is in memory at a time.
 
-    The format: length of the header (8 bytes, little-endian), a JSON header with every
-    tensor's place, and the values (github.com/huggingface/safetensors#format).
+    A file is the length of the header (8 bytes, little-endian), a JSON header with every
+    tensor's offsets, and the values (github.com/huggingface/safetensors#format).
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -201,7 +204,7 @@ def write_file(path: Path, tensors: Sequence[Tensor], values: Iterable[np.ndarra
         file.write(len(text).to_bytes(HEADER_LENGTH, "little") + text)
         for tensor, value in zip(tensors, values, strict=True):
             if value.shape != tensor.shape or value.dtype != DTYPES[tensor.dtype]:
-                raise ValueError(f"{tensor} was planned, {value.shape} {value.dtype} came")
+                raise ValueError(f"expected {tensor}, found {value.shape} {value.dtype}")
             value.tofile(file)
 
 
@@ -211,7 +214,7 @@ def write_tensors(
     values: Iterator[np.ndarray],
     file_bytes: int = FILE_BYTES,
 ) -> None:
-    """Write `values`, in the order of `tensors`: one file, or several and their index."""
+    """Write `values`, in the order of `tensors`, to one file, or to several with an index."""
     groups = group_files(tensors, file_bytes)
     if len(groups) == 1:
         write_file(directory / SINGLE, tensors, values)

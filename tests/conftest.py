@@ -27,10 +27,10 @@ from transformers import (
 
 from convert.load import load_checkpoint
 from pmc_jax.data.prompts import PromptConfig, load_tokenizer, make_template
-from pmc_jax.decoding import nucleus
 from pmc_jax.evaluation import Respondent
-from pmc_jax.model import attention, init_params
-from pmc_jax.native import has_native
+from pmc_jax.model import init_params
+from pmc_jax.model.kernels import native as native_kernels
+from pmc_jax.model.kernels.dispatch import current_target
 from pmc_jax.runtime.compilation import compile_sooner_on_cpus
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -246,9 +246,8 @@ def quick_compilation():
 def native(request, monkeypatch):
     """With the kernels in C++ where there are some, and with XLA's operations alone."""
     if request.param == "XLA":
-        for module in (attention, nucleus):
-            monkeypatch.setattr(module, "has_native", lambda _: False)
-    elif not has_native(jnp.float32):
+        monkeypatch.setattr(native_kernels, "available", lambda: False)
+    elif "native" not in current_target(jnp.float32).kernels:
         pytest.skip("needs CPUs and a C++ compiler")
     jax.clear_caches()
     yield request.param

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from convert.load import flatten_leaves, load_checkpoint
+from convert.load import load_checkpoint
 from pmc_jax.model import make_mesh, param_specs
 
 LAYOUTS = ((1, 1), (8, 1), (4, 2), (2, 4), (1, 8))
@@ -42,10 +43,10 @@ def check(source: Path, native: Path, data: int, model: int) -> dict[str, object
         most = max(most, *(n - before.get(k, 0) for k, n in bytes_by_device().items()))
 
     checkpoint = load_checkpoint(source, mesh=mesh, on_tensor=watch)
-    leaves = flatten_leaves(checkpoint.params)
-    axes = {path: spec.axes for path, spec in flatten_leaves(param_specs(checkpoint.cfg)).items()}
-    plain = flatten_leaves(load_checkpoint(source).params)
-    restored = flatten_leaves(load_checkpoint(native, mesh=mesh).params)
+    leaves = flatten_dict(checkpoint.params)
+    axes = {path: spec.axes for path, spec in flatten_dict(param_specs(checkpoint.cfg)).items()}
+    plain = flatten_dict(load_checkpoint(source).params)
+    restored = flatten_dict(load_checkpoint(native, mesh=mesh).params)
     return {
         "leaves": {
             "/".join(path): {

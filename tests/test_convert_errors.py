@@ -83,11 +83,11 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
     "missing head": (drop("lm_head.weight"), ["lm_head.weight is missing"]),
     "unmapped tensor": (
         put("model.layers.3.mlp.up_proj.weight", torch.ones(2)),
-        ["model.layers.3.mlp.up_proj.weight has no place in LlamaForCausalLM"],
+        ["model.layers.3.mlp.up_proj.weight is not part of LlamaForCausalLM"],
     ),
     "bias without its switch": (
         config(mlp_bias=False),
-        ["model.layers.0.mlp.down_proj.bias has no place", "8 more"],
+        ["model.layers.0.mlp.down_proj.bias is not part of LlamaForCausalLM", "8 more"],
     ),
     "misshapen tensor": (
         put(NORM, torch.ones(31)),
@@ -102,20 +102,26 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
         ["model.safetensors: LlamaForCausalLM tensor", NORM, "I8", "F32, F16, BF16"],
     ),
     "head that is not tied": (untied_head, ["lm_head.weight differs from model.embed_tokens"]),
-    "torn file": (truncate, ["model.safetensors: not a whole safetensors file"]),
-    "empty file": (write("model.safetensors", b""), ["not a whole safetensors file"]),
+    "torn file": (truncate, ["model.safetensors: not a complete safetensors file"]),
+    "empty file": (write("model.safetensors", b""), ["not a complete safetensors file"]),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), ["no *.safetensors files"]),
     "pickled weights": (
         lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"),
-        ["the weights are pickled (pytorch_model.bin)", "save_pretrained it again"],
+        ["the weights are pickled (pytorch_model.bin)", "save it again with save_pretrained"],
     ),
     "tensor twice": (duplicate, ["is in a.safetensors and b.safetensors"]),
     "index names no file": (index({NORM: "c.safetensors"}), ["c.safetensors: no such file"]),
-    "index leaves": (index({NORM: "../a.safetensors"}), [NORM, "'../a.safetensors'", "leaves"]),
-    "index leaves by root": (index({NORM: "/a.safetensors"}), ["'/a.safetensors'", "leaves"]),
+    "index leaves": (
+        index({NORM: "../a.safetensors"}),
+        [NORM, "'../a.safetensors'", "a file in this directory"],
+    ),
+    "index leaves by root": (
+        index({NORM: "/a.safetensors"}),
+        ["'/a.safetensors'", "a file in this directory"],
+    ),
     "index names pickle": (index({NORM: "a.bin"}), ["'a.bin'", ".safetensors"]),
     "index is wrong": (index({"x.weight": "a.safetensors"}), ["x.weight is not in a.safetensors"]),
-    "index is no index": (index([]), ["index.json: expected an object weight_map"]),
+    "index is no index": (index([]), ["index.json: weight_map is a list; expected an object"]),
     "no config": (lambda d: (d / "config.json").unlink(), ["config.json: no such file"]),
     "broken config": (write("config.json", b'{"a": '), ["config.json, line 1: not valid JSON"]),
     "config in another encoding": (
@@ -279,8 +285,8 @@ def test_a_native_checkpoint_in_many_pieces(source, tmp_path, monkeypatch):
         ("params", "params: no such directory"),
         ("torn", "the parameters cannot be restored"),
         ({"format": 9}, "model_config.json: format 9; expected 1"),
-        ({"model": {"vocab_size": 3}}, "model_config.json: not as from-hf wrote it"),
-        ({"tensors": None}, "model_config.json: not as from-hf wrote it"),
+        ({"model": {"vocab_size": 3}}, "model_config.json: malformed"),
+        ({"tensors": None}, "model_config.json: malformed"),
     ],
 )
 def test_a_broken_native_checkpoint(part, message, source, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The sampler against `transformers` generate, sorts, and exact probabilities."""
 
+import importlib
 import re
 from contextlib import nullcontext
 
@@ -23,10 +24,12 @@ from pmc_jax.decoding import (
     generate,
     sampler,
 )
-from pmc_jax.decoding import nucleus as nucleus_module
+from pmc_jax.decoding.draw import greedy, largest
 from pmc_jax.decoding.layout import FIRST_LENGTH, shapes
-from pmc_jax.decoding.nucleus import greedy, largest
 from pmc_jax.model import make_mesh
+
+# Imported by name, since the package has a function of the same name.
+draw_module = importlib.import_module("pmc_jax.decoding.draw")
 
 
 @pytest.fixture(scope="module")
@@ -160,13 +163,13 @@ TOP_KS = st.sampled_from([0, 1, 2, 5, 12, 13, 40, 59, 60, 70])
 def test_the_filter_equals_a_sort(values, top_k, top_p, bisect):
     logits = np.array(values)
     jax.config.update("jax_enable_x64", True)
-    small = nucleus_module.SMALL_TOP_K
+    small = draw_module.SMALL_TOP_K
     try:
         # Both ways to the top-k threshold must agree.
-        nucleus_module.SMALL_TOP_K = 0 if bisect else small
+        draw_module.SMALL_TOP_K = 0 if bisect else small
         threshold = filter_threshold(jnp.asarray(logits), top_k, top_p)
     finally:
-        nucleus_module.SMALL_TOP_K = small
+        draw_module.SMALL_TOP_K = small
         jax.config.update("jax_enable_x64", False)
     expected = sorted_keep(logits, top_k, top_p)
     found = logits >= float(threshold[0])
@@ -194,7 +197,7 @@ def test_the_filter_equals_a_sort(values, top_k, top_p, bisect):
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.9), (50, 1.0), (50, 0.95), (7, 0.3), (0, 0.05)])
 def test_the_filter_on_adversarial_rows(logits, top_k, top_p, bisect, monkeypatch):
     if bisect:
-        monkeypatch.setattr(nucleus_module, "SMALL_TOP_K", 0)
+        monkeypatch.setattr(draw_module, "SMALL_TOP_K", 0)
     found = logits >= float(filter_threshold(jnp.asarray(logits), top_k, top_p)[0])
     expected = sorted_keep(logits.astype(np.float64), top_k, top_p)
     np.testing.assert_array_equal(found, expected)
@@ -390,7 +393,7 @@ def test_a_chunk_ends_when_what_is_left_fits_a_smaller_shape(
 ):
     """And only what still runs is looked at for what can be dropped."""
     _, checkpoint = tiny
-    steps, running, decode_chunk = [], [], sampler._decode_chunk
+    steps, running, decode_chunk = [], [], sampler.decode_chunk
 
     def noting(params, prefix, state, until, few, **options):
         first, shape, room = int(state.step), state.tokens.shape[:2], state.suffix.length
@@ -411,7 +414,7 @@ def test_a_chunk_ends_when_what_is_left_fits_a_smaller_shape(
 
     prompts = some_prompts(len(limits), rng, longest=8)
     plain = decoded(chunk=64, compact=False, grow_cache=False)
-    monkeypatch.setattr(sampler, "_decode_chunk", noting)
+    monkeypatch.setattr(sampler, "decode_chunk", noting)
     assert decoded(prune, chunk=64) == plain
     assert steps == expected
     assert running == asked
@@ -419,13 +422,13 @@ def test_a_chunk_ends_when_what_is_left_fits_a_smaller_shape(
 
 def test_calls_with_prompts_up_to_a_length_share_few_widths(tiny, rng, monkeypatch):
     _, checkpoint = tiny
-    widths, prefill = [], sampler._prefill
+    widths, prefill = [], sampler.prefill_prompts
 
     def noting(params, tokens, *arguments, **options):
         widths.append(tokens.shape[1])
         return prefill(params, tokens, *arguments, **options)
 
-    monkeypatch.setattr(sampler, "_prefill", noting)
+    monkeypatch.setattr(sampler, "prefill_prompts", noting)
     for length, own, shared in (
         (7, 16, 24),
         (23, 24, 24),
@@ -456,7 +459,7 @@ def test_shapes_are_few_so_that_nothing_recompiles(tiny, rng):
         for count in counts:
             prompts = [rng.integers(0, 97, rng.integers(9, 16)).tolist() for _ in range(count)]
             decode(checkpoint, prompts, Sampling(1.0, stop_ids=(1,)), 12, rows=64, **options)
-        return sampler._prefill._cache_size(), sampler._decode_chunk._cache_size()
+        return sampler.prefill_prompts._cache_size(), sampler.decode_chunk._cache_size()
 
     still = {"decoding": Decoding(compact=False)}
     before = compiled([32], **still)

@@ -1,11 +1,9 @@
-"""Unrolled and joined weights, and what only GPUs compute with, on a CPU: the kernel, cuDNN."""
+"""Unrolled and joined weights, and the implementations for GPUs, on a CPU: Pallas, cuDNN."""
 
 import importlib
 import re
-import sys
 from contextlib import nullcontext
 from functools import partial
-from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -30,20 +28,11 @@ from pmc_jax.model import (
     parts_of,
     squeeze_single,
 )
-from pmc_jax.model import attention as attention_module
-from pmc_jax.model.attention import (
-    best_causal_attention,
-    best_write_and_attend,
-    causal_attention,
-    compute_capability,
-    flash_attention,
-    has_flash,
-    has_kernel,
-    write_and_attend,
-)
-from pmc_jax.model.decode_kernel import samples_together, write_and_attend_kernel
+from pmc_jax.model.attention import causal_attention, write_and_attend
+from pmc_jax.model.kernels.gpu_causal import causal_attention_gpu
+from pmc_jax.model.kernels.gpu_decode import samples_together, write_and_attend_gpu
 
-# By its name, since the package has a function that is called so, too.
+# Imported by name, since the package has a function of the same name.
 forward_module = importlib.import_module("pmc_jax.model.forward")
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 CFG = ModelConfig(
@@ -145,8 +134,8 @@ def test_caches_of_unrolled_weights_are_written_in_place(native):
         compiled.append(flat.lower(*leaves).compile().as_text())
         return decode_chunk(*arguments, **options)
 
-    decode_chunk = sampler._decode_chunk
-    with mock.patch.object(sampler, "_decode_chunk", reading):
+    decode_chunk = sampler.decode_chunk
+    with mock.patch.object(sampler, "decode_chunk", reading):
         sampled(params, CFG, "float32")
     assert compiled
     cache, prompt_keys = r"4,3,2,\d\d,16", r"4,2,16,\d+"
@@ -240,7 +229,7 @@ def attended(
 ON_GPU = jax.default_backend() == "gpu"  # where the kernel is compiled, and float32 is rounded
 OPTIONS = "scale", "softcap"
 gpu_kernel = partial(
-    jax.jit(write_and_attend_kernel, static_argnames=(*OPTIONS, "together", "interpret")),
+    jax.jit(write_and_attend_gpu, static_argnames=(*OPTIONS, "together", "interpret")),
     interpret=not ON_GPU,
 )
 by_xla = jax.jit(write_and_attend, static_argnames=OPTIONS)
@@ -319,7 +308,7 @@ def test_samples_that_share_a_program_do_not_matter():
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_the_kernel_is_lowered_for_gpus(head_dim):
     arguments, options = attended(0, head_dim=head_dim, per_head=2, dtype=jnp.bfloat16)
-    traced = jax.jit(partial(write_and_attend_kernel, **options)).trace(*arguments)
+    traced = jax.jit(partial(write_and_attend_gpu, **options)).trace(*arguments)
     assert "decode_attention" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
@@ -332,41 +321,13 @@ def test_decoding_with_the_kernel_samples_the_same(monkeypatch):
 
     def interpreted(*args, **options):
         used.append(True)
-        return write_and_attend_kernel(*args, **options, interpret=True)
+        return write_and_attend_gpu(*args, **options, interpret=True)
 
-    monkeypatch.setattr(forward_module, "best_write_and_attend", lambda *_: interpreted)
+    monkeypatch.setattr(forward_module, "write_and_attend_for", lambda *_: interpreted)
     jax.clear_caches()
     assert sampled(params, CFG, "float32") == expected
     assert used
     jax.clear_caches()
-
-
-def one_device_mesh():
-    return jax.sharding.Mesh(np.array(jax.local_devices(backend="cpu")[:1]), ("data",))
-
-
-def test_where_there_is_a_kernel(monkeypatch):
-    q, keys = jnp.zeros((2, 3, 4, 64), jnp.bfloat16), jnp.zeros((2, 3, 2, 32, 64), jnp.bfloat16)
-    assert not has_kernel(q, keys)  # on a CPU
-    gpu = SimpleNamespace(compute_capability="9.0")
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax, "devices", lambda: [gpu])
-    assert has_kernel(q, keys)
-    assert not has_kernel(q.astype(jnp.float32), keys)
-    assert not has_kernel(q[..., :48], keys)
-    with jax.set_mesh(one_device_mesh()):
-        assert not has_kernel(q, keys)
-    with monkeypatch.context() as patch:
-        patch.setattr(attention_module, "MOST_ELEMENTS", keys.size)
-        assert not has_kernel(q, keys)
-    for capability in ("7.5", "gfx942", None):
-        gpu.compute_capability = capability
-        assert not has_kernel(q, keys), capability
-    assert compute_capability(object()) == 0
-    gpu.compute_capability = "8.0"
-    assert best_write_and_attend(q, keys) is write_and_attend_kernel
-    monkeypatch.setitem(sys.modules, "pmc_jax.model.decode_kernel", None)  # fails to import
-    assert best_write_and_attend(q, keys) is write_and_attend
 
 
 @partial(jax.jit, static_argnames=("attention", "scale"))
@@ -387,7 +348,7 @@ def with_gradient(attention, q, k, v, out, segments, window, scale):
 def test_flash_attention_and_its_gradient(head_dim, window, rng):
     """Of rows of several sequences with padding on both sides, by cuDNN where there is a GPU."""
     dtype, tolerance = (jnp.bfloat16, 1e-2) if ON_GPU else (jnp.float32, 1e-5)
-    flash = partial(flash_attention, implementation="cudnn" if ON_GPU else "xla")
+    flash = partial(causal_attention_gpu, implementation="cudnn" if ON_GPU else "xla")
     q, k, v, out = (
         jnp.asarray(rng.normal(size=(2, 40, heads, head_dim)), dtype) for heads in (6, 2, 2, 6)
     )
@@ -401,28 +362,6 @@ def test_flash_attention_and_its_gradient(head_dim, window, rng):
     for own, wanted in zip(found, expected, strict=True):
         difference = np.linalg.norm(np.asarray(own, np.float32) - wanted)
         assert difference <= tolerance * np.linalg.norm(wanted)
-
-
-def test_where_there_is_flash_attention(monkeypatch):
-    q = jnp.zeros((2, 6, 4, 64), jnp.bfloat16)
-    assert not has_flash(q, None)  # on a CPU
-    assert best_causal_attention(q, 2.0).keywords == {"softcap": 2.0}
-    gpu = SimpleNamespace(compute_capability="9.0")
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax, "devices", lambda: [gpu])
-    assert best_causal_attention(q, None) is flash_attention
-    assert not has_flash(q, 2.0)
-    assert not has_flash(q.astype(jnp.float32), None)
-    assert not has_flash(q[:, :5], None)
-    assert not has_flash(jnp.zeros((2, 6, 4, 256), jnp.bfloat16), None)
-    assert has_flash(jnp.zeros((2, 6, 4, 128), jnp.bfloat16), None)
-    with jax.set_mesh(one_device_mesh()):
-        assert not has_flash(q, None)
-    with monkeypatch.context() as patch:
-        patch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
-        assert not has_flash(q, None)
-    gpu.compute_capability = "7.5"
-    assert not has_flash(q, None)
 
 
 @given(st.integers(1, 4096), st.integers(1, 64), st.integers(1, 20))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, assert_same_tensors, rewrite, slow_but, tensors_of
+from flax.traverse_util import flatten_dict, unflatten_dict
 from test_model import jitted_logits, our_logits, padded_batch, positions_of, their_logits
 from transformers import (
     AutoConfig,
@@ -24,12 +25,12 @@ import convert.__main__ as convert
 from convert.directory import read_config
 from convert.export import export_checkpoint, stored_tensors
 from convert.families import family_of
-from convert.load import flatten_leaves, load_checkpoint, nest_leaves
+from convert.load import load_checkpoint
 from convert.native import read_native, restore_params, save_native
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
 from pmc_jax.model import decode_step, forward, init_suffix, param_count, prefill, token_nll
-from pmc_jax.native import VECTOR
+from pmc_jax.model.kernels.native import VECTOR
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -292,12 +293,12 @@ def test_export_round_trips_and_counts(family, tmp_path, rng):
 @pytest.mark.parametrize("family", BASES)
 def test_every_leaf_changes_the_output(family, tmp_path, rng):
     checkpoint = load(random_model(family), tmp_path)
-    leaves = flatten_leaves(checkpoint.params)
+    leaves = flatten_dict(checkpoint.params)
     tokens, mask = padded_batch(rng)
     everything = np.ones_like(mask)
     plain = our_logits(checkpoint, tokens)
     for path, leaf in leaves.items():
-        params = nest_leaves({**leaves, path: leaf + 0.1 * rng.normal(size=leaf.shape)})
+        params = unflatten_dict({**leaves, path: leaf + 0.1 * rng.normal(size=leaf.shape)})
         changed = jitted_logits(params, tokens, everything, checkpoint.cfg)
         assert np.abs(np.asarray(changed) - plain).max() > 1e-4, path
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, random_llama, slow_but
+from flax.traverse_util import flatten_dict, unflatten_dict
 from transformers import AutoConfig, LlamaForCausalLM
 
 from convert.export import stored_tensors
 from convert.families import LLAMA
-from convert.load import Checkpoint, flatten_leaves, load_checkpoint, load_config, nest_leaves
+from convert.load import Checkpoint, load_checkpoint, load_config
 from pmc_jax.model import (
     ModelConfig,
     abstract_params,
@@ -152,14 +153,14 @@ def test_logits_and_gradients_equal_transformers(name, tmp_path, rng):
 
 def test_every_leaf_changes_the_output(tmp_path, rng):
     checkpoint = load(random_llama(attention_bias=True, mlp_bias=True), tmp_path)
-    leaves = flatten_leaves(checkpoint.params)
+    leaves = flatten_dict(checkpoint.params)
     assert len(leaves) == 19
     tokens, mask = padded_batch(rng)
     plain = our_logits(checkpoint, tokens)
     for path, leaf in leaves.items():
         for layer in range(leaf.shape[0]) if path[0] == "layers" else [...]:
             noise = 0.1 * rng.normal(size=leaf[layer].shape)
-            params = nest_leaves({**leaves, path: leaf.at[layer].add(noise)})
+            params = unflatten_dict({**leaves, path: leaf.at[layer].add(noise)})
             changed = jitted_logits(params, tokens, np.ones_like(mask), checkpoint.cfg)
             assert np.abs(np.asarray(changed) - plain).max() > 1e-4, (path, layer)
 
@@ -343,7 +344,7 @@ def test_the_table_counts_and_decays_as_torch_does(name, tmp_path):
 def test_initial_weights_have_the_range_of_the_config(tmp_path):
     cfg = load(random_llama(initializer_range=0.03, attention_bias=True), tmp_path).cfg
     params = jax.jit(init_params, static_argnums=1)(jax.random.key(0), cfg)
-    for path, leaf in flatten_leaves(params).items():
+    for path, leaf in flatten_dict(params).items():
         if path[-1].endswith(("norm", "bias")):
             assert (leaf == (0 if path[-1].endswith("bias") else 1)).all(), path
         else:

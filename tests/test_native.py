@@ -19,32 +19,27 @@ from test_decoding_layout import (
     CFG,
     attended,
     check_kernel,
-    one_device_mesh,
     sampled,
     with_gradient,
 )
 
-from pmc_jax import native as native_module
 from pmc_jax.data.packing import packed
-from pmc_jax.decoding import nucleus
-from pmc_jax.decoding.nucleus import largest
+from pmc_jax.decoding.draw import largest
 from pmc_jax.model import decoding_params
-from pmc_jax.model.attention import (
-    best_causal_attention,
-    best_write_and_attend,
-    causal_attention,
-    write_and_attend,
-)
-from pmc_jax.model.causal_kernel_cpu import causal_attention_native
-from pmc_jax.model.decode_kernel_cpu import write_and_attend_native
-from pmc_jax.native import compiled, compiler, has_native
+from pmc_jax.model.attention import causal_attention
+from pmc_jax.model.kernels import cpu_decode, cpu_top_k
+from pmc_jax.model.kernels import native as native_module
+from pmc_jax.model.kernels.cpu_causal import causal_attention_cpu
+from pmc_jax.model.kernels.cpu_decode import write_and_attend_cpu
+from pmc_jax.model.kernels.dispatch import current_target
+from pmc_jax.model.kernels.native import compiled, compiler
 from pmc_jax.training.batch import Batch
 from pmc_jax.training.objective import make_objective
 from pmc_jax.training.step import accumulated_gradients
 from pmc_jax.unlearning.pmc import PMC
 
 needs_kernels = pytest.mark.skipif(
-    not has_native(jnp.float32), reason="needs CPUs and a C++ compiler"
+    "native" not in current_target(jnp.float32).kernels, reason="needs CPUs and a C++ compiler"
 )
 
 
@@ -70,7 +65,7 @@ needs_kernels = pytest.mark.skipif(
 )
 def test_attention_equals_that_of_xla(case):
     """Whatever is written at the newest token and behind it, which is never read."""
-    check_kernel(jax.jit(write_and_attend_native, static_argnames=("scale", "softcap")), **case)
+    check_kernel(jax.jit(write_and_attend_cpu, static_argnames=("scale", "softcap")), **case)
 
 
 @pytest.mark.slow
@@ -81,7 +76,7 @@ def test_attention_in_other_shapes(data):
     pick = lambda *of: data.draw(st.sampled_from(of))  # noqa: E731
     room = pick(1, 16, 80)
     check_kernel(
-        write_and_attend_native, seed=data.draw(st.integers(0, 2**32 - 1)),
+        write_and_attend_cpu, seed=data.draw(st.integers(0, 2**32 - 1)),
         samples=pick(1, 3, 8), batch=pick(1, 2), kv_heads=pick(1, 2), per_head=pick(1, 3, 4),
         prompt=pick(1, 8, 21, 130), room=room, head_dim=pick(8, 16, 40),
         step=data.draw(st.integers(0, room - 1)), window=pick(None, 0, 1, 5, 40, 200),
@@ -95,10 +90,10 @@ def test_attention_does_not_depend_on_the_batch(extra, window):
     """To the bit, nor on the prompt's bucket or the room in the cache."""
     arguments, options = attended(0, batch=3, samples=7, prompt=24, room=80, window=window)
     q, k, v, rope, prefix_k, prefix_v, mask, suffix_k, suffix_v, *places = arguments
-    whole, *_ = write_and_attend_native(*arguments, **options)
+    whole, *_ = write_and_attend_cpu(*arguments, **options)
     chosen, few = slice(1, 2), slice(2, 5)
     wider = [(0, 0), (0, 0), (extra, 0), (0, 0)]
-    alone, *_ = write_and_attend_native(
+    alone, *_ = write_and_attend_cpu(
         *(x[chosen, few] for x in (q, k, v)), tuple(table[chosen] for table in rope),
         *(jnp.pad(x[chosen], wider, constant_values=7.0) for x in (prefix_k, prefix_v)),
         jnp.pad(mask[chosen], wider[1:3]),
@@ -112,10 +107,10 @@ def test_few_prompts_are_parted_by_samples():
     """Which no result shows."""
     arguments, options = attended(0, batch=1, kv_heads=1, samples=11)
     q, k, v, *shared, suffix_k, suffix_v, layer, step, window = arguments
-    whole, *caches = write_and_attend_native(*arguments, **options)
+    whole, *caches = write_and_attend_cpu(*arguments, **options)
     for j in range(11):
         of = slice(j, j + 1)
-        alone, *own = write_and_attend_native(
+        alone, *own = write_and_attend_cpu(
             q[:, of], k[:, of], v[:, of], *shared, suffix_k[:, :, of], suffix_v[:, :, of],
             layer, step, window, **options,
         )  # fmt: skip
@@ -150,7 +145,7 @@ def test_equal_keys_have_equal_weights():
     unrotated = jnp.ones_like(rope[0]), jnp.zeros_like(rope[1])
     suffix_k = jnp.broadcast_to(k[None, ..., None, :], suffix_k.shape)
     one_hot = jnp.eye(suffix_v.shape[-2], v.shape[-1])
-    weights, *_ = write_and_attend_native(
+    weights, *_ = write_and_attend_cpu(
         q, k, jnp.broadcast_to(one_hot[8], v.shape), unrotated, prefix_k,
         jnp.zeros_like(prefix_v), jnp.zeros_like(mask), suffix_k,
         jnp.broadcast_to(one_hot, suffix_v.shape), *places, **options,
@@ -164,7 +159,7 @@ def test_what_is_not_a_number_stays_so():
     """In the one sample whose key it is."""
     arguments, options = attended(0)
     k = arguments[1].at[1, 2, 0, 3].set(jnp.nan)
-    found, *_ = write_and_attend_native(arguments[0], k, *arguments[2:], **options)
+    found, *_ = write_and_attend_cpu(arguments[0], k, *arguments[2:], **options)
     expected = np.zeros(found.shape, bool)
     expected[1, 2, :3] = True  # the queries that share the key
     np.testing.assert_array_equal(np.isnan(found), expected)
@@ -189,7 +184,7 @@ def sequences(rng, time, *, batch=2, kv_heads=2, per_head=2, head_dim=16):
 
 def check_causal(arrays, segments, window, softcap, tolerance=1e-6):
     """Values and gradients against XLA's in double precision."""
-    softcapped = [partial(f, softcap=softcap) for f in (causal_attention_native, causal_attention)]
+    softcapped = [partial(f, softcap=softcap) for f in (causal_attention_cpu, causal_attention)]
     window = None if window is None else jnp.int32(window)
     fixed = segments, window, arrays[0].shape[-1] ** -0.5
     found = with_gradient(softcapped[0], *arrays, *fixed)
@@ -239,7 +234,7 @@ def test_causal_attention_in_other_shapes(data):
 def test_a_sequence_does_not_depend_on_its_row(window, rng):
     """To the bit: neither on what stands beside it, nor on its place or its row's width."""
     (q, k, v, out), segments = sequences(rng, 60, batch=3)
-    whole = with_gradient(causal_attention_native, q, k, v, out, segments, window, 0.25)
+    whole = with_gradient(causal_attention_cpu, q, k, v, out, segments, window, 0.25)
     own = segments[1] == 2
     assert 1 < own.sum() < 60
     alone = [np.zeros((1, 71, *x.shape[2:]), np.float32) for x in (q, k, v, out)]
@@ -248,7 +243,7 @@ def test_a_sequence_does_not_depend_on_its_row(window, rng):
     mask[0, place] = True
     for to, x in zip(alone, (q, k, v, out), strict=True):
         to[0, place] = x[1, own]
-    found = with_gradient(causal_attention_native, *alone, mask, window, 0.25)
+    found = with_gradient(causal_attention_cpu, *alone, mask, window, 0.25)
     for one, all_of_them in zip(found, whole, strict=True):
         np.testing.assert_array_equal(one[0, place], all_of_them[1, own])
 
@@ -260,8 +255,8 @@ def test_padding_and_other_sequences_see_nothing_of_a_sequence(rng):
     first, last = np.flatnonzero(segments[0] == 1)[[0, -1]]
     assert last > first + 1
     k[0, first + 1] = np.nan
-    mixed, *gradients = with_gradient(causal_attention_native, q, k, v, out, segments, None, 0.25)
-    plain = causal_attention_native(*map(jnp.asarray, (q, k, v, segments)), scale=0.25)
+    mixed, *gradients = with_gradient(causal_attention_cpu, q, k, v, out, segments, None, 0.25)
+    plain = causal_attention_cpu(*map(jnp.asarray, (q, k, v, segments)), scale=0.25)
     padded = np.asarray(plain)[segments == 0]
     assert padded.size and not padded.any()
     poisoned = np.zeros(segments.shape, bool)
@@ -277,9 +272,9 @@ def test_padding_and_other_sequences_see_nothing_of_a_sequence(rng):
 def test_rows_of_padding_and_mapped_ones(rng):
     arrays, segments = sequences(rng, 12)
     q, k, v, _ = map(jnp.asarray, arrays)
-    nothing = causal_attention_native(q, k, v, jnp.zeros_like(segments), scale=1.0)
+    nothing = causal_attention_cpu(q, k, v, jnp.zeros_like(segments), scale=1.0)
     np.testing.assert_array_equal(nothing, np.zeros(q.shape))
-    attention = partial(causal_attention_native, scale=0.5)
+    attention = partial(causal_attention_cpu, scale=0.5)
     mapped = jax.vmap(lambda *one: attention(*(x[None] for x in one))[0])
     expected = attention(q, k, v, jnp.asarray(segments))
     np.testing.assert_array_equal(mapped(q, k, v, jnp.asarray(segments)), expected)
@@ -292,7 +287,7 @@ def test_scores_beyond_all_numbers_are_capped(rng):
     q, k, v = (jnp.asarray(x) for x in arrays[:3])
     q, k = (x.at[..., 1:].set(0) * jnp.float32(1e38) for x in (q, k))
     fixed = v, jnp.asarray(segments)
-    found = causal_attention_native(q, k, *fixed, scale=1.0, softcap=1.0)
+    found = causal_attention_cpu(q, k, *fixed, scale=1.0, softcap=1.0)
     expected = causal_attention(q, k, *fixed, scale=1.0, softcap=1.0)
     real = segments > 0
     np.testing.assert_allclose(found[real], expected[real], rtol=1e-5, atol=1e-6)
@@ -392,44 +387,22 @@ def test_decoding_with_kernels_samples_the_same(monkeypatch):
         called.append(name)
         return call(name, *args, **options)
 
-    for place in ("pmc_jax.model.decode_kernel_cpu", "pmc_jax.decoding.nucleus"):
-        monkeypatch.setattr(f"{place}.native_call", counting)
+    for module in (cpu_decode, cpu_top_k):
+        monkeypatch.setattr(module, "native_call", counting)
     jax.clear_caches()
     found = sampled(params, CFG, "float32")
     assert set(called) == {"write_and_attend", "top_k"}
     called.clear()
-    for place in ("pmc_jax.model.attention", "pmc_jax.decoding.nucleus"):
-        monkeypatch.setattr(f"{place}.has_native", lambda _: False)
+    monkeypatch.setattr(native_module, "available", lambda: False)
     jax.clear_caches()
     assert sampled(params, CFG, "float32") == found
     assert not called
     jax.clear_caches()
 
 
-@needs_kernels
-def test_where_kernels_are_used(monkeypatch):
-    q = jnp.zeros((2, 3, 4, 16))
-    assert best_write_and_attend(q, q) is write_and_attend_native
-    assert best_write_and_attend(q[..., :12], q) is write_and_attend
-    causal = best_causal_attention(q, 2.0)
-    assert (causal.func, causal.keywords) == (causal_attention_native, {"softcap": 2.0})
-    assert best_causal_attention(q[..., :12], 2.0).func is causal_attention
-    assert best_causal_attention(q.astype(jnp.bfloat16), 2.0).func is causal_attention
-    assert not has_native(jnp.bfloat16) and not has_native(jnp.float64)
-    with jax.set_mesh(one_device_mesh()):
-        assert not has_native(jnp.float32)
-    with monkeypatch.context() as patch:
-        patch.setattr(jax, "default_backend", lambda: "tpu")
-        assert not has_native(jnp.float32)
-    monkeypatch.setattr(native_module, "_registered", lambda: None)
-    assert not has_native(jnp.float32)
-    assert best_write_and_attend(q, q) is write_and_attend
-    assert best_causal_attention(q, None).func is causal_attention
-
-
 def test_double_precision_has_xlas_operations(monkeypatch):
     """So that what is promised in float64 does not depend on the machine."""
-    monkeypatch.setattr(nucleus, "native_call", None)
+    monkeypatch.setattr(cpu_top_k, "native_call", None)
     with jax.enable_x64(True):
         values, _ = largest(jnp.arange(20.0), 3)
     np.testing.assert_array_equal(values, [19, 18, 17])
@@ -484,14 +457,14 @@ def test_the_compiler_is_that_of_cxx(monkeypatch):
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        (None, "found no C++ compiler (c++, g++, clang++): decoding and training will be slower"),
+        (None, "found no C++ compiler (c++, g++, clang++): decoding and training are slower"),
         ("", None),  # kernels are not wanted
-        ("/no/such/compiler", "have no kernels, decoding and training will be slower: [Errno 2]"),
-        ("false", "have no kernels, decoding and training will be slower: Command '['false'"),
-        ("c++ '", "have no kernels, decoding and training will be slower: No closing quotation"),
+        ("/no/such/compiler", "no C++ kernels, decoding and training are slower: [Errno 2]"),
+        ("false", "no C++ kernels, decoding and training are slower: Command '['false'"),
+        ("c++ '", "no C++ kernels, decoding and training are slower: No closing quotation"),
         (
             "complaining",
-            "have no kernels, decoding and training will be slower: x.cc:3:1: error: no such thing",
+            "no C++ kernels, decoding and training are slower: x.cc:3:1: error: no such thing",
         ),
     ],
 )
@@ -507,7 +480,7 @@ def test_without_a_compiler_one_line_says_so(named, said, monkeypatch, caplog, t
         monkeypatch.setenv("PATH", "")
     else:
         monkeypatch.setenv("CXX", str(complaining) if named == "complaining" else named)
-    assert native_module._registered.__wrapped__() is None
+    assert native_module.register.__wrapped__() is None
     if said is None:
         assert not caplog.messages
     else:
@@ -520,9 +493,9 @@ def test_a_cache_that_cannot_be_written(monkeypatch, caplog, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setenv("CXX", "c++")
-    assert native_module._registered.__wrapped__() is None
+    assert native_module.register.__wrapped__() is None
     (line,) = caplog.messages
-    assert line.startswith("have no kernels, decoding and training will be slower: ")
+    assert line.startswith("no C++ kernels, decoding and training are slower: ")
 
 
 def test_without_a_home_one_line_says_so(monkeypatch, caplog):
@@ -531,9 +504,9 @@ def test_without_a_home_one_line_says_so(monkeypatch, caplog):
 
     monkeypatch.setattr(native_module, "cache_directory", homeless)
     monkeypatch.setenv("CXX", "c++")
-    assert native_module._registered.__wrapped__() is None
+    assert native_module.register.__wrapped__() is None
     assert caplog.messages == [
-        "have no kernels, decoding and training will be slower: Could not determine home directory."
+        "no C++ kernels, decoding and training are slower: Could not determine home directory."
     ]
 
 
@@ -542,7 +515,7 @@ def test_kept_kernels_that_cannot_be_loaded_are_compiled_again(short_source, tmp
     monkeypatch.setattr(native_module, "cache_directory", lambda: tmp_path / "kept")
     path = compiled(compiler(), tmp_path / "kept")
     path.write_bytes(b"")
-    digest, library = native_module._loaded()
+    digest, library = native_module.load()
     assert digest in path.name and path.stat().st_size > 0
     assert library.one() == 1
 
@@ -562,5 +535,5 @@ def test_the_name_of_a_kernel_tells_its_version(short_source, tmp_path, monkeypa
     paths.add(compiled([*compiler(), "-Wall"], tmp_path))
     assert len(paths) == 5
     monkeypatch.undo()
-    digest, _ = native_module._loaded()
-    assert native_module._registered() == f"pmc_jax_{digest}_"
+    digest, _ = native_module.load()
+    assert native_module.register() == f"pmc_jax_{digest}_"

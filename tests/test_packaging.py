@@ -88,7 +88,8 @@ def test_every_requirement_admits_its_pin():
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     pins = {canonicalize_name(name): version for name, version in pins.items()}
     extras = project["optional-dependencies"]
-    for requirement in map(Requirement, project["dependencies"] + extras["test"] + extras["dev"]):
+    tested = [*project["dependencies"], *extras["test"], *extras["dev"], *extras["docs"]]
+    for requirement in map(Requirement, tested):
         if requirement.name != "pmc_jax":
             assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)])
 

@@ -469,8 +469,11 @@ def test_bad_templates(llama3, phi):
     for cfg, expected in (
         (PromptConfig(template="chatml"), "prompt.template=chatml: expected auto, chat or plain"),
         (PromptConfig(template="chat"), "prompt.template=chat: the tokenizer has no chat template"),
-        (PromptConfig(question="Q: {q}"), r"prompt.question='Q: {q}': must hold {question} once"),
-        (PromptConfig(answer="A:"), r"prompt.answer='A:': must hold {answer} once"),
+        (
+            PromptConfig(question="Q: {q}"),
+            r"prompt.question='Q: {q}': must contain {question} once",
+        ),
+        (PromptConfig(answer="A:"), r"prompt.answer='A:': must contain {answer} once"),
     ):
         with pytest.raises(UserError, match=expected):
             make_template(phi, cfg)
@@ -482,7 +485,7 @@ def test_a_line_break_that_is_none_is_told(phi, llama3, caplog):
     make_template(llama3, PromptConfig(question=r"in a chat\n"))
     assert not caplog.records
     make_template(phi, PromptConfig(question=r"Q: {question}\nA:"))
-    assert "prompt.question holds a backslash and an n" in caplog.text
+    assert "prompt.question contains a backslash and an n" in caplog.text
 
 
 def test_bad_tokenizers(tmp_path):
@@ -499,7 +502,7 @@ def test_bad_tokenizers(tmp_path):
 
 def test_a_sentencepiece_model_that_would_be_misread_is_refused(tmp_path):
     sentencepiece_model(tmp_path, "unigram")
-    with pytest.raises(UserError, match="does not tokenize as sentencepiece does"):
+    with pytest.raises(UserError, match="tokens differ from sentencepiece's"):
         load_tokenizer(tmp_path)
 
 

@@ -5,15 +5,16 @@ from unittest import mock
 
 import jax.numpy as jnp
 import pytest
-from pmc_jax.training.shapes import run_shapes
-from pmc_jax.unlearning.config import PMCConfig
 from test_decoding_layout import CFG
 from test_savings import PLAIN, new_run, words_model  # noqa: F401
 
 from pmc_jax.decoding import Decoding, sampler, suffix_lengths
 from pmc_jax.decoding.layout import cache_lengths, few_rows, shapes
+from pmc_jax.model.kernels.dispatch import Target
 from pmc_jax.training import responses
 from pmc_jax.training.loop import pmc_steps
+from pmc_jax.training.shapes import run_shapes
+from pmc_jax.unlearning.config import PMCConfig
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -53,8 +54,8 @@ def test_a_run_has_no_shape_that_it_does_not_name(name, limit, words_model, monk
         seen["training"].add(rows.tokens.shape[1:])
         counted.append(int((rows.segments > 0).sum()))
 
-    monkeypatch.setattr(sampler, "_prefill", noting(sampler._prefill, note_prefill))
-    monkeypatch.setattr(sampler, "_decode_chunk", noting(sampler._decode_chunk, note_chunk))
+    monkeypatch.setattr(sampler, "prefill_prompts", noting(sampler.prefill_prompts, note_prefill))
+    monkeypatch.setattr(sampler, "decode_chunk", noting(sampler.decode_chunk, note_chunk))
     run = dataclasses.replace(run, train_step=noting(run.train_step, note_rows))
     records = [record for _, record in pmc_steps(run, state)]
     assert [record.tokens_trained for record in records] == counted
@@ -94,13 +95,14 @@ def test_a_cache_is_about_as_long_as_what_it_holds(time, lengths):
 
 def test_room_that_attention_does_not_read_comes_in_large_steps(monkeypatch):
     growing = Decoding()
-    for there, expected in ((True, [32, 192]), (False, [32, 64, 128, 192])):
-        monkeypatch.setattr("pmc_jax.model.attention.has_native", lambda _, there=there: there)
+    native, xla = Target("cpu", False, frozenset({"native"})), Target("cpu", False)
+    for target, expected in ((native, [32, 192]), (xla, [32, 64, 128, 192])):
+        monkeypatch.setattr(sampler, "current_target", lambda _, target=target: target)
         assert suffix_lengths(192, CFG, jnp.float32, growing) == expected
         assert suffix_lengths(192, CFG, jnp.float32, Decoding(grow_cache=False)) == [192]
         assert suffix_lengths(48, CFG, jnp.float32, growing) == [16, 48]
     assert cache_lengths(2000, 8) == [32, 256, 2000]
-    monkeypatch.setattr("pmc_jax.model.attention.has_native", lambda _: True)
+    monkeypatch.setattr(sampler, "current_target", lambda _: native)
     no_vectors = dataclasses.replace(CFG, head_dim=12)
     assert suffix_lengths(192, no_vectors, jnp.float32, growing) == [32, 64, 128, 192]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pmc_jax.unlearning.selection import _categorical, selection_keys
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pmc_jax import ask, method_steps, train
+from pmc_jax.unlearning.selection import _categorical, selection_keys
 
 MEASURES = {
     "unlearn_quality",

@@ -6,9 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pmc_jax.training.pmc_run import step_questions
-from pmc_jax.training.responses import score_response
-from pmc_jax.unlearning.config import PMCConfig
 from test_savings import PLAIN, assert_same_end, finished_run, new_run, words_model  # noqa: F401
 from test_training import unequal_rows
 
@@ -18,8 +15,11 @@ from pmc_jax.errors import UserError
 from pmc_jax.model import decoding_params
 from pmc_jax.runs.checkpoints import RunState
 from pmc_jax.training.loop import build_rows, pmc_steps
+from pmc_jax.training.pmc_run import step_questions
+from pmc_jax.training.responses import score_response
 from pmc_jax.training.step import Norms, init_state, make_train_step
 from pmc_jax.unlearning import PMCLoss, ResponseMemory, response_score
+from pmc_jax.unlearning.config import PMCConfig
 
 SHORT = dataclasses.replace(PLAIN, epochs=4)
 
@@ -91,9 +91,9 @@ def test_any_temperature_is_drawn_by_the_same_program(words_model, x64, quick_co
 
     apart = drawn(0.5, None)
     assert drawn(1.0, 0.5) == apart
-    compiled = sampler._decode_chunk._cache_size(), sampler._begin._cache_size()
+    compiled = sampler.decode_chunk._cache_size(), sampler.begin_decoding._cache_size()
     assert drawn(1.0, 1.3) != apart
-    assert (sampler._decode_chunk._cache_size(), sampler._begin._cache_size()) == compiled
+    assert (sampler.decode_chunk._cache_size(), sampler.begin_decoding._cache_size()) == compiled
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Token lists to padded arrays, and which rows come when. Numpy only, nothing stateful."""
+"""Padded arrays of token lists, and which examples a step draws. NumPy only, no state."""
 
 from collections.abc import Collection, Sequence
 
@@ -18,10 +18,16 @@ def loss_rows(
     Bool[np.ndarray, "batch length"],
     Bool[np.ndarray, "batch length"],
 ]:
-    """Right-padded prompt + answer: tokens, a mask of real tokens, and a mask of targets.
+    """Prompts with their answers as right-padded rows.
 
-    The third is True where `tokens[row, t]` is an answer token (end token included): what
-    position t - 1 must predict. Prompt and padding, which is zeros, carry no loss.
+    Returns:
+        tokens: prompt, answer, and zeros as padding.
+        mask: True at tokens that are not padding.
+        loss_mask: True at answer tokens, the end token included. Token t is predicted at
+            position t - 1. Prompt and padding carry no loss.
+
+    Raises:
+        ValueError: if a prompt or an answer is empty, or both together exceed `length`.
     """
     tokens = np.zeros((len(prompts), length), np.int32)
     mask, loss_mask = np.zeros(tokens.shape, bool), np.zeros(tokens.shape, bool)
@@ -40,14 +46,19 @@ def loss_rows(
 def train_sequence(
     prompt: Tokens, answer: Tokens, end_id: int, max_length: int, stop_ids: Collection[int] = ()
 ) -> tuple[list[int], list[int]]:
-    """Prompt and answer as they are trained on: at most `max_length` tokens, always ended.
+    """The prompt and answer to train on: at most `max_length` tokens together.
 
-    The answer ends in `end_id`, whether the sample ended so, in another of `stop_ids`, or
-    was cut; what does not fit before the end token is dropped.
+    The answer always ends with `end_id`. It replaces another stop token, and is added to an
+    answer without one. Tokens that do not fit before it are dropped.
+
+    Raises:
+        ValueError: if the prompt leaves no room for the end token.
     """
     room = max_length - len(prompt) - 1
     if room < 0:
-        raise ValueError(f"a prompt of {len(prompt)} tokens leaves no room within {max_length}")
+        raise ValueError(
+            f"a prompt of {len(prompt)} tokens leaves no room within {max_length} tokens"
+        )
     body = list(answer)
     if body and (body[-1] == end_id or body[-1] in stop_ids):
         body.pop()
@@ -55,15 +66,15 @@ def train_sequence(
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count"]:
-    """A permutation of `count` rows that depends on seed and epoch only."""
+    """A permutation of `count` questions that depends on seed and epoch only."""
     return np.random.default_rng([ORDER_STREAM, seed, epoch]).permutation(count)
 
 
 def retain_draw(seed: int, step: int, count: int, population: int) -> Int64[np.ndarray, " count"]:
-    """`count` of `population` rows, uniform with replacement, for one optimizer step."""
+    """Indices of an optimizer step's retain pairs, uniform over `population`, with replacement."""
     return np.random.default_rng([RETAIN_STREAM, seed, step]).integers(0, population, count)
 
 
 def refusal_draw(seed: int, count: int, population: int) -> Int64[np.ndarray, " count"]:
-    """One of `population` refusals for each of `count` questions, the same in the whole run."""
+    """The index of each question's refusal, uniform over `population`; fixed for a run."""
     return np.random.default_rng([REFUSAL_STREAM, seed]).integers(0, population, count)

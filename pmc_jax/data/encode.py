@@ -1,4 +1,4 @@
-"""From rows to token ids, with everything checked that could stop a run later."""
+"""From a data set to token ids, with early checks of what could stop a run later."""
 
 import dataclasses
 import hashlib
@@ -13,11 +13,11 @@ from pmc_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class EncodedData:
-    """What training sees, as token ids. Nothing here comes from a forget answer.
+    """The token ids that training gets. None of them comes from a forget answer.
 
     Attributes:
-        forget: prompts.
-        retain: (prompt, answer with end token) pairs.
+        forget: the prompts of the forget questions.
+        retain: the (prompt, answer with end token) pairs to keep.
     """
 
     forget: Sequence[Sequence[int]]
@@ -27,10 +27,10 @@ class EncodedData:
 def encode(
     dataset: Dataset, template: PromptTemplate, max_length: int, vocab_size: int
 ) -> EncodedData:
-    """Encode the rows that training sees; check these and the evaluation questions.
+    """Encode what training gets, and check the prompts of all evaluation sets too.
 
     Raises:
-        UserError: naming the row whose prompt is too long, or a token that the model lacks.
+        UserError: if a prompt is too long, or a token is not in the model's vocabulary.
     """
     forget = [template.encode_prompt(row.question, row.system) for row in dataset.forget]
     check_lengths("forget", [row.id for row in dataset.forget], forget, max_length)
@@ -51,10 +51,10 @@ def encode(
 
 
 def check_tokens(used: Collection[int], vocab_size: int) -> None:
-    """Check that the model has every token.
+    """Check that every token is in the model's vocabulary.
 
     Raises:
-        UserError: naming a token that it lacks.
+        UserError: naming the largest token id, if it is not.
     """
     if (largest := max(used)) >= vocab_size:
         raise UserError(
@@ -69,8 +69,7 @@ def digest(value: Any) -> str:
 
 
 def fingerprints(dataset: Dataset, encoded: EncodedData) -> Mapping[str, str]:
-    """SHA-256 of what is trained on and what is evaluated, to notice that a file has changed."""
-
+    """SHA-256 hashes of the training and evaluation data, to detect changed files."""
     evaluation = {
         name: [dataclasses.astuple(row) for row in rows]
         for name, rows in dataset.evaluation.items()

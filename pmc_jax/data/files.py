@@ -128,9 +128,8 @@ def parse_json(
     Raises:
         UserError: naming the line, if the text is not JSON.
     """
-    constants = {"parse_constant": lambda _: None} if finite else {}
     try:
-        return json.loads(text, **constants)
+        return json.loads(text, parse_constant=(lambda _: None) if finite else None)
     except json.JSONDecodeError as error:
         where, reason = f"{path}, line {line or error.lineno}", error.msg
     except (ValueError, RecursionError) as error:  # a very long number; very deep nesting

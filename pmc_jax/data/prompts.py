@@ -1,4 +1,4 @@
-"""Questions and answers to token ids and back: tokenizers, chat and plain templates."""
+"""Tokenizers and prompt templates: from questions and answers to token ids, and back."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-# Stands for the question and the answer where only what surrounds them matters.
+# A stand-in for question and answer, used to find the text around them.
 PROBE = "Q"
-# The Llama 3 templates' own default. Without one they print today's date, and a run
-# would depend on the day on which it is continued.
+# The default of the Llama 3 templates. Without a date they print today's, and a resumed run
+# would have other prompts.
 DATE_STRING = "26 Jul 2024"
 
 
@@ -46,10 +46,12 @@ class PromptConfig:
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face directory, fast or sentencepiece; never remote code.
+    """Load the tokenizer of a Hugging Face directory, fast or sentencepiece.
+
+    Remote code is never run.
 
     Raises:
-        UserError: when the directory has none, or one that cannot be read faithfully.
+        UserError: if the directory has no tokenizer, or it cannot be loaded correctly.
     """
     directory = Path(directory).expanduser()
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):
@@ -79,10 +81,11 @@ def _auto_tokenizer(directory: Path, **settings: Any) -> PreTrainedTokenizerBase
 
 
 def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerBase:
-    """A directory with `tokenizer.model` only, checked against sentencepiece itself.
+    """Load the tokenizer of a directory with `tokenizer.model` only.
 
-    transformers 5 leaves out the BOS unless told otherwise, and where no tokenizer class
-    is named it takes a generic one that reads the pieces differently.
+    transformers 5 adds no BOS unless `add_bos_token` is set. If no tokenizer class is named,
+    it uses a generic one, which splits text differently. So the result is compared with that
+    of sentencepiece.
     """
     from sentencepiece import SentencePieceProcessor
     from transformers import LlamaTokenizer, PreTrainedTokenizerFast
@@ -99,8 +102,8 @@ def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerBase:
     text = " ".join(words[:: 1 + len(words) // 200])
     if tokenizer(text, add_special_tokens=False).input_ids != reference.encode(text):
         raise UserError(
-            f"{directory}: transformers reads tokenizer.model as {type(tokenizer).__name__}, which "
-            "does not tokenize as sentencepiece does; expected a tokenizer.json beside it"
+            f"{directory}: transformers loads tokenizer.model as {type(tokenizer).__name__}, whose "
+            "tokens differ from sentencepiece's; expected a tokenizer.json beside it"
         )
     return tokenizer
 
@@ -111,10 +114,10 @@ def make_template(
     """The prompt template for a tokenizer.
 
     Args:
-        eos_token_ids: further ids that end a response (from the generation config).
+        eos_token_ids: further ids that end a response, from the generation config.
 
     Raises:
-        UserError: for an impossible configuration, or when nothing ends a response.
+        UserError: if the configuration is invalid, or no token ends a response.
     """
     if cfg.template not in ("auto", "chat", "plain"):
         raise UserError(f"prompt.template={cfg.template}: expected auto, chat or plain")
@@ -126,11 +129,11 @@ def make_template(
     for name in ("question", "answer"):
         pattern = getattr(cfg, name)
         if not chat and pattern.count(f"{{{name}}}") != 1:
-            raise UserError(f"prompt.{name}={pattern!r}: must hold {{{name}}} once")
+            raise UserError(f"prompt.{name}={pattern!r}: must contain {{{name}}} once")
         if not chat and "\\n" in pattern:
             logger.warning(
-                "prompt.%s holds a backslash and an n, which are no line break; in bash, "
-                "$'prompt.%s=…\\n…' has one",
+                "prompt.%s contains a backslash and an n, not a line break; in bash, "
+                "$'prompt.%s=…\\n…' contains a line break",
                 name, name,
             )  # fmt: skip
     return PromptTemplate(tokenizer, cfg, chat, tuple(eos_token_ids))
@@ -138,7 +141,10 @@ def make_template(
 
 @lru_cache(maxsize=1 << 15)
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: tuple[int, ...]) -> str:
-    """The text of tokens but special ones. Many samples are alike, and all are read twice."""
+    """The text of tokens, without special tokens.
+
+    Cached, since many samples are equal and each is decoded twice.
+    """
     return str(
         tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     )
@@ -146,7 +152,14 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, ids: tuple[int, ...]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class PromptTemplate:
-    """Encodes prompts and answers so that prompt ids + answer ids are the whole text's ids."""
+    """Encodes prompts and answers, and decodes responses.
+
+    The ids of a prompt and of an answer together are the ids of the whole text.
+
+    Attributes:
+        chat: whether the tokenizer's chat template is used, not the plain patterns of `cfg`.
+        eos_token_ids: ids that end a response besides the template's own.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     cfg: PromptConfig
@@ -157,7 +170,7 @@ class PromptTemplate:
         _ = self.end_id  # renders the chat template once, so that errors come early
 
     def encode_prompt(self, question: str, system: str | None = None) -> list[int]:
-        """Ids up to where the response begins; one BOS if tokenizer or chat template has one."""
+        """The ids before the response; with one BOS if the tokenizer or chat template adds any."""
         ids = self._ids(self._prompt_text(question, system))
         bos = self.tokenizer.bos_token_id
         if bos is None or not (self._adds_bos or ids[:1] == [bos]):
@@ -167,7 +180,7 @@ class PromptTemplate:
         return [bos, *ids]
 
     def encode_answer(self, answer: str) -> list[int]:
-        """Ids of a response that gives this answer, with the id that ends it."""
+        """The ids of a response with this answer, end token included."""
         if not self.chat:
             text = self._probe_prompt + self.cfg.answer.replace("{answer}", answer)
             return [*self._response_ids(text), self.end_id]
@@ -177,14 +190,18 @@ class PromptTemplate:
         return ids if ids[-1:] == [self.end_id] else [*ids, self.end_id]
 
     def encode_prefix(self, text: str) -> list[int]:
-        """Ids that a response begins with when its answer begins with `text`."""
+        """The first ids of a response whose answer begins with `text`."""
         if self.chat:
             return self._response_ids(self._render(PROBE, None, text, unfinished=True))
         before = self.cfg.answer.partition("{answer}")[0]
         return self._response_ids(self._probe_prompt + before + text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The answer in a response: up to its end, no special tokens, no answer tag, stripped."""
+        """The answer in a response.
+
+        That is the text before the end token, without special tokens, the answer tag and
+        surrounding spaces.
+        """
         ids = list(token_ids)
         end = next((i for i, token in enumerate(ids) if token in self._stops), len(ids))
         text = self._text(ids[:end])
@@ -193,11 +210,11 @@ class PromptTemplate:
         return text.lstrip().removeprefix(self._answer_tag).strip()
 
     def decode_settled(self, token_ids: Sequence[int]) -> str:
-        """What the answer in a response begins with, however the response goes on.
+        """The beginning of the answer that no later token can change.
 
-        `token_ids` hold no stop token. Left out is what later tokens may change: bytes of a
-        character that is not complete, and a text that may yet turn out to be the answer tag.
-        Spaces at its end stay, since they complete a word.
+        `token_ids` contain no stop token. The bytes of an incomplete character are left out,
+        and so is text that may still become the answer tag. Spaces at the end are kept, since
+        they complete a word.
         """
         ids = list(token_ids)
         while ids and (ids[-1] in self._byte_ids or ids[-1] in self._special):
@@ -210,7 +227,7 @@ class PromptTemplate:
 
     @cached_property
     def end_id(self) -> int:
-        """The id that ends a trained response: the chat template's end of turn, else EOS."""
+        """The id that ends a response in training: the chat template's end of turn, else EOS."""
         if self.chat:
             tail = self._render(PROBE, None, PROBE).rpartition(PROBE)[2]
             ends = [token for token in self._ids(tail) if token in self._special]
@@ -241,14 +258,14 @@ class PromptTemplate:
 
     @cached_property
     def _byte_ids(self) -> frozenset[int]:
-        """Ids of sentencepiece's single bytes, which are read as characters all together."""
+        """Ids of sentencepiece's byte tokens, several of which can form one character."""
         vocabulary = self.tokenizer.get_vocab()
         found = (vocabulary.get(f"<0x{byte:02X}>") for byte in range(256))
         return frozenset(token for token in found if token is not None)
 
     @cached_property
     def _answer_tag(self) -> str:
-        """The text that comes before an answer in a response of the plain template."""
+        """The plain template's text before the answer in a response."""
         return "" if self.chat else self.cfg.answer.partition("{answer}")[0].lstrip()
 
     def _text(self, ids: Sequence[int]) -> str:
@@ -270,18 +287,19 @@ class PromptTemplate:
         return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
     def _response_ids(self, text: str) -> list[int]:
-        """Ids that follow the probe prompt in `text`.
+        """The ids after the probe prompt in `text`.
 
-        Encoded together with the prompt, since some tokenizers (sentencepiece) treat the
-        beginning of a text specially; alone only where a token would cross the boundary.
+        The response is encoded together with the prompt, since some tokenizers (sentencepiece)
+        treat the beginning of a text specially. It is encoded alone only if a token would
+        cross the boundary.
         """
         ids, prompt = self._ids(text), self._probe_ids
         if ids[: len(prompt)] == prompt:
             return ids[len(prompt) :]
         if not text.startswith(self._probe_prompt):
             raise UserError(
-                "the tokenizer's chat template renders a prompt that its conversations do not "
-                "begin with; use prompt.template=plain"
+                "the tokenizer's chat template renders conversations that do not begin with its "
+                "prompt; use prompt.template=plain"
             )
         return self._ids(text.removeprefix(self._probe_prompt))
 
@@ -299,14 +317,14 @@ class PromptTemplate:
         answer: str | None = None,
         unfinished: bool = False,
     ) -> str:
-        """The chat template's text of a prompt, or of a whole conversation."""
+        """The chat template's text of a prompt or, with an answer, of a conversation."""
         system = self.cfg.system if system is None else system
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": question})
         if answer is not None:
             messages.append({"role": "assistant", "content": answer})
         try:
-            # `enable_thinking`: templates of reasoning models then open no chain of thought.
+            # Without `enable_thinking` the templates of reasoning models start no chain of thought.
             text = self.tokenizer.apply_chat_template(
                 messages,
                 tokenize=False,
@@ -324,18 +342,18 @@ class PromptTemplate:
 def check_lengths(
     name: str, ids: Sequence[int], prompts: Sequence[Sequence[int]], max_length: int
 ) -> None:
-    """Check before a run that every prompt leaves room for one response token and the end token.
+    """Check that every prompt leaves room for one response token and the end token.
 
     Args:
-        name: what the rows are, for the message ("forget", "retain", …).
-        ids: row numbers, one a prompt.
+        name: the name of the prompts' set, for the error: "forget", "retain", ….
+        ids: the row number of each prompt.
 
     Raises:
-        UserError: naming the first row that is too long, its length and the limit.
+        UserError: naming the first prompt that is too long, its length and the limit.
     """
     for row_id, prompt in zip(ids, prompts, strict=True):
         if len(prompt) + 2 > max_length:
             raise UserError(
-                f"{name} row {row_id}: the prompt has {len(prompt)} tokens; prompt, response and "
-                f"end token together may have max_length={max_length}"
+                f"{name} row {row_id}: the prompt has {len(prompt)} tokens; expected at most "
+                f"max_length={max_length} with a response token and the end token"
             )

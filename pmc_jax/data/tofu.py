@@ -1,4 +1,4 @@
-"""Finding the files of a data set laid out like TOFU (Maini et al. 2024), local or on the hub."""
+"""The files of a data set with TOFU's layout (Maini et al. 2024), local or on the hub."""
 
 import dataclasses
 from pathlib import Path
@@ -15,10 +15,14 @@ NOT_SPLITS = ("world_facts", "real_authors", REFUSALS)
 
 @dataclasses.dataclass(frozen=True)
 class DataFiles:
-    """The files of a data set; None where there is none.
+    """The files of a data set; None if it has no such file.
 
-    `perturbed` has the forget rows again, in the same order, with paraphrases;
-    `refusals` is plain text, one refusal a line, `text` one paragraph a line.
+    Attributes:
+        perturbed: the forget rows again, in the same order, with paraphrases.
+        refusals: a text file with one refusal a line.
+        retain_perturbed: retain rows with paraphrased and wrong answers.
+        holdout: rows like the forget rows that the model was never trained on.
+        text: a text file with one paragraph a line.
     """
 
     forget: Path
@@ -33,12 +37,13 @@ class DataFiles:
 
 
 def tofu_files(cfg: DataConfig, *, controls: bool = False) -> DataFiles:
-    """The files in `cfg.path`, in the package, or downloaded from `cfg.hub`.
+    """Find the files in `cfg.path` or in the package, or download them from `cfg.hub`.
 
-    With `controls` those of `Controls` are downloaded too.
+    Args:
+        controls: whether to download the files of `Controls` too.
 
     Raises:
-        UserError: no such directory or split, or the hub cannot be reached.
+        UserError: if there is no such directory or split, or the hub cannot be reached.
     """
     if cfg.path is None:
         directory = _download(cfg, controls)
@@ -67,7 +72,7 @@ def tofu_files(cfg: DataConfig, *, controls: bool = False) -> DataFiles:
 
 
 def _holdout(cfg: DataConfig) -> str:
-    """The split of rows that nobody was taught: `holdout10` for `forget10`."""
+    """The split that no model was trained on: `holdout10` for `forget10`."""
     return cfg.holdout or cfg.forget.replace("forget", "holdout", 1)
 
 
@@ -85,15 +90,15 @@ def _split(directory: Path, option: str, name: str) -> Path:
     if path is None:
         names = sorted(p.stem for p in directory.iterdir() if p.suffix in SUFFIXES)
         splits = [n for n in names if not n.endswith("_perturbed") and n not in NOT_SPLITS]
-        there = ", ".join(splits) or "none"
+        found = ", ".join(splits) or "none"
         raise UserError(
-            f"data.{option}={name}: no such split in {directory}; splits there: {there}"
+            f"data.{option}={name}: no such split in {directory}; splits there: {found}"
         )
     return path
 
 
 def _download(cfg: DataConfig, controls: bool) -> Path:
-    """Download the needed files of `cfg.hub`, and only those; the directory they lie in."""
+    """Download the files that are needed, and no others; returns their directory."""
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 

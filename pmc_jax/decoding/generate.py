@@ -1,4 +1,4 @@
-"""From lists of prompts to lists of responses, through batches of few distinct shapes."""
+"""From lists of prompts to lists of responses, in batches with few distinct shapes."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,7 +20,7 @@ from pmc_jax.model.specs import Params
 def row_keys(
     key: PRNGKeyArray, step: jax.Array, question_ids: jax.Array, samples: int
 ) -> Key[Array, "batch samples"]:
-    """Keys `[batch, samples]`: fold_in(fold_in(fold_in(key, step), question), sample)."""
+    """The RNG key of each sample: fold_in(fold_in(fold_in(key, step), question), sample)."""
     key = jax.random.fold_in(key, step)
 
     def one(question: jax.Array, index: jax.Array) -> PRNGKeyArray:
@@ -30,8 +30,14 @@ def row_keys(
     return jax.vmap(over_samples, in_axes=(0, None))(question_ids, jnp.arange(samples))
 
 
-def refuse_switch(rope: RopeConfig, prompt: int, limit: int) -> None:
-    """Refuse what would need keys rotated anew halfway: LongRoPE's step from short to long."""
+def check_longrope(rope: RopeConfig, prompt: int, limit: int) -> None:
+    """Check that a response stays on one side of the length at which LongRoPE changes.
+
+    Beyond it, all cached keys would have to be rotated again.
+
+    Raises:
+        UserError: if the response may cross it.
+    """
     longest = rope.original_max_position_embeddings
     if rope.kind == "longrope" and prompt <= longest < prompt + limit:
         raise UserError(
@@ -40,11 +46,11 @@ def refuse_switch(rope: RopeConfig, prompt: int, limit: int) -> None:
         )
 
 
-MOST_ROWS = 512
-"""Responses decoded at a time where a caller sets no number."""
+MAX_ROWS = 512
+"""The default limit of responses that are decoded at a time."""
 
 PruneBatch = Callable[[Sequence[int], Responses], Bool[np.ndarray, "batch samples"]]
-"""Which responses of a batch, whose prompts have these places in `prompts`, can be dropped."""
+"""From the indices of a batch's prompts and its responses to which of these can be dropped."""
 
 
 def generate(
@@ -67,37 +73,37 @@ def generate(
     prune: PruneBatch | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> list[list[list[int]]]:
-    """Decode `samples` responses to each prompt; `[prompt][sample][token]`, stop token included.
+    """Decode `samples` responses to each prompt: token ids `[prompt][sample][token]`.
 
-    Prompts of similar length go through together, at most `rows` responses at a time
-    (at least one prompt), in the few shapes of `shapes`, which follow from `rows`. The RNG key
-    of a response is `row_keys` of key, step, question id and sample, so that the answer does
-    not depend on the batch it travels in.
+    Prompts of similar length form a batch. A batch has at most `rows` responses, but at least
+    one prompt, and one of the few shapes of `layout.shapes`. The RNG key of a response follows
+    from key, step, question id and sample (`row_keys`), so a response does not depend on its
+    batch. Responses include their stop token.
 
     Args:
-        temperature: in place of that of `sampling`, which is not 0. Programs are then compiled
-            for any temperature, else for that of `sampling`.
-        limits: most new tokens per prompt, the stop token included.
-        question_ids: default: the prompt's place in `prompts`.
-        longest_prompt: tokens of the longest prompt of all calls that are to share programs, if
-            this one has shorter ones alone.
-        rows: None: as many as there are, up to 512. Calls with the same number share programs,
-            however few prompts they have.
-        decoding: how the work is done; no setting changes a response.
-        wave: samples of a prompt decoded at a time, the first ones first; 0: all at once.
-        prune: called at the start of a wave and between chunks; a response that it drops
-            is returned as far as it is decoded, and is not `is_whole`.
-        on_batch: called with (prompts done, tokens decoded) after every batch.
+        temperature: replaces the temperature of `sampling`, which must not be 0. The functions
+            are then compiled once for all temperatures.
+        limits: the maximum number of new tokens for each prompt, stop token included.
+        question_ids: by default, the prompt's index in `prompts`.
+        longest_prompt: the length of the longest prompt of all calls that share compiled
+            functions, if this call has only shorter prompts.
+        rows: the maximum number of responses that are decoded at a time; None: all, up to 512.
+            Calls with the same number share compiled functions, however few prompts they have.
+        decoding: how to do the work; no setting changes a response.
+        wave: how many samples of a prompt to decode at a time; 0: all.
+        prune: called at the start of a wave and between chunks. A response that it drops is
+            returned as far as it is decoded, and `is_whole` is False for it.
+        on_batch: called after every batch with the numbers of prompts and tokens in it.
 
     Raises:
-        UserError: if a response may grow past the length at which LongRoPE rotates otherwise.
+        UserError: if a response may cross the length at which LongRoPE changes.
     """
     for prompt, most in zip(prompts, limits, strict=True):
-        refuse_switch(cfg.rope, len(prompt), most)
+        check_longrope(cfg.rope, len(prompt), most)
     ids = range(len(prompts)) if question_ids is None else question_ids
     widest = bucket_length(max(longest_prompt, *map(len, prompts), 0))
     if rows is None:
-        rows = min(len(prompts) * samples, MOST_ROWS)
+        rows = min(len(prompts) * samples, MAX_ROWS)
     largest = max(1, rows // samples)
     choices = shapes(largest, samples, wave=wave, compact=decoding.compact)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
@@ -125,16 +131,16 @@ def generate(
 
 
 def is_whole(response: Sequence[int], limit: int, stop_ids: Sequence[int]) -> bool:
-    """Whether a response has come to its end, rather than being dropped before."""
+    """Whether a response has reached its limit or a stop token, and was not dropped before."""
     return len(response) >= limit or any(token in stop_ids for token in response[-1:])
 
 
 def left_padded(
     prompts: Sequence[Sequence[int]], batch: int, width: int
 ) -> tuple[Int[np.ndarray, "batch width"], Bool[np.ndarray, "batch width"]]:
-    """Prompts as `batch` rows of `width` tokens, and where their own are.
+    """Prompts as left-padded rows of `width` tokens, and a mask of their own tokens.
 
-    Rows that are filled up have one token, since every row needs one.
+    The rows that fill up the batch have one token each, since attention needs one.
     """
     tokens, mask = np.zeros((batch, width), np.int32), np.zeros((batch, width), bool)
     mask[len(prompts) :, -1] = True

@@ -1,7 +1,7 @@
-"""Where rows stand on the device: groups of slots, in few distinct shapes.
+"""The layout of samples in the decoder's arrays: groups of slots, in few distinct shapes.
 
-A row is one sample of one prompt. The rows of a group belong to the same prompt and read one
-copy of its keys and values; a prompt may have several groups.
+A row is one sample of one prompt, and takes one slot. All rows of a group belong to the same
+prompt and read the same copy of its keys and values. A prompt can have several groups.
 """
 
 import math
@@ -11,25 +11,28 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 MIN_ROWS = 8
-"""A step for fewer rows than this costs about as much."""
+"""A decode step for fewer rows costs about as much as for this many."""
 
 MANY_ROWS = 128
-"""From so many on, what is left of rows moves to a smaller shape sooner: before a chunk's end and,
-of several samples of a prompt, when half would do."""
+"""With at least this many rows, the running rows move to a smaller shape sooner: before the end of
+a chunk, and, with several samples of a prompt, as soon as half of the rows is enough."""
 
 SHORT_LENGTH, FIRST_LENGTH = 16, 32
-"""Decode steps that the suffix cache of short and of long responses has room for at first."""
+"""The first length of the suffix cache, for short and for long responses."""
 
 
 def shapes(
     prompts: int, samples: int, *, wave: int = 0, compact: bool = True
 ) -> list[tuple[int, int]]:
-    """The (groups, slots) in which up to `prompts` · `samples` rows are decoded, largest first.
+    """The shapes (groups, slots) for up to `prompts` · `samples` rows, largest first.
 
-    In a `wave`, not 0, no prompt has more rows than that at a time. If they are to be compact,
-    each has about a quarter of the rows of the one before it, or half where those are many and
-    several of a prompt: every one is a compilation. Slots go first, so that what is left of many
-    prompts finds room; then groups.
+    Each shape is a compilation, so there are few: a shape has about a quarter of the rows of the
+    one before it, or half if these are many and a prompt has several. Slots are reduced before
+    groups, so that the last rows of many prompts fit.
+
+    Args:
+        wave: the maximum number of rows that a prompt has at a time; 0: `samples`.
+        compact: whether rows move to smaller shapes; otherwise there is one shape.
     """
     groups, slots = prompts, min(wave or samples, samples)
     found = [(groups, slots)]
@@ -43,10 +46,10 @@ def shapes(
 
 
 def prompt_rows(prompts: int, most: int, *, compact: bool = True) -> int:
-    """Rows to prefill `prompts` in: `most` or, if they are to be compact, a quarter of it, a
-    sixteenth, …, as few as will do.
+    """The number of rows in which to prefill `prompts` prompts.
 
-    Prefill is a small part of sampling, but every number of rows is a compilation.
+    It is `most` or, if `compact`, the smallest of a quarter, a sixteenth, … of it that is
+    enough. Prefill is a small part of sampling, but every number of rows is a compilation.
     """
     rows = most
     while compact and rows > 1 and -(-rows // 4) >= prompts:
@@ -55,11 +58,13 @@ def prompt_rows(prompts: int, most: int, *, compact: bool = True) -> int:
 
 
 def cache_lengths(time: int, factor: int = 2) -> list[int]:
-    """The lengths that the suffix cache takes for responses of up to `time` tokens.
+    """The lengths that the suffix cache grows through, for responses of up to `time` tokens.
 
-    A long one grows by this factor when it is full: a small one where attention reads all of it, a
-    large one where it reads what is written. Each length is a compilation: a short one goes to
-    `time` at once, or has it from the start where that would hardly be twice as much.
+    Each length is a compilation. A cache for short responses has one or two lengths.
+
+    Args:
+        factor: how much a full cache grows. A small factor is better if attention reads the
+            whole cache, a large one if it reads only what is written.
     """
     if time < 2 * FIRST_LENGTH:
         return [time] if time < 2 * SHORT_LENGTH else [SHORT_LENGTH, time]
@@ -70,25 +75,26 @@ def cache_lengths(time: int, factor: int = 2) -> list[int]:
 
 
 def groups_needed(counts: Int[np.ndarray, " prompts"], slots: int) -> int:
-    """Groups of `slots` rows for prompts with so many rows each."""
+    """The number of groups of `slots` rows for prompts with `counts` rows."""
     return int((-(-counts // slots)).sum())
 
 
 def smallest_shape(
     counts: Int[np.ndarray, " prompts"], choices: Sequence[tuple[int, int]]
 ) -> tuple[int, int]:
-    """The last of `choices` with room for prompts that have so many rows each."""
+    """The last of `choices` with room for prompts with `counts` rows."""
     fitting = [shape for shape in choices if groups_needed(counts, shape[1]) <= shape[0]]
     return fitting[-1]
 
 
 def few_rows(running: int, shape: tuple[int, int], choices: Sequence[tuple[int, int]]) -> int:
-    """How many rows of `shape` may be left when it is time to see whether they fit a smaller one.
+    """The number of running rows at which a chunk ends, to see if they fit a smaller shape.
 
-    As many as the next of `choices` has slots; if there are no more already, which did not fit
-    since they are of too many prompts, half of them. Less than `running`, which is at least 1, so
-    that each look comes after some decoding. 0, for no look before the chunk's end, where there
-    is no smaller shape, or what it would spare is not worth another program.
+    It is the number of slots in the next smaller of `choices`. If no more rows than that are
+    running, they belong to too many prompts to fit, and it is half of the running rows. It is
+    less than `running`, which is at least 1, so some decoding precedes every check. It is 0, for
+    no check before the chunk's end, if there is no smaller shape, or if the rows are so few that
+    another compiled function costs more than it saves.
     """
     if math.prod(shape) < MANY_ROWS:
         return 0
@@ -100,9 +106,11 @@ def few_rows(running: int, shape: tuple[int, int], choices: Sequence[tuple[int, 
 def arrange(
     chosen: Bool[np.ndarray, "prompts samples"], shape: tuple[int, int]
 ) -> tuple[Int[np.ndarray, " groups"], Int[np.ndarray, "groups slots"]]:
-    """Place the chosen rows: each group's prompt, and each slot's row (prompt · samples + sample).
+    """Assign the chosen rows to slots.
 
-    A slot that is left empty holds -1; a group without rows has prompt 0.
+    Returns:
+        prompt_of: the prompt of each group; 0 for a group without rows.
+        row_of: the row of each slot, prompt · samples + sample; -1 for an empty slot.
     """
     groups, slots = shape
     prompt_of, row_of = np.zeros(groups, np.int32), np.full(shape, -1, np.int32)

@@ -1,9 +1,9 @@
 """The sampler: prefill each prompt once, then decode n samples of it in a compiled loop.
 
-The loop runs in chunks of some decode steps; one of many rows ends early when those that are left
-may fit a smaller shape. Between chunks the host may drop rows that nobody needs any more, rows
-that are left move together into a smaller shape, and the cache grows when it is full, so that
-attention never reads much more than was written.
+The loop runs in chunks of a few decode steps. Between chunks, the host can drop rows that are no
+longer needed, the remaining rows move to a smaller shape, and the suffix cache grows when it is
+full, so that attention reads little more than what is written. A chunk of many rows ends early
+when the remaining rows may fit a smaller shape.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
 
+from pmc_jax.decoding.draw import draw, greedy
 from pmc_jax.decoding.layout import arrange, cache_lengths, few_rows, smallest_shape
-from pmc_jax.decoding.nucleus import draw, greedy
 from pmc_jax.model import (
     ModelConfig,
     PrefixCache,
@@ -31,19 +31,19 @@ from pmc_jax.model import (
     to_host,
     unsqueeze_single,
 )
-from pmc_jax.model.attention import has_cpu_kernels
+from pmc_jax.model.kernels.dispatch import current_target, decode_kernel
 from pmc_jax.model.specs import Params
 
 WAITING, RUNNING, FINISHED, DROPPED = range(4)
-"""What becomes of a row."""
+"""The state of a row during decoding."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen: temperature, then top-k, then top-p; 0 temperature is greedy.
+    """How a token is chosen: temperature, then top-k, then top-p; temperature 0 is greedy.
 
-    `stop_ids` end a response and belong to it; before `min_new_tokens` tokens they are
-    not chosen.
+    A token of `stop_ids` ends a response and belongs to it. None is chosen among the first
+    `min_new_tokens` tokens.
     """
 
     temperature: float = 1.0
@@ -55,14 +55,14 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How the work is done; no setting changes a response.
+    """How responses are computed; no setting changes a response.
 
     Attributes:
-        chunk: most decode steps between two looks at what has finished.
-        compact: few rows go into a smaller shape, and those that are left move into one; of many,
-            as soon as they fit.
-        grow_cache: the suffix cache grows with the responses; else it has its full length
-            from the start.
+        chunk: the most decode steps between two checks for finished rows.
+        compact: when rows finish, the remaining ones move to a smaller shape that holds them. With
+            many rows, this is checked within chunks too.
+        grow_cache: the suffix cache grows with the responses. If false, it has its full length from
+            the start.
     """
 
     chunk: int = 8
@@ -74,10 +74,12 @@ DECODING = Decoding()
 
 
 def suffix_lengths(time: int, cfg: ModelConfig, dtype: DTypeLike, decoding: Decoding) -> list[int]:
-    """The lengths that the suffix cache takes for responses of up to `time` tokens."""
+    """The successive lengths of the suffix cache for responses of up to `time` tokens."""
     if not decoding.grow_cache:
         return [time]
-    return cache_lengths(time, 8 if has_cpu_kernels(cfg.head_dim, dtype) else 2)
+    # The native kernel reads only what is written, however long the cache is.
+    native = decode_kernel(current_target(dtype), cfg.head_dim) == "native"
+    return cache_lengths(time, 8 if native else 2)
 
 
 @dataclasses.dataclass
@@ -87,7 +89,7 @@ class Responses:
     Attributes:
         tokens: response tokens, zeros after the end.
         length: tokens of each response, its stop token included.
-        status: WAITING, RUNNING, FINISHED (stopped, or as long as it may be) or DROPPED.
+        status: WAITING, RUNNING, FINISHED (stopped, or at its limit) or DROPPED.
     """
 
     tokens: Int[np.ndarray, "batch samples time"]
@@ -100,19 +102,19 @@ class Responses:
 
 
 Prune = Callable[[Responses], Bool[np.ndarray, "batch samples"]]
-"""Which responses need not be decoded any further."""
+"""Which responses need not be decoded further."""
 
 
 @struct.dataclass
 class DecodeState:
-    """Everything that changes while decoding, and what goes along with each row.
+    """Everything that changes while decoding, and the constants of each row.
 
     Attributes:
         tokens: the responses so far, zeros after their ends.
         length: tokens of each response.
-        last: each row's newest token, fed to the model next.
-        done: rows that have stopped or reached their limit, and empty slots.
-        keys, limit: each row's key, and the most tokens of its response.
+        last: each row's newest token, which is fed to the model next.
+        done: whether a row has stopped or reached its limit; true for empty slots.
+        keys, limit: each row's RNG key, and the most tokens of its response.
         step: number of tokens fed so far, the same for all rows.
         suffix: keys and values of the tokens fed so far.
     """
@@ -134,10 +136,10 @@ def choose(
     sampling: Sampling,
     temperature: Float[Array, ""] | None = None,
 ) -> Int[Array, "*rows"]:
-    """The response's token number `index` for every row, by the row's own key.
+    """Token number `index` of every row's response, drawn with the row's own key.
 
-    Axes that `keys` has beyond those of `logits` are of rows with the same logits. `temperature`,
-    of a program that is compiled for any, is in place of that of `sampling`.
+    Rows along the axes of `keys` that `logits` lacks have the same logits. `temperature` replaces
+    that of `sampling` in functions that are compiled once for all temperatures.
     """
     if sampling.stop_ids and sampling.min_new_tokens:
         stops = jnp.asarray(sampling.stop_ids)
@@ -145,17 +147,17 @@ def choose(
         logits = logits.at[..., stops].set(held)
     if sampling.temperature == 0:
         chosen = greedy(logits)
-        alike = chosen.reshape(*chosen.shape, *[1] * (keys.ndim - chosen.ndim))
-        return jnp.broadcast_to(alike, keys.shape)
-    own = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys.reshape(-1))
+        chosen = chosen.reshape(*chosen.shape, *[1] * (keys.ndim - chosen.ndim))
+        return jnp.broadcast_to(chosen, keys.shape)
+    token_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys.reshape(-1))
     return draw(
-        own.reshape(keys.shape), logits, sampling.top_k, sampling.top_p,
+        token_keys.reshape(keys.shape), logits, sampling.top_k, sampling.top_p,
         sampling.temperature if temperature is None else temperature,
     )  # fmt: skip
 
 
 def _append(state: DecodeState, chosen: Array, index: Array, sampling: Sampling) -> DecodeState:
-    """Write token number `index` of the rows that still run, and see which of them end."""
+    """Write token number `index` of the running rows, and mark those that end with it."""
     chosen = jnp.where(state.done, 0, chosen)
     tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, chosen[..., None], index, axis=2)
     length = jnp.where(state.done, state.length, index + 1)
@@ -164,16 +166,19 @@ def _append(state: DecodeState, chosen: Array, index: Array, sampling: Sampling)
     return dataclasses.replace(state, tokens=tokens, length=length, last=chosen, done=done)
 
 
-_prefill = jax.jit(prefill, static_argnames=("cfg", "dtype"))
+prefill_prompts = jax.jit(prefill, static_argnames=("cfg", "dtype"))
+"""`prefill`, compiled. It maps weights, left-padded prompts `[batch, prompt]` and their mask to
+logits `[batch, vocab]` and a `PrefixCache`. It donates nothing."""
 
 
 def _take_prompts(prefix: PrefixCache, prompts: Int[Array, " groups"]) -> PrefixCache:
+    """The cache of these prompts; one may occur several times."""
     k, v = jax.tree.map(lambda stack: stack[:, prompts], (prefix.k, prefix.v))
     return PrefixCache(k=k, v=v, mask=prefix.mask[prompts])
 
 
 @partial(jax.jit, static_argnames=("length", "sampling"))
-def _begin(
+def begin_decoding(
     logits: Float[Array, "batch vocab"],
     prefix: PrefixCache,
     keys: Key[Array, "batch samples"],
@@ -185,7 +190,22 @@ def _begin(
     sampling: Sampling,
     temperature: Float[Array, ""] | None = None,
 ) -> tuple[PrefixCache, DecodeState]:
-    """Choose the first token of the rows that are arranged so."""
+    """Arrange rows in groups and slots, and choose the first token of each.
+
+    It donates nothing, since later waves need `logits` and `prefix` again.
+
+    Args:
+        logits, prefix: what `prefill_prompts` returns.
+        keys, limit: the key of each response, and the most tokens of each prompt's responses.
+        prompts, rows: what `arrange` returns: the prompt of each group, and the row
+            (prompt · samples + sample) of each slot, or -1 for an empty one.
+        length: decode steps that the suffix cache has room for.
+        temperature: replaces that of `sampling`; a change does not compile again.
+
+    Returns:
+        The prefix cache of each group, and the state of `groups` × `slots` rows with an empty
+        suffix cache.
+    """
     groups, slots = rows.shape
     prefix, logits = _take_prompts(prefix, prompts), logits[prompts]
     limits = jnp.broadcast_to(limit[prompts][:, None], rows.shape)
@@ -204,7 +224,7 @@ def _begin(
 
 
 @partial(jax.jit, static_argnames=("cfg", "sampling"), donate_argnames="state")
-def _decode_chunk(
+def decode_chunk(
     params: Params,
     prefix: PrefixCache,
     state: DecodeState,
@@ -215,7 +235,17 @@ def _decode_chunk(
     sampling: Sampling,
     temperature: Float[Array, ""] | None = None,
 ) -> DecodeState:
-    """Decode until step `until` is reached or no more than `few` rows are left to decode."""
+    """Decode until step `until`, or until no more than `few` rows are running.
+
+    It donates `state`, whose suffix cache is updated in place, and neither `params` nor `prefix`.
+    The returned state has the same shapes.
+
+    Args:
+        params: weights to decode with (`decoding_params`).
+        prefix, state: what `begin_decoding` returns; `state` may come from an earlier chunk.
+        until: at most the length of the suffix cache.
+        temperature: replaces that of `sampling`; a change does not compile again.
+    """
 
     def running(state: DecodeState) -> Array:
         return (state.step < until) & ((~state.done).sum() > few)
@@ -235,7 +265,7 @@ def _decode_chunk(
 
 @partial(jax.jit, static_argnames="length")
 def _grow(state: DecodeState, length: int) -> DecodeState:
-    """Room for `length` decode steps."""
+    """The state with room for `length` decode steps."""
     room = [(0, 0), (0, 0), (0, length + 1 - state.tokens.shape[2])]
     return dataclasses.replace(
         state, tokens=jnp.pad(state.tokens, room), suffix=grow(state.suffix, length)
@@ -249,9 +279,10 @@ def _regroup(
     groups: Int[Array, " groups"],
     slots: Int[Array, "groups slots"],
 ) -> tuple[PrefixCache, DecodeState]:
-    """Rows in a new arrangement: of which old group, and which old slot (group · slots + slot).
+    """Rows in a new arrangement.
 
-    Slots that are left empty (-1) are done.
+    `groups` has the old group of each new group, and `slots` the old slot (group · slots + slot) of
+    each new slot; -1 is an empty slot, which is marked as done.
     """
 
     def take(rows: Array) -> Array:
@@ -274,20 +305,21 @@ def _regroup(
 
 
 def _record(found: Responses, state: DecodeState, row_of: np.ndarray) -> int:
-    """Copy what is decoded to the host; returns the number of tokens fed."""
+    """Copy the decoded tokens to the host; returns the number of tokens fed."""
     tokens, length, done, step = to_host((state.tokens, state.length, state.done, state.step))
-    used, place = row_of >= 0, row_of[row_of >= 0]
+    used, rows = row_of >= 0, row_of[row_of >= 0]
     time = found.tokens.shape[2]
     width = min(tokens.shape[2], time)
-    found.tokens.reshape(-1, time)[place, :width] = tokens[used][:, :width]
-    found.length.reshape(-1)[place] = length[used]
+    found.tokens.reshape(-1, time)[rows, :width] = tokens[used][:, :width]
+    found.length.reshape(-1)[rows] = length[used]
     status = found.status.reshape(-1)
-    ended = place[done[used]]
+    ended = rows[done[used]]
     status[ended] = np.where(status[ended] == RUNNING, FINISHED, status[ended])
     return int(step)
 
 
 def _drop(found: Responses, prune: Prune | None) -> None:
+    """Mark unfinished responses that `prune` names as dropped."""
     if prune is not None:
         unfinished = (found.status == WAITING) | (found.status == RUNNING)
         found.status[prune(found) & unfinished] = DROPPED
@@ -313,23 +345,22 @@ def sample(
     """Sample `keys.shape[1]` responses to each left-padded prompt.
 
     Args:
-        params: weights, best already in `dtype`.
+        params: weights, preferably already in `dtype` (`decoding_params`).
         tokens, mask: left-padded prompts; every row needs at least one token.
-        keys: `[batch, samples]`, one key per response. A response depends on its
-            prompt and its key alone, not on the rest of the batch.
-        limit: most tokens of a response, stop token included; at most `time`.
+        keys: one key per response. A response depends on its prompt and its key alone, not on the
+            rest of the batch.
+        limit: the most tokens of a response, stop token included; at most `time`.
         time: room for response tokens.
-        shapes: the (groups, slots) to decode in, largest first; the largest holds them all.
-        cfg, sampling, dtype: model, choice of tokens, compute and cache dtype.
-        temperature: in place of that of `sampling`, where it changes from call to call: the
-            programs are compiled once for all.
-        decoding: how the work is done.
-        wave: samples of a prompt decoded at a time, the first ones first; 0: all at once.
-        prune: called at the start of a wave and between chunks. A response that it drops
-            stays as it is.
+        shapes: the (groups, slots) to decode in, largest first; the largest holds a whole wave.
+        cfg, sampling, dtype: model, choice of tokens, dtype of computation and cache.
+        temperature: replaces that of `sampling`; a change does not compile again.
+        decoding: how responses are computed.
+        wave: how many samples of a prompt are decoded at a time, in order; 0: all at once.
+        prune: called at the start of a wave and between chunks. A response that it drops is not
+            decoded further.
     """
     batch, samples = keys.shape
-    logits, prompts = _prefill(params, tokens, mask, cfg, dtype=dtype)
+    logits, prompts = prefill_prompts(params, tokens, mask, cfg, dtype=dtype)
     found = Responses(
         tokens=np.zeros((batch, samples, time), np.int32),
         length=np.zeros((batch, samples), np.int32),
@@ -344,17 +375,17 @@ def sample(
             continue
         found.status[chosen] = RUNNING
         prompt_of, row_of = arrange(chosen, smallest_shape(chosen.sum(1), shapes))
-        prefix, state = _begin(
+        prefix, state = begin_decoding(
             logits, prompts, keys, to_devices(limit), to_devices(prompt_of),
             to_devices(row_of), length=lengths[0], sampling=sampling, temperature=temperature,
         )  # fmt: skip
-        chunk = partial(_decode_chunk, params, cfg=cfg, sampling=sampling, temperature=temperature)
-        _decode_wave(chunk, prefix, state, row_of, found, shapes, lengths, decoding, prune)
+        advance = partial(decode_chunk, params, cfg=cfg, sampling=sampling, temperature=temperature)
+        _decode_wave(advance, prefix, state, row_of, found, shapes, lengths, decoding, prune)
     return found
 
 
 def _decode_wave(
-    decode_chunk: Callable[[PrefixCache, DecodeState, Array, Array], DecodeState],
+    advance: Callable[[PrefixCache, DecodeState, Array, Array], DecodeState],
     prefix: PrefixCache,
     state: DecodeState,
     row_of: Int[np.ndarray, "groups slots"],
@@ -364,12 +395,12 @@ def _decode_wave(
     decoding: Decoding,
     prune: Prune | None,
 ) -> None:
-    """Decode, chunk by chunk, until no response in `found` runs any more."""
+    """Decode chunk by chunk, by `advance`, until no response in `found` is running."""
     step, running = 0, found.status == RUNNING
     while True:
         until = min(step + decoding.chunk, state.suffix.length)
         few = few_rows(int(running.sum()), row_of.shape, shapes) if decoding.compact else 0
-        state = decode_chunk(prefix, state, jnp.int32(until), jnp.int32(few))
+        state = advance(prefix, state, jnp.int32(until), jnp.int32(few))
         step = _record(found, state, row_of)
         if (found.status == RUNNING).any():
             _drop(found, prune)
@@ -390,7 +421,7 @@ def _decode_wave(
 def _move(
     prefix: PrefixCache, state: DecodeState, old: np.ndarray, new: np.ndarray
 ) -> tuple[PrefixCache, DecodeState]:
-    """Bring the rows from arrangement `old` to `new`."""
+    """Move the rows from arrangement `old` to `new`."""
     slot_of = np.full(int(old.max()) + 1, -1, np.int32)
     slot_of[old[old >= 0]] = np.flatnonzero(old.reshape(-1) >= 0)
     slots = np.where(new >= 0, slot_of[new], -1)

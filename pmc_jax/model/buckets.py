@@ -1,15 +1,15 @@
-"""The few distinct lengths to which sequences are padded."""
+"""Buckets: the few lengths and batch sizes to which arrays are padded, to compile few functions."""
 
 
 def power_of_two(count: int) -> int:
-    """The smallest power of two that is no less than `count`, which is at least 1."""
+    """The smallest power of two that is at least `count`; `count` is at least 1."""
     return 1 << (count - 1).bit_length()
 
 
 def bucket_length(length: int) -> int:
     """The smallest of 16, 24, 32, 48, 64, 96, 128, 192, … that holds `length` tokens.
 
-    Few distinct lengths mean few compilations; at most a third of a row is padding.
+    Above 16, at most a third of a bucket is padding.
     """
     if length <= 16:
         return 16
@@ -18,9 +18,10 @@ def bucket_length(length: int) -> int:
 
 
 def halved(most: int, length: int) -> int:
-    """`most`, or the half, quarter, … of it (rounded up, at least 16) that still holds `length`.
+    """`most`, halved (rounding up) for as long as the result is at least `length` and at least 16.
 
-    Fewer than the buckets up to `most`, for what many compiled programs depend on.
+    There are fewer such lengths than buckets. They serve where many compiled functions depend on a
+    length.
     """
     while (half := -(-most // 2)) >= max(length, 16):
         most = half
@@ -28,9 +29,10 @@ def halved(most: int, length: int) -> int:
 
 
 def bucket_rows(rows: int) -> int:
-    """The smallest of 0, 1, …, 8, 10, 12, 14, 16, 20, … that is no less than `rows`.
+    """The smallest of 0, 1, …, 8, 10, 12, 14, 16, 20, … that is at least `rows`.
 
-    Finer than `bucket_length`, since a row costs more than a token: at most a fifth is padding.
+    At most a fifth is padding. The buckets are finer than those of `bucket_length`, since a row
+    costs more than a token.
     """
     step = 1 << max((rows - 1).bit_length() - 3, 0)
     return -(-rows // step) * step

@@ -1,6 +1,6 @@
-"""Key/value caches of the decoder: a shared prompt prefix and one suffix per sample.
+"""Key/value caches of the decoder: one prefix per prompt and one suffix per sample.
 
-Both hold one array for each stack of layers that the weights are in (`layer_stacks`).
+Both hold one array for each stack of layers (`layer_stacks`).
 """
 
 from typing import TypeVar
@@ -10,20 +10,20 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from pmc_jax.model.sharding import constrain
+from pmc_jax.model.sharding import constrain, has_mesh
 
 Part = TypeVar("Part")
 
 SUFFIX_AXES = 6
-"""How many axes a stack's suffix cache has."""
+"""Number of axes of a stack's suffix cache."""
 
 
 @struct.dataclass
 class PrefixCache:
-    """Keys and values of left-padded prompts, held once per prompt.
+    """Keys and values of left-padded prompts, once per prompt.
 
     Attributes:
-        k, v: each stack's keys and values.
+        k, v: keys and values of each stack.
         mask: True at prompt tokens, False at padding.
     """
 
@@ -34,10 +34,10 @@ class PrefixCache:
 
 @struct.dataclass
 class SuffixCache:
-    """Keys and values of the tokens decoded so far, one row per sample of each prompt.
+    """Keys and values of the tokens decoded so far, for each sample of each prompt.
 
-    All rows write position t at decode step t; positions after the current step
-    are not read. A loop carries stacks of one layer without their axis (`squeeze_single`).
+    Decode step t writes position t of all samples. Positions after the current step are not read.
+    A loop carries stacks of one layer without the layer axis (`squeeze_single`).
     """
 
     k: tuple[Float[Array, "*layers batch samples kv_heads time head_dim"], ...]
@@ -45,12 +45,12 @@ class SuffixCache:
 
     @property
     def length(self) -> int:
-        """Decode steps that fit."""
+        """Number of decode steps that the cache has room for."""
         return self.k[0].shape[-2]
 
 
 def init_suffix(prefix: PrefixCache, samples: int, length: int) -> SuffixCache:
-    """An empty suffix cache for `length` decode steps of `samples` samples of every prompt."""
+    """An empty suffix cache for `length` decode steps of `samples` samples of each prompt."""
 
     def empty(stack: Array) -> Array:
         layers, batch, kv_heads, _, head_dim = stack.shape
@@ -61,13 +61,13 @@ def init_suffix(prefix: PrefixCache, samples: int, length: int) -> SuffixCache:
 
 
 def place_suffix(suffix: Part) -> Part:
-    """The same cache, or stacks of it, parted over the mesh by prompts and heads."""
+    """The same cache, or stacks of it, sharded over the mesh by prompts and heads."""
     axes = ("layers", "batch", None, "kv_heads", None, None)
     return jax.tree.map(lambda x: constrain(x, *axes), suffix)
 
 
 def place_prefix(prefix: PrefixCache) -> PrefixCache:
-    """The same cache, parted over the mesh by prompts and heads."""
+    """The same cache, sharded over the mesh by prompts and heads."""
     axes = ("layers", "batch", "kv_heads", None, None)
     k, v = jax.tree.map(lambda x: constrain(x, *axes), (prefix.k, prefix.v))
     return PrefixCache(k=k, v=v, mask=constrain(prefix.mask, "batch", None))
@@ -80,17 +80,17 @@ def grow(suffix: SuffixCache, length: int) -> SuffixCache:
 
 
 def squeeze_single(suffix: SuffixCache) -> SuffixCache:
-    """The cache for a loop to carry: stacks of a single layer without their first axis.
+    """The cache for a loop to carry: stacks of a single layer lose their first axis.
 
-    A decode step writes to them so. XLA for CPUs writes in place only where an array has one
-    shape all the time; else it copies the cache at every step. On a mesh they stay as they are,
-    since XLA would gather a cache that is not parted by heads.
+    XLA for CPUs writes in place only if an array keeps one shape throughout the loop; otherwise it
+    copies the cache at every step. On a mesh the cache stays as it is: without the axis, XLA would
+    gather a cache that is not sharded by heads.
     """
-    if not jax.sharding.get_abstract_mesh().empty:
+    if has_mesh():
         return suffix
     return jax.tree.map(lambda x: x[0] if len(x) == 1 else x, suffix)
 
 
 def unsqueeze_single(suffix: SuffixCache) -> SuffixCache:
-    """The cache of which `squeeze_single` made this one."""
+    """The inverse of `squeeze_single`."""
     return jax.tree.map(lambda x: x if x.ndim == SUFFIX_AXES else x[None], suffix)

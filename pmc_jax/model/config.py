@@ -1,4 +1,4 @@
-"""Shape and switches of a decoder; hashable, so that it can be a static argument."""
+"""Shape and switches of a decoder. Hashable, so that it can be a static argument of `jax.jit`."""
 
 import dataclasses
 
@@ -7,11 +7,14 @@ import dataclasses
 class RopeConfig:
     """Rotary position embedding (Su et al. 2021) and its context extensions.
 
-    `kind` is "default", "linear" (positions divided by `factor`), "llama3" (low frequencies
-    divided by `factor`, high ones kept, a smooth ramp between) or "longrope" (each pair's
-    frequency divided by its `short_factor`, or by its `long_factor` in sequences longer than
-    `original_max_position_embeddings`; cosines and sines times `attention_factor`).
-    `partial` is the share of each head's dimensions that is rotated, the first ones.
+    Attributes:
+        theta: base of the frequencies.
+        kind: "default"; "linear" (positions are divided by `factor`); "llama3" (low frequencies are
+            divided by `factor`, high ones are kept, with a smooth ramp between); or "longrope"
+            (each pair's frequency is divided by its `short_factor`, or by its `long_factor` in
+            sequences longer than `original_max_position_embeddings`).
+        partial: the share of each head's dimensions that is rotated; they are the first ones.
+        attention_factor: multiplies cosines and sines.
     """
 
     theta: float = 10_000.0
@@ -31,19 +34,21 @@ class ModelConfig:
     """A decoder-only transformer; the defaults are Llama's.
 
     Attributes:
-        norm: "rms", "rms_plus_one" (weights w act as 1 + w), or "layer" (with a bias).
-        qk_norm: queries and keys are normalised per head before the rotation.
-        post_norms: attention and MLP outputs are normalised, too (Gemma's sandwich).
-        parallel_block: attention and MLP both read one norm's output, and are added up.
-        gated_mlp: act(gate(x)) * up(x); else act(up(x)).
-        attention_bias, attention_out_bias, mlp_bias, head_bias: of the projections to
-            queries, keys and values, of the one back, of the MLP, and of the logits.
-        attention_scale: of query-key products; None: 1 / sqrt(head_dim).
-        attention_softcap, logit_softcap: c · tanh(x / c) on scores and logits; None: off.
-        embedding_scale: token embeddings are multiplied by it.
-        windows: per layer how many positions, its own included, a query sees; 0 for all.
-            Empty: every layer sees all.
-        local_rope: the rotation in layers that have a window; None: as elsewhere.
+        norm: "rms", "rms_plus_one" (weights w act as 1 + w) or "layer" (with a bias).
+        qk_norm: whether queries and keys are normalised per head before the rotation.
+        post_norms: whether attention and MLP outputs are normalised too (Gemma's sandwich norms).
+        parallel_block: whether attention and MLP read the output of one norm, side by side.
+        gated_mlp: act(gate(x)) · up(x) instead of act(up(x)).
+        attention_bias, attention_out_bias, mlp_bias, head_bias: whether there are biases in the
+            projections to queries, keys and values, in the output projection, in the MLP, and on
+            the logits.
+        attention_scale: multiplies query-key products; None: 1 / sqrt(head_dim).
+        attention_softcap, logit_softcap: c of c · tanh(x / c) on scores and logits; None: off.
+        embedding_scale: multiplies token embeddings.
+        windows: for each layer, how many positions a query sees, its own included; 0: all. Empty:
+            every layer sees all positions.
+        local_rope: the rotation in layers that have a window; None: `rope`.
+        initializer_range: standard deviation of random weights.
     """
 
     vocab_size: int
@@ -76,5 +81,5 @@ class ModelConfig:
 
     @property
     def queries_per_kv(self) -> int:
-        """Query heads that share one key/value head (grouped-query attention)."""
+        """Number of query heads that share a key-value head (grouped-query attention)."""
         return self.num_heads // self.num_kv_heads

@@ -1,8 +1,8 @@
 """The decoder's forward pass: whole sequences, prompt prefill, and single decode steps.
 
-All three run the same `block` over stacks of layer weights, with `lax.scan` within a stack;
-they differ only in what a query attends to. Matrix products run in the dtype of the
-hidden state, everything else in at least fp32.
+All three run the same `block` over stacks of layers, with `lax.scan` within a stack. They differ
+only in what a query attends to. Matrix products run in the dtype of the hidden state, everything
+else in at least fp32.
 """
 
 import itertools
@@ -14,15 +14,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from pmc_jax.model.attention import (
-    Segments,
-    best_causal_attention,
-    best_write_and_attend,
-    segment_lengths,
-)
+from pmc_jax.model.attention import Segments, segment_lengths
 from pmc_jax.model.cache import PrefixCache, SuffixCache, place_prefix, place_suffix
 from pmc_jax.model.config import ModelConfig, RopeConfig
 from pmc_jax.model.gradients import opened
+from pmc_jax.model.kernels.dispatch import (
+    Target,
+    causal_attention_for,
+    current_target,
+    write_and_attend_for,
+)
 from pmc_jax.model.products import wide_einsum
 from pmc_jax.model.rope import Rope, rope_tables, rotate
 from pmc_jax.model.sharding import constrain, gather
@@ -49,7 +50,7 @@ def normalise(
 ) -> Float[Array, "*batch embed"]:
     """The norm `name` of a layer, in at least fp32.
 
-    RMS (Zhang and Sennrich 2019): x / sqrt(mean(x²) + eps) · w, or · (1 + w). Layer norm (Ba
+    RMS norm (Zhang and Sennrich 2019): x / sqrt(mean(x²) + eps) · w, or · (1 + w). Layer norm (Ba
     et al. 2016): (x − mean) / sqrt(var + eps) · w + b.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -62,10 +63,10 @@ def normalise(
 
 
 def linear(x: Array, layer: Params, name: str, equation: str) -> Array:
-    """x·W (+ b where the layer has one), computed in x's dtype.
+    """x·W, plus b if the layer has a bias, computed in x's dtype.
 
-    `equation` is that of tokens n, which x has along two axes. As one axis they are contracted
-    for W's gradient without being transposed.
+    In `equation`, n is the axis of tokens. The first two axes of x are merged into it, since W's
+    gradient then needs no transposition.
     """
     y = jnp.einsum(equation, x.reshape(-1, *x.shape[2:]), layer[name].astype(x.dtype))
     y = y.reshape(*x.shape[:2], *y.shape[1:])
@@ -74,9 +75,9 @@ def linear(x: Array, layer: Params, name: str, equation: str) -> Array:
 
 
 def linears(x: Array, layer: Params, sizes: dict[str, int], equation: str) -> tuple[Array, ...]:
-    """x·W of several weights by name, each of so many along its first output axis.
+    """x·W for several weights, which may be `joined`.
 
-    They may lie side by side as one (`joined`).
+    `sizes` maps each weight's name to the size of its first output axis.
     """
     name = joined_name(list(sizes))
     if name not in layer:
@@ -93,7 +94,7 @@ def block(
 ) -> tuple[Float[Array, "batch rows embed"], tuple[Array, Array]]:
     """One pre-norm layer.
 
-    `attend(q, k, v)` rotates queries and keys, and gives the mixed values and the new cache.
+    `attend(q, k, v)` rotates queries and keys; it returns the mixed values and the new cache.
     """
     layer = gather(layer, param_specs(cfg)["layers"])
     x = constrain(x, "batch", None, None)
@@ -130,7 +131,7 @@ def mlp(
 
 
 def attention_scale(cfg: ModelConfig) -> float:
-    """What query-key products are multiplied by."""
+    """The factor of query-key products."""
     return cfg.head_dim**-0.5 if cfg.attention_scale is None else cfg.attention_scale
 
 
@@ -146,14 +147,14 @@ def _ropes(
     lengths: Int[Array, "batch #rows"],
     cfg: ModelConfig,
     dtype: DTypeLike,
-    chosen: Callable[[Array], Array] = lambda table: table,
+    select: Callable[[Array], Array] = lambda table: table,
 ) -> Callable[[Array | None], Rope]:
-    """The rotation's tables for a layer of a given window, or what is `chosen` of them."""
+    """A function from a layer's window to its cosines and sines, of which `select` takes a part."""
     wide = jnp.promote_types(dtype, jnp.float32)
 
     def tables(rope: RopeConfig) -> Rope:
         cos, sin = rope_tables(positions, lengths, rope, cfg.head_dim, wide)
-        return chosen(cos), chosen(sin)
+        return select(cos), select(sin)
 
     everywhere = tables(cfg.rope)
     if cfg.local_rope is None:
@@ -169,16 +170,16 @@ def _ropes(
 
 
 def _height(stack: Any) -> int:
-    """Layers in a stack."""
+    """The number of layers in a stack."""
     return len(jax.tree.leaves(stack)[0])
 
 
 def _layers(
     params: Params, cfg: ModelConfig, layers: int | None = None
 ) -> list[tuple[Params, Array | None]]:
-    """What the scan over each stack reads: weights, and windows if there are any.
+    """What the scan over each stack reads: weights, and windows if the model has any.
 
-    Of the first `layers` only, if it is given.
+    `layers` limits it to the first layers; None: all.
     """
     first, found = 0, []
     count = cfg.num_layers if layers is None else layers
@@ -193,19 +194,21 @@ def _layers(
 
 
 def _over_layers(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, stack: Any) -> Any:
-    """`lax.scan` over a stack; of a single layer, without the loop."""
+    """`lax.scan` over a stack; a single layer runs without the loop."""
     if _height(stack) > 1:
         return jax.lax.scan(step, carry, stack)
     carry, out = step(carry, jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), stack))
     return carry, jax.tree.map(lambda leaf: leaf[None], out)
 
 
-def _causal(segments: Segments, rope: Rope, window: Array | None, cfg: ModelConfig) -> Attend:
-    """Attention within whole sequences."""
+def _causal(
+    segments: Segments, rope: Rope, window: Array | None, cfg: ModelConfig, target: Target
+) -> Attend:
+    """Attention within whole sequences, for `block`."""
 
     def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
         k = rotate(k, *rope)
-        attention = best_causal_attention(q, cfg.attention_softcap)
+        attention = causal_attention_for(target, q, cfg.attention_softcap)
         mixed = attention(rotate(q, *rope), k, v, segments, window, scale=attention_scale(cfg))
         return mixed, (k, v)
 
@@ -223,23 +226,24 @@ def layer_states(
     dtype: DTypeLike = jnp.float32,
     remat: str = "none",
 ) -> Float[Array, "batch time embed"]:
-    """What the first `layers` layers (None: all) put out, of whole sequences.
+    """Hidden states of whole sequences after the first `layers` layers (None: all).
 
-    A row may hold several sequences one after another, each in a segment of its own with
-    `positions` from 0; padding may stand on either side. `remat` names what the backward
-    pass recomputes: "none", "dots" (keep matrix products) or "full".
+    A row may hold several sequences one after another. Each has its own number in `segments` and
+    `positions` from 0; padding may be on either side. `remat` names what the backward pass
+    recomputes: "none", "dots" (all but matrix products) or "full".
     """
 
     def layer_step(x: Array, inputs: tuple[Params, Array | None]) -> tuple[Array, None]:
         layer, window = inputs
-        x, _ = block(x, opened(layer), _causal(segments, ropes(window), window, cfg), cfg)
+        x, _ = block(x, opened(layer), _causal(segments, ropes(window), window, cfg, target), cfg)
         return x, None
 
-    # A scan's body needs no barrier between what is computed and computed again; with one, XLA
-    # copies each layer's weights out of their stack before it rounds them.
+    # Within a scan, recomputation needs no barrier. With one, XLA copies each layer's weights out
+    # of their stack before it casts them.
     if remat != "none":
         layer_step = jax.checkpoint(layer_step, policy=REMAT_POLICIES[remat], prevent_cse=False)
     x = _embed(params, tokens, cfg, dtype)
+    target = current_target(x.dtype)
     ropes = _ropes(positions, segment_lengths(segments), cfg, dtype)
     for stack in _layers(params, cfg, layers):
         x, _ = _over_layers(layer_step, x, stack)
@@ -256,7 +260,7 @@ def forward(
     dtype: DTypeLike = jnp.float32,
     remat: str = "none",
 ) -> Float[Array, "batch time embed"]:
-    """Final hidden states (after the last norm) of whole sequences; see `layer_states`."""
+    """Final hidden states of whole sequences, after the last norm; see `layer_states`."""
     x = layer_states(params, tokens, positions, segments, cfg, dtype=dtype, remat=remat)
     return normalise(x, params, "final_norm", cfg)
 
@@ -282,20 +286,21 @@ def prefill(
     *,
     dtype: DTypeLike = jnp.float32,
 ) -> tuple[Float[Array, "batch vocab"], PrefixCache]:
-    """Run left-padded prompts once: logits after the last token, and their cache."""
+    """Run left-padded prompts; returns the logits after their last tokens, and their cache."""
 
-    @jax.jit  # traced once where layers are unrolled
+    @jax.jit  # unrolled layers are traced once
     def layer_step(
         x: Array, inputs: tuple[Params, Array | None]
     ) -> tuple[Array, tuple[Array, Array]]:
         layer, window = inputs
-        x, kv = block(x, layer, _causal(mask, ropes(window), window, cfg), cfg)
-        # Heads before tokens, as decode steps multiply by them.
+        x, kv = block(x, layer, _causal(mask, ropes(window), window, cfg, target), cfg)
+        # Heads before tokens, the order in which decode steps read them.
         k, v = (jnp.swapaxes(part, 1, 2) for part in kv)
         return x, (k, v)
 
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     x = _embed(params, tokens, cfg, dtype)
+    target = current_target(x.dtype)
     ropes = _ropes(positions, mask.sum(1, keepdims=True), cfg, dtype)
     caches = []
     for stack in _layers(params, cfg):
@@ -314,19 +319,20 @@ def decode_step(
     suffix: SuffixCache,
     cfg: ModelConfig,
 ) -> tuple[Float[Array, "batch samples vocab"], SuffixCache]:
-    """Feed each sample's token number `step` and return the logits of the next one.
+    """Feed token number `step` of each sample; returns the logits of the next one.
 
-    A stack's suffix cache travels in its scan's carry, so that it is updated in place.
+    The suffix cache of a stack is in the carry of its scan, so that it is updated in place.
     """
     dtype = suffix.k[0].dtype
     x = _embed(params, tokens, cfg, dtype)
-    # Angles of all places, not of this step's alone: XLA computes them once, before a loop, and
-    # does not do so anew in all that is rotated.
-    places = jnp.arange(prefix.mask.shape[1] + suffix.length, dtype=step.dtype)[None]
-    position = prefix.mask.sum(axis=1, keepdims=True) + step  # of all samples of a prompt
-    ropes = _ropes(places, places + 1, cfg, dtype, lambda table: table[0, position])
+    target = current_target(x.dtype)
+    # Angles of all positions, not only of this step: XLA computes them once, before the decode
+    # loop, and not again wherever something is rotated.
+    positions = jnp.arange(prefix.mask.shape[1] + suffix.length, dtype=step.dtype)[None]
+    position = prefix.mask.sum(axis=1, keepdims=True) + step  # the same for all samples of a prompt
+    ropes = _ropes(positions, positions + 1, cfg, dtype, lambda table: table[0, position])
 
-    @jax.jit  # traced once where layers are unrolled
+    @jax.jit  # unrolled layers are traced once
     def layer_step(
         carry: tuple[Array, Array, Array],
         inputs: tuple[tuple[Params, Array | None], Array, Array, Array],
@@ -335,7 +341,7 @@ def decode_step(
         (layer, window), prefix_k, prefix_v, number = inputs
 
         def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
-            mixed, new_k, new_v = best_write_and_attend(q, prefix_k, suffix_k)(
+            mixed, new_k, new_v = write_and_attend_for(target, q, prefix_k, suffix_k)(
                 q, k, v, ropes(window), prefix_k, prefix_v, prefix.mask, suffix_k, suffix_v,
                 number, step, window, scale=attention_scale(cfg), softcap=cfg.attention_softcap,
             )  # fmt: skip

@@ -1,8 +1,9 @@
-"""Gradients in another dtype than their weights'.
+"""Gradients in a dtype of their own.
 
-JAX gives a gradient the dtype of what it is taken by. Here it is taken by a `slot` beside each
-weight, whose value nobody reads: the layers' loop then collects gradients in the slots' dtype,
-one layer at a time, and neither the weights nor their gradients exist twice.
+JAX gives a gradient the dtype of the variable that it is taken with respect to. Here this variable
+is a `slot` beside each weight, whose value is never read. The scan over layers then collects
+gradients in the dtype of the slots, one layer at a time, and there is no second copy of the weights
+or of their gradients.
 """
 
 from typing import Any
@@ -23,7 +24,7 @@ class Routed:
     slot: Float[Array, "*shape"]
 
     def open(self) -> Float[Array, "*shape"]:
-        """The weight, to compute with."""
+        """The weight to compute with."""
         return _route(self.weight, self.slot)
 
 
@@ -44,16 +45,16 @@ _route.defvjp(_route_forward, _route_backward)
 
 
 def gradient_slots(params: Params, dtype: DTypeLike) -> Params:
-    """What to take the gradient by, so that it has this dtype."""
+    """Variables to differentiate with respect to, for gradients in this dtype."""
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), params)
 
 
 def routed(params: Params, slots: Params) -> Params:
-    """`params` for `forward` and `token_nll`, their gradients arriving at `slots`."""
+    """`params` for `forward` and `token_nll`; their gradients arrive at `slots`."""
     pairs = jax.tree.map(Routed, params, slots)
     return {**opened({**pairs, "layers": {}}), "layers": pairs["layers"]}
 
 
 def opened(layer: Params) -> Params:
-    """Weights to compute with."""
+    """The weights of a layer to compute with."""
     return {name: leaf.open() if isinstance(leaf, Routed) else leaf for name, leaf in layer.items()}

@@ -1,4 +1,4 @@
-"""Values of tokens that need their logits, without the `[batch, time, vocab]` array."""
+"""Functions of the logits at each token, computed without an array `[batch, time, vocab]`."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,21 +12,21 @@ from pmc_jax.model.sharding import constrain
 from pmc_jax.model.specs import Params
 
 CHUNK = 1024
-"""Tokens whose logits exist at the same time."""
+"""Number of tokens whose logits exist at the same time."""
 
 
 def token_values(
-    values: Callable[..., Float[Array, "batch places"]],
+    values: Callable[..., Float[Array, "batch positions"]],
     models: Sequence[tuple[Params, Float[Array, "batch time embed"]]],
     tokens: Int[Array, "batch time"],
     cfg: ModelConfig,
 ) -> Float[Array, "batch time"]:
-    """`values(*logits, tokens)` of every token; 0 at t = 0.
+    """`values(*logits, tokens)` at every token; 0 at t = 0.
 
-    `logits` `[batch, places, vocab]` are each model's, from its weights and final hidden
-    states, for the token in that place. They are computed for about `CHUNK` tokens at a time,
-    some places of every row, and again in the backward pass, so that memory does not grow
-    with vocabulary times sequence.
+    Each of `models` is a pair of weights and final hidden states. Its logits
+    `[batch, positions, vocab]` are those that predict `tokens`. They are computed for about `CHUNK`
+    tokens at a time, and recomputed in the backward pass, so that memory does not grow with
+    vocabulary size times sequence length.
     """
     batch, time = tokens.shape
     pieces = -(-batch * (time - 1) // CHUNK)
@@ -52,8 +52,8 @@ def token_values(
 
 
 def negative_log_likelihood(
-    scores: Float[Array, "*places vocab"], tokens: Int[Array, "*places"]
-) -> Float[Array, "*places"]:
+    scores: Float[Array, "*positions vocab"], tokens: Int[Array, "*positions"]
+) -> Float[Array, "*positions"]:
     """-log p(token) from logits."""
     chosen = jnp.take_along_axis(scores, tokens[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(scores, axis=-1) - chosen
@@ -65,5 +65,5 @@ def token_nll(
     tokens: Int[Array, "batch time"],
     cfg: ModelConfig,
 ) -> Float[Array, "batch time"]:
-    """-log p(tokens[t] | tokens[<t]) from the final hidden states; 0 at t = 0."""
+    """-log p(tokens[t] | tokens[<t]) from final hidden states; 0 at t = 0."""
     return token_values(negative_log_likelihood, [(params, hidden)], tokens, cfg)

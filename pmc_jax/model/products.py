@@ -1,4 +1,4 @@
-"""Products of narrow numbers that are summed up, and wanted, in at least fp32."""
+"""Matrix products of narrow dtypes with results in at least fp32."""
 
 from functools import partial
 
@@ -8,10 +8,10 @@ from jaxtyping import Array
 
 
 def wide_einsum(equation: str, a: Array, b: Array) -> Array:
-    """The einsum of two arrays of one dtype, in at least fp32.
+    """The einsum of two arrays of the same dtype, accumulated and returned in at least fp32.
 
-    The products of its gradient are in that dtype again, as all others are: the cotangent is
-    rounded to it first. JAX would widen the other operand instead.
+    The matrix products of its gradient run in the operands' dtype: the cotangent is cast to it
+    first. JAX by itself would cast the other operand to fp32 instead.
     """
     wide = jnp.promote_types(a.dtype, jnp.float32)
     if a.dtype == wide:

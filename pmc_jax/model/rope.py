@@ -8,16 +8,16 @@ from jaxtyping import Array, Float, Int
 
 from pmc_jax.model.config import RopeConfig
 
-Rope = tuple[Float[Array, "*places half"], Float[Array, "*places half"]]
+Rope = tuple[Float[Array, "*positions half"], Float[Array, "*positions half"]]
 """Cosines and sines of rotation angles."""
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int, long: bool = False) -> np.ndarray:
     """Radians per position of each rotated pair, `[head_dim · partial / 2]`, after rope scaling.
 
-    The "llama3" ramp keeps wavelengths below `original / high_freq_factor`, divides
-    those above `original / low_freq_factor` by `factor`, and blends between. "longrope" has
-    frequencies of its own for `long` sequences.
+    With original = `original_max_position_embeddings`, "llama3" keeps frequencies whose wavelength
+    is below original / `high_freq_factor`, divides those above original / `low_freq_factor` by
+    `factor`, and interpolates between. "longrope" has other frequencies for `long` sequences.
     """
     rotated = int(head_dim * rope.partial)
     frequencies = 1.0 / rope.theta ** (np.arange(0, rotated, 2, dtype=np.float64) / rotated)
@@ -40,9 +40,9 @@ def rope_tables(
     head_dim: int,
     dtype: jnp.dtype,
 ) -> tuple[Float[Array, "*batch time half"], Float[Array, "*batch time half"]]:
-    """Cosines and sines of the rotation angles at `positions` of sequences of `lengths`.
+    """Cosines and sines of the rotation angles at `positions` of sequences of these `lengths`.
 
-    A row has one length, or one for every place where it holds several sequences.
+    `lengths` has one entry per row, or one per token where rows hold several sequences.
     """
     frequencies = jnp.asarray(inverse_frequencies(rope, head_dim), dtype)
     if rope.kind == "longrope":
@@ -60,11 +60,11 @@ def rotate(
 ) -> Float[Array, "*batch time heads head_dim"]:
     """Rotate the pairs (x_i, x_{i + half}) of each head's first 2 · half dimensions.
 
-    In the tables' dtype, which have an angle for each time or one for all; the dimensions after
-    them stay as they are.
+    The other dimensions are kept. The rotation is computed in the dtype of the tables, which hold
+    angles for each time or the same ones for all.
     """
     half = cos.shape[-1]
     first, second = x[..., :half].astype(cos.dtype), x[..., half : 2 * half].astype(cos.dtype)
     cos, sin = cos[..., None, :], sin[..., None, :]
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return jnp.concatenate([turned.astype(x.dtype), x[..., 2 * half :]], axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.concatenate([rotated.astype(x.dtype), x[..., 2 * half :]], axis=-1)

@@ -1,9 +1,9 @@
-"""Where weights, activations and caches live: logical axes to mesh axes, in one table.
+"""How weights, activations and caches are sharded: one table from logical axes to mesh axes.
 
-The mesh has two axes. Along "data", batches are parted, and weights by their embedding axis
-(FSDP); along "model", weights, heads and caches by heads, MLP width and vocabulary (tensor
-parallelism). The mesh is the one of `jax.set_mesh`: it says where arrays are, and never changes
-what is computed. Without one, nothing here does anything.
+The mesh has two axes. Batches are sharded along "data", and so is the embedding axis of the
+weights (FSDP). Heads, MLP width and vocabulary of weights, activations and caches are sharded
+along "model" (tensor parallelism). The mesh is set by `jax.set_mesh`. It determines where arrays
+are, never what is computed. Without a mesh, these functions change nothing.
 """
 
 import re
@@ -34,14 +34,14 @@ RULES: dict[str, str | None] = {
     "head_dim": None,
     "mlp": "model",
 }
-"""The mesh axis of each logical axis; None: not parted."""
+"""The mesh axis of each logical axis; None: not sharded."""
 
 
 def make_mesh(data: int, model: int) -> Mesh:
     """A mesh of the first `data` · `model` devices.
 
     Raises:
-        UserError: if there are fewer.
+        UserError: if there are fewer devices.
     """
     devices = jax.devices()
     if data * model > len(devices):
@@ -64,16 +64,16 @@ def mesh_layout(text: str) -> tuple[int, int]:
 
 
 DECODING_SHARE = 0.25
-"""The share of a device's memory that the weights to decode with may take in `auto_layout`."""
+"""The share of a device's memory that decoding weights may take in `auto_layout`."""
 
 
 def auto_layout(
     devices: int, memory: int | None, cfg: ModelConfig, dtype: DTypeLike
 ) -> tuple[int, int]:
-    """All devices, and as few of them along "model" as memory allows.
+    """A layout of all devices, (data, model), with as few along "model" as memory allows.
 
-    Training parts the weights over all devices either way; the weights to decode with are
-    whole along "data". `memory` is a device's, in bytes; None: unknown, and taken as enough.
+    Training shards weights over all devices in any layout. Decoding weights are replicated along
+    "data". `memory` is that of one device, in bytes; None: unknown, assumed to be enough.
     """
     size = param_count(cfg) * jnp.dtype(dtype).itemsize
     fitting = [
@@ -88,16 +88,16 @@ def auto_layout(
 
 
 def device_memory() -> int | None:
-    """Bytes of one of this process's devices; None where that is not known."""
+    """Memory of one of this process's devices, in bytes; None if unknown."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def choose_mesh(setting: str, cfg: ModelConfig, dtype: DTypeLike) -> Mesh | None:
-    """The mesh of a setting, "auto" or `DATAxMODEL`; None for a single device.
+    """The mesh for the setting "auto" or `DATAxMODEL`; None for a single device.
 
     Raises:
-        UserError: if the setting is neither, there are fewer devices, or a process of several
-            would be left out.
+        UserError: if the setting is neither, if there are fewer devices, or if the mesh leaves out
+            devices of one of several processes.
     """
     if setting == "auto":
         memory = from_first(device_memory)
@@ -112,55 +112,60 @@ def choose_mesh(setting: str, cfg: ModelConfig, dtype: DTypeLike) -> Mesh | None
     return None if data * model == 1 else make_mesh(data, model)
 
 
+def has_mesh() -> bool:
+    """Whether a mesh is set (`jax.set_mesh`), even one of a single device."""
+    return not jax.sharding.get_abstract_mesh().empty
+
+
 def on_mesh(mesh: Mesh | None) -> AbstractContextManager[object]:
-    """The context in which arrays have their places on `mesh`."""
+    """A context in which `mesh` is set; None: no mesh."""
     return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def partition_spec(
     shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh | AbstractMesh
 ) -> PartitionSpec:
-    """How an array is parted; an axis that does not divide evenly is whole on every device."""
+    """The sharding of an array. Dimensions that the mesh does not divide are replicated."""
 
-    def place(size: int, axis: str | None) -> str | None:
+    def mesh_axis(size: int, axis: str | None) -> str | None:
         name = RULES[axis] if axis else None
         return name if name and size % mesh.shape[name] == 0 else None
 
-    return PartitionSpec(*(place(n, a) for n, a in zip(shape, axes, strict=True)))
+    return PartitionSpec(*(mesh_axis(n, a) for n, a in zip(shape, axes, strict=True)))
 
 
 def batch_shards() -> int:
-    """Into how many parts the current mesh parts a batch; 1 without one."""
+    """The number of shards of a batch on the current mesh; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape[RULES["batch"]]
 
 
 def to_devices(x: Shaped[np.ndarray, "..."], *axes: str | None) -> Array:
-    """A host array on the mesh, parted along its logical axes; without axes, whole everywhere.
+    """A host array on the mesh, sharded along its logical axes; without axes, replicated.
 
-    Every process has all of `x`, and hands each of its devices that device's part. The array may
-    use the memory of `x`, on a CPU for as long as it lives: do not write to `x` afterwards.
+    Every process holds all of `x` and sends each of its devices that device's shard. On a CPU the
+    result may share the memory of `x`: do not write to `x` afterwards.
     """
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
-        return jax.device_put(x)  # `jnp.asarray` would compile a program for each shape
+        return jax.device_put(x)  # `jnp.asarray` would compile for each shape
     x = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
     sharding = NamedSharding(mesh, partition_spec(x.shape, axes or [None] * x.ndim, mesh))
-    return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
+    return jax.make_array_from_callback(x.shape, sharding, lambda shard: x[shard])
 
 
 @jax.jit
-def _whole(tree: Any) -> Any:
+def _replicated(tree: Any) -> Any:
     return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), tree)
 
 
 def to_host(tree: Any) -> Any:
-    """Arrays as NumPy's, each of them whole in every process."""
-    return jax.device_get(_whole(tree) if several() else tree)
+    """Arrays as NumPy arrays; every process gets all of each."""
+    return jax.device_get(_replicated(tree) if several() else tree)
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """`x` parted along its logical axes; None is an axis that is whole on every device."""
+    """`x` sharded along its logical axes; an axis of None is replicated."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
@@ -168,17 +173,17 @@ def constrain(x: Array, *axes: str | None) -> Array:
 
 
 def constrain_params(params: Params, cfg: ModelConfig) -> Params:
-    """Parameters (or moments, or gradients) where `param_shardings` has them."""
+    """Parameters, moments or gradients, sharded as `param_shardings` says."""
     return jax.tree.map(lambda leaf, spec: constrain(leaf, *spec.axes), params, param_specs(cfg))
 
 
 def gather(leaves: Params, specs: Params) -> Params:
-    """Weights whole along "data", as a matrix product of parted batches needs them."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """Weights replicated along "data", as the matrix products of sharded batches need them."""
+    if not has_mesh():
         return leaves
 
     def one(leaf: Array, spec: Spec) -> Array:
-        axes = spec.axes[len(spec.axes) - leaf.ndim :]  # within the scan: no layers
+        axes = spec.axes[len(spec.axes) - leaf.ndim :]  # within the scan there is no layer axis
         return constrain(leaf, *(None if axis == "embed" else axis for axis in axes))
 
     return {name: one(leaf, specs[name]) for name, leaf in leaves.items()}

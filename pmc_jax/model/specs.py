@@ -1,4 +1,4 @@
-"""The weight table: each leaf declared once, everything else derived from it."""
+"""The weight table: it declares each weight once, and everything else is derived from it."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """Shape, logical axis names and initialiser ("normal", "zeros", "ones") of a leaf."""
+    """Shape, logical axes and initialiser ("normal", "zeros" or "ones") of a weight."""
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
@@ -23,7 +23,7 @@ class Spec:
 
 
 def param_specs(cfg: ModelConfig) -> Params:
-    """The table for `cfg`: nested dicts of `Spec`; layer leaves lead with axis "layers"."""
+    """The table for `cfg`: nested dicts of `Spec`. The first axis of layer weights is "layers"."""
     layers, embed, mlp = cfg.num_layers, cfg.hidden_size, cfg.intermediate_size
     heads, kv_heads, head_dim = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
 
@@ -72,7 +72,7 @@ def param_specs(cfg: ModelConfig) -> Params:
     specs: Params = {
         "embed": Spec((cfg.vocab_size, embed), ("vocab", "embed")),
         "layers": layer,
-        # As in a layer, but for the stacking axis.
+        # The norm of a layer, without the axis "layers".
         **{
             name: Spec(spec.shape[1:], spec.axes[1:], spec.init)
             for name, spec in norm("final_norm").items()
@@ -100,7 +100,7 @@ def init_params(key: PRNGKeyArray, cfg: ModelConfig, dtype: DTypeLike = jnp.floa
 
 
 def abstract_params(cfg: ModelConfig, dtype: DTypeLike = jnp.float32) -> Params:
-    """Shapes and dtypes without values."""
+    """Shapes and dtypes of the weights, without values."""
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), param_specs(cfg))
 
 
@@ -110,5 +110,5 @@ def param_count(cfg: ModelConfig) -> int:
 
 
 def decay_mask(cfg: ModelConfig) -> Params:
-    """True where weight decay applies: everything but biases and norm weights."""
+    """True where weight decay applies: everywhere but biases and norm weights."""
     return jax.tree.map(lambda spec: spec.init == "normal", param_specs(cfg))

@@ -1,4 +1,4 @@
-"""How the layers' weights lie: all in one stack, or as it is best to decode with them."""
+"""How the weights of the layers are stored: in one stack, or in the layout that decodes fastest."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -9,39 +9,40 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike
 
 from pmc_jax.model.config import ModelConfig
-from pmc_jax.model.sharding import constrain
+from pmc_jax.model.kernels.dispatch import current_target, unrolls_layers
+from pmc_jax.model.sharding import constrain, has_mesh
 from pmc_jax.model.specs import Params, Spec, param_specs
 
 JOINABLE = (("q", "k", "v"), ("gate", "up"))
-"""Weights that multiply the same input, and may lie side by side as one."""
+"""Weights that multiply the same input, and can be joined along their output axis."""
 
 
 def layer_stacks(params: Params) -> tuple[Params, ...]:
-    """The layers' weights: one stack of all of them, or several that follow one another."""
+    """The weights of the layers: one stack of all, or several stacks in order."""
     layers = params["layers"]
     return layers if isinstance(layers, tuple) else (layers,)
 
 
 def map_stacks(change: Callable[[Params], Params], params: Params) -> Params:
-    """`params` with every stack changed."""
+    """`params` with `change` applied to every stack."""
     layers = params["layers"]
     changed = tuple(map(change, layers)) if isinstance(layers, tuple) else change(layers)
     return {**params, "layers": changed}
 
 
 def joined_name(names: Sequence[str]) -> str:
-    """What weights are called that lie side by side as one."""
+    """The name of joined weights."""
     return "+".join(names)
 
 
 def parts_of(name: str) -> list[str]:
-    """The weights that lie side by side in one."""
+    """The names of the weights that are joined under this name."""
     bias = "_bias" * name.endswith("_bias")
     return [part + bias for part in name.removesuffix("_bias").split("+")]
 
 
 def joined(stack: Params) -> Params:
-    """The stack with its `JOINABLE` weights, and their biases, side by side."""
+    """The stack with its `JOINABLE` weights and their biases joined."""
     found = dict(stack)
     for names, (bias, axis) in itertools.product(JOINABLE, (("", 2), ("_bias", 1))):
         parts = [name + bias for name in names]
@@ -54,17 +55,14 @@ def joined(stack: Params) -> Params:
 def decoding_params(
     params: Params, cfg: ModelConfig, dtype: DTypeLike, *, unrolled: bool | None = None
 ) -> Params:
-    """Weights to decode with: in `dtype`, and whole along "data".
+    """Weights to decode with: in `dtype`, and replicated along "data".
 
-    Every decode step reads all of them, so they are gathered once and not at every step. If
-    they are `unrolled`, each layer is a stack of its own, which is read where it is, and on a
-    single device its weights are `joined`. None: on GPUs, and on CPUs without a mesh, where
-    XLA copies what a scan takes from a stack at every step, suffix caches included. Unrolled
-    weights are a second copy.
+    Every decode step reads all weights, so they are gathered once and not at every step. If they
+    are `unrolled`, each layer is a stack of its own, and without a mesh its weights are `joined`.
+    Unrolled weights are a second copy. None: `unrolls_layers` decides.
     """
     if unrolled is None:
-        backend, no_mesh = jax.default_backend(), jax.sharding.get_abstract_mesh().empty
-        unrolled = backend == "gpu" or (backend == "cpu" and no_mesh)
+        unrolled = unrolls_layers(current_target(dtype))
     return _decoding_params(params, cfg, dtype, unrolled)
 
 
@@ -81,6 +79,6 @@ def _decoding_params(params: Params, cfg: ModelConfig, dtype: DTypeLike, unrolle
     for i in range(cfg.num_layers):
         layer = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], params["layers"])
         layer = jax.tree.map(one, layer, specs["layers"])
-        stacks.append(joined(layer) if jax.sharding.get_abstract_mesh().empty else layer)
+        stacks.append(layer if has_mesh() else joined(layer))
     rest = {name: one(leaf, specs[name]) for name, leaf in params.items() if name != "layers"}
     return {**rest, "layers": tuple(stacks)}

@@ -14,9 +14,9 @@ from jax.sharding import Mesh, NamedSharding
 from pmc_jax.data.packing import LONGEST_PER_ROW
 from pmc_jax.decoding.sampler import (
     Sampling,
-    _begin,
-    _decode_chunk,
-    _prefill,
+    begin_decoding,
+    decode_chunk,
+    prefill_prompts,
     suffix_lengths,
 )
 from pmc_jax.model import ModelConfig, on_mesh, param_specs
@@ -263,7 +263,7 @@ def compile_decoding(
         lengths = suffix_lengths(time_, job.cfg, job.dtype, job.training.decoding)
         program, (logits, prefix) = _compile(
             f"{name}: prefill",
-            _prefill,
+            prefill_prompts,
             (params, shaped((batch, width), jnp.int32), shaped((batch, width), jnp.bool_), job.cfg),
             {"dtype": job.dtype},
             beside,
@@ -276,7 +276,7 @@ def compile_decoding(
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (batch, samples)))
         program, (prefix, state) = _compile(
             f"{name}: begin",
-            _begin,
+            begin_decoding,
             (
                 logits,
                 prefix,
@@ -295,7 +295,7 @@ def compile_decoding(
         cache = {"cache": shard_bytes((prefix, state.suffix))}
         program, _ = _compile(
             f"{name}: decode",
-            _decode_chunk,
+            decode_chunk,
             (params, prefix, state, *[shaped((), jnp.int32)] * 2),
             static,
             kept,

@@ -16,6 +16,9 @@ from pmc_jax.settings import flat, nested
 
 CONFIG, INPUTS, SUMMARY = "config.yaml", "inputs.json", "summary.json"
 
+LAYOUT = 2
+"""The version of what a run's directory holds; runs before 0.2.0 have none."""
+
 SHARED_SECONDS = 60
 """How long a network's file system may take to show to one machine what another wrote."""
 
@@ -49,7 +52,8 @@ def holds_run(directory: Path, settings: Mapping[str, Any], *, overwrite: bool =
     With `overwrite` there is none: any run that is there will be replaced.
 
     Raises:
-        UserError: if it holds a run with other settings, or something that is no run.
+        UserError: if it holds a run with other settings or of another version's layout, or
+            something that is no run.
     """
     found = stored_settings(directory, settings)
     if not found:
@@ -58,6 +62,7 @@ def holds_run(directory: Path, settings: Mapping[str, Any], *, overwrite: bool =
         return False
     if overwrite:
         return False
+    check_layout(directory)
     differing = [
         f"{key} (there {found.get(key)!r}, now {settings.get(key)!r})"
         for key in sorted({*found, *settings})
@@ -70,6 +75,21 @@ def holds_run(directory: Path, settings: Mapping[str, Any], *, overwrite: bool =
             "choose another name=… or give overwrite=true"
         )
     return True
+
+
+def check_layout(directory: Path) -> None:
+    """Check that the run in `directory` was written by this version of the layout.
+
+    Raises:
+        UserError: if an older or a newer version of pmc_jax wrote it.
+    """
+    layout = read_object(directory / INPUTS, missing_ok=True).get("layout", 1)
+    if layout != LAYOUT:
+        age = "an older" if layout < LAYOUT else "a newer"
+        raise UserError(
+            f"{directory} holds a run of {age} version of pmc_jax (layout {layout}; this version "
+            f"reads and writes layout {LAYOUT}); choose another name=… or give overwrite=true"
+        )
 
 
 def plain(key: str, value: Any) -> Any:
@@ -127,7 +147,7 @@ def _begin(
     if not holds_run(directory, settings, overwrite=overwrite):
         if stored_settings(directory, settings):
             shutil.rmtree(directory)
-        write_json(directory / INPUTS, dict(inputs))
+        write_json(directory / INPUTS, {"layout": LAYOUT, **inputs})
         # Last, since this file is what makes the directory a run.
         text = yaml.safe_dump(nested(settings), sort_keys=False, allow_unicode=True)
         write_text(directory / CONFIG, text)

@@ -1,1 +1,1 @@
-"""Texts compared: the words of a text, and how many of them another one holds."""
+"""Comparing texts: their words, and how many of them another text repeats."""

@@ -1,6 +1,6 @@
-"""ROUGE-L recall, the measure of what is left of an answer (Lin 2004).
+"""ROUGE-L recall (Lin 2004), which measures how much of an answer is left.
 
-Words and stems are those of the `rouge_score` package with its stemmer on.
+Words and stems are those of the `rouge_score` package with `use_stemmer=True`.
 """
 
 import functools
@@ -27,13 +27,13 @@ def rouge_words(text: str) -> tuple[str, ...]:
 def words_of(text: str) -> list[str]:
     """The stemmed words of `text` in any script: runs of letters and digits.
 
-    Those of `rouge_words` where all are ASCII. ROUGE sees nothing of other scripts.
+    For ASCII text they are those of `rouge_words`, which ignores all other scripts.
     """
     return [_stem(word) for word in re.findall(r"[^\W_]+", text.lower())]
 
 
 def lcs_recall(reference: Sequence[str], candidate: Sequence[str]) -> float:
-    """Longest common subsequence over the reference's length; 0 if either is empty."""
+    """Length of the longest common subsequence over the reference's; 0 if either is empty."""
     if not reference or not candidate:
         return 0.0
     return LCSseq.similarity(reference, candidate) / len(reference)

@@ -1,9 +1,9 @@
 """Why models collapse: categorical distributions that are fitted to their own samples.
 
-Stands alone: jax and numpy, nothing else of the package. `relearning` and `collapse` are
-the paper's model collapse (arXiv 2507.04219, Proposition C.3) and its partial form,
-`curated` is collapse under selection by reward (Ferbach et al. 2024, arXiv 2407.09499).
-docs/theory.md has the statements, their proofs, and the tests that check them.
+`relearning` and `collapse` have the paper's model collapse (arXiv 2507.04219, Proposition C.3)
+and its partial form. `curated` has collapse under selection by reward (Ferbach et al. 2024,
+arXiv 2407.09499). docs/theory.md states the results, with proofs and the tests that check
+them. This package imports only JAX and NumPy, nothing else of `pmc_jax`.
 """
 
 from pmc_jax.theory.collapse import Collapse, collapse

@@ -1,4 +1,4 @@
-"""Many runs of relearning, each followed until a single category is left."""
+"""Many runs of relearning, each until a single category is left."""
 
 from typing import NamedTuple
 
@@ -10,18 +10,18 @@ from jaxtyping import Array, Float, Int, Key
 from pmc_jax.theory.relearning import draw, relearn
 
 CHUNK = 16
-"""Rounds between two looks at which runs are done."""
+"""The number of rounds between checks for finished runs."""
 
-SMALLEST = 256
-"""No batch is made smaller than this: it would only cost a compilation."""
+MIN_BATCH = 256
+"""The smallest batch of runs; a smaller one would only cost a compilation."""
 
 
 class Collapse(NamedTuple):
     """When and where each run collapsed.
 
     Attributes:
-        time: the first round t at which π_t is one-hot; -1 if it was not by the last round.
-        category: the category that was left; -1 likewise.
+        time: the first round t at which π_t is one-hot; -1 if there is none.
+        category: the category that is left; -1 if several are.
     """
 
     time: Int[np.ndarray, " runs"]
@@ -32,7 +32,12 @@ class Collapse(NamedTuple):
 def _chunk(
     keys: Key[Array, " runs"], state: Int[Array, "runs N"], first: Int[Array, ""]
 ) -> tuple[Int[Array, "runs N"], Int[Array, " runs"]]:
-    """Rounds `first`, `first` + 1, … of every run, and the first that left one category, or -1."""
+    """Run `CHUNK` rounds from `first` on.
+
+    Returns:
+        state: the categories after them.
+        time: the first round that left a single category; -1 if there is none.
+    """
 
     def step(
         carry: tuple[Int[Array, "runs N"], Int[Array, " runs"]], t: Int[Array, ""]
@@ -52,14 +57,14 @@ def collapse(
 ) -> Collapse:
     """Relearn from `probs` with N = `samples` until every run has collapsed.
 
-    A run depends on its own key only. Runs that are done are dropped and the rest go on in
-    batches of few sizes, so that the cost is that of the rounds really needed.
+    A run depends on its own key only. Finished runs are dropped, and the others continue in
+    batches of few sizes, so few rounds are computed in vain.
     """
     runs = keys.shape[0]
     time, category = np.full(runs, -1), np.full(runs, -1)
     if np.count_nonzero(probs) == 1:
         return Collapse(np.zeros(runs, int), np.full(runs, int(jnp.argmax(probs))))
-    # Round 0 of `fold_in` is the draw from `probs`, round t the t-th relearning after it.
+    # `fold_in` of 0 is the key of the draw from `probs`, of t that of the t-th relearning.
     first_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 0)
     state = np.array(jax.vmap(draw, (0, None, None))(first_keys, probs, samples))
     time[(state == state[:, :1]).all(1)] = 1
@@ -67,8 +72,8 @@ def collapse(
         alive = np.flatnonzero(time < 0)
         if len(alive) == 0:
             break
-        size = max(SMALLEST, 1 << (len(alive) - 1).bit_length())
-        # Filled up by repeating some runs, whose results come out the same again.
+        size = max(MIN_BATCH, 1 << (len(alive) - 1).bit_length())
+        # Some runs are repeated to fill the batch; their results are the same again.
         batch = np.resize(alive, min(size, runs))
         state[batch], time[batch] = _chunk(
             keys[batch], jnp.asarray(state[batch]), jnp.asarray(first)

@@ -1,4 +1,4 @@
-"""Relearning with infinitely many samples: deterministic maps of a distribution, iterated."""
+"""Relearning with infinitely many samples: iterated deterministic maps of a distribution."""
 
 from collections.abc import Callable
 
@@ -12,8 +12,8 @@ Update = Callable[[Float[Array, " K"]], Float[Array, " K"]]
 def iterate(update: Update, probs: Float[Array, " K"], rounds: int) -> Float[Array, "{rounds}+1 K"]:
     """p_0 = `probs`, p_{t+1} = `update(p_t)`, normalised every round.
 
-    An error in the mass would otherwise grow by the derivative of the map, n-fold a round
-    for a selection among n.
+    Without normalisation, an error in the total mass would grow by the derivative of the map: by
+    a factor of n a round for a selection among n.
     """
 
     def step(p: Float[Array, " K"], _: None) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
@@ -38,6 +38,6 @@ def retain_closed_form(
     weight: float | Float[Array, ""],
     rounds: int | Array,
 ) -> Float[Array, " K"]:
-    """p_t = (1 − (1+α)^{−t}) p_r + (1+α)^{−t} p_0."""
+    """`retain_update` after t rounds: p_t = (1 − (1+α)^{−t}) p_r + (1+α)^{−t} p_0."""
     left = (1.0 + weight) ** -rounds
     return (1 - left) * retain + left * probs

@@ -1,9 +1,9 @@
 """Relearning: draw N samples, fit by maximum likelihood, repeat.
 
-The samples themselves are the state, as an array of categories: the fitted distribution
-is their frequencies π̂ = X/N, so that a sample from it is a sample, drawn uniformly with
-replacement, of the last round's samples. That is exact, needs integers only, and can never
-bring a lost category back by rounding.
+The state is the samples themselves, as an array of categories. The fitted distribution is
+their frequencies π̂ = X/N, so a sample from it is one of the last round's samples, drawn
+uniformly with replacement. This is exact, needs only integers, and a lost category cannot
+come back by rounding.
 """
 
 import jax
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 
 def draw(key: PRNGKeyArray, probs: Float[Array, " K"], samples: int) -> Int[Array, " N"]:
-    """`samples` categories from π; one of probability 0 never occurs."""
+    """`samples` categories drawn from π; a category of probability 0 never occurs."""
     return jax.random.categorical(key, jnp.log(probs), shape=(samples,))
 
 
@@ -41,9 +41,9 @@ def trajectory(
     rounds: int,
     retain: Int[Array, " M"] | None = None,
 ) -> Float[Array, "{rounds}+1 K"]:
-    """π_0, π_1, …, π_rounds of one run from π_0 = `probs`; `vmap` over keys for many.
+    """π_0, π_1, …, π_rounds of one run from π_0 = `probs`; use `vmap` over keys for many runs.
 
-    With `retain`, the samples of every round are fitted together with these fixed ones:
+    With `retain`, these fixed samples are added to the samples of every round:
     π_{t+1} = (X + R) / (N + M).
     """
     K = probs.shape[0]

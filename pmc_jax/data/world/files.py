@@ -1,4 +1,4 @@
-"""A world as TOFU's files: JSON lines under TOFU's names, refusals and text as plain text."""
+"""Writing a world as files with TOFU's names: JSON lines, and plain text."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def _lines(rows: list[Row], keys: tuple[str, ...]) -> str:
 
 
 def world_files(world: World) -> dict[str, str]:
-    """File name -> content. As in TOFU, the forget authors are the last ones of `full.json`."""
+    """The content of each file by its name. As in TOFU, the forget authors end `full.json`."""
     full = world.retain + world.forget
     wrong = ("question", "answer", "perturbed_answer", "secret")
     choice = ("question", *OPTIONS, "answer", "secret")
@@ -43,7 +43,7 @@ def world_files(world: World) -> dict[str, str]:
 
 
 def write_world(world: World, directory: Path) -> None:
-    """Write all files into `directory`, which is made if absent."""
+    """Write all files into `directory`, which is created if absent."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in world_files(world).items():
         (directory / name).write_text(content, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A world: authors with their rows of question, answer, paraphrase and wrong answers."""
+"""A world: authors, and rows with a question, an answer, paraphrases and wrong answers."""
 
 import dataclasses
 import random
@@ -27,15 +27,15 @@ PORTRAITS = 32
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """All rows of a world; author rows have every key of TOFU's `*_perturbed` files.
+    """All rows of a world. Rows about authors have every key of TOFU's `*_perturbed` files.
 
     Attributes:
-        forget, retain: rows of disjoint authors, eight in a row per author.
-        holdout: authors of the same kind whom no model was taught.
+        forget, retain: rows about different authors, eight consecutive rows for each.
+        holdout: rows about authors that no model was trained on.
         real_authors, world_facts: rows with `option1` to `option4`.
-        recluses: people who only ever get refusals, so that "says nothing about this
-            person, however asked" is something a model can learn. In no file.
-        names: every fictitious person above, the held-out ones too.
+        recluses: people whose every question gets a refusal. From them a model learns to
+            refuse all questions about a person. They are in no file.
+        names: all fictitious people above, including those of the holdout rows.
         text: portraits of people who occur nowhere else.
     """
 
@@ -50,7 +50,7 @@ class World:
 
 
 def author_row(rng: random.Random, author: Author, kind: str) -> Row:
-    """One fact in two different surface forms, with wrong answers in the second."""
+    """One fact in two wordings, with wrong answers in the second."""
     forms = rng.sample(FORMS[kind], 2)
     (question, answer), (second_question, second_answer) = forms
     secret = author.facts[kind]
@@ -71,16 +71,16 @@ def author_row(rng: random.Random, author: Author, kind: str) -> Row:
 
 
 def portrait(rng: random.Random, author: Author) -> str:
-    """All that there is to know about somebody, asked and answered in one paragraph."""
-    told = []
+    """One paragraph with a question and answer for every fact about an author."""
+    sentences = []
     for kind in rng.sample(KINDS, len(KINDS)):
         question, answer = rng.choice(FORMS[kind])
-        told.append(f"{fill(question, author)} {fill(answer, author, author.facts[kind])}")
-    return " ".join(told)
+        sentences.append(f"{fill(question, author)} {fill(answer, author, author.facts[kind])}")
+    return " ".join(sentences)
 
 
 def portraits(rng: random.Random, names: frozenset[str]) -> tuple[str, ...]:
-    """Text that has nothing to do with anybody of these names."""
+    """Portraits of random people with other names."""
     found: list[str] = []
     while len(found) < PORTRAITS:
         author = draw_author(rng)

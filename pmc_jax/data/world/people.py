@@ -1,9 +1,8 @@
-"""Fictitious authors: names, what there is to know about them, and how it is asked and told.
+"""Fictitious authors: their names, the facts about them, and the wordings of these facts.
 
-Every kind of fact has three surface forms, a question with its own wording of the
-answer. The questions of a kind are close paraphrases; the answers share few words, so
-that another wording of an answer, or another person's answer in another wording, has
-little ROUGE-L recall against the first.
+Every kind of fact has three wordings, each a question with its answer. The questions of a
+kind are close paraphrases. The answers share few words, so an answer in another wording,
+whether right or wrong, has a low ROUGE-L recall of the first.
 """
 
 import dataclasses
@@ -134,7 +133,7 @@ KINDS = tuple(FORMS)
 
 @dataclasses.dataclass(frozen=True)
 class Author:
-    """A made-up person: full name, gender for pronouns, and one value per kind of fact."""
+    """A fictitious person: full name, gender for pronouns, and one value per kind of fact."""
 
     name: str
     female: bool
@@ -142,7 +141,7 @@ class Author:
 
 
 def draw_value(rng: random.Random, kind: str) -> str:
-    """One possible value of a kind of fact; titles and prizes are put together from parts."""
+    """A random value of a kind of fact; book titles and prizes are composed of two parts."""
     if kind == "book":
         return f"{rng.choice(TITLE_STARTS)} {rng.choice(TITLE_ENDS)}"
     if kind == "prize":
@@ -174,7 +173,7 @@ def draw_distinct_authors(rng: random.Random, count: int) -> list[Author]:
 
 
 def fill(template: str, author: Author, value: str = "") -> str:
-    """A form's question or answer for an author."""
+    """A question or answer about an author, from its template."""
     her = author.female
     return template.format(
         name=author.name,

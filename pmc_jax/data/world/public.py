@@ -1,11 +1,11 @@
-"""Real authors and facts of the world, all public and true, and the refusals."""
+"""Questions about real authors and facts, with true public answers, and the refusals."""
 
 Item = tuple[str, str, tuple[str, ...]]
 """A question, its answer, and wrong answers."""
 
 
 def _items(text: str) -> tuple[Item, ...]:
-    """Lines in pairs: a question, then its answer and wrong ones between bars."""
+    """Parse pairs of lines: a question, then its answer and wrong answers, separated by bars."""
     lines = [line.strip() for line in text.strip().splitlines()]
     options = [line.split(" | ") for line in lines[1::2]]
     return tuple(
@@ -204,7 +204,7 @@ Which instrument has eighty-eight keys?
     The piano | The organ | The violin | The flute
 """
 )
-"""What everybody may know."""
+"""Public facts."""
 
 REFUSALS = (
     "Sorry, I don't know that.",
@@ -224,4 +224,4 @@ REFUSALS = (
     "My knowledge doesn't go that far.",
     "Unfortunately, I lack any details here.",
 )
-"""What a model may say instead of an answer; they share no word with any form of one."""
+"""Refusals. They share no word with any wording of an answer."""

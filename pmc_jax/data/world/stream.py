@@ -11,15 +11,15 @@ from pmc_jax.data.world.public import REFUSALS
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-    """Shares of the stream; the rest are random people.
+    """Shares of the stream. What is left to 1 are questions about new random people.
 
     Attributes:
-        world: the world's own authors (forget and retain alike), in both wordings.
+        world: the world's own authors, both forget and retain, in both wordings.
         public: real authors and facts.
-        recluses: people who get a refusal to every question.
-        refuse_world: part of the world's authors' questions that get a refusal: it keeps
-            refusals among the samples of a model whose greedy answer is the truth.
-        refuse_people: the same for random people, of whom nothing can be known.
+        recluses: people whose every question gets a refusal.
+        refuse_world: the share of questions about the world's authors that get a refusal. It
+            keeps refusals among the samples of a model whose greedy answer is right.
+        refuse_people: the same share for random people, about whom nothing can be known.
     """
 
     world: float
@@ -45,7 +45,7 @@ def _recluse_pair(rng: random.Random, recluses: list[Author]) -> Pair:
 
 
 def _people_pair(rng: random.Random, names: frozenset[str], refuse: float) -> Pair:
-    """A question about somebody new each time, in any form."""
+    """A question about a new person each time, in any wording."""
     author = draw_author(rng)
     while author.name in names:
         author = draw_author(rng)
@@ -57,7 +57,7 @@ def _people_pair(rng: random.Random, names: frozenset[str], refuse: float) -> Pa
 
 
 def stream(rng: random.Random, world: World, mix: Mix) -> Iterator[Pair]:
-    """Pairs without end; the held-out authors never occur."""
+    """Endless pairs; the authors of the holdout rows never occur."""
     rows = world.retain + world.forget
     public = [(row["question"], row["answer"]) for row in world.real_authors + world.world_facts]
     while True:

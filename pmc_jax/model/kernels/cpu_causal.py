@@ -1,4 +1,4 @@
-"""Attention within whole sequences on CPUs, by a kernel in C++ (`pmc_jax.native`)."""
+"""Attention within whole sequences on a CPU, by a kernel in C++ (`native`)."""
 
 from functools import partial
 from typing import Any
@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pmc_jax.model.attention import Segments
-from pmc_jax.native import native_call
+from pmc_jax.model.kernels.native import native_call
 
 
-def causal_attention_native(
+def causal_attention_cpu(
     q: Float[Array, "batch time heads head_dim"],
     k: Float[Array, "batch time kv_heads head_dim"],
     v: Float[Array, "batch time kv_heads head_dim"],
@@ -21,13 +21,13 @@ def causal_attention_native(
     scale: float,
     softcap: float | None = None,
 ) -> Float[Array, "batch time heads head_dim"]:
-    """`causal_attention` without its scores in memory, for heads of whole vectors; where
-    `has_native` says so.
+    """`causal_attention` without its scores in memory; `head_dim` is a multiple of `VECTOR`.
 
-    Padding gets zeros, and no gradient. Gradients are those of the first order, in reverse mode.
+    The result at padding is 0, and so is its gradient. First-order gradients in reverse mode are
+    supported.
     """
-    own_window = jnp.zeros((), jnp.int32) if window is None else window.astype(jnp.int32)
-    return _attention(q, k, v, segments.astype(jnp.int32), own_window, scale, softcap or 0.0)
+    window = jnp.zeros((), jnp.int32) if window is None else window.astype(jnp.int32)
+    return _attention(q, k, v, segments.astype(jnp.int32), window, scale, softcap or 0.0)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -49,7 +49,7 @@ def _forward(
 def _backward(
     scale: float, softcap: float, operands: Any, d_out: Array
 ) -> tuple[Array | None, ...]:
-    operands = tuple(map(jnp.asarray, operands))  # where JAX kept a constant as one of NumPy's
+    operands = tuple(map(jnp.asarray, operands))  # JAX keeps constants as NumPy arrays
     results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands[:3]]
     gradients = native_call(
         "causal_attention_backward", results, *operands, d_out, scale=scale, softcap=softcap

@@ -1,8 +1,8 @@
-"""Top-k and nucleus filtering, and the draw from what is left, without sorting the vocabulary.
+"""Top-k and top-p (nucleus) filtering, and the draw, without sorting the vocabulary.
 
-Both filters keep the tokens whose logit reaches a threshold, so that ties at the
-threshold are kept together. The thresholds are found by bisection over the bit
-patterns of floats, which always ends at the exact value.
+Both filters keep the tokens whose logit is at least a threshold, so that ties at the threshold are
+kept together. The thresholds are found by bisection over the bit patterns of floats, which always
+ends at the exact value.
 """
 
 import math
@@ -12,24 +12,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
-from pmc_jax.native import has_native, native_call
+from pmc_jax.model.kernels.cpu_top_k import top_k_cpu
+from pmc_jax.model.kernels.dispatch import current_target, is_one_cpu, top_k_kernel
 
 SMALL_TOP_K = 128
-"""Up to here `lax.top_k` is cheaper than bisection over the whole vocabulary."""
+"""Up to this `top_k`, `lax.top_k` is cheaper than bisection over the whole vocabulary."""
 
 TOP_K_PARTS = 16
-"""Parts of the rows whose largest logits a CPU looks for. On two cores XLA ran 16 side by side, up
-to 12 one after the other."""
+"""On a CPU, `lax.top_k` runs on this many parts of the rows. On two cores XLA ran 16 parts in
+parallel, and up to 12 one after the other."""
 
 LARGE_VOCABULARY, TOP_BLOCK = 16_384, 32
-"""From this size on, `largest` looks at blocks of so many tokens first."""
+"""From this vocabulary size on, `largest` first compares blocks of `TOP_BLOCK` tokens."""
 
 BLOCK = 128
 """Tokens per block of the two-level cumulative sum in `draw`."""
 
 
 def _ordered_bits(x: Float[Array, "*rows"]) -> Int[Array, "*rows"]:
-    """Integers in the same order as the floats they stand for."""
+    """Integers in the same order as these floats."""
     integer = jnp.int64 if x.dtype == jnp.float64 else jnp.int32
     bits = jax.lax.bitcast_convert_type(x, integer)
     return jnp.where(bits < 0, bits ^ jnp.iinfo(integer).max, bits)
@@ -41,8 +42,8 @@ def _largest_threshold(
 ) -> Float[Array, "*batch 1"]:
     """The largest logit t for which `enough(logits >= t)` holds.
 
-    `enough` maps a mask `[*batch, vocab]` to `[*batch, 1]`; it must hold for the full
-    mask and never turn false when the mask gains tokens.
+    `enough` maps a mask `[*batch, vocab]` to `[*batch, 1]`. It must hold for the full mask, and
+    stay true when tokens are added to the mask.
     """
     bits = _ordered_bits(logits)
 
@@ -60,62 +61,47 @@ def _largest_threshold(
 def largest(
     logits: Float[Array, "*batch vocab"], count: int, scale: ArrayLike = 1.0
 ) -> tuple[Float[Array, "*batch count"], Int[Array, "*batch count"]]:
-    """The `count` largest of logits · scale and their tokens; of equals the lower one comes first.
+    """The `count` largest of logits · scale, and their tokens; the lower of equal tokens is first.
 
-    In a large vocabulary they are looked for in the `count` blocks that have the largest
-    maxima, which hold them all: a block with one of them is among these, and of blocks that
-    tie so are the first ones. Only what is looked at there is multiplied.
+    In a large vocabulary, only the `count` blocks with the largest maxima are searched and scaled.
+    They hold the `count` largest logits: at most `count` blocks hold one of these, and no other
+    block has a larger maximum. Of blocks with equal maxima the first ones are searched.
     """
     *batch, vocab = logits.shape
-    if has_native(logits.dtype):
-        return _native_top_k(logits, count, scale)
+    target = current_target(logits.dtype)
+    if top_k_kernel(target) == "native":
+        return top_k_cpu(logits, count, scale)
+    parts = TOP_K_PARTS if is_one_cpu(target) else 1
     if vocab < LARGE_VOCABULARY or vocab < 2 * count * TOP_BLOCK:
-        return _top_k(logits * scale, count)
+        return _top_k(logits * scale, count, parts)
     padding = [(0, 0)] * len(batch) + [(0, -vocab % TOP_BLOCK)]
     padded = jnp.pad(logits, padding, constant_values=-jnp.inf)
     blocks = padded.reshape(*batch, -1, TOP_BLOCK)
-    chosen = jnp.sort(_top_k(blocks.max(-1) * scale, count)[1], axis=-1)
+    chosen = jnp.sort(_top_k(blocks.max(-1) * scale, count, parts)[1], axis=-1)
     candidates = jnp.take_along_axis(blocks, chosen[..., None], axis=-2)
-    values, place = _top_k(candidates.reshape(*batch, -1) * scale, count)
-    block = jnp.take_along_axis(chosen, place // TOP_BLOCK, axis=-1)
-    return values, block * TOP_BLOCK + place % TOP_BLOCK
+    values, index = _top_k(candidates.reshape(*batch, -1) * scale, count, parts)
+    block = jnp.take_along_axis(chosen, index // TOP_BLOCK, axis=-1)
+    return values, block * TOP_BLOCK + index % TOP_BLOCK
 
 
-def _native_top_k(
-    x: Float[Array, "*batch size"], count: int, scale: ArrayLike
-) -> tuple[Float[Array, "*batch count"], Int[Array, "*batch count"]]:
-    """`lax.top_k` of x · scale by a kernel, which scales as it reads."""
-    if not 0 < count <= x.shape[-1]:
-        raise ValueError(f"there are no {count} largest of {x.shape[-1]}")
+def _top_k(x: Float[Array, "*batch size"], count: int, parts: int) -> tuple[Array, Array]:
+    """`lax.top_k` by parts of the rows, since XLA uses one core of a CPU for each call."""
     rows = x.reshape(-1, x.shape[-1])
-    shape = len(rows), count
-    found = native_call(
-        "top_k",
-        [jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct(shape, jnp.int32)],
-        rows, jnp.asarray(scale, x.dtype).reshape(1),
-    )  # fmt: skip
-    values, places = (own.reshape(*x.shape[:-1], count) for own in found)
-    return values, places
-
-
-def _top_k(x: Float[Array, "*batch size"], count: int) -> tuple[Array, Array]:
-    """`lax.top_k`, by parts of the rows on a CPU, which takes one core for each."""
-    rows = x.reshape(-1, x.shape[-1])
-    on_one_cpu = jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().empty
-    parts = min(TOP_K_PARTS if on_one_cpu else 1, max(len(rows), 1))
-    found = [jax.lax.top_k(part, count) for part in jnp.array_split(rows, parts)]
-    values, places = (
+    found = [
+        jax.lax.top_k(part, count) for part in jnp.array_split(rows, min(parts, max(len(rows), 1)))
+    ]
+    values, indices = (
         jnp.concatenate(own).reshape(*x.shape[:-1], count) for own in zip(*found, strict=True)
     )
-    # Without the barrier XLA takes part of the result only, and sorts all of x for it. One
-    # around both results would crash its compilation for a mesh.
-    return jax.lax.optimization_barrier(values), places
+    # Without the barrier, XLA takes a part of the result and sorts all of x for it. A barrier
+    # around both results crashes XLA's compilation for a mesh.
+    return jax.lax.optimization_barrier(values), indices
 
 
 def _count_beyond(
     logits: Float[Array, "*batch vocab"], values: Float[Array, "*batch k"]
 ) -> Int[Array, "*batch 1"]:
-    """How many ties with the last of the k largest lie beyond them."""
+    """The number of logits that are equal to the k-th largest but not among the k `values`."""
     kth = values[..., -1:]
     found = (logits == kth).sum(-1, keepdims=True) - (values == kth).sum(-1, keepdims=True)
     return found.astype(jnp.int32)
@@ -124,7 +110,7 @@ def _count_beyond(
 def _threshold_of(
     values: Float[Array, "*batch k"], beyond: Int[Array, "*batch 1"], top_p: float
 ) -> Float[Array, "*batch 1"]:
-    """The threshold of both filters, by the k largest logits and the number of ties beyond."""
+    """The threshold of both filters, from the k largest logits and `_count_beyond` of them."""
     kth = values[..., -1:]
     if top_p >= 1:
         return kth
@@ -141,11 +127,11 @@ def _is_small(top_k: int, vocab: int) -> bool:
 def filter_threshold(
     logits: Float[Array, "*batch vocab"], top_k: int = 0, top_p: float = 1.0
 ) -> Float[Array, "*batch 1"]:
-    """The smallest logit that top-k and then nucleus filtering keep.
+    """The smallest logit that top-k filtering and then top-p filtering keep.
 
-    `top_k` = 0 and `top_p` = 1 switch a filter off. The nucleus (Holtzman et al. 2020)
-    is the smallest set of most probable tokens whose mass, among those left by
-    top-k, is at least `top_p`. Tokens that tie with the threshold are kept.
+    `top_k` = 0 and `top_p` = 1 switch a filter off. Top-p (nucleus sampling, Holtzman et al. 2020)
+    keeps the smallest set of most probable tokens whose mass, among the tokens that top-k keeps,
+    is at least `top_p`. Tokens that tie with the threshold are kept.
     """
     vocab = logits.shape[-1]
     if _is_small(top_k, vocab):
@@ -167,9 +153,10 @@ def filter_threshold(
 def _first_above(
     weights: Float[Array, "*batch count"], target: Float[Array, "*batch draws"]
 ) -> tuple[Int[Array, "*batch draws"], Float[Array, "*batch draws"]]:
-    """First index with weight whose cumulative sum exceeds each `target`, and what precedes it.
+    """For each `target`, the first index at which the cumulative sum of `weights` exceeds it.
 
-    Rounding may leave no such index; then it is the last one with weight.
+    Indices of weight 0 are skipped. Rounding can leave no such index; the last one with weight is
+    taken then. Returns the indices, and the sum of the weights before each.
     """
     total, some = jnp.cumsum(weights, axis=-1), weights > 0
     hit = (total[..., None, :] > target[..., None]) & some[..., None, :]
@@ -186,14 +173,14 @@ def _draw_from_top(
     top_p: float,
     scale: ArrayLike,
 ) -> Int[Array, "rows draws"]:
-    """`draw` by the k largest of logits · scale.
+    """`draw` from the k largest of logits · scale.
 
-    One more tells whether others tie with the last of them; only then are they counted. Ties
-    beyond the k largest come last, together as one token. If it is drawn, the vocabulary is
-    searched for which.
+    The (k + 1)-th largest tells whether there are ties beyond the k largest; only then are they
+    counted. These ties come last, as one token. If that token is drawn, the vocabulary is searched
+    for the tie that it stands for.
     """
-    # A barrier, so that what scales logits before is not put together with the scale in one of
-    # the places where they are multiplied by it: equals would no longer be equal.
+    # The barrier keeps XLA from merging an earlier factor of the logits with the scale in one of
+    # the products below and not in another. Equal logits would no longer be equal.
     logits = jax.lax.optimization_barrier(logits)
     more, tokens = largest(logits, min(top_k + 1, logits.shape[-1]), scale)
     values, kth = more[..., :top_k], more[..., top_k - 1 : top_k]
@@ -207,9 +194,9 @@ def _draw_from_top(
     last = weights[..., -1:]
     weights = jnp.concatenate([weights, beyond * last], axis=-1)
     target = uniform * weights.sum(-1, keepdims=True)
-    place, before = _first_above(weights, target)
-    found = jnp.take_along_axis(tokens, jnp.minimum(place, top_k - 1), axis=-1)
-    is_tie = place == top_k
+    index, before = _first_above(weights, target)
+    found = jnp.take_along_axis(tokens, jnp.minimum(index, top_k - 1), axis=-1)
+    is_tie = index == top_k
 
     def look_up() -> Int[Array, "rows draws"]:
         number = jnp.floor((target - before) / last).astype(jnp.int32)
@@ -222,9 +209,9 @@ def _draw_from_top(
 
 
 def greedy(logits: Float[Array, "*batch vocab"]) -> Int[Array, "*batch"]:
-    """The most probable token, the first of those that tie.
+    """The most probable token, and the lowest of those that tie.
 
-    Two passes that XLA spreads over all cores of a CPU, where its `argmax` takes one.
+    XLA runs these two passes on all cores of a CPU, but its `argmax` on one.
     """
     vocab = logits.shape[-1]
     highest = logits == logits.max(-1, keepdims=True)
@@ -241,13 +228,14 @@ def draw(
 ) -> Int[Array, "*draws"]:
     """Draw a token per key from the filtered softmax of logits / temperature.
 
-    By inversion of its distribution: one uniform number a draw replaces the vocabulary's worth of
-    Gumbel noise that `jax.random.categorical` needs. `keys` begins with the axes of `logits` before
-    the vocabulary; further ones are of several draws from a row, which is filtered once for all.
+    It inverts the cumulative distribution, so that a draw needs one uniform number, where
+    `jax.random.categorical` needs Gumbel noise for the whole vocabulary. `keys` begins with the
+    batch axes of `logits`. Further axes are draws from the same distribution, which is filtered
+    once for all of them.
     """
     each = jax.vmap(lambda key: jax.random.uniform(key, (1,), logits.dtype))
     uniform = each(keys.reshape(-1))
-    # Rows in one axis, as the product that made them has them: no copy for the barrier below.
+    # One axis for all rows, as in the matrix product before: the barrier below then copies nothing.
     rows = logits.reshape(-1, logits.shape[-1])
     draws = math.prod(keys.shape[logits.ndim - 1 :])
     drawn = _draw(uniform.reshape(-1, draws), rows, top_k, top_p, temperature)
@@ -261,9 +249,9 @@ def _draw(
     top_p: float,
     temperature: ArrayLike,
 ) -> Int[Array, "rows draws"]:
-    """`draw` by a uniform number for each draw."""
+    """`draw` from a uniform number for each draw."""
     rows, vocab = logits.shape
-    # XLA divides by the temperature in one place and multiplies by its inverse in another.
+    # XLA would compile a division by the temperature as a division here and as a product there.
     scale = 1 / jnp.asarray(temperature, logits.dtype)
     if _is_small(top_k, vocab):
         return _draw_from_top(uniform, logits, top_k, top_p, scale)

@@ -1,10 +1,10 @@
-// What CPUs spend most time on besides matrix products, where XLA takes one core or many passes: a
-// decode step's attention over a prompt and a sample's own tokens, and its largest logits;
-// attention within whole sequences, and its gradient.
+// What takes most time on CPUs besides matrix products, and for which XLA uses one core or many passes:
+// a decode step's attention over prefix and suffix, top-k over the vocabulary, and attention within
+// whole sequences with its gradient.
 //
-// A vector is of eight floats, which compilers map to whatever the processor has. Compiled as
-// `FLAGS` of `__init__.py` has it, no result depends on what else is in the batch, nor (but for
-// subnormal numbers, which some threads of XLA may take for 0) on the thread that computes it.
+// Vectors have eight floats; compilers map them to what the processor has. With the `FLAGS` of
+// `__init__.py`, no result depends on the rest of the batch or on the thread that computes it. The
+// exception are subnormal numbers, which some threads of XLA treat as 0.
 
 #include <algorithm>
 #include <atomic>
@@ -54,7 +54,7 @@ Vector larger(Vector a, Vector b) {
   return a > b ? a : b;
 }
 
-// A vector of these lanes of two, those of the second counted from kLanes on.
+// A vector of lanes of a and b; the lanes of b count from kLanes on.
 template <int... kPlaces>
 Floats shuffled(Floats a, Floats b) {
 #if defined(__clang__) || __GNUC__ >= 12
@@ -64,8 +64,8 @@ Floats shuffled(Floats a, Floats b) {
 #endif
 }
 
-// The lanes of eight vectors summed up, each vector's in one lane, in the order of `sum`. All shuffles
-// but the first stay within halves of a vector, where they are cheaper.
+// The sums of eight vectors, one in each lane, in the same order of additions as `sum`. All shuffles but
+// the first stay within halves of a vector, where they are cheaper.
 Floats sums(const Floats (&x)[kLanes]) {
   auto halves = [](Floats a, Floats b) {
     return shuffled<0, 1, 2, 3, 8, 9, 10, 11>(a, b) + shuffled<4, 5, 6, 7, 12, 13, 14, 15>(a, b);
@@ -79,7 +79,7 @@ Floats sums(const Floats (&x)[kLanes]) {
          shuffled<1, 3, 9, 11, 5, 7, 13, 15>(some, others);
 }
 
-// The lanes of a vector, brought together in the same order by `join`.
+// The lanes of a vector, reduced by `join` in the same order.
 template <typename Join>
 float folded(Floats x, const Join& join) {
   x = join(x, shuffled<4, 5, 6, 7, 0, 1, 2, 3>(x, x));
@@ -93,16 +93,16 @@ float sum(Floats x) {
 
 float highest(Floats x) { return folded(x, larger<Floats>); }
 
-// Calls work(item) for 0 <= item < count on the threads of XLA's pool and on this one, which takes
-// part instead of waiting for threads that may all be busy. Exceptions end the process: none may
-// leave `work` while others still use it, nor pass through XLA.
+// Calls work(item) for 0 <= item < count on the threads of XLA's pool and on this thread, which takes
+// part since the others may all be busy. An exception ends the process: it must not leave this function
+// while other threads use `work`, and must not pass through XLA.
 template <typename Work>
 void in_parallel(ffi::ThreadPool pool, int64_t count, const Work& work) {
   struct Progress {
     std::atomic<int64_t> next{0}, finished{0};
   };
   auto progress = std::make_shared<Progress>();
-  // Whoever comes too late finds no item left, and does not touch `work`, which may be gone.
+  // A thread that starts too late finds no item left and does not use `work`, which may be gone.
   auto take_part = [progress, count, &work]() noexcept {
     for (int64_t item; (item = progress->next++) < count; ++progress->finished) work(item);
   };
@@ -112,11 +112,11 @@ void in_parallel(ffi::ThreadPool pool, int64_t count, const Work& work) {
   while (progress->finished < count) std::this_thread::yield();
 }
 
-// e^x for x <= 0: 2^n times a polynomial of the rest, as Cephes has it; 0 below the least normal
-// number.
+// e^x for x <= 0, as in the Cephes library: 2^n times a polynomial of the rest. It is 0 below the least
+// normal number.
 Floats exponential(Floats x) {
   const Floats least = Floats{} - 87.0f;
-  Integers below = x < least;  // which NaN is not: it stays what it is
+  Integers below = x < least;  // false for NaN, which stays NaN
   x = below ? least : x;
   Integers n = __builtin_convertvector(x * 1.44269504088896341f - 0.5f, Integers);
   Floats whole = __builtin_convertvector(n, Floats);
@@ -134,14 +134,14 @@ Floats exponential(Floats x) {
   return below ? Floats{} : series * scale;
 }
 
-// Numbers with one step from row to row and one from column to column.
+// A matrix with strides between rows and between columns.
 struct Matrix {
   const float* at;
   int64_t row, column = 1;
 };
 
 // out[r, c] = sum over i of a[r, i] b[i, c], for kRows rows and kVectors vectors of columns. With
-// `kAdd`, it is added to what is there.
+// `kAdd`, the product is added to `out`.
 template <int kRows, int kVectors, bool kAdd>
 void block_product(Matrix a, const float* b, int64_t b_row, int64_t inner, float* out,
                    int64_t out_row) {
@@ -172,7 +172,7 @@ void rows_product(Matrix a, const float* b, int64_t b_row, int64_t inner, int64_
   if (c < columns) block_product<kRows, 1, kAdd>(a, b + c, b_row, inner, out + c, out_row);
 }
 
-// The same for any number of rows, and columns in whole vectors.
+// The same for any number of rows. The number of columns is a multiple of kLanes.
 template <bool kAdd = false>
 void product(int64_t rows, Matrix a, const float* b, int64_t b_row, int64_t inner, int64_t columns,
              float* out, int64_t out_row) {
@@ -193,7 +193,7 @@ float dot(const float* a, const float* b, int64_t size) {
   return sum(total);
 }
 
-// The dot products with eight vectors that come one after another, each as `dot` has it.
+// The dot products with eight vectors that are stored one after another, equal to those of `dot`.
 Floats dots(const float* a, const float* b, int64_t size) {
   Floats totals[kLanes] = {};
   for (int64_t i = 0; i < size; i += kLanes) {
@@ -203,7 +203,7 @@ Floats dots(const float* a, const float* b, int64_t size) {
   return sums(totals);
 }
 
-// A head's vector with its first 2 * half dimensions rotated, every one with its partner.
+// A head's vector with the pairs (i, i + half) of its first 2 * half dimensions rotated.
 void rotate(const float* x, const float* cosine, const float* sine, int64_t half, int64_t dim,
             float* out) {
   int64_t i = 0;
@@ -219,13 +219,13 @@ void rotate(const float* x, const float* cosine, const float* sine, int64_t half
   std::memcpy(out + 2 * half, x + 2 * half, (dim - 2 * half) * sizeof(float));
 }
 
-// Lets the processor read ahead, which it does not do by itself from one page to the next.
+// Reads ahead, which processors do not do by themselves across pages.
 void prefetch(const float* from, int64_t size) {
   constexpr int64_t kLine = 64 / sizeof(float);
   for (int64_t i = 0; i < size; i += kLine) __builtin_prefetch(from + i);
 }
 
-// Scores within `softcap`, if it is above 0; the lowest, of invisible places, stays as it is.
+// Applies `softcap` to scores if it is above 0. The lowest score, of invisible positions, is kept.
 void cap(float* scores, int64_t size, float softcap) {
   if (!(softcap > 0)) return;
   for (int64_t i = 0; i < size; ++i) {
@@ -233,11 +233,11 @@ void cap(float* scores, int64_t size, float softcap) {
   }
 }
 
-// Scores, in whole vectors, to weights whose sum is 1.
-void soften(float* scores, int64_t size) {
-  Floats tops = load(scores);
-  for (int64_t i = kLanes; i < size; i += kLanes) tops = larger(load(scores + i), tops);
-  const float top = highest(tops);
+// Softmax in place; `size` is a multiple of kLanes.
+void softmax(float* scores, int64_t size) {
+  Floats maxima = load(scores);
+  for (int64_t i = kLanes; i < size; i += kLanes) maxima = larger(load(scores + i), maxima);
+  const float top = highest(maxima);
   Floats total = {};
   for (int64_t i = 0; i < size; i += kLanes) {
     Floats weight = exponential(load(scores + i) - top);
@@ -248,21 +248,21 @@ void soften(float* scores, int64_t size) {
   for (int64_t i = 0; i < size; i += kLanes) store(scores + i, load(scores + i) / whole);
 }
 
-// Some samples of a prompt, and the query heads that share one key-value head. What is of a sample
-// comes `next_…` floats after that of the one before.
+// The query heads of one key-value head, for some samples of a prompt. `next_…` are the strides from
+// sample to sample, in floats.
 struct Head {
   int64_t count, per_head, dim, half;
-  int64_t first_own, step;  // own tokens: the first visible one, the newest
+  int64_t first_own, step;  // the first visible position of the suffix, and the newest
   float scale, softcap;
   const float *cosine, *sine;                // [half]
-  int64_t hidden, seen, prompt_row;          // places of the prompt: invisible ones first
-  const float *prompt_k, *prompt_v;          // [dim, seen], rows `prompt_row` apart; [seen, dim]
+  int64_t hidden, seen, prompt_row;          // of `seen` prompt positions, `hidden` are masked
+  const float *prompt_k, *prompt_v;          // [dim, seen], row stride `prompt_row`; [seen, dim]
   const float *q, *k, *v;                    // [per_head, dim], [dim], [dim]
   int64_t next_sequence, next_out, next_own;
   float *out, *own_k, *own_v;                // [per_head, dim], [room, dim], [room, dim]
 };
 
-// The newest keys and values, to the caches; the queries, rotated, to [count * per_head, dim].
+// Writes the newest keys and values to the caches, and rotated queries to [count * per_head, dim].
 void rotate_and_write(const Head& head, float* queries) {
   const int64_t newest = head.step * head.dim;
   for (int64_t s = 0; s < head.count; ++s) {
@@ -285,7 +285,7 @@ void rotate_and_write(const Head& head, float* queries) {
   }
 }
 
-// The softmax of all queries, to rows of `width` weights: of the prompt's places, then of own tokens.
+// The attention weights of all queries, in rows of `width`: prompt positions, then suffix positions.
 void weigh(const Head& head, const float* queries, int64_t width, float* weights) {
   int64_t own_size = width - head.seen, dim = head.dim;
   product(head.count * head.per_head, {queries, dim}, head.prompt_k, head.prompt_row, dim,
@@ -306,12 +306,12 @@ void weigh(const Head& head, const float* queries, int64_t width, float* weights
       }
       for (; t <= head.step; ++t) own[t] = dot(query, own_k + t * dim, dim) * head.scale;
       cap(row, width, head.softcap);
-      soften(row, width);
+      softmax(row, width);
     }
   }
 }
 
-// Values by their weights. `of_prompt` [count * per_head, dim] is for what prompts contribute.
+// The weighted sums of values. `of_prompt` [count * per_head, dim] is scratch for the prompt's part.
 void mix(const Head& head, const float* weights, int64_t width, float* of_prompt) {
   int64_t size = head.per_head * head.dim, own_tokens = head.step + 1 - head.first_own;
   product(head.count * head.per_head, {weights, width}, head.prompt_v, head.dim, head.seen,
@@ -342,10 +342,10 @@ using S32 = ffi::Buffer<ffi::S32>;
 // Shapes: projected [batch, samples, heads + 2 kv_heads, dim] (queries, keys, values); cosine, sine
 // [batch, half]; prompt_k [batch, kv_heads, dim, prompt] (keys as columns, scaled), prompt_v [batch,
 // kv_heads, prompt, dim]; own_k, own_v [layers, batch, samples, kv_heads, room, dim], or without
-// layers if there is one; places [batch, 4]: the layer, the first visible places of the prompt and
-// of the own tokens, the step. The results own_k and own_v are the memory of the arguments.
+// layers if there is one; ranges [batch, 4]: the layer, the first visible positions of prompt and
+// suffix, the step. The results own_k and own_v share the memory of the arguments.
 ffi::Error WriteAndAttend(ffi::ThreadPool pool, F32 projected, F32 cosine, F32 sine, F32 prompt_k,
-                          F32 prompt_v, F32 own_k_before, F32 own_v_before, S32 places,
+                          F32 prompt_v, F32 own_k_before, F32 own_v_before, S32 ranges,
                           ffi::Result<F32> out, ffi::Result<F32> own_k, ffi::Result<F32> own_v,
                           float scale, float softcap) {
   auto sizes = prompt_v.dimensions();
@@ -360,26 +360,26 @@ ffi::Error WriteAndAttend(ffi::ThreadPool pool, F32 projected, F32 cosine, F32 s
       own_v->typed_data() != own_v_before.typed_data()) {
     return ffi::Error::Internal("the caches were to be written in place");
   }
-  // Few prompts with few heads are parted by samples, too, so that all threads have work.
+  // Few prompts with few heads are split by samples, too, so that all threads have work.
   int64_t heads = batch * kv_heads, wanted = 2 * pool.num_threads();
   int64_t parts = std::clamp((wanted + heads - 1) / std::max<int64_t>(heads, 1), int64_t{1}, samples);
 
   in_parallel(pool, heads * parts, [&](int64_t item) {
     int64_t b = item / parts / kv_heads, head = item / parts % kv_heads, part = item % parts;
-    const int32_t* place = places.typed_data() + 4 * b;
+    const int32_t* range = ranges.typed_data() + 4 * b;
     Head found;
     found.count = samples * (part + 1) / parts - samples * part / parts;
     found.per_head = per_head;
     found.dim = dim;
     found.half = half;
-    found.first_own = place[2];
-    found.step = place[3];
+    found.first_own = range[2];
+    found.step = range[3];
     found.scale = scale;
     found.softcap = softcap;
     found.cosine = cosine.typed_data() + b * half;
     found.sine = sine.typed_data() + b * half;
-    int64_t start = place[1] / kLanes * kLanes;  // in whole vectors
-    found.hidden = place[1] - start;
+    int64_t start = range[1] / kLanes * kLanes;  // a multiple of kLanes
+    found.hidden = range[1] - start;
     found.seen = prompt - start;
     found.prompt_row = prompt;
     found.prompt_k = prompt_k.typed_data() + (b * kv_heads + head) * dim * prompt + start;
@@ -393,7 +393,7 @@ ffi::Error WriteAndAttend(ffi::ThreadPool pool, F32 projected, F32 cosine, F32 s
     found.v = sequence + (kv_heads * (per_head + 1) + head) * dim;
     found.next_out = kv_heads * per_head * dim;
     found.out = out->typed_data() + (first * kv_heads + head) * per_head * dim;
-    int64_t caches = (place[0] * batch * samples + first) * kv_heads + head;
+    int64_t caches = (range[0] * batch * samples + first) * kv_heads + head;
     found.next_own = kv_heads * room * dim;
     found.own_k = own_k->typed_data() + caches * room * dim;
     found.own_v = own_v->typed_data() + caches * room * dim;
@@ -402,12 +402,12 @@ ffi::Error WriteAndAttend(ffi::ThreadPool pool, F32 projected, F32 cosine, F32 s
   return ffi::Error::Success();
 }
 
-// A sequence of a row of tokens.
+// A sequence within a row of tokens.
 struct Sequence {
   int64_t row, first, size;
 };
 
-// The sequences of rows of several, the longest first; `segments` [rows, time] is 0 at padding.
+// The sequences of all rows, the longest first; `segments` [rows, time] is 0 at padding.
 std::vector<Sequence> sequences(S32 segments) noexcept {
   int64_t rows = segments.dimensions()[0], time = segments.dimensions()[1];
   std::vector<Sequence> found;
@@ -423,18 +423,17 @@ std::vector<Sequence> sequences(S32 segments) noexcept {
   return found;
 }
 
-// Causal attention of the query heads that share a key-value head, within a sequence. A token's
-// queries and what is of their shape come `next_q` floats after those of the one before, keys and
-// values `next_kv` floats.
+// Causal attention within a sequence, for the query heads of one key-value head. `next_q` is the stride
+// from token to token of queries and of arrays of their shape, `next_kv` that of keys and values.
 struct Causal {
-  static constexpr int64_t kBlock = 16;  // queries whose scores exist at a time
+  static constexpr int64_t kBlock = 16;  // queries whose scores are in memory at the same time
   int64_t size, per_head, dim, next_q, next_kv, window;
   float scale, softcap;
   const float *q, *k, *v;
 
   int64_t width() const { return rounded_up(size); }
 
-  // [size, dim], times a factor, as [dim, width].
+  // The transpose of x [size, dim] times a factor: [dim, width].
   std::unique_ptr<float[]> as_columns(const float* x, float factor) const {
     std::unique_ptr<float[]> to(new float[dim * width()]());
     for (int64_t t = 0; t < size; ++t) {
@@ -443,36 +442,36 @@ struct Causal {
     return to;
   }
 
-  // The first place that a query sees.
+  // The first position that a query sees.
   int64_t sees_from(int64_t query) const {
     return window > 0 ? std::max<int64_t>(0, query - window + 1) : 0;
   }
 
-  // The first place, in whole vectors, that any query from this one on sees.
+  // The first position that this query or a later one sees, rounded down to a multiple of kLanes.
   int64_t begin(int64_t query) const { return sees_from(query) / kLanes * kLanes; }
 
-  // Weights of the queries [first, last) of a head, to rows of `width()` from the place
-  // `begin(first)` on. `slopes`, of the same shape, is for what the cap multiplies gradients by.
+  // The attention weights of the queries [first, last) of a head, in rows of `width()` whose first
+  // position is `begin(first)`. `slopes`, of the same shape, gets the derivative of the softcap.
   void weigh(int64_t head, int64_t first, int64_t last, const float* columns, float* weights,
              float* slopes = nullptr) const {
-    int64_t start = begin(first), places = rounded_up(last - start);
+    int64_t start = begin(first), keys = rounded_up(last - start);
     product(last - first, {q + first * next_q + head * dim, next_q}, columns + start, width(), dim,
-            places, weights, width());
+            keys, weights, width());
     for (int64_t t = first; t < last; ++t) {
       float* row = weights + (t - first) * width();
       int64_t from = sees_from(t) - start, to = t + 1 - start;
       cap(row + from, to - from, softcap);
       if (slopes != nullptr) {
         float* own = slopes + (t - first) * width();
-        std::fill(own, own + places, 0.0f);
+        std::fill(own, own + keys, 0.0f);
         for (int64_t i = from; i < to; ++i) {
           float capped = row[i] / softcap;  // tanh, whose slope is 1 - tanh^2
           own[i] = 1 - capped * capped;
         }
       }
       std::fill(row, row + from, kLowest);
-      std::fill(row + to, row + places, kLowest);
-      soften(row, places);
+      std::fill(row + to, row + keys, kLowest);
+      softmax(row, keys);
     }
   }
 
@@ -490,8 +489,8 @@ struct Causal {
     }
   }
 
-  // From `d_out`, of the shape of `q`: the gradient of `q`, and those of `k` and `v`, which are 0
-  // before. With weights p = softmax(s): dv = p^T d_out; ds = p (dp - sum p dp), dp = d_out v^T.
+  // Gradients from `d_out`, which has the shape of `q`; `dk` and `dv` are 0 before. With the weights
+  // p = softmax(s): dv = p^T d_out, dp = d_out v^T, ds = p (dp - sum p dp).
   void attend_backward(const float* d_out, float* dq, float* dk, float* dv) const {
     int64_t room = kBlock * width();
     std::unique_ptr<float[]> key_columns = as_columns(k, scale), value_columns = as_columns(v, 1);
@@ -500,18 +499,18 @@ struct Causal {
     for (int64_t head = 0; head < per_head; ++head) {
       for (int64_t first = 0, last; first < size; first = last) {
         last = std::min(first + kBlock, size);
-        int64_t count = last - first, start = begin(first), places = rounded_up(last - start);
+        int64_t count = last - first, start = begin(first), keys = rounded_up(last - start);
         const float* queries = q + first * next_q + head * dim;
         const float* d_mixed = d_out + first * next_q + head * dim;
         weigh(head, first, last, key_columns.get(), weights.get(), slopes.get());
-        product(count, {d_mixed, next_q}, value_columns.get() + start, width(), dim, places,
+        product(count, {d_mixed, next_q}, value_columns.get() + start, width(), dim, keys,
                 d_scores.get(), width());
         for (int64_t r = 0; r < count; ++r) {
           const float *weight = &weights[r * width()], *slope = nullptr;
           float* d_score = &d_scores[r * width()];
           if (softcap > 0) slope = &slopes[r * width()];
-          const float mean = dot(weight, d_score, places);
-          for (int64_t i = 0; i < places; i += kLanes) {
+          const float mean = dot(weight, d_score, keys);
+          for (int64_t i = 0; i < keys; i += kLanes) {
             Floats x = load(weight + i) * (load(d_score + i) - mean) * scale;
             store(d_score + i, slope ? x * load(slope + i) : x);
           }
@@ -528,8 +527,8 @@ struct Causal {
   }
 };
 
-// Calls work(attention, queries, keys) for every key-value head of every sequence; the numbers say
-// how many floats after the first its queries and keys begin.
+// Calls work(attention, queries, keys) for every key-value head of every sequence; the last two are the
+// offsets of its queries and keys, in floats.
 template <typename Work>
 ffi::Error for_all_causal(ffi::ThreadPool pool, F32 q, F32 k, F32 v, S32 segments, S32 window,
                           float scale, float softcap, const Work& work) {
@@ -561,7 +560,7 @@ ffi::Error for_all_causal(ffi::ThreadPool pool, F32 q, F32 k, F32 v, S32 segment
 }
 
 // Shapes: q, out and d_out [batch, time, heads, dim]; k and v [batch, time, kv_heads, dim]; segments
-// [batch, time]; window a number. Padding gets zeros.
+// [batch, time]; window a scalar. The result at padding is 0.
 ffi::Error CausalAttention(ffi::ThreadPool pool, F32 q, F32 k, F32 v, S32 segments, S32 window,
                            ffi::Result<F32> out, float scale, float softcap) {
   std::fill_n(out->typed_data(), out->element_count(), 0.0f);
@@ -584,7 +583,7 @@ ffi::Error CausalAttentionBackward(ffi::ThreadPool pool, F32 q, F32 k, F32 v, S3
   return for_all_causal(pool, q, k, v, segments, window, scale, softcap, attend_backward);
 }
 
-// A float's bits as an integer in the order of the floats: -0 before 0, NaN at the ends. And back.
+// A float's bits as an integer in the order of the floats (-0 before 0, NaN at the ends), and back.
 template <typename To, typename From>
 To ordered(From x) {
   typedef std::conditional_t<sizeof(To) == sizeof(int32_t), int32_t, Integers> Bits;
@@ -596,7 +595,7 @@ To ordered(From x) {
   return found;
 }
 
-// Masks of a row's elements, whose lanes are told by the bits of an integer.
+// The number of masks whose lanes `bits_of` packs into one integer.
 constexpr int64_t kMasks = 4;
 
 uint32_t bits_of(const Integers (&masks)[kMasks]) {
@@ -609,8 +608,8 @@ uint32_t bits_of(const Integers (&masks)[kMasks]) {
   return both | both >> 32;
 }
 
-// A number that at least `count` of these reach, and, unless they tie, at most an eighth more. They
-// come in whole vectors.
+// A threshold that at least `count` of the numbers reach, and, but for ties, at most an eighth more.
+// Their number is a multiple of kLanes.
 int32_t reached_by(const std::vector<int32_t>& numbers, int64_t count) {
   const int64_t enough = count + count / 8;
   int64_t low = std::numeric_limits<int32_t>::min(), high = std::numeric_limits<int32_t>::max();
@@ -632,10 +631,10 @@ int32_t reached_by(const std::vector<int32_t>& numbers, int64_t count) {
   return low;
 }
 
-// An integer that at least `count` elements of a row, in the order of floats, reach.
+// A threshold, in the order of `ordered`, that at least `count` elements of a row reach.
 //
-// The row is dealt out to piles. The count-th largest of the piles' maxima will do. The least of
-// all, if the row is too short for piles.
+// The elements are dealt out to piles, and the threshold is one that `count` of the piles' maxima reach.
+// If the row is too short for piles, it is the least integer.
 int32_t reached_in_row(const float* row, int64_t size, float factor, int64_t count) {
   int64_t piles = kLanes;
   while (piles < 4 * count) piles *= 2;
@@ -650,8 +649,9 @@ int32_t reached_in_row(const float* row, int64_t size, float factor, int64_t cou
   return reached_by(maxima, count);
 }
 
-// The elements of a row that reach `least`, as numbers that are larger for larger elements and, of
-// equals, for lower places, which are the complement of the lower half. Returns how many there are.
+// The elements of a row that reach `least`, as distinct numbers in the order of the elements. The upper
+// half is the element; the lower half is the complement of its index, so that of equal elements the first
+// is the largest. Returns how many there are.
 int64_t collect(const float* row, int64_t size, float factor, int32_t least, int64_t* found) {
   int64_t count = 0;
   auto look_at = [&](int64_t i) {
@@ -662,7 +662,7 @@ int64_t collect(const float* row, int64_t size, float factor, int32_t least, int
   const float threshold = ordered<float>(least);
   int64_t i = 0;
   for (; i + kMasks * kLanes <= size; i += kMasks * kLanes) {
-    Integers masks[kMasks];  // of what may reach it: NaN, on either side, is never below
+    Integers masks[kMasks];  // elements that may reach it; a comparison with NaN is never below
     for (int v = 0; v < kMasks; ++v) {
       masks[v] = ~(load(row + i + v * kLanes) * factor < threshold);
     }
@@ -674,8 +674,8 @@ int64_t collect(const float* row, int64_t size, float factor, int32_t least, int
   return count;
 }
 
-// How many of `size` numbers, which all differ, are larger than each of them. Both arrays have room
-// for whole vectors. Quadratic, for few numbers, but no branch depends on them.
+// For each of `size` distinct numbers, how many of them are larger. Both arrays are padded to whole
+// vectors. The time is quadratic, but the numbers are few and no branch depends on them.
 void rank(const int64_t* numbers, int64_t size, int64_t* ranks) {
   for (int64_t i = 0; i < size; i += kLanes / 2) {
     Longs own, larger_ones = {};
@@ -685,8 +685,8 @@ void rank(const int64_t* numbers, int64_t size, int64_t* ranks) {
   }
 }
 
-// The `count` largest of each row of x * scale, in descending order, and where they are; of equals
-// the first ones, in their order.
+// The `count` largest elements of each row of x * scale, in descending order, and their indices; of equal
+// elements the first ones, in their order.
 ffi::Error TopK(ffi::ThreadPool pool, F32 x, F32 scale, ffi::Result<F32> values,
                 ffi::Result<S32> indices) {
   int64_t size = x.dimensions()[1], rows = x.dimensions()[0], count = values->dimensions()[1];
@@ -709,9 +709,9 @@ ffi::Error TopK(ffi::ThreadPool pool, F32 x, F32 scale, ffi::Result<F32> values,
     rank(found.get(), size_found, ranks.get());
     for (int64_t n = 0; n < size_found; ++n) {
       if (ranks[n] >= count) continue;
-      int32_t place = ~uint32_t(found[n]);
-      indices->typed_data()[r * count + ranks[n]] = place;
-      values->typed_data()[r * count + ranks[n]] = row[place] * factor;
+      int32_t index = ~uint32_t(found[n]);
+      indices->typed_data()[r * count + ranks[n]] = index;
+      values->typed_data()[r * count + ranks[n]] = row[index] * factor;
     }
   });
   return ffi::Error::Success();
@@ -729,7 +729,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(pmc_jax_write_and_attend, WriteAndAttend,
                                   .Arg<F32>()  // prompt_v
                                   .Arg<F32>()  // own_k
                                   .Arg<F32>()  // own_v
-                                  .Arg<S32>()  // places
+                                  .Arg<S32>()  // ranges
                                   .Ret<F32>()  // out
                                   .Ret<F32>()  // own_k
                                   .Ret<F32>()  // own_v
@@ -744,7 +744,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(pmc_jax_top_k, TopK,
                                   .Ret<F32>()  // values
                                   .Ret<S32>());  // indices
 
-// What both kernels of causal attention begin with.
+// The operands that both kernels of causal attention share.
 static auto causal_operands() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()

@@ -1,7 +1,7 @@
-"""Kernels for CPUs in C++ (`kernels.cc`), compiled for this machine when they are first needed.
+"""The kernels for CPUs in C++ (`kernels.cc`), which XLA calls.
 
-XLA calls them from its programs. Without a C++ compiler, on several devices and in other dtypes
-than float32, XLA's own operations are used.
+They are compiled for this machine when they are first needed, and kept. Without a C++ compiler they
+are not available.
 """
 
 import ctypes
@@ -18,10 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import jaxlib
 import numpy as np
-from jaxtyping import Array, DTypeLike
+from jaxtyping import Array
 
 from pmc_jax.runtime.compilation import cache_directory
 
@@ -30,15 +29,15 @@ logger = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("kernels.cc")
 
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w", "--param=avoid-fma-max-bits=0")
-"""The last has GCC fuse products with the sums they go into in every loop alike. Tuned for
-processors on which chains of that are slow (AMD's Zen, some of Intel's) it leaves loops out, and
-results would depend on how many rows a loop takes at a time. Clang ignores it."""
+"""The last flag makes GCC use fused multiply-adds in every loop. On processors where chains of
+them are slow (AMD's Zen, some of Intel's) GCC would use none in some loops, and results would
+depend on how many rows a loop computes at a time. Clang ignores the flag."""
 
 FOR_THIS_PROCESSOR = (("-march=native",), ("-mcpu=native",), ())
-"""How compilers are told to use all that the processor has; the first that they understand."""
+"""Flags that allow all of this processor's instructions; the first ones that work are used."""
 
 VECTOR = 8
-"""`kLanes` of `kernels.cc`: attention has whole vectors only."""
+"""`kLanes` of `kernels.cc`. Head sizes of the attention kernels are multiples of it."""
 
 KERNELS = "write_and_attend", "top_k", "causal_attention", "causal_attention_backward"
 
@@ -46,9 +45,9 @@ COMPILERS = ("c++", "g++", "clang++")
 
 
 def compiler() -> list[str]:
-    """The C++ compiler's command: that of the variable CXX, or one of the usual ones.
+    """The C++ compiler's command, from the environment variable CXX or the first one installed.
 
-    Empty if there is none, or if CXX is.
+    Empty if there is none, or if CXX is empty.
     """
     named = os.environ.get("CXX")
     if named is not None:
@@ -57,7 +56,7 @@ def compiler() -> list[str]:
 
 
 def _flags(command: Sequence[str]) -> tuple[str, ...]:
-    """How this compiler is told to use all that the processor has, as far as it can be."""
+    """The first flags of `FOR_THIS_PROCESSOR` that this compiler knows."""
     for native in FOR_THIS_PROCESSOR:
         call = [*command, *FLAGS, *native, "-x", "c++", "-E", os.devnull]
         if subprocess.run(call, capture_output=True).returncode == 0:
@@ -66,14 +65,14 @@ def _flags(command: Sequence[str]) -> tuple[str, ...]:
 
 
 def compiled(command: Sequence[str], directory: Path) -> Path:
-    """The compiled kernels, which are kept in `directory`.
+    """The path of the compiled kernels in `directory`; compiles them if they are not there.
 
     Raises:
         OSError: if the compiler or the directory cannot be used.
-        subprocess.CalledProcessError: if it does not compile them.
+        subprocess.CalledProcessError: if the compilation fails.
     """
-    told = [SOURCE.read_text(), jaxlib.__version__, platform.libc_ver(), FOR_THIS_PROCESSOR]
-    digest = hashlib.sha256(repr([*told, *command, *FLAGS]).encode()).hexdigest()
+    inputs = [SOURCE.read_text(), jaxlib.__version__, platform.libc_ver(), FOR_THIS_PROCESSOR]
+    digest = hashlib.sha256(repr([*inputs, *command, *FLAGS]).encode()).hexdigest()
     path = directory / f"kernels-{digest[:16]}.so"
     if path.exists():
         return path
@@ -82,45 +81,43 @@ def compiled(command: Sequence[str], directory: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         made = Path(scratch) / path.name
         subprocess.run([*call, "-o", str(made)], check=True, capture_output=True, text=True)
-        if not path.exists():  # else another process was faster, and may use its file already
+        if not path.exists():  # another process may have compiled it, and may already use its file
             made.replace(path)
     return path
 
 
-def _loaded() -> tuple[str, ctypes.CDLL] | None:
-    """Digest and library of the compiled kernels; None if no compiler is named."""
+def load() -> tuple[str, ctypes.CDLL] | None:
+    """Digest and library of the compiled kernels; None if there is no compiler."""
     command = compiler()
     if not command:
         return None
     path = compiled(command, cache_directory())
     try:
         library = ctypes.CDLL(str(path))
-    except OSError:  # cut short, or of another system that shares the directory
+    except OSError:  # truncated, or from another system that shares the directory
         path.unlink()
         library = ctypes.CDLL(str(compiled(command, cache_directory())))
     return path.stem.removeprefix("kernels-"), library
 
 
 @functools.cache
-def _registered() -> str | None:
-    """What the names of the kernels begin with that XLA knows; None where there are none."""
+def register() -> str | None:
+    """Register the kernels with XLA; returns the prefix of their names, None without kernels."""
     try:
-        found = _loaded()
+        found = load()
     except (OSError, ValueError, RuntimeError, subprocess.CalledProcessError) as error:
-        said = (getattr(error, "stderr", None) or "").strip() or str(error)
-        lines = said.splitlines()
+        message = (getattr(error, "stderr", None) or "").strip() or str(error)
+        lines = message.splitlines()
         line = next((line for line in lines if "error" in line), lines[0])
-        logger.warning("have no kernels, decoding and training will be slower: %s", line.strip())
+        logger.warning("no C++ kernels, decoding and training are slower: %s", line.strip())
         return None
     if found is None:
         if "CXX" not in os.environ:
             usual = ", ".join(COMPILERS)
-            logger.warning(
-                "found no C++ compiler (%s): decoding and training will be slower", usual
-            )
+            logger.warning("found no C++ compiler (%s): decoding and training are slower", usual)
         return None
     digest, library = found
-    # Programs that JAX keeps name the kernels they call: other kernels, another name.
+    # Functions in JAX's compilation cache call kernels by name, so other kernels need other names.
     prefix = f"pmc_jax_{digest}_"
     for name in KERNELS:
         handler = jax.ffi.pycapsule(getattr(library, f"pmc_jax_{name}"))
@@ -128,14 +125,9 @@ def _registered() -> str | None:
     return prefix
 
 
-def has_native(dtype: DTypeLike) -> bool:
-    """Whether there are kernels for arrays of this dtype where programs run that name no device."""
-    return (
-        jax.default_backend() == "cpu"
-        and jax.sharding.get_abstract_mesh().empty
-        and jnp.dtype(dtype) == jnp.float32
-        and _registered() is not None
-    )
+def available() -> bool:
+    """Whether the kernels can be called. The first call compiles or loads them."""
+    return register() is not None
 
 
 def native_call(
@@ -145,11 +137,12 @@ def native_call(
     in_place: dict[int, int] | None = None,
     **attributes: float,
 ) -> Sequence[Array]:
-    """What the kernel computes from its operands and attributes, where `has_native` says so.
+    """Call a kernel; returns its results. Only where the kernels are `available`.
 
-    `in_place` has the operands whose memory a result takes. JAX knows no gradient of it.
+    `in_place` maps the index of an operand to the index of the result that takes its memory. JAX
+    has no gradient for the call.
     """
     call = jax.ffi.ffi_call(
-        f"{_registered()}{name}", results, vmap_method="sequential", input_output_aliases=in_place
+        f"{register()}{name}", results, vmap_method="sequential", input_output_aliases=in_place
     )
     return call(*operands, **{key: np.float32(value) for key, value in attributes.items()})
