@@ -24,6 +24,8 @@ from test_training import double_llama  # noqa: F401
 from convert.export import stored_tensors
 from convert.families import LLAMA
 from convert.load import load_checkpoint
+from pmc_jax.errors import UserError
+from pmc_jax.settings import check
 from pmc_jax.training.objective import make_objective
 from pmc_jax.training.step import accumulated_gradients
 from pmc_jax.unlearning.baselines.dpo import dpo_loss
@@ -70,6 +72,53 @@ def compiled_gradients(name, checkpoint, batch, target):
 def test_every_baseline_has_a_reference():
     assert {config.name for config in CONFIGS.values()} | {"pmc"} == set(methods())
     assert all(kind().name == name for name, kind in methods().items())
+
+
+BOUNDS = {
+    "samples": {"least": 1},
+    "temperature": {"least": 0},
+    "top_k": {"least": 0},
+    "top_p": {"above": 0, "most": 1},
+    "max_new_tokens": {"least": 1},
+    "selection_temperature": {"least": 0},
+    "min_len": {"least": 0},
+    "retain_weight": {"least": 0},
+    "retain_per_forget": {"least": 0},
+    "final_temperature": {"above": 0},
+    "final_retain_weight": {"least": 0},
+    "beta": {"above": 0},
+    "alpha": {"least": 0},
+    "beta1": {"least": 0},
+    "beta2": {"least": 0},
+    "skipped_tokens": {"least": 0},
+    "kept": {"least": 1},
+    "layer": {"least": 0},
+    "trained_layers": {"least": 1},
+    "steering": {"least": 0},
+    "gamma": {},
+}
+"""What a method's numbers must not leave; each means the same in every method that has it."""
+
+
+def is_number(field: dataclasses.Field) -> bool:
+    return any(kind in str(field.type) for kind in ("int", "float"))
+
+
+def test_every_number_has_its_bounds():
+    own = {name: dataclasses.fields(kind) for name, kind in methods().items()}
+    numbers = [(name, field) for name in own for field in own[name] if is_number(field)]
+    assert {field.name for _, field in numbers} == set(BOUNDS)
+    for name, field in numbers:
+        assert dict(field.metadata) == BOUNDS[field.name], (name, field.name)
+        for kind, bound in BOUNDS[field.name].items():
+            at, outside = bound, bound + (1 if kind == "most" else -1)
+            wrong = [outside, at] if kind == "above" else [outside]
+            for value in wrong:
+                method = dataclasses.replace(methods()[name](), **{field.name: value})
+                with pytest.raises(UserError, match=rf"method\.{field.name}={value}: expected"):
+                    check(method, "method.")
+            if kind != "above":
+                check(dataclasses.replace(methods()[name](), **{field.name: at}), "method.")
 
 
 @pytest.mark.usefixtures("double_llama")
