@@ -257,8 +257,8 @@ def write_summary(
     summary = summarise(
         directory.name, settings, model.config, before["measures"] if before else {},
         after["measures"] if after else {}, trained.lines, parts,
+        {"name": method.name, "sentence": method.sentence},
     )  # fmt: skip
-    summary["method"] = {"name": method.name, "sentence": method.sentence}
     write_json(directory / SUMMARY, summary)
     if before and after:
         write_report(directory)

@@ -10,6 +10,9 @@ import pytest
 from conftest import bpe_tokenizer, random_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pmc_jax.training.pmc_run import PMCRun, UnlearningTask
+from pmc_jax.training.responses import remember_best, tokens_saved
+from pmc_jax.unlearning.config import PMCConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -21,8 +24,6 @@ from pmc_jax.training import responses as responses_module
 from pmc_jax.training.batch import BatchConfig
 from pmc_jax.training.loop import pmc_steps
 from pmc_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
-from pmc_jax.training.pmc_run import PMCRun, UnlearningTask
-from pmc_jax.training.responses import remember_best, tokens_saved
 from pmc_jax.training.step import init_state, make_train_step
 from pmc_jax.unlearning import (
     cannot_be_selected,
@@ -32,7 +33,6 @@ from pmc_jax.unlearning import (
     select,
     update_memory,
 )
-from pmc_jax.unlearning.config import PMCConfig
 
 WORDS = ("river", "rivers", "mara", "of", "kell", ".", "é", "oslo")
 

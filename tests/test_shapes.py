@@ -5,6 +5,8 @@ from unittest import mock
 
 import jax.numpy as jnp
 import pytest
+from pmc_jax.training.shapes import run_shapes
+from pmc_jax.unlearning.config import PMCConfig
 from test_decoding_layout import CFG
 from test_savings import PLAIN, new_run, words_model  # noqa: F401
 
@@ -13,8 +15,6 @@ from pmc_jax.decoding.layout import cache_lengths, few_rows, shapes
 from pmc_jax.model.kernels.dispatch import Target
 from pmc_jax.training import responses
 from pmc_jax.training.loop import pmc_steps
-from pmc_jax.training.shapes import run_shapes
-from pmc_jax.unlearning.config import PMCConfig
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pmc_jax.training.pmc_run import step_questions
+from pmc_jax.training.responses import score_response
+from pmc_jax.unlearning.config import PMCConfig
 from test_savings import PLAIN, assert_same_end, finished_run, new_run, words_model  # noqa: F401
 from test_training import unequal_rows
 
@@ -15,11 +18,8 @@ from pmc_jax.errors import UserError
 from pmc_jax.model import decoding_params
 from pmc_jax.runs.checkpoints import RunState
 from pmc_jax.training.loop import build_rows, pmc_steps
-from pmc_jax.training.pmc_run import step_questions
-from pmc_jax.training.responses import score_response
 from pmc_jax.training.step import Norms, init_state, make_train_step
 from pmc_jax.unlearning import PMCLoss, ResponseMemory, response_score
-from pmc_jax.unlearning.config import PMCConfig
 
 SHORT = dataclasses.replace(PLAIN, epochs=4)
 

@@ -1,4 +1,4 @@
-"""Run PMC with a reward of one's own, and a method of one's own: `python examples/extending/run.py`.
+"""A method and a reward of one's own, from Python: `python examples/extending/run.py`.
 
 The same from the shell, with `examples/extending` on the Python path:
 

@@ -11,7 +11,7 @@ from pmc_jax.data import DataConfig
 from pmc_jax.data.prompts import PromptConfig
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import EvaluationConfig
-from pmc_jax.evaluation.aftermath import AftermathConfig
+from pmc_jax.evaluation.context import RobustnessConfig
 from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.model.language_model import ModelSource
 from pmc_jax.runs.checkpoints import CheckpointConfig
@@ -89,7 +89,7 @@ class EvaluateConfig:
             forget set, or the model before it was taught.
         keep_truth: whether our TOFU_EVAL.json holds the right answers to forget questions.
         redact: whether the page hides right answers and secrets in what models said.
-        aftermath: what is done to the model before it is measured again.
+        robustness: how the model is changed before it is measured again.
     """
 
     name: str = "evaluation"
@@ -110,7 +110,7 @@ class EvaluateConfig:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
-    aftermath: AftermathConfig = dataclasses.field(default_factory=AftermathConfig)
+    robustness: RobustnessConfig = dataclasses.field(default_factory=RobustnessConfig)
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
 
@@ -162,14 +162,14 @@ LOWER_BOUNDS: dict[str, tuple[float, bool]] = {
     "optimizer.epsilon": (0, False),
     "optimizer.max_grad_norm": (0, False),
     "evaluation.max_new_tokens": (1, True),
-    "evaluation.rows": (1, True),
+    "evaluation.decode_batch": (1, True),
     "evaluation.attack_samples": (0, True),
     "evaluation.attack_temperature": (0, False),
     "evaluation.attack_top_k": (0, True),
     "evaluation.attack_top_p": (0, False),
-    "aftermath.rows": (1, True),
-    "aftermath.batch_size": (1, True),
-    "aftermath.learning_rate": (0, False),
+    "robustness.examples": (1, True),
+    "robustness.batch_size": (1, True),
+    "robustness.learning_rate": (0, False),
     "checkpoints.every": (1, True),
     "checkpoints.keep": (1, True),
     "distributed.num_processes": (1, True),
