@@ -27,6 +27,15 @@ from unittest.mock import patch
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pmc_jax.training.pmc_run import PMCRun, UnlearningTask
+from pmc_jax.training.responses import (
+    greedy_originals,
+    pruning,
+    remember_best,
+    sample_responses,
+    whole_responses,
+)
+from pmc_jax.unlearning.config import PMCConfig
 
 from pmc_jax.data import DataConfig, load_dataset
 from pmc_jax.data.encode import encode
@@ -37,17 +46,8 @@ from pmc_jax.runs.checkpoints import RunState
 from pmc_jax.training.batch import BatchConfig, updates_per_epoch
 from pmc_jax.training.loop import build_rows, pmc_steps
 from pmc_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
-from pmc_jax.training.pmc_run import PMCRun, UnlearningTask
-from pmc_jax.training.responses import (
-    greedy_originals,
-    pruning,
-    remember_best,
-    sample_responses,
-    whole_responses,
-)
 from pmc_jax.training.step import TrainState, init_state, make_train_step
 from pmc_jax.unlearning import ResponseMemory, empty_memory
-from pmc_jax.unlearning.config import PMCConfig
 
 PROMPT = PromptConfig(
     template="plain", question="Question: {question}\nAnswer:", answer=" {answer}"

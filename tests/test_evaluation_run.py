@@ -13,7 +13,7 @@ from pmc_jax.errors import UserError
 from pmc_jax.evaluation import EvaluationConfig
 from pmc_jax.evaluation.context import RobustnessConfig
 from pmc_jax.evaluation.parts import SUITES
-from pmc_jax.evaluation.run import evaluate_model
+from pmc_jax.evaluation.run import evaluate
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -37,7 +37,7 @@ def test_it_measures_what_the_command_measures(
     evaluate.main()
     summary = json.loads((tmp_path / "one/summary.json").read_text())
     (name,) = summary["models"]
-    found = evaluate_model(tiny_model, dataset, evaluation=SETTINGS, max_length=64)
+    found = evaluate(tiny_model, dataset, evaluation=SETTINGS, max_length=64)
     assert found.measures == summary["measures"][name] and found.before is None
     assert found.lacking == summary["lacking"]
     for part in SUITES["quick"]:
@@ -50,7 +50,7 @@ def test_a_model_beside_the_one_before(tiny_model, dataset):
     """Weights of training go in; a model against itself has the same measures."""
     quiet = tiny_model.with_params(jax.tree.map(lambda leaf: 0.9 * leaf, tiny_model.params))
     robustness = RobustnessConfig(examples=1, steps=[1], batch_size=1, bits=[4])
-    found = evaluate_model(
+    found = evaluate(
         quiet, dataset, before=tiny_model, suite="attacks", evaluation=SETTINGS,
         robustness=robustness, max_length=64,
     )  # fmt: skip
@@ -67,11 +67,11 @@ def test_a_model_beside_the_one_before(tiny_model, dataset):
 
 def test_mistakes_name_what_was_expected(tiny_model, dataset):
     with pytest.raises(UserError, match="suite=all: expected one of quick, paper"):
-        evaluate_model(tiny_model, dataset, suite="all")
+        evaluate(tiny_model, dataset, suite="all")
     with pytest.raises(UserError, match=r"robustness\.steps"):
-        evaluate_model(tiny_model, dataset, robustness=RobustnessConfig(steps=[]))
+        evaluate(tiny_model, dataset, robustness=RobustnessConfig(steps=[]))
     with pytest.raises(UserError, match="the prompt has"):
-        evaluate_model(tiny_model, dataset, max_length=12)
+        evaluate(tiny_model, dataset, max_length=12)
     decoding = dataclasses.replace(SETTINGS, attack_samples=0)
-    found = evaluate_model(tiny_model, dataset, evaluation=decoding, max_length=64)
+    found = evaluate(tiny_model, dataset, evaluation=decoding, max_length=64)
     assert found.lacking["sampling"] == "evaluation.attack_samples is 0"
