@@ -48,8 +48,8 @@ from pmc_jax.data import DataConfig, load_dataset
 from pmc_jax.data.encode import encode
 from pmc_jax.data.prompts import PromptConfig
 from pmc_jax.decoding import Decoding, Sampling, generate
+from pmc_jax.language_model import ModelSource, load_language_model, path_of
 from pmc_jax.model import ModelConfig, decoding_params, param_count
-from pmc_jax.model.language_model import ModelSource, load_language_model, path_of
 from pmc_jax.runs.checkpoints import RunState
 from pmc_jax.training.batch import BatchConfig
 from pmc_jax.training.step import TrainState

@@ -40,7 +40,7 @@ from pmc_jax.unlearning.config import PMCConfig
 from pmc_jax.data import DataConfig, load_dataset
 from pmc_jax.data.encode import encode
 from pmc_jax.data.prompts import PromptConfig
-from pmc_jax.model.language_model import ModelSource, load_language_model
+from pmc_jax.language_model import ModelSource, load_language_model
 from pmc_jax.model.specs import Params
 from pmc_jax.runs.checkpoints import RunState
 from pmc_jax.training.batch import BatchConfig, updates_per_epoch

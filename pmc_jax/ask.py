@@ -14,7 +14,7 @@ from pmc_jax.data.files import write_json_lines
 from pmc_jax.data.records import read_records
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
-from pmc_jax.model.language_model import load_language_model
+from pmc_jax.language_model import load_language_model
 from pmc_jax.runtime.progress import stage
 
 

@@ -14,8 +14,8 @@ from pmc_jax.cli.config import PlanConfig
 from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.data.files import write_json
 from pmc_jax.errors import UserError
+from pmc_jax.language_model import planned_config, weights_dtype
 from pmc_jax.model import auto_layout, mesh_layout, param_count
-from pmc_jax.model.language_model import planned_config, weights_dtype
 from pmc_jax.planning.devices import Topology, find_topology
 from pmc_jax.planning.page import memory_table, outcome_json, uneven, work_table
 from pmc_jax.planning.programs import PHASES, Job

@@ -23,7 +23,7 @@ import inspect
 import operator
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -102,10 +102,17 @@ def fields_of(settings: Any, prefix: str = "") -> Iterator[tuple[str, dataclasse
             yield key, field, value
 
 
-def recorded(settings: Any) -> dict[str, Any]:
-    """Dotted keys and values as a run records them: two spellings of a path become one."""
+def recorded(settings: Any, without: Collection[str] = ()) -> dict[str, Any]:
+    """Dotted keys and values as a run records them: two spellings of a path become one.
+
+    Settings of a single process, `distributed.*`, are left out, and so are those in `without`.
+    """
     paths = {key for key, field, _ in fields_of(settings) if field.metadata.get("path")}
-    return {k: _normal_path(v) if k in paths else v for k, v in flat(settings).items()}
+    return {
+        key: _normal_path(value) if key in paths else value
+        for key, value in flat(settings).items()
+        if key not in without and not key.startswith("distributed.")
+    }
 
 
 def _normal_path(value: Any) -> Any:

@@ -14,13 +14,12 @@ from pmc_jax.data.prompts import PromptConfig
 from pmc_jax.data.world import DEFAULT_SEED
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import EvaluationConfig
-from pmc_jax.evaluation.context import RobustnessConfig
-from pmc_jax.evaluation.parts import SUITES
-from pmc_jax.model.language_model import ModelSource
+from pmc_jax.evaluation.config import EvaluateConfig
+from pmc_jax.language_model import ModelSource
 from pmc_jax.runs.checkpoints import CheckpointConfig
 from pmc_jax.runs.metrics import LoggingConfig
 from pmc_jax.runtime.processes import DistributedConfig
-from pmc_jax.settings import bounded, free_text, one_of, path_to
+from pmc_jax.settings import bounded, free_text
 from pmc_jax.training.optimizer import Optimizer
 from pmc_jax.unlearning.method import Method, methods, resolve
 from pmc_jax.unlearning.schedule import Training
@@ -88,49 +87,6 @@ class AskConfig:
     overwrite: bool = False
     model: ModelSource = dataclasses.field(default_factory=ModelSource)
     prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
-    """The settings of `pmc evaluate`.
-
-    Attributes:
-        name: files go to the directory `evaluations_dir`/`name`.
-        evaluations_dir: the directory of all evaluations.
-        seed: seed of all random numbers.
-        overwrite: replace an evaluation that has the same name.
-        mesh: devices: "auto", or DATAxMODEL. 4x2 shards batches 4 ways and weights 2 ways.
-        suite: which measures to take.
-        compare: one model or a list; the first is the model before unlearning.
-        prefix: first words of every answer in the prefilling attack.
-        confidence: confidence of certified bounds.
-        max_length: most tokens of prompt and answer together.
-        retain_logs: TOFU_EVAL.json of a model that has never seen the forget set.
-        reference_model: for membership inference: a model that has never seen the forget set.
-        keep_truth: keep true answers to forget questions in TOFU_EVAL.json.
-        redact: hide true answers and secrets in the report.
-    """
-
-    name: str = "evaluation"
-    evaluations_dir: str = "evaluations"
-    seed: int = bounded(0, least=0, below=2**32)
-    overwrite: bool = False
-    mesh: str = "auto"
-    suite: str = one_of("paper", *SUITES)
-    compare: Any = path_to(None)
-    prefix: str | None = free_text("The answer is:")
-    confidence: float = bounded(0.99, least=0.75, below=1)
-    max_length: int = bounded(200, least=2)
-    retain_logs: str | None = path_to(None)
-    reference_model: str | None = path_to(None)
-    keep_truth: bool = False
-    redact: bool = False
-    model: ModelSource = dataclasses.field(default_factory=ModelSource)
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
-    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
-    robustness: RobustnessConfig = dataclasses.field(default_factory=RobustnessConfig)
-    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,12 +185,6 @@ def free_text_keys(schema: type) -> set[str]:
     own = (settings.fields_of(kind(), "method.") for kind in methods().values())
     fields = itertools.chain(settings.fields_of(schema()), *own)
     return {key for key, field, _ in fields if field.metadata.get("free_text")}
-
-
-def settings_of(config: Any) -> dict[str, Any]:
-    """The settings that a run records, by dotted key: all but the process's own."""
-    found = settings.recorded(config)
-    return {key: value for key, value in found.items() if not key.startswith("distributed.")}
 
 
 def check_values(config: Any) -> None:

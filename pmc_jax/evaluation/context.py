@@ -12,7 +12,7 @@ from pmc_jax.evaluation.choices import Choice, choices_of
 from pmc_jax.evaluation.likelihood import Pair, TokenScores
 from pmc_jax.evaluation.quality import Answer, EvaluationConfig, answers, is_comparable
 from pmc_jax.evaluation.tofu import RetainLog
-from pmc_jax.model.language_model import LanguageModel
+from pmc_jax.language_model import LanguageModel
 from pmc_jax.settings import bounded
 
 # Distinct random streams for the parts that sample.

@@ -16,8 +16,8 @@ from jaxtyping import PRNGKeyArray
 
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.decoding import Sampling, generate
+from pmc_jax.language_model import LanguageModel
 from pmc_jax.model.buckets import power_of_two
-from pmc_jax.model.language_model import LanguageModel
 from pmc_jax.settings import bounded
 from pmc_jax.text.rouge import rouge_l_recall, rouge_words, words_of
 
