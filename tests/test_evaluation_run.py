@@ -7,7 +7,6 @@ import sys
 import jax
 import pytest
 
-from pmc_jax import evaluate
 from pmc_jax.data import DataConfig, load_dataset
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import EvaluationConfig
