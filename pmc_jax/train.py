@@ -18,6 +18,7 @@ from pmc_jax.reporting import format_examples, format_table, write_report
 from pmc_jax.reporting.run_files import read_run
 from pmc_jax.runs.directory import place_of
 from pmc_jax.runtime.processes import from_first, is_first, join
+from pmc_jax.runtime.timing import timed
 from pmc_jax.settings import recorded
 
 NOT_SETTINGS = (
@@ -41,12 +42,15 @@ def train(config: Config) -> None:
         return
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    data = load_dataset(config.data)
-    model = load_language_model(config.model, config.prompt, mesh_of(config.model, config.mesh))
+    seconds: dict[str, float] = {}
+    with timed(seconds, "load"):
+        data = load_dataset(config.data)
+        model = load_language_model(config.model, config.prompt, mesh_of(config.model, config.mesh))
     unlearn(
         model, data, config.method, config.training, config.optimizer, seed=config.seed,
         evaluation=config.evaluation, out=directory, overwrite=config.overwrite,
         checkpoints=config.checkpoints, logging=config.logging, donate=True, settings=settings,
+        seconds=seconds,
     )  # fmt: skip
     if is_first():
         show(directory)

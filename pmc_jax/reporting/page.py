@@ -63,8 +63,7 @@ SETTING_WORDS = {
 """Descriptions of the settings that a page lists first. It lists all of the method's."""
 PART_WORDS = {
     "evaluate_before": "evaluate before",
-    "originals": "original answers",
-    "alternatives": "alternative answers",
+    "target_model": "what the target model decides",
     "sample": "steps: sample",
     "score": "steps: score",
     "prepare": "steps: prepare batches",

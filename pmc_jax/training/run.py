@@ -146,7 +146,7 @@ def train_model(
 
     def prepared() -> dict[str, Any]:
         seconds = {"checkpoint": 0.0}
-        with timed(seconds, "prepare"):
+        with timed(seconds, "target_model"):
             found = method.prepare(task, inputs.examples, params)
         return {"prepared": found, "seconds": seconds}
 
