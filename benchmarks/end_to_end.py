@@ -36,8 +36,8 @@ from pmc_jax import api, train
 from pmc_jax.cli.config import Config, config_directory
 from pmc_jax.data import load_dataset
 from pmc_jax.data.batches import retain_draw
-from pmc_jax.evaluation import Respondent, quality
-from pmc_jax.model.language_model import describe, load_language_model, path_of
+from pmc_jax.evaluation import quality
+from pmc_jax.language_model import describe, load_language_model, path_of
 from pmc_jax.runs.summary import step_seconds
 from pmc_jax.training.run import Trained, train_model
 
@@ -204,13 +204,11 @@ def ours(overrides: list[str], directory: Path) -> dict[str, Any]:
 def measured(cfg: Config, directory: str) -> dict[str, float]:
     """Unlearn quality and utility of a model."""
     model = load_language_model(dataclasses.replace(cfg.model, path=directory), cfg.prompt)
-    params = model.params
-    respondent = Respondent(
-        params, model.config, model.template, cfg.training.max_length, "float32"
-    )
+    model = dataclasses.replace(model, dtype="float32")
     evaluation = dataclasses.replace(cfg.evaluation, attack_samples=0)
     sets = load_dataset(cfg.data).evaluation
-    found = quality(respondent, sets, evaluation, jax.random.key(0))["measures"]
+    key, max_length = jax.random.key(0), cfg.training.max_length
+    found = quality(model, sets, evaluation, key, max_length=max_length)["measures"]
     return {name: found[name] for name in ("unlearn_quality", "utility")}
 
 

@@ -30,7 +30,7 @@ import numpy as np
 
 from pmc_jax.api import BUNDLED_PROMPT
 from pmc_jax.data import DataConfig, load_dataset
-from pmc_jax.model.language_model import ModelSource, load_language_model
+from pmc_jax.language_model import ModelSource, load_language_model
 from pmc_jax.model.specs import Params
 from pmc_jax.training.batch import step_batch
 from pmc_jax.training.loop import steps

@@ -24,13 +24,13 @@ from pmc_jax.data.files import read_json, read_objects, write_json, write_json_l
 from pmc_jax.data.prompts import PromptConfig
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import EvaluationConfig, quality, questions_asked, sample_rows
-from pmc_jax.model import on_mesh
-from pmc_jax.model.language_model import (
+from pmc_jax.language_model import (
     LanguageModel,
     ModelSource,
     load_language_model,
     mesh_of,
 )
+from pmc_jax.model import on_mesh
 from pmc_jax.reporting import write_report
 from pmc_jax.runs.checkpoints import CheckpointConfig
 from pmc_jax.runs.directory import SUMMARY, begin_run, holds_run
@@ -123,6 +123,7 @@ def unlearn(
     on_step: Callable[[StepRecord], object] | None = None,
     donate: bool = False,
     settings: Mapping[str, Any] | None = None,
+    seconds: Mapping[str, float] | None = None,
 ) -> Unlearned:
     """Make a model forget the forget questions of a data set, or fine-tune it.
 
@@ -141,6 +142,7 @@ def unlearn(
         on_step: called after every step with its record.
         donate: train in the memory of the model's weights; the model cannot be used afterwards.
         settings: what the run's `config.yaml` records, by dotted key; None: this call's settings.
+        seconds: time spent before this call, by part, for the run's summary.
 
     Raises:
         UserError: naming what is wrong with data, settings, or the directory; or if the loss or
@@ -162,7 +164,7 @@ def unlearn(
     inputs = prepare_inputs(model, data, method, training, seed)
     if directory is not None:
         begin_run(directory, settings, inputs.hashes, overwrite=overwrite)
-    seconds: dict[str, float] = {}
+    spent = dict(seconds or {})
 
     def evaluated(model: LanguageModel, name: str) -> dict[str, Any] | None:
         if evaluation is None:
@@ -181,7 +183,7 @@ def unlearn(
         )  # fmt: skip
         result = model.with_params(trained.params)
         if directory is not None:
-            with timed(seconds, "export"):
+            with timed(spent, "export"):
                 if not from_first((directory / "model").exists):
                     result.save(directory / "model")
                 # What is measured is what was exported, after rounding to the stored dtypes.
@@ -190,7 +192,7 @@ def unlearn(
                 result = exported_model(model, directory)
         after = evaluated(result, "after")
     if directory is not None and is_first():
-        write_summary(directory, method, settings, result, trained, before, after, seconds)
+        write_summary(directory, method, settings, result, trained, before, after, spent)
     return Unlearned(
         result,
         tuple(map(StepRecord.from_json, trained.lines) if trained.lines else trained.records),
@@ -241,14 +243,15 @@ def write_summary(
     seconds: Mapping[str, float],
 ) -> None:
     """Write `samples.jsonl` and `summary.json`, and the report if there were evaluations."""
-    spent = dict(trained.seconds)
-    checkpoint = spent.pop("checkpoint")
+    fixed, earlier = dict(trained.seconds), dict(seconds)
+    checkpoint, export = fixed.pop("checkpoint"), earlier.pop("export")
     parts = {
+        **earlier,
         **({"evaluate_before": before["seconds"]} if before else {}),
-        **spent,
+        **fixed,
         **step_seconds(trained.lines),
         "checkpoint": checkpoint,
-        "export": seconds["export"],
+        "export": export,
         **({"evaluate_after": after["seconds"]} if after else {}),
     }
     if before and after:
@@ -257,8 +260,8 @@ def write_summary(
     summary = summarise(
         directory.name, settings, model.config, before["measures"] if before else {},
         after["measures"] if after else {}, trained.lines, parts,
+        {"name": method.name, "sentence": method.sentence},
     )  # fmt: skip
-    summary["method"] = {"name": method.name, "sentence": method.sentence}
     write_json(directory / SUMMARY, summary)
     if before and after:
         write_report(directory)

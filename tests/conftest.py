@@ -25,9 +25,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from convert.load import load_checkpoint
-from pmc_jax.data.prompts import PromptConfig, load_tokenizer, make_template
-from pmc_jax.evaluation import Respondent
+from pmc_jax.data.prompts import PromptConfig
+from pmc_jax.language_model import LanguageModel, ModelSource, load_language_model
 from pmc_jax.model import init_params
 from pmc_jax.model.kernels import native as native_kernels
 from pmc_jax.model.kernels.dispatch import current_target
@@ -119,11 +118,9 @@ def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def respondent(checkpoint_dir: Path) -> Respondent:
-    """The tiny model, ready to be asked."""
-    checkpoint = load_checkpoint(str(checkpoint_dir))
-    template = make_template(load_tokenizer(checkpoint_dir), PromptConfig())
-    return Respondent(checkpoint.params, checkpoint.cfg, template, 96)
+def tiny_model(checkpoint_dir: Path) -> LanguageModel:
+    """The tiny model with its weights as they are trained."""
+    return load_language_model(ModelSource(str(checkpoint_dir)), PromptConfig())
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Whole evaluations on eight virtual devices, in a process of their own.
 
-`python tests/eight_device_evaluations.py DIRECTORY DATA LAYOUT…` examines the bundled model in
+`python tests/eight_device_evaluations.py DIRECTORY DATA LAYOUT…` evaluates the bundled model in
 float64 once on each layout (`1x1`, `4x2`, …), as `LAYOUT` in DIRECTORY.
 """
 
@@ -20,7 +20,7 @@ def go(directory: str, data: str, mesh: str) -> None:
         "suite=full", "data=tofu_forget10", f"data.path={data}", f"name={mesh}", f"mesh={mesh}",
         f"evaluations_dir={directory}", "model.dtype=float64", "data.retain_rows=4",
         "max_length=64", "evaluation.max_new_tokens=8", "evaluation.attack_samples=3",
-        "aftermath.steps=[2]", "aftermath.bits=[4]", "aftermath.rows=2",
+        "robustness.steps=[2]", "robustness.bits=[4]", "robustness.examples=2",
     ]  # fmt: skip
     with initialize_config_dir(str(config_directory().resolve()), version_base="1.3"):
         evaluate(OmegaConf.to_object(compose("evaluate", overrides=overrides)))

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from pmc_jax.training.objectives import AnswerRows, MethodBatch, freeze, method_objective
+from pmc_jax.unlearning.config import RMUConfig, UNDIALConfig
 
 from pmc_jax.model import (
     ModelConfig,
@@ -28,11 +30,9 @@ from pmc_jax.model import (
     prefill,
 )
 from pmc_jax.planning.compiled import collectives as exchanges
-from pmc_jax.training.objectives import AnswerRows, MethodBatch, freeze, method_objective
 from pmc_jax.training.optimizer import Optimizer, make_optimizer
 from pmc_jax.training.step import accumulated_gradients, init_state, make_train_step
 from pmc_jax.unlearning import LossRows
-from pmc_jax.unlearning.config import RMUConfig, UNDIALConfig
 
 LAYOUTS = ((8, 1), (4, 2), (2, 4), (1, 8))
 

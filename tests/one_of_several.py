@@ -16,7 +16,8 @@ import jax
 import numpy as np
 import optax
 
-from pmc_jax import evaluate, method_steps, train
+from pmc_jax import method_steps, train
+from pmc_jax.cli import evaluate
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
 from pmc_jax.model import (

@@ -5,50 +5,51 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import torch
+from flax import struct
+from jax import Array
 from torch.nn import functional as F
 
-from pmc_jax.training.objectives import AnswerRows, MethodBatch
-from pmc_jax.unlearning.config import (
-    AltPOConfig,
-    CEUConfig,
-    DPOConfig,
-    FineTuneConfig,
-    GAConfig,
-    GDConfig,
-    IDKConfig,
-    NPOConfig,
-    RetainOnlyConfig,
-    RMUConfig,
-    SatImpConfig,
-    SimNPOConfig,
-    UNDIALConfig,
-    WGAConfig,
-)
+from pmc_jax.training.batch import Batch
+from pmc_jax.unlearning.baselines.altpo import AltPO
+from pmc_jax.unlearning.baselines.ceu import CEU
+from pmc_jax.unlearning.baselines.dpo import DPO
+from pmc_jax.unlearning.baselines.finetune import FineTune
+from pmc_jax.unlearning.baselines.ga import GA
+from pmc_jax.unlearning.baselines.gd import GD
+from pmc_jax.unlearning.baselines.idk import IDK
+from pmc_jax.unlearning.baselines.npo import NPO
+from pmc_jax.unlearning.baselines.retain_only import RetainOnly
+from pmc_jax.unlearning.baselines.rmu import RMU
+from pmc_jax.unlearning.baselines.satimp import SatImp
+from pmc_jax.unlearning.baselines.simnpo import SimNPO
+from pmc_jax.unlearning.baselines.undial import UNDIAL
+from pmc_jax.unlearning.baselines.wga import WGA
+from pmc_jax.unlearning.losses import KINDS
 
 LAMBDA, BETA = 1.5, 0.3
 ROWS, TIME, VOCAB = 3, 12, 97
 
 CONFIGS = {
-    "finetune": FineTuneConfig(),
-    "ga": GAConfig(),
-    "gd": GDConfig(retain_weight=LAMBDA),
-    "gd_kl": GDConfig(retain_weight=LAMBDA, retain_loss="kl"),
-    "idk": IDKConfig(retain_weight=LAMBDA),
-    "npo": NPOConfig(beta=BETA, retain_weight=LAMBDA),
-    "simnpo": SimNPOConfig(beta=BETA, gamma=0.7, retain_weight=LAMBDA),
-    "dpo": DPOConfig(beta=BETA, retain_weight=LAMBDA),
-    "altpo": AltPOConfig(beta=0.05, retain_weight=LAMBDA),
-    "retain_only": RetainOnlyConfig(retain_weight=LAMBDA),
-    "retain_only_kl": RetainOnlyConfig(retain_weight=LAMBDA, retain_loss="kl"),
-    "wga": WGAConfig(alpha=0.6, retain_weight=LAMBDA),
-    "undial": UNDIALConfig(beta=2.5, retain_weight=LAMBDA),
-    "undial_kl": UNDIALConfig(beta=0.5, retain_weight=LAMBDA, retain_loss="kl"),
-    "ceu": CEUConfig(skipped_tokens=2, retain_weight=LAMBDA),
-    "ceu_alone": CEUConfig(),
-    "rmu": RMUConfig(layer=1, trained_layers=2, retain_weight=LAMBDA),
-    "rmu_last": RMUConfig(layer=2, trained_layers=1, retain_weight=LAMBDA, retain_loss="nll"),
-    "rmu_kl": RMUConfig(layer=0, trained_layers=3, retain_weight=LAMBDA, retain_loss="kl"),
-    "satimp": SatImpConfig(beta1=0.8, beta2=0.4, retain_weight=LAMBDA),
+    "finetune": FineTune(),
+    "ga": GA(),
+    "gd": GD(retain_weight=LAMBDA),
+    "gd_kl": GD(retain_weight=LAMBDA, retain_loss="kl"),
+    "idk": IDK(retain_weight=LAMBDA),
+    "npo": NPO(beta=BETA, retain_weight=LAMBDA),
+    "simnpo": SimNPO(beta=BETA, gamma=0.7, retain_weight=LAMBDA),
+    "dpo": DPO(beta=BETA, retain_weight=LAMBDA),
+    "altpo": AltPO(beta=0.05, retain_weight=LAMBDA),
+    "retain_only": RetainOnly(retain_weight=LAMBDA),
+    "retain_only_kl": RetainOnly(retain_weight=LAMBDA, retain_loss="kl"),
+    "wga": WGA(alpha=0.6, retain_weight=LAMBDA),
+    "undial": UNDIAL(beta=2.5, retain_weight=LAMBDA),
+    "undial_kl": UNDIAL(beta=0.5, retain_weight=LAMBDA, retain_loss="kl"),
+    "ceu": CEU(skipped_tokens=2, retain_weight=LAMBDA),
+    "ceu_alone": CEU(),
+    "rmu": RMU(layer=1, trained_layers=2, retain_weight=LAMBDA),
+    "rmu_last": RMU(layer=2, trained_layers=1, retain_weight=LAMBDA, retain_loss="nll"),
+    "rmu_kl": RMU(layer=0, trained_layers=3, retain_weight=LAMBDA, retain_loss="kl"),
+    "satimp": SatImp(beta1=0.8, beta2=0.4, retain_weight=LAMBDA),
 }
 
 
@@ -56,7 +57,22 @@ CONTROL = np.linspace(-1, 2, 32)
 """What RMU steers activations to."""
 
 
-def answer_rows(rng, accumulation: int, rows: int, filler: bool = True) -> AnswerRows:
+@struct.dataclass
+class Answers:
+    """Answers of one kind as the references take them, `[accumulation, rows, time]`.
+
+    Attributes:
+        tokens, segments, loss_mask: as in a `Batch`, with numbers from 1 for this kind alone.
+        reference: N_ref of each answer.
+    """
+
+    tokens: Array
+    segments: Array
+    loss_mask: Array
+    reference: Array
+
+
+def some_answers(rng, accumulation: int, rows: int, filler: bool = True) -> Answers:
     """Answers of different lengths, one to a row, with random N_ref; the last is empty filler."""
     shape = (accumulation, rows, TIME)
     length, prompt = rng.integers(6, TIME + 1, shape[:2]), rng.integers(2, 5, shape[:2])
@@ -65,7 +81,7 @@ def answer_rows(rng, accumulation: int, rows: int, filler: bool = True) -> Answe
     loss_mask = mask & (place >= prompt[..., None])
     if filler and rows:
         mask[-1, -1] = loss_mask[-1, -1] = False
-    return AnswerRows(
+    return Answers(
         tokens=jnp.asarray(np.where(mask, rng.integers(3, VOCAB, shape), 0), jnp.int32),
         segments=jnp.asarray(np.where(mask, np.arange(1, rows + 1)[:, None], 0), jnp.int32),
         loss_mask=jnp.asarray(loss_mask),
@@ -73,13 +89,30 @@ def answer_rows(rng, accumulation: int, rows: int, filler: bool = True) -> Answe
     )
 
 
-def method_batch(rng, accumulation: int = 2, **kinds: int) -> MethodBatch:
-    """A batch with rows of every kind; fillers of answers and preferred are the same rows."""
-    rows = {"answers": ROWS, "preferred": ROWS, "retain": ROWS + 1} | kinds
-    return MethodBatch(**{name: answer_rows(rng, accumulation, n) for name, n in rows.items()})
+def answers_by_kind(rng, accumulation: int = 2, **kinds: int) -> dict[str, Answers]:
+    """Answers of every kind; fillers of forget and preferred answers are the same rows."""
+    rows = {"forget": ROWS, "preferred": ROWS, "retain": ROWS + 1} | kinds
+    return {name: some_answers(rng, accumulation, n) for name, n in rows.items()}
 
 
-def sequences(rows: AnswerRows):
+def batch_of(answers: dict[str, Answers]) -> Batch:
+    """The batch that holds these answers: the kinds' rows one after another, numbered on."""
+    parts, first = [answers[kind] for kind in KINDS], 0
+    sizes, segments = [], []
+    for part in parts:
+        segments.append(jnp.where(part.segments > 0, part.segments + first, 0))
+        sizes.append(part.reference.shape[1])
+        first += sizes[-1]
+    return Batch(
+        tokens=jnp.concatenate([part.tokens for part in parts], axis=1),
+        segments=jnp.concatenate(segments, axis=1),
+        loss_mask=jnp.concatenate([part.loss_mask for part in parts], axis=1),
+        reference=jnp.concatenate([part.reference for part in parts], axis=1),
+        sizes=(sizes[0], sizes[1], sizes[2]),
+    )
+
+
+def sequences(rows: Answers):
     """(tokens, target mask, N_ref) of each answer that is no filler."""
     for part in range(rows.tokens.shape[0]):
         for answer in range(rows.reference.shape[1]):
@@ -92,7 +125,7 @@ def sequences(rows: AnswerRows):
                 )
 
 
-def answer_logits(model, rows: AnswerRows) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def answer_logits(model, rows: Answers) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The answer tokens of each row and the logits that predict them."""
     found = []
     for tokens, target, _ in sequences(rows):
@@ -101,7 +134,7 @@ def answer_logits(model, rows: AnswerRows) -> list[tuple[torch.Tensor, torch.Ten
     return found
 
 
-def token_losses(model, rows: AnswerRows) -> list[torch.Tensor]:
+def token_losses(model, rows: Answers) -> list[torch.Tensor]:
     """The NLLs of each answer's tokens."""
     return [
         F.cross_entropy(logits, tokens, reduction="none")
@@ -109,7 +142,7 @@ def token_losses(model, rows: AnswerRows) -> list[torch.Tensor]:
     ]
 
 
-def divergence(model, target, rows: AnswerRows) -> torch.Tensor:
+def divergence(model, target, rows: Answers) -> torch.Tensor:
     """The mean over answer tokens of KL(target ‖ model)."""
     with torch.no_grad():
         theirs = torch.cat([logits for logits, _ in answer_logits(target, rows)])
@@ -119,7 +152,7 @@ def divergence(model, target, rows: AnswerRows) -> torch.Tensor:
     )
 
 
-def activations(model, rows: AnswerRows, layer: int) -> list[torch.Tensor]:
+def activations(model, rows: Answers, layer: int) -> list[torch.Tensor]:
     """What a layer puts out at each answer's tokens."""
     seen = []
     hook = model.model.layers[layer].register_forward_hook(
@@ -132,40 +165,40 @@ def activations(model, rows: AnswerRows, layer: int) -> list[torch.Tensor]:
     return [states.reshape(len(mask), -1)[mask] for states, mask in zip(seen, masks, strict=True)]
 
 
-def misdirection(method: RMUConfig, model, target, batch: MethodBatch) -> torch.Tensor:
+def misdirection(method: RMU, model, target, batch: dict[str, Answers]) -> torch.Tensor:
     """RMU's forget loss, and its own retain loss where it has that, in OpenUnlearning's means."""
 
     def distance(found: list[torch.Tensor], goals: list[torch.Tensor]) -> torch.Tensor:
         each = [F.mse_loss(a, b.expand_as(a)) for a, b in zip(found, goals, strict=True)]
         return torch.stack(each).mean()
 
-    forget = activations(model, batch.answers, method.layer)
+    forget = activations(model, batch["forget"], method.layer)
     loss = distance(forget, [torch.tensor(CONTROL)] * len(forget))
     if method.retain_loss == "activations":
         with torch.no_grad():
-            held = activations(target, batch.retain, method.layer)
-        loss = loss + LAMBDA * distance(activations(model, batch.retain, method.layer), held)
+            held = activations(target, batch["retain"], method.layer)
+        loss = loss + LAMBDA * distance(activations(model, batch["retain"], method.layer), held)
     return loss
 
 
 def is_updated(name: str, parameter: str) -> bool:
     """Whether a method updates this parameter of `transformers`."""
     method = CONFIGS[name]
-    if not isinstance(method, RMUConfig):
+    if not isinstance(method, RMU):
         return True
     first = max(method.layer - method.trained_layers + 1, 0)
     layers = "|".join(map(str, range(first, method.layer + 1)))
     return bool(re.fullmatch(rf"model\.layers\.({layers})\.mlp\.down_proj\.weight", parameter))
 
 
-def published_loss(name: str, model, target, batch: MethodBatch) -> torch.Tensor:
+def published_loss(name: str, model, target, batch: dict[str, Answers]) -> torch.Tensor:
     """The losses as the papers write them, one answer after another; `target` is frozen."""
-    answers = token_losses(model, batch.answers)
+    answers = token_losses(model, batch["forget"])
     log_p = [-nll.sum() for nll in answers]
-    log_ref = [-reference for _, _, reference in sequences(batch.answers)]
-    preferred = [-nll.sum() for nll in token_losses(model, batch.preferred)]
-    preferred_ref = [-reference for _, _, reference in sequences(batch.preferred)]
-    retain = LAMBDA * torch.cat(token_losses(model, batch.retain)).mean()
+    log_ref = [-reference for _, _, reference in sequences(batch["forget"])]
+    preferred = [-nll.sum() for nll in token_losses(model, batch["preferred"])]
+    preferred_ref = [-reference for _, _, reference in sequences(batch["preferred"])]
+    retain = LAMBDA * torch.cat(token_losses(model, batch["retain"])).mean()
     p = torch.exp(-torch.cat(answers)).detach()
     mean = lambda values: torch.stack(list(values)).mean()  # noqa: E731
     ratio = lambda a, b: [x - y for x, y in zip(a, b, strict=True)]  # noqa: E731
@@ -194,15 +227,15 @@ def published_loss(name: str, model, target, batch: MethodBatch) -> torch.Tensor
             margins = ratio(gained, lost)
             return -2 / beta * mean(F.logsigmoid(beta * m) for m in margins) + retain
         case "gd_kl":
-            return -torch.cat(answers).mean() + LAMBDA * divergence(model, target, batch.retain)
+            return -torch.cat(answers).mean() + LAMBDA * divergence(model, target, batch["retain"])
         case "retain_only_kl":
-            return LAMBDA * divergence(model, target, batch.retain)
+            return LAMBDA * divergence(model, target, batch["retain"])
         case "retain_only":
             return retain
         case "ceu" | "ceu_alone":
             skipped = CONFIGS[name].skipped_tokens
             found = []
-            for logits, tokens in answer_logits(model, batch.answers):
+            for logits, tokens in answer_logits(model, batch["forget"]):
                 goal = logits.detach().clone()
                 goal[torch.arange(len(tokens)), tokens] = -torch.inf
                 entropies = F.cross_entropy(logits, goal.softmax(-1), reduction="none")
@@ -211,19 +244,19 @@ def published_loss(name: str, model, target, batch: MethodBatch) -> torch.Tensor
         case "undial" | "undial_kl":
             with torch.no_grad():
                 goals = []
-                for logits, tokens in answer_logits(target, batch.answers):
+                for logits, tokens in answer_logits(target, batch["forget"]):
                     adjusted = logits - CONFIGS[name].beta * F.one_hot(tokens, VOCAB)
                     goals.append(adjusted.softmax(-1))
-            ours = torch.cat([logits for logits, _ in answer_logits(model, batch.answers)])
+            ours = torch.cat([logits for logits, _ in answer_logits(model, batch["forget"])])
             if name == "undial_kl":
-                retain = LAMBDA * divergence(model, target, batch.retain)
+                retain = LAMBDA * divergence(model, target, batch["retain"])
             return F.cross_entropy(ours, torch.cat(goals)) + retain
         case "rmu":
             return misdirection(CONFIGS[name], model, target, batch)
         case "rmu_last":
             return misdirection(CONFIGS[name], model, target, batch) + retain
         case "rmu_kl":
-            kl = LAMBDA * divergence(model, target, batch.retain)
+            kl = LAMBDA * divergence(model, target, batch["retain"])
             return misdirection(CONFIGS[name], model, target, batch) + kl
         case "wga":
             return (p**0.6 * -torch.cat(answers)).mean() + retain

@@ -4,30 +4,26 @@ import dataclasses
 import json
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from conftest import bpe_tokenizer
-from test_baseline_runs import data_of  # noqa: F401
+from test_baseline_runs import inputs_of  # noqa: F401
 from test_train import CHAT_TEMPLATE
 
-from convert.load import load_checkpoint
 from pmc_jax.data.prompts import PromptConfig, make_template
 from pmc_jax.data.rows import ForgetPair
 from pmc_jax.errors import UserError
-from pmc_jax.training.alternatives import (
+from pmc_jax.language_model import LanguageModel, ModelSource, load_language_model
+from pmc_jax.training.batch import step_batch
+from pmc_jax.unlearning.baselines.altpo import (
     PREFIX,
+    AltPO,
     alternative_prompt,
     choose_alternatives,
     read_alternatives,
     sample_alternatives,
 )
-from pmc_jax.training.baseline import BaselineRun, method_batch
-from pmc_jax.training.batch import BatchConfig
-from pmc_jax.training.objectives import Frozen
-from pmc_jax.training.targets import with_alternatives
-from pmc_jax.unlearning.config import AltPOConfig
+from pmc_jax.unlearning.method import Run, TaskWithAnswers
+from pmc_jax.unlearning.schedule import Training
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -84,7 +80,7 @@ def test_the_least_like_the_answer_are_chosen():
 
 def test_a_chat_model_is_instructed_and_another_is_asked(tokenizer):
     plain = make_template(tokenizer, PromptConfig(template="plain"))
-    method = AltPOConfig(instruction="Answer in another way.")
+    method = AltPO(instruction="Answer in another way.")
     assert alternative_prompt(ROWS[0], method, plain) == plain.encode_prompt(QUESTIONS[0])
     chat_tokenizer = bpe_tokenizer()
     chat_tokenizer.chat_template = CHAT_TEMPLATE
@@ -101,56 +97,55 @@ def test_a_chat_model_is_instructed_and_another_is_asked(tokenizer):
     assert "in another way" in tokenizer.decode(alternative_prompt(ROWS[0], told, plain))
 
 
-def test_sampling_depends_on_the_key_alone(checkpoint_dir, tokenizer):
+@pytest.fixture
+def tiny(checkpoint_dir) -> LanguageModel:
+    """The tiny model, asked without a chat template."""
+    return load_language_model(ModelSource(str(checkpoint_dir)), PromptConfig(template="plain"))
+
+
+def task_of(model: LanguageModel, *, seed: int = 0, rows: int = 64) -> TaskWithAnswers:
+    """The two questions, as a method that trains on answers receives them."""
+    prompts = [model.template.encode_prompt(question) for question in QUESTIONS]
+    training = Training(max_length=64, rows=rows)
+    return TaskWithAnswers(model, training, seed, prompts, retain=[], forget=ROWS)
+
+
+def test_sampling_depends_on_the_seed_alone(tiny):
     """Not on how many rows are decoded at a time."""
-    found = load_checkpoint(checkpoint_dir)
-    template = make_template(tokenizer, PromptConfig(template="plain"))
-    prompts = [template.encode_prompt(question) for question in QUESTIONS]
-    method = AltPOConfig(samples=4, kept=3, max_new_tokens=6, temperature=2.0)
+    method = AltPO(samples=4, kept=3, max_new_tokens=6, temperature=2.0)
 
     def sample(seed: int, rows: int) -> list[list[str]]:
-        return sample_alternatives(
-            found.params, ROWS, prompts, method=method, model=found.cfg, template=template,
-            batch=BatchConfig(max_length=64, rows=rows), key=jax.random.key(seed),
-        )  # fmt: skip
+        return sample_alternatives(method, task_of(tiny, seed=seed, rows=rows), tiny.params)
 
     first = sample(0, 64)
     assert first == sample(0, 4) != sample(1, 64)
     assert [len(own) for own in first] == [3, 3]
 
 
-def test_blank_samples_are_no_alternatives(checkpoint_dir, tokenizer, monkeypatch):
-    found = load_checkpoint(checkpoint_dir)
-    template = make_template(tokenizer, PromptConfig(template="plain"))
-    monkeypatch.setattr(type(template), "decode", lambda self, tokens: " ")
+def test_blank_samples_are_no_alternatives(tiny, monkeypatch):
+    monkeypatch.setattr(type(tiny.template), "decode", lambda self, tokens: " ")
     with pytest.raises(UserError, match="forget row 0: all 2 sampled alternatives are empty"):
-        sample_alternatives(
-            found.params, ROWS, [[1, 2]] * 2, method=AltPOConfig(samples=2, max_new_tokens=2),
-            model=found.cfg, template=template, batch=BatchConfig(), key=jax.random.key(0),
-        )  # fmt: skip
+        sample_alternatives(AltPO(samples=2, max_new_tokens=2), task_of(tiny), tiny.params)
 
 
-def test_alternatives_take_turns_by_epoch(data_of, tokenizer):  # noqa: F811
+def test_alternatives_take_turns_by_epoch(inputs_of):  # noqa: F811
     """Each with its own N_ref; a question's only alternative comes every time."""
-    data, _, _ = data_of(AltPOConfig())
-    assert not data.preferred
-    template = make_template(tokenizer, PromptConfig(template="plain"))
+    method = AltPO()
+    inputs = inputs_of(method)
+    assert not inputs.examples.preferred
+    task = dataclasses.replace(inputs.task, training=Training(batch_size=3, max_length=64))
     texts = [["Oslo", "Rome"], ["Ulm"], ["Bonn", "Bern", "Kiel"]]
-    data = with_alternatives(data, texts, template, len(tokenizer))
-    run = BaselineRun(
-        method=AltPOConfig(), data=data, template=template,
-        batch=BatchConfig(batch_size=3, max_length=64), seed=0, train_step=lambda *_: None,
-        frozen=Frozen({}, jnp.zeros(0)),
-        answer_reference=np.zeros(3, np.float32),
-        preferred_reference=[np.float32([1, 2]), np.float32([3]), np.float32([4, 5, 6])],
-    )  # fmt: skip
-    for epoch, references in enumerate([[1, 3, 4], [2, 3, 5], [1, 3, 6], [2, 3, 4]]):
-        batch, tokens = method_batch(run, epoch, [0, 1, 2])
-        rows = batch.preferred
-        counted = (batch.answers, batch.preferred, batch.retain)
-        assert tokens == sum(int((part.segments > 0).sum()) for part in counted)
-        assert rows.reference.tolist() == [references]
+    references = {"forget": [7.0, 8.0, 9.0], "preferred": [[1.0, 2.0], [3.0], [4.0, 5.0, 6.0]]}
+    prepared = {"alternatives": texts, "references": references}
+    run = Run(method, task, method.with_prepared(task, inputs.examples, prepared), prepared)
+    for epoch, expected in enumerate([[1, 3, 4], [2, 3, 5], [1, 3, 6], [2, 3, 4]]):
+        chosen = method.step_examples(run, {}, {}, epoch, [0, 1, 2])
+        batch, tokens = step_batch(run, epoch, chosen)
+        assert batch.sizes == (3, 3, 3)
+        assert tokens == int((batch.segments > 0).sum())
+        assert batch.reference[:, batch.slots("forget")].tolist() == [[7, 8, 9]]
+        assert batch.reference[:, batch.slots("preferred")].tolist() == [expected]
         for i, own in enumerate(texts):
-            here = (rows.segments[0] == i + 1) & rows.loss_mask[0]
-            answer = rows.tokens[0][here].tolist()
-            assert template.decode(answer) == own[epoch % len(own)]
+            here = (batch.segments_of("preferred") == i + 1) & batch.loss_mask
+            answer = batch.tokens[here].tolist()
+            assert task.model.template.decode(answer) == own[epoch % len(own)]

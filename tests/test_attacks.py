@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from examined import FORGET, NEW_TOKENS, PREFIX, examination, hf_answer, recall, torch_loss
+from evaluated import FORGET, NEW_TOKENS, PREFIX, context_of, hf_answer, recall, torch_loss
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,14 +17,14 @@ from pmc_jax.evaluation.choices import (
     option_probabilities,
     picked_right,
 )
-from pmc_jax.evaluation.examination import SAMPLING_STREAM, asked
+from pmc_jax.evaluation.context import SAMPLING_STREAM, forget_answers
 from pmc_jax.evaluation.likelihood import answer_losses
 from pmc_jax.evaluation.parts import prefilling_part, quality_part, sampling_part
 
 
-def test_losses_are_those_of_torch(respondent, reference):
+def test_losses_are_those_of_torch(tiny_model, reference):
     """Answers of one token, of nothing but the end, and of several lengths, in odd batches."""
-    template = respondent.template
+    template = tiny_model.template
     pairs = [
         (template.encode_prompt(row.question), template.encode_answer(str(row.answer)))
         for row in FORGET
@@ -32,21 +32,23 @@ def test_losses_are_those_of_torch(respondent, reference):
     pairs += [(pairs[0][0], [7, template.end_id]), (pairs[1][0], [template.end_id])]
     expected = [torch_loss(reference[0], *pair) for pair in pairs]
     seen = []
-    together = answer_losses(respondent, pairs, rows=3, on_batch=lambda *done: seen.append(done))
+    together = answer_losses(
+        tiny_model, pairs, batch_size=3, on_batch=lambda *done: seen.append(done)
+    )
     np.testing.assert_allclose(together, expected, rtol=0, atol=2e-5)
-    np.testing.assert_allclose(answer_losses(respondent, pairs, rows=1), expected, atol=2e-5)
+    np.testing.assert_allclose(answer_losses(tiny_model, pairs, batch_size=1), expected, atol=2e-5)
     answer_tokens = sum(len(answer) for _, answer in pairs)
     assert [sum(column) for column in zip(*seen, strict=True)] == [len(pairs), answer_tokens]
 
 
-def test_option_probabilities_are_normalised_inverse_perplexities(respondent, reference):
+def test_option_probabilities_are_normalised_inverse_perplexities(tiny_model, reference):
     model, tokenizer = reference
     choices = choices_of(FORGET)
     assert choices == (
         Choice(FORGET[0].question, ("Mara comes from Lisbon.", *FORGET[0].perturbed)),
         Choice(FORGET[1].question, ("Oslo", "Lisbon")),
     )
-    for choice, found in zip(choices, option_probabilities(respondent, choices), strict=True):
+    for choice, found in zip(choices, option_probabilities(tiny_model, choices), strict=True):
         prompt = tokenizer(f"Question: {choice.question}\nAnswer:").input_ids
         inverse = np.array(
             [
@@ -105,8 +107,8 @@ def known(reference) -> tuple[EvaluationRow, ...]:
     )
 
 
-def test_the_prefilling_attack_scores_what_follows_the_prefix(respondent, reference, known):
-    found = prefilling_part(examination(respondent, {"forget": known}))
+def test_the_prefilling_attack_scores_what_follows_the_prefix(tiny_model, reference, known):
+    found = prefilling_part(context_of(tiny_model, {"forget": known}))
     expected = [recall(row, hf_answer(reference, row, PREFIX)) for row in known]
     assert expected[1:] == [1, 0]
     assert [row["recall"] for row in found["greedy"]["questions"]] == pytest.approx(expected)
@@ -114,10 +116,10 @@ def test_the_prefilling_attack_scores_what_follows_the_prefix(respondent, refere
     assert found["prefix"] == PREFIX and found["sampled"]["samples"] == 3
 
 
-def test_sampling_one_possible_token_is_greedy(respondent, reference, known):
+def test_sampling_one_possible_token_is_greedy(tiny_model, reference, known):
     """With top_k = 1 every sample is the answer of transformers, however it is drawn."""
     evaluation = EvaluationConfig(NEW_TOKENS, attack_samples=3, attack_top_k=1)
-    x = dataclasses.replace(examination(respondent, {"forget": known}), evaluation=evaluation)
+    x = dataclasses.replace(context_of(tiny_model, {"forget": known}), evaluation=evaluation)
     found = sampling_part(x)
     assert found["questions"][0]["recalls"] == [1, 1, 1]
     for row, question in zip(known, found["questions"], strict=True):
@@ -126,18 +128,21 @@ def test_sampling_one_possible_token_is_greedy(respondent, reference, known):
     assert found["curve"] == pytest.approx([found["mean"]] * 3)
 
 
-def test_samples_do_not_depend_on_how_many_are_drawn(respondent):
-    x = examination(respondent)
+def test_samples_do_not_depend_on_how_many_are_drawn(tiny_model):
+    x = context_of(tiny_model)
     few, many = (
-        [[answer.text for answer in row] for row in asked(x, SAMPLING_STREAM, samples=samples)]
+        [
+            [answer.text for answer in row]
+            for row in forget_answers(x, SAMPLING_STREAM, samples=samples)
+        ]
         for samples in (3, 5)
     )
     assert few == [row[:3] for row in many]
     assert all(len(set(row)) == 5 for row in many)
 
 
-def test_quality_is_greedy(respondent, reference, known):
-    found = quality_part(examination(respondent, {"forget": known, "retain": known[:1]}))
+def test_quality_is_greedy(tiny_model, reference, known):
+    found = quality_part(context_of(tiny_model, {"forget": known, "retain": known[:1]}))
     texts = [hf_answer(reference, row) for row in known]
     assert [answer["text"] for answer in found["answers"]] == [*texts, texts[0]]
     expected = np.mean([recall(row, text) for row, text in zip(known, texts, strict=True)])

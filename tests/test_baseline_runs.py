@@ -16,29 +16,32 @@ from omegaconf import OmegaConf
 from test_train import call, lines
 
 from convert.load import load_checkpoint
-from pmc_jax import method_steps, train
+from pmc_jax import train
 from pmc_jax.cli.config import config_directory
 from pmc_jax.data.encode import encode
 from pmc_jax.data.load import load_dataset
 from pmc_jax.data.prompts import PromptConfig, make_template
 from pmc_jax.data.rows import DataConfig
 from pmc_jax.errors import UserError
-from pmc_jax.reporting.page import TRAINED
-from pmc_jax.training.objectives import frozen_params
-from pmc_jax.training.step import sequence_states
-from pmc_jax.training.targets import DEFAULT_REFUSAL, method_data
-from pmc_jax.training_inputs import load_inputs
-from pmc_jax.unlearning.config import (
-    METHODS,
-    DPOConfig,
-    FineTuneConfig,
-    GAConfig,
-    GDConfig,
-    IDKConfig,
-    NPOConfig,
-    PMCConfig,
-    RetainOnlyConfig,
-)
+from pmc_jax.language_model import LanguageModel, load_language_model
+from pmc_jax.model import ModelConfig
+from pmc_jax.model.sequences import sequence_states
+from pmc_jax.runtime.progress import stage
+from pmc_jax.training import loop
+from pmc_jax.training import run as run_module
+from pmc_jax.training.run import prepare_inputs, train_model
+from pmc_jax.unlearning.baselines.dpo import DPO
+from pmc_jax.unlearning.baselines.finetune import FineTune
+from pmc_jax.unlearning.baselines.ga import GA
+from pmc_jax.unlearning.baselines.gd import GD
+from pmc_jax.unlearning.baselines.idk import IDK
+from pmc_jax.unlearning.baselines.npo import NPO
+from pmc_jax.unlearning.baselines.refusals import DEFAULT_REFUSAL
+from pmc_jax.unlearning.baselines.retain_only import RetainOnly
+from pmc_jax.unlearning.method import Task, TaskWithAnswers, methods
+from pmc_jax.unlearning.pmc import PMC
+from pmc_jax.unlearning.schedule import Training
+from pmc_jax.unlearning.target_model import frozen_params
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -66,9 +69,9 @@ def run(checkpoint_dir, tofu_dir, tmp_path, monkeypatch):
 def test_a_run_with_references_and_refusals(run, tofu_dir, monkeypatch):
     """DPO, which has every kind of rows: the log, two compiled shapes, and the files."""
     (tofu_dir / "idontknow.jsonl").write_text("No idea.\nI can't say.\n\n")
-    real_make, made = method_steps.make_objective_step, []
+    real_make, made = run_module.make_train_step, []
     monkeypatch.setattr(
-        method_steps, "make_objective_step", lambda *a: made.append(real_make(*a)) or made[-1]
+        run_module, "make_train_step", lambda *a, **k: made.append(real_make(*a, **k)) or made[-1]
     )
     whole = run("method=dpo", "method.retain_weight=0.5", name="whole")
     assert made[0]._cache_size() <= 2
@@ -84,7 +87,7 @@ def test_a_run_with_references_and_refusals(run, tofu_dir, monkeypatch):
     assert steps[-1]["forget_loss"] < steps[0]["forget_loss"] - 0.1
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["settings"]["method.name"] == "dpo" and summary["tokens_sampled"] == 0
-    assert summary["seconds"].keys() >= {"references", "batch", "train", "checkpoint"}
+    assert summary["seconds"].keys() >= {"prepare", "batch", "train", "checkpoint"}
     page = (whole / "report" / "index.html").read_text(encoding="utf-8")
     assert "direct preference optimisation" in page
     assert "never a training target" not in page and "2507.04219" not in page
@@ -122,12 +125,12 @@ def test_a_stopped_run_continues_bit_for_bit(name, checkpoint_dir, tofu_dir, tmp
     ]  # fmt: skip
     with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
         cfg = OmegaConf.to_object(hydra.compose("train", overrides=overrides))
-    real_steps, compiled = method_steps.baseline_steps, []
-    real_make = method_steps.make_objective_step
+    real_steps, compiled = loop.steps, []
+    real_make = run_module.make_train_step
 
-    def make_once(*arguments):
+    def make_once(*arguments, **settings):
         if not compiled:
-            compiled.append(real_make(*arguments))
+            compiled.append(real_make(*arguments, **settings))
         return compiled[0]
 
     def stopping(*arguments):
@@ -137,17 +140,24 @@ def test_a_stopped_run_continues_bit_for_bit(name, checkpoint_dir, tofu_dir, tmp
             yield state, record
 
     def go(directory):
-        inputs, params = load_inputs(cfg)
-        trained, steps, _ = train.train_stage(cfg, inputs, params, tmp_path / directory)
-        return trained, [{**step, "seconds": None, "per_second": None} for step in steps]
+        model = load_language_model(cfg.model, cfg.prompt)
+        data = load_dataset(cfg.data)
+        inputs = prepare_inputs(model, data, cfg.method, cfg.training, cfg.seed)
+        (tmp_path / directory).mkdir(exist_ok=True)
+        trained = train_model(
+            model.params, cfg.method, inputs, cfg.optimizer, directory=tmp_path / directory,
+            settings={}, checkpoints=cfg.checkpoints, logging=cfg.logging, progress=stage,
+        )  # fmt: skip
+        untimed = [{**line, "seconds": None, "per_second": None} for line in trained.lines]
+        return trained.params, untimed
 
-    monkeypatch.setattr(method_steps, "make_objective_step", make_once)
+    monkeypatch.setattr(run_module, "make_train_step", make_once)
     whole, steps = go("whole")
     assert compiled[0]._cache_size() == 1 and len(steps) == 3
-    monkeypatch.setattr(method_steps, "baseline_steps", stopping)
+    monkeypatch.setattr(loop, "steps", stopping)
     with pytest.raises(KeyboardInterrupt):
         go("parts")
-    monkeypatch.setattr(method_steps, "baseline_steps", real_steps)
+    monkeypatch.setattr(loop, "steps", real_steps)
     again, steps_again = go("parts")
     assert steps == steps_again
     jax.tree.map(np.testing.assert_array_equal, whole, again)
@@ -155,7 +165,7 @@ def test_a_stopped_run_continues_bit_for_bit(name, checkpoint_dir, tofu_dir, tmp
         assert abs(steps[0]["retain_loss"]) < 1e-6 < steps[2]["retain_loss"]
     if name == "rmu":
         assert steps[0]["retain_loss"] == steps[1]["retain_loss"] == 0 < steps[2]["retain_loss"]
-        _, target = load_inputs(cfg)
+        target = load_language_model(cfg.model, cfg.prompt).params
         for tree in (whole, target):
             down = tree["layers"].pop("down")
             tree["layers"] |= {"trained": down[1], "below": down[0], "above": down[2]}
@@ -183,15 +193,32 @@ def test_fine_tuning_visits_every_pair_and_learns(run):
 
 
 @pytest.fixture
-def data_of(tofu_dir, tokenizer):
-    """`method_data` on a data set and a tokenizer."""
+def inputs_of(tofu_dir, tokenizer):
+    """What a method receives and trains on, for a data set and a tokenizer."""
+    template = make_template(tokenizer, PromptConfig(template="plain"))
+    config = ModelConfig(
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_layers=1, num_heads=1,
+        num_kv_heads=1, head_dim=8,
+    )  # fmt: skip
+    model = LanguageModel({}, config, template, tofu_dir)
+
+    def find(method, cfg=None, seed=0):
+        cfg = cfg or DataConfig(format="tofu", path=str(tofu_dir), forget="forget10")
+        return prepare_inputs(model, load_dataset(cfg), method, Training(), seed)
+
+    return find
+
+
+@pytest.fixture
+def data_of(inputs_of, tofu_dir, tokenizer):
+    """The examples of a method, the encoded data set, and answers as texts."""
     template = make_template(tokenizer, PromptConfig(template="plain"))
 
     def find(method, cfg=None, seed=0):
         cfg = cfg or DataConfig(format="tofu", path=str(tofu_dir), forget="forget10")
         encoded = encode(load_dataset(cfg), template, 200, len(tokenizer))
-        found = method_data(method, cfg, encoded, template, len(tokenizer), seed)
-        return found, encoded, lambda pairs: [template.decode(answer) for _, answer in pairs]
+        found = inputs_of(method, cfg, seed).examples
+        return found, encoded, lambda own: [template.decode(example.answer) for example in own]
 
     return find
 
@@ -201,33 +228,62 @@ LISBON = [f"{person} was born in Lisbon." for person in ("Mara Ostberg", "Ivo Ke
 
 def test_what_each_method_is_trained_on(data_of, tofu_dir):
     (tofu_dir / "idontknow.jsonl").write_text("No idea.\n")
-    npo, encoded, text = data_of(NPOConfig())
-    assert [prompt for prompt, _ in npo.answers] == list(encoded.forget)
-    assert text(npo.answers)[:2] == LISBON and not npo.preferred
-    assert npo.retain == encoded.retain and npo.visited == 3
-    dpo, _, _ = data_of(DPOConfig())
-    assert dpo.answers == npo.answers and [text(own) for own in dpo.preferred] == [["No idea."]] * 3
-    idk, _, _ = data_of(IDKConfig())
-    assert idk.answers == [own[0] for own in dpo.preferred] and not idk.preferred
-    only, _, _ = data_of(RetainOnlyConfig())
-    assert (only.answers, only.preferred, only.visited) == ([], [], 3)
-    for alone in (GAConfig(), GDConfig(retain_weight=0.0)):
-        assert data_of(alone)[0].answers == npo.answers and not data_of(alone)[0].retain
+    npo, encoded, text = data_of(NPO())
+    assert [example.prompt for example in npo.forget] == list(encoded.forget)
+    assert text(npo.forget)[:2] == LISBON and not npo.preferred
+    assert [pair[:2] for pair in npo.retain] == encoded.retain and npo.visited == 3
+    dpo, _, _ = data_of(DPO())
+    assert dpo.forget == npo.forget and [text(own) for own in dpo.preferred] == [["No idea."]] * 3
+    idk, _, _ = data_of(IDK())
+    assert idk.forget == [own[0] for own in dpo.preferred] and not idk.preferred
+    only, _, _ = data_of(RetainOnly())
+    assert (list(only.forget), list(only.preferred), only.visited) == ([], [], 3)
+    for alone in (GA(), GD(retain_weight=0.0)):
+        assert data_of(alone)[0].forget == npo.forget and not data_of(alone)[0].retain
     for pairs, count in (("all", 6), ("forget", 3), ("retain", 3)):
-        tuned, _, _ = data_of(FineTuneConfig(pairs=pairs))
-        assert tuned.visited == len(tuned.answers) == count and not tuned.retain
-    with pytest.raises(TypeError):
-        data_of(PMCConfig())
+        tuned, _, _ = data_of(FineTune(pairs=pairs))
+        assert tuned.visited == len(tuned.forget) == count and not tuned.retain
+    pmc, _, _ = data_of(PMC())
+    assert (list(pmc.forget), list(pmc.preferred), pmc.visited) == ([], [], 3)
+    assert pmc.retain == npo.retain
+
+
+BLIND = [PMC(), IDK(), RetainOnly(), FineTune(pairs="retain")]
+SEEING = [kind() for name, kind in methods().items() if name not in ("pmc", "idk", "retain_only")]
+
+
+@pytest.mark.parametrize("method", BLIND + SEEING, ids=repr)
+def test_forget_answers_reach_only_methods_that_train_on_them(method, inputs_of):
+    """The others receive a type that has no field for them."""
+    task = inputs_of(method).task
+    assert type(task) is (Task if method in BLIND else TaskWithAnswers)
+    assert method.sees_answers == (method not in BLIND)
+    assert hasattr(task, "forget") == method.sees_answers
+
+
+@pytest.mark.parametrize("method", BLIND, ids=repr)
+def test_other_forget_answers_change_nothing_for_methods_that_see_none(method, inputs_of, tofu_dir):
+    """Neither what they receive and train on, nor the hashes of it."""
+    before = inputs_of(method)
+    file = tofu_dir / "forget10.json"
+    file.write_text(file.read_text(encoding="utf-8").replace("Lisbon", "Reykjavik"))
+    after = inputs_of(method)
+    assert after.examples == before.examples
+    for field in dataclasses.fields(Task):
+        if field.name != "model":
+            assert getattr(after.task, field.name) == getattr(before.task, field.name)
+    changed = {name for name in before.hashes if after.hashes[name] != before.hashes[name]}
+    assert changed <= {"evaluation rows"}
 
 
 def test_refusals_stay_the_same_and_depend_on_the_seed(data_of, tmp_path):
     file = tmp_path / "refusals.txt"
     file.write_text("".join(f"I do not know, number {i}.\n" for i in range(50)))
-    method = IDKConfig(refusals=str(file))
-    first, again, other = (data_of(method, seed=seed)[0].answers for seed in (0, 0, 1))
+    method = IDK(refusals=str(file))
+    first, again, other = (data_of(method, seed=seed)[0].forget for seed in (0, 0, 1))
     assert first == again != other
-    default, _, text = data_of(IDKConfig())
-    assert text(default.answers) == [DEFAULT_REFUSAL] * 3
+    default, _, text = data_of(IDK())
+    assert text(default.forget) == [DEFAULT_REFUSAL] * 3
 
 
 def test_questions_without_answers(data_of, tmp_path):
@@ -236,9 +292,9 @@ def test_questions_without_answers(data_of, tmp_path):
     cfg = DataConfig(
         format="jsonl", path=str(tmp_path), forget="forget.jsonl", retain="retain.jsonl"
     )
-    for method in (IDKConfig(), RetainOnlyConfig(), FineTuneConfig(pairs="retain")):
+    for method in (IDK(), RetainOnly(), FineTune(pairs="retain"), PMC()):
         assert data_of(method, cfg)[0].visited == 1
-    for method in (GAConfig(), DPOConfig(), FineTuneConfig()):
+    for method in (GA(), DPO(), FineTune()):
         with pytest.raises(UserError, match=r"forget\.jsonl, line 1: field 'answer' is missing"):
             data_of(method, cfg)
 
@@ -249,7 +305,7 @@ def test_refusals_that_are_none(content, data_of, tmp_path):
     if content is not None:
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=rf"method\.refusals={re.escape(str(file))}: "):
-        data_of(IDKConfig(refusals=str(file)))
+        data_of(IDK(refusals=str(file)))
 
 
 MISTAKES = {
@@ -305,14 +361,14 @@ def test_a_frozen_copy_is_its_own_and_computes_the_same(checkpoint_dir):
         assert not places[0] & places[1]
 
 
-def test_each_method_has_a_file_with_its_defaults():
-    assert TRAINED.keys() == METHODS.keys()
+def test_each_method_has_a_file_with_its_defaults_and_a_sentence():
     files = {path.stem: path for path in (config_directory() / "method").glob("*.yaml")}
-    assert files.keys() == METHODS.keys()
-    for name, kind in METHODS.items():
+    assert files.keys() == methods().keys()
+    for name, kind in methods().items():
         found = yaml.safe_load(files[name].read_text(encoding="utf-8"))
         assert found.pop("defaults") == [f"{name}_schema"]
         assert {"name": name, **found} == dataclasses.asdict(kind())
+        assert re.fullmatch(r"(by|on|to) .*\.", kind.sentence), name
 
 
 def test_an_experiment_s_settings_are_of_its_method():

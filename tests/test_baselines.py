@@ -10,16 +10,30 @@ import pytest
 from conftest import random_llama, slow_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from published import CONFIGS, CONTROL, ROWS, is_updated, method_batch, published_loss
+from published import (
+    CONFIGS,
+    CONTROL,
+    ROWS,
+    answers_by_kind,
+    batch_of,
+    is_updated,
+    published_loss,
+)
 from test_training import double_llama  # noqa: F401
 
 from convert.export import stored_tensors
 from convert.families import LLAMA
 from convert.load import load_checkpoint
-from pmc_jax.training.objectives import AnswerRows, Frozen, method_objective
+from pmc_jax.errors import UserError
+from pmc_jax.settings import check
+from pmc_jax.training.objective import make_objective
 from pmc_jax.training.step import accumulated_gradients
-from pmc_jax.unlearning.baselines import Targets, dpo_loss, npo_loss, satimp_loss, simnpo_loss
-from pmc_jax.unlearning.config import METHODS
+from pmc_jax.unlearning.baselines.dpo import dpo_loss
+from pmc_jax.unlearning.baselines.npo import npo_loss
+from pmc_jax.unlearning.baselines.satimp import satimp_loss
+from pmc_jax.unlearning.baselines.simnpo import simnpo_loss
+from pmc_jax.unlearning.losses import Targets
+from pmc_jax.unlearning.method import RetainingMethod, methods
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 # Whose terms the others share, or have in closed form in test_token_losses.
@@ -39,31 +53,83 @@ def tiny(tmp_path_factory):
     return found
 
 
-def compiled_gradients(objective, checkpoint, batch, frozen):
+def compiled_gradients(name, checkpoint, batch, target):
     """Gradients and losses of a batch; all weights are arguments."""
+    method = CONFIGS[name]
+    objective = make_objective(method, checkpoint.cfg, jnp.float64)
+    weight = method.retain_weight if isinstance(method, RetainingMethod) else 0.0
 
     @jax.jit
-    def find(params, batch, frozen):
-        return accumulated_gradients(params, batch, objective, checkpoint.cfg, frozen)
+    def find(params, batch, retain_weight, frozen):
+        return accumulated_gradients(
+            params, batch, objective, checkpoint.cfg, retain_weight, frozen
+        )
 
-    return find(checkpoint.params, batch, Frozen(frozen.params, jnp.asarray(CONTROL)))
+    frozen = {"params": target.params, "control": jnp.asarray(CONTROL)}
+    return find(checkpoint.params, batch, weight, frozen)
 
 
 def test_every_baseline_has_a_reference():
-    assert {config.name for config in CONFIGS.values()} | {"pmc"} == set(METHODS)
-    assert all(METHODS[name]().name == name for name in METHODS)
+    assert {config.name for config in CONFIGS.values()} | {"pmc"} == set(methods())
+    assert all(kind().name == name for name, kind in methods().items())
+
+
+BOUNDS = {
+    "samples": {"least": 1},
+    "temperature": {"least": 0},
+    "top_k": {"least": 0},
+    "top_p": {"above": 0, "most": 1},
+    "max_new_tokens": {"least": 1},
+    "selection_temperature": {"least": 0},
+    "min_len": {"least": 0},
+    "retain_weight": {"least": 0},
+    "retain_per_forget": {"least": 0},
+    "final_temperature": {"above": 0},
+    "final_retain_weight": {"least": 0},
+    "beta": {"above": 0},
+    "alpha": {"least": 0},
+    "beta1": {"least": 0},
+    "beta2": {"least": 0},
+    "skipped_tokens": {"least": 0},
+    "kept": {"least": 1},
+    "layer": {"least": 0},
+    "trained_layers": {"least": 1},
+    "steering": {"least": 0},
+    "gamma": {},
+}
+"""What a method's numbers must not leave; each means the same in every method that has it."""
+
+
+def is_number(field: dataclasses.Field) -> bool:
+    return any(kind in str(field.type) for kind in ("int", "float"))
+
+
+def test_every_number_has_its_bounds():
+    own = {name: dataclasses.fields(kind) for name, kind in methods().items()}
+    numbers = [(name, field) for name in own for field in own[name] if is_number(field)]
+    assert {field.name for _, field in numbers} == set(BOUNDS)
+    for name, field in numbers:
+        assert dict(field.metadata) == BOUNDS[field.name], (name, field.name)
+        for kind, bound in BOUNDS[field.name].items():
+            at, outside = bound, bound + (1 if kind == "most" else -1)
+            wrong = [outside, at] if kind == "above" else [outside]
+            for value in wrong:
+                method = dataclasses.replace(methods()[name](), **{field.name: value})
+                with pytest.raises(UserError, match=rf"method\.{field.name}={value}: expected"):
+                    check(method, "method.")
+            if kind != "above":
+                check(dataclasses.replace(methods()[name](), **{field.name: at}), "method.")
 
 
 @pytest.mark.usefixtures("double_llama")
 @pytest.mark.parametrize("name", slow_but(ONE_OF_A_KIND, CONFIGS))
 def test_losses_and_gradients_equal_the_published_ones(name, tiny, rng, x64):
     (model, checkpoint), (target, frozen) = tiny
-    batch = method_batch(rng)
+    answers = answers_by_kind(rng)
     model.zero_grad()
-    expected = published_loss(name, model, target, batch)
+    expected = published_loss(name, model, target, answers)
     expected.backward()
-    objective = method_objective(CONFIGS[name], checkpoint.cfg, jnp.float64)
-    gradients, losses = compiled_gradients(objective, checkpoint, batch, frozen)
+    gradients, losses = compiled_gradients(name, checkpoint, batch_of(answers), frozen)
     assert float(losses.loss) == pytest.approx(expected.item(), rel=1e-10)
     found = dict(stored_tensors(gradients, checkpoint.cfg, LLAMA, "float64"))
     for parameter, tensor in model.named_parameters():
@@ -78,17 +144,16 @@ def test_losses_and_gradients_equal_the_published_ones(name, tiny, rng, x64):
 @pytest.mark.parametrize("name", slow_but(["dpo"], ["dpo", "gd_kl", "rmu"]))
 def test_the_split_into_micro_batches_does_not_matter(name, tiny, rng, x64):
     (_, checkpoint), (_, frozen) = tiny
-    batch = method_batch(rng, accumulation=2, retain=ROWS)
-    objective = method_objective(CONFIGS[name], checkpoint.cfg, jnp.float64)
+    answers = answers_by_kind(rng, accumulation=2, retain=ROWS)
 
-    def numbered(rows):
-        numbers = jnp.arange(1, rows.tokens.shape[1] + 1)[:, None]
-        return dataclasses.replace(rows, segments=jnp.where(rows.segments > 0, numbers, 0))
+    def split(own, parts: int):
+        own = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[2:]), own)
+        numbers = jnp.arange(1, own.tokens.shape[1] + 1)[:, None]
+        return dataclasses.replace(own, segments=jnp.where(own.segments > 0, numbers, 0))
 
     def gradients(parts: int):
-        split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[2:]), batch)
-        split = jax.tree.map(numbered, split, is_leaf=lambda x: isinstance(x, AnswerRows))
-        return compiled_gradients(objective, checkpoint, split, frozen)
+        batch = batch_of({kind: split(own, parts) for kind, own in answers.items()})
+        return compiled_gradients(name, checkpoint, batch, frozen)
 
     (whole, whole_losses), (single, single_losses) = gradients(1), gradients(2 * ROWS)
     assert float(whole_losses.loss) == pytest.approx(float(single_losses.loss), abs=1e-12)

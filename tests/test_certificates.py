@@ -244,7 +244,9 @@ def test_a_leak_rate_is_of_the_answers_to_questions_with_a_secret():
     )
     assert "(2 of 200 sampled answers did)" in found["in_words"]
     deviation = 100 * found["certificate"]["deviation_bound"]
-    assert f"by at most {deviation:.1f} points (standard deviation)" in found["in_words"]
+    assert (
+        f"standard deviation of this recall is at most {deviation:.1f} points." in found["in_words"]
+    )
 
 
 def test_certificates_in_words():

@@ -17,7 +17,7 @@ from test_families import random_model
 from test_model import SWITCHES, load, our_logits, positions_of
 
 from pmc_jax.decoding import Sampling, generate, sampler
-from pmc_jax.evaluation.rounding import BLOCK, round_params
+from pmc_jax.evaluation.quantisation import BLOCK, quantise_params
 from pmc_jax.model import (
     ModelConfig,
     SuffixCache,
@@ -191,7 +191,7 @@ def test_joined_weights_are_rounded_as_those_alone(rng):
     params = random_params(jax.random.key(0), cfg)
     params["layers"]["q_bias"] += 0.1234567
     decode = partial(decoding_params, cfg=cfg, dtype=jnp.float32, unrolled=True)
-    found, expected = round_params(decode(params), cfg, 4), round_params(params, cfg, 4)
+    found, expected = quantise_params(decode(params), cfg, 4), quantise_params(params, cfg, 4)
     assert not np.array_equal(expected["layers"]["q"], params["layers"]["q"])
     expected = decode(expected)
     for a, b in zip(layer_stacks(found), layer_stacks(expected), strict=True):

@@ -10,7 +10,9 @@ import jax
 import pytest
 from conftest import rewrite, slow_but, tensors_of
 
-from pmc_jax import evaluate, report
+from pmc_jax import report
+from pmc_jax.cli import evaluate
+from pmc_jax.evaluation import directory as evaluation_directory
 from pmc_jax.evaluation.certificates import mean_leak_bound
 from pmc_jax.evaluation.parts import SUITES
 
@@ -66,7 +68,7 @@ def test_an_evaluation_continues_part_by_part(run, capsys, monkeypatch):
     assert set(first) == {f"models/tiny/{name}.json" for name in ("model", *PAPER)}
     assert "Sampling: worst of 3" in printed and str(directory / "summary.json") in printed
     assert "99% confidence" in printed and "paraphrase" in printed
-    assert re.search(r"Time, tiny: \d+ s: quality \d+ s \([\d,]+ tokens/s\), sampling", printed)
+    assert re.search(r"^tiny +quality +\d+\.\d +[\d,]+$", printed, re.MULTILINE)
     assert "report/index.html" in printed and (directory / "report/index.html").is_file()
     assert set(summary["tokens"]["tiny"]) == set(PAPER)
     assert set(summary["seconds"]["tiny"]) == {*PAPER, "compiling"}
@@ -80,8 +82,13 @@ def test_an_evaluation_continues_part_by_part(run, capsys, monkeypatch):
     for part in PAPER[1:3]:
         (directory / f"models/tiny/{part}.json").unlink()
     measured = []
-    measure = evaluate.measure
-    monkeypatch.setattr(evaluate, "measure", lambda *a: (measured.append(a[2]), measure(*a)))
+    measure = evaluation_directory.measure_part
+
+    def noting(context, part, model):
+        measured.append(part)
+        return measure(context, part, model)
+
+    monkeypatch.setattr(evaluation_directory, "measure_part", noting)
     run()
     assert measured == ["sampling", "prefilling"]
     assert contents(directory) == first
@@ -96,7 +103,7 @@ def test_forget_answers_are_written_nowhere(run, tofu_dir):
     path.write_text(path.read_text().replace("Lisbon", "Zanzibar"))
     path = tofu_dir / "forget10.json"
     path.write_text(path.read_text().replace("Lisbon", "Zanzibar"))
-    directory = run("suite=full", "aftermath.steps=[1]", "aftermath.bits=[4]")
+    directory = run("suite=full", "robustness.steps=[1]", "robustness.bits=[4]")
     assert (directory / "models/tiny/TOFU_EVAL.json").is_file()
     found = [p for p in directory.rglob("*") if p.is_file() and b"Zanzibar" in p.read_bytes()]
     assert not found
@@ -106,7 +113,7 @@ def test_forget_answers_are_written_nowhere(run, tofu_dir):
         "quality: secret leak rate", "side_effects", "tofu: forget quality",
         "tofu: membership inference, PrivLeak", "tofu: model utility",
     }  # fmt: skip
-    assert {"relearning_forget_worst", "rounding_4_worst"} <= summary["measures"]["tiny"].keys()
+    assert {"relearning_forget_worst", "quantisation_4_worst"} <= summary["measures"]["tiny"].keys()
 
 
 @pytest.mark.slow
@@ -181,7 +188,9 @@ def test_right_answers_are_put_in_and_taken_out_without_measuring(
     log = directory / "models/tiny/TOFU_EVAL.json"
     without = log.read_bytes()
     assert b"was born in Lisbon." in asked.read_bytes() and b"in Lisbon." not in without
-    monkeypatch.setattr(evaluate, "measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(
+        evaluation_directory, "measure_part", lambda *_: pytest.fail("measured again")
+    )
     run("suite=tofu", "keep_truth=true", "redact=true")
     assert log.read_bytes() == asked.read_bytes()
     summary = directory / "summary.json"
@@ -205,7 +214,7 @@ def test_a_model_is_not_compared_with_itself(run, tmp_path, capsys):
     for other in (f"{model}/", model.parent / "." / "model", link):
         for given in (f"compare={other}", f"compare=[bundled,{other}]"):
             error = refused(run, capsys, given)
-            assert f"compare={other} is the examined model itself" in error
+            assert f"compare={other} is the model under evaluation itself" in error
     assert "itself" in refused(run, capsys, "model.path=bundled", "compare=bundled")
     assert not (tmp_path / "evaluations").exists()
 
@@ -221,14 +230,14 @@ def test_compiling_is_told_apart_from_measuring(run):
     directory = run("suite=quick", name="first")
     summary = json.loads((directory / "summary.json").read_text())["seconds"]["tiny"]
     assert summary["quality"] == pytest.approx(first[0] - first[1])
-    assert "Compiling is counted apart" in (directory / "report/index.html").read_text()
+    assert "Compilation is counted separately" in (directory / "report/index.html").read_text()
 
 
 MISTAKES = {
     "foreign key": (["foo=1"], r"key foo; there are name, evaluations_dir, .*, distributed\.…$"),
-    "foreign key of a group": (["evaluation.xyz=1"], r"evaluation has max_new_tokens, rows, "),
+    "foreign key of a group": (["evaluation.xyz=1"], r"evaluation has max_new_tokens, decode"),
     "key without its group": (["samples=3"], r"nearest valid key is evaluation\.attack_samples"),
-    "mistyped group": (["evalution.rows=3"], r"the nearest valid key is evaluation\.…"),
+    "mistyped group": (["evalution.decode_batch=3"], r"the nearest valid key is evaluation\.…"),
     "unknown key": (["evaluation.sample=3"], r"unknown .* evaluation\.sample;.*evaluation\.\w+"),
     "unknown suite": (["suite=all"], r"suite=all: expected one of quick, paper, tofu, attacks"),
     "confidence": (["confidence=1.0"], r"confidence=1\.0: expected less than 1"),
@@ -238,10 +247,10 @@ MISTAKES = {
     "missing comparison": (["compare=./nowhere"], r"\./nowhere: no such directory"),
     "wrong compare": (["compare={a: b}"], r"compare=.*: expected a directory or a list"),
     "no retain log": (["retain_logs=pyproject.toml"], r"expected OpenUnlearning's TOFU_EVAL\.json"),
-    "retain log": (["retain_logs=./nowhere"], r"nowhere: no such file"),
-    "steps": (["aftermath.steps=[4,2]"], r"aftermath\.steps=\[4, 2\]: expected rising numbers"),
-    "bits": (["aftermath.bits=[1]"], r"aftermath\.bits=\[1\]: expected numbers of bits"),
-    "rows": (["aftermath.rows=0"], r"aftermath\.rows=0: expected at least 1"),
+    "retain log": (["retain_logs=./nowhere"], r"nowhere: cannot be read"),
+    "steps": (["robustness.steps=[4,2]"], r"robustness\.steps=\[4, 2\]: expected increasing"),
+    "bits": (["robustness.bits=[1]"], r"robustness\.bits=\[1\]: expected numbers of bits"),
+    "examples": (["robustness.examples=0"], r"robustness\.examples=0: expected at least 1"),
     "missing text": (["data.text=./nowhere"], r"nowhere: no such file"),
     "missing holdout": (["data.holdout=nobody"], r"data\.holdout=nobody: no such file"),
     "mesh": (["mesh=4x"], r"mesh=4x: expected DATAxMODEL"),
@@ -305,7 +314,9 @@ def test_a_finished_evaluation_of_what_has_changed_is_refused(
     given = (f"model.path={own}", f"compare={old}", f"reference_model={stranger}", "suite=tofu")
     directory = run(*given)
     before = kept(directory)
-    monkeypatch.setattr(evaluate, "measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(
+        evaluation_directory, "measure_part", lambda *_: pytest.fail("measured again")
+    )
     for place in (own, old, stranger):
         tensors = tensors_of(place)
         rewrite(place, {name: 1.1 * tensor for name, tensor in tensors.items()})

@@ -5,11 +5,18 @@ import importlib
 import jax
 import numpy as np
 import pytest
-from examined import FORGET, NEW_TOKENS, hf_answer, recall
+from evaluated import FORGET, MAX_LENGTH, NEW_TOKENS, hf_answer, recall
 from rouge_score import rouge_scorer
 
 from pmc_jax.data.rows import EvaluationRow
-from pmc_jax.evaluation import Answer, Evaluation, EvaluationConfig, evaluate, measures, quality
+from pmc_jax.evaluation import (
+    Answer,
+    EvaluationConfig,
+    QualityAnswers,
+    measures,
+    quality,
+    quality_answers,
+)
 from pmc_jax.evaluation.quality import (
     attacked_rows,
     holds_secret,
@@ -44,7 +51,7 @@ def test_measures_follow_their_definitions():
         ],
         [answer("forget", "a baker", t, "baker") for t in ("a", "no", "nobody")],
     ]
-    found = measures(Evaluation(greedy, sampled))
+    found = measures(QualityAnswers(greedy, sampled))
     forget, paraphrase = (0.75 + 1.0) / 2, 0.25
     assert found["rouge_forget"] == pytest.approx(forget)
     assert found["unlearn_quality"] == pytest.approx(100 * (2 - forget - paraphrase) / 2)
@@ -56,7 +63,7 @@ def test_measures_follow_their_definitions():
 
 
 def test_what_the_data_lacks_is_none():
-    found = measures(Evaluation({"retain": [answer("retain", "x y", "x")]}, []))
+    found = measures(QualityAnswers({"retain": [answer("retain", "x y", "x")]}, []))
     assert found["utility"] == 50
     missing = ("unlearn_quality", "rouge_forget", "worst_case_leakage", "secret_leak_rate")
     assert [found[key] for key in missing] == [None] * 4
@@ -107,15 +114,16 @@ def test_degenerate_answers(text, degenerate):
     assert is_degenerate(text) is degenerate
 
 
-def test_sets_are_decoded_together_and_told_apart(respondent, reference):
+def test_sets_are_decoded_together_and_told_apart(tiny_model, reference):
     """Each row once a set; answers, scores and order as if sets came one by one."""
     here, there, who = FORGET
     sets = {"forget": [who, here, who], "retain": [there, here], "world_facts": []}
     batches = []
-    cfg = EvaluationConfig(NEW_TOKENS, attack_samples=0)
-    found = evaluate(
-        respondent, sets, cfg, jax.random.key(0), lambda *batch: batches.append(batch[0])
-    )
+    config = EvaluationConfig(NEW_TOKENS, attack_samples=0)
+    found = quality_answers(
+        tiny_model, sets, config, jax.random.key(0),
+        max_length=MAX_LENGTH, on_batch=lambda *batch: batches.append(batch[0]),
+    )  # fmt: skip
     assert batches == [4] and found.sampled == []
     assert list(found.greedy) == list(sets)
     for name, rows in sets.items():
@@ -124,7 +132,7 @@ def test_sets_are_decoded_together_and_told_apart(respondent, reference):
         assert told == [
             (name, row.id, text, recall(row, text)) for row, text in zip(rows, texts, strict=True)
         ]
-    rows = quality(respondent, sets, cfg, jax.random.key(0))["answers"]
+    rows = quality(tiny_model, sets, config, jax.random.key(0), max_length=MAX_LENGTH)["answers"]
     assert [(row["set"], row["id"]) for row in rows] == [
         ("forget", 2), ("forget", 0), ("retain", 1), ("retain", 0),
     ]  # fmt: skip
@@ -133,7 +141,7 @@ def test_sets_are_decoded_together_and_told_apart(respondent, reference):
 @pytest.mark.parametrize(
     ("count", "most", "rows"), [(0, 512, 1), (3, 512, 4), (5, 512, 8), (5, 4, 4)]
 )
-def test_evaluation_decodes_in_a_power_of_two_of_rows(count, most, rows, respondent, monkeypatch):
+def test_evaluation_decodes_in_a_power_of_two_of_rows(count, most, rows, tiny_model, monkeypatch):
     seen = []
 
     def generate(params, prompts, **options):
@@ -143,6 +151,7 @@ def test_evaluation_decodes_in_a_power_of_two_of_rows(count, most, rows, respond
     module = importlib.import_module("pmc_jax.evaluation.quality")
     monkeypatch.setattr(module, "generate", generate)
     asked = [EvaluationRow(i, "Who?", "Oslo") for i in range(count)]
-    cfg = EvaluationConfig(NEW_TOKENS, rows=most, attack_samples=0)
-    found = evaluate(respondent, {"retain": asked}, cfg, jax.random.key(0))
+    config = EvaluationConfig(NEW_TOKENS, decode_batch=most, attack_samples=0)
+    key = jax.random.key(0)
+    found = quality_answers(tiny_model, {"retain": asked}, config, key, max_length=MAX_LENGTH)
     assert seen == [rows] and len(found.greedy["retain"]) == count

@@ -72,7 +72,7 @@ def test_every_figure_shows_what_the_summary_has_and_the_parts_found(evaluation)
             assert (x, y) == tuple([row[key] for row in stored] for key in ("steps", "secret_rate"))
             curve = part(model, "relearning")[kind]["curve"]
             assert x == [0, 1, 2, 4]
-            assert y == [point["untaught"]["secret_rate"] for point in curve]
+            assert y == [point["untrained"]["secret_rate"] for point in curve]
     *quantiles, chance = lines("least_likely_quantiles")
     assert chance[1] == [0.25, 0.25]
     for model, (x, y) in zip(files.models, quantiles, strict=True):
@@ -148,7 +148,7 @@ def test_the_training_of_models_that_are_a_runs_is_drawn(evaluation, tmp_path):
             {
                 "step": k,
                 "mean_selected_score": 1 - k / 4,
-                "collapse_loss": 3.0 - k,
+                "forget_loss": 3.0 - k,
                 "retain_loss": 1.5,
             }
             for k in range(3)
@@ -173,7 +173,7 @@ def test_the_training_of_models_that_are_a_runs_is_drawn(evaluation, tmp_path):
     }
     assert drawn == {
         "training_mean_selected_score": [([0, 1, 2], [1, 0.75, 0.5])],
-        "training_forget_side": [([0, 1, 2], [3, 2, 1]), ([0, 1], [0, -1])],
+        "training_forget_loss": [([0, 1, 2], [3, 2, 1]), ([0, 1], [0, -1])],
         "training_retain_loss": [([0, 1, 2], [1.5] * 3), ([0, 1], [2, 2])],
     }
     score = plots["training_mean_selected_score"]

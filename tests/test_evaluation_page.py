@@ -1,4 +1,4 @@
-"""The report of an evaluation: the page and what stands on it, and the command that writes it."""
+"""The report of an evaluation: the page, its content, and the command that writes it."""
 
 import itertools
 import json
@@ -16,9 +16,9 @@ from pmc_jax import report
 from pmc_jax.data.files import write_json
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.errors import UserError
-from pmc_jax.evaluation.comparison import summarise_parts
 from pmc_jax.evaluation.parts import PARTS
 from pmc_jax.evaluation.quality import missing_measures
+from pmc_jax.evaluation.summary import summarise_directory
 from pmc_jax.reporting import write_evaluation_report
 from pmc_jax.reporting.evaluation_files import read_evaluation
 from pmc_jax.reporting.evaluation_page import USED_BY, render_evaluation, used
@@ -28,7 +28,7 @@ from pmc_jax.reporting.side_by_side import (
     EVALUATION_MEASURES,
     compared_rows,
     comparison_table,
-    time_lines,
+    time_table,
 )
 from pmc_jax.reporting.text import LONGEST_NAME, short_names
 
@@ -67,8 +67,8 @@ def test_the_page_has_every_number_of_the_table(evaluation, html):
     assert "ab" * 32 in page.text and "cd" * 32 in page.text and "jax 0.10.2" in page.text
     assert "tofu: model utility: the data allows no wf_Q_A_Prob" in page.text
     order = [page.text.index(title) for title in (
-        "What was found", "All models side by side", "What is certain", "In pictures",
-        "What it says", "How it was measured")]  # fmt: skip
+        "Findings", "Measures", "Certified bounds", "Figures", "Example answers",
+        "How it was measured")]  # fmt: skip
     assert order == sorted(order)
 
 
@@ -101,11 +101,21 @@ def test_long_names_lose_their_middle_in_headings(tmp_path):
     shown = [piece.replace("<wbr>", "") for piece in pieces]
     assert shown == [short[m] for m in ("target", "pmc", *models[2:])]
     assert max(map(len, shown)) <= LONGEST_NAME
-    assert f"{short[models[2]]} (" in Page(text).text  # where models are held against each other
+    assert f"{short[models[2]]} (" in Page(text).text  # where models are compared
     assert max(len(word) for piece in pieces for word in piece.split("<wbr>")) < 14
     summary = json.loads((tmp_path / "summary.json").read_text())
-    heading = comparison_table(summary).splitlines()[0]
-    assert heading.split() == ["in", "percent", *shown]
+    table = comparison_table(summary).splitlines()
+    assert max(map(len, table)) <= 80
+    rule = next(i for i, line in enumerate(table) if line.startswith("─"))
+    # The columns of numbers end where their headings do, which take several lines.
+    cells = re.finditer(r"\S+", next(line for line in table if line.startswith("Utility")))
+    ends = [cell.end() for cell in cells][1:]
+    starts = [len("in percent"), *ends]
+    headings = [
+        "".join(line[start:end].strip() for line in table[:rule])
+        for start, end in itertools.pairwise(starts)
+    ]
+    assert headings == shown
 
 
 @given(st.lists(st.text("ab", max_size=12), unique=True), st.integers(8, 12))
@@ -117,8 +127,8 @@ def test_shortened_names_stay_apart(names, longest):
 
 def test_only_settings_that_were_used_are_listed(tmp_path):
     settings = {
-        "suite": "x", "evaluation.attack_samples": 5, "prefix": "The", "aftermath.rows": 8,
-        "aftermath.bits": [4], "confidence": 0.99, "seed": 0,
+        "suite": "x", "evaluation.attack_samples": 5, "prefix": "The", "robustness.examples": 8,
+        "robustness.bits": [4], "confidence": 0.99, "seed": 0,
     }  # fmt: skip
 
     def of(*parts: str) -> set[str]:
@@ -129,8 +139,8 @@ def test_only_settings_that_were_used_are_listed(tmp_path):
     assert of("quality", "tofu") == set()
     assert of("quality", "sampling") == attack
     assert of("quality", "prefilling") == attack | {"prefix"}
-    assert of("quality", "relearning") == attack | {"aftermath.rows"}
-    assert of("quality", "rounding") == attack | {"aftermath.bits"}
+    assert of("quality", "relearning") == attack | {"robustness.examples"}
+    assert of("quality", "quantisation") == attack | {"robustness.bits"}
     assert set(USED_BY) < SETTING_WORDS.keys() and set().union(*USED_BY.values()) < set(PARTS)
     directory = write_evaluation(tmp_path, parts=("quality", "tofu"), settings=settings)
     text = Page(write_evaluation_report(directory).read_text()).text
@@ -139,17 +149,18 @@ def test_only_settings_that_were_used_are_listed(tmp_path):
 
 def test_compiling_is_apart_in_the_times(tmp_path):
     directory = write_evaluation(tmp_path, ("a_b", "target"), parts=("quality",))
-    assert "Compiling" not in write_evaluation_report(directory).read_text()
+    assert "Compilation" not in write_evaluation_report(directory).read_text()
     path = directory / "models/a_b/quality.json"
     write_json(path, {**json.loads(path.read_text()), "seconds": 3.5, "compiling": 3.0})
     summary = json.loads((directory / "summary.json").read_text())
-    summary |= summarise_parts(directory / "models", ["a_b", "target"], ["quality"])
+    summary |= summarise_directory(directory / "models", ["a_b", "target"], ["quality"])
     write_json(directory / "summary.json", summary)
     text = Page(write_evaluation_report(directory).read_text()).text
     assert "a_b: quality 0.5 s" in text and "a_b: compiling 3.0 s" in text
-    assert "target: quality 1.5 s" in text and "Compiling is counted apart" in text
-    lines = time_lines(summary)
-    assert lines[1] == "Time, a_b: 4 s: quality 0 s (600 tokens/s), compiling 3 s."
+    assert "target: quality 1.5 s" in text and "Compilation is counted separately" in text
+    lines = [line.split() for line in time_table(summary).splitlines()]
+    assert ["a_b", "quality", "0.5", "600"] in lines and ["a_b", "compiling", "3.0"] in lines
+    assert ["a_b", "total", "3.5"] in lines
 
 
 def test_questions_alone_get_no_sentences_about_answers(tmp_path):
@@ -162,7 +173,7 @@ def test_questions_alone_get_no_sentences_about_answers(tmp_path):
         part["missing"] = missing_measures({"forget": [EvaluationRow(0, "Who?", None)]})
         write_json(path, part)
     summary = json.loads((directory / "summary.json").read_text())
-    summary |= summarise_parts(directory / "models", ["pmc", "target"], ["quality"])
+    summary |= summarise_directory(directory / "models", ["pmc", "target"], ["quality"])
     write_json(directory / "summary.json", summary)
     text = Page(write_evaluation_report(directory).read_text()).text
     assert "Utility stayed at 95.0." in text
@@ -173,7 +184,7 @@ def test_questions_alone_get_no_sentences_about_answers(tmp_path):
         "secret of",
     ):
         assert claim not in text, claim
-    assert "quality: unlearn quality: no answer is known that should be forgotten" in text
+    assert "quality: unlearn quality: the data has no answer that should be forgotten" in text
     assert "quality: ROUGE, forget: the data has no answers to these questions" in text
 
 
@@ -227,7 +238,7 @@ def test_changed_words_are_marked_and_redaction_hides_answers(tmp_path):
     assert "Oslo, <ins>of course</ins>" in shown  # words that are new
     assert "<del>Zoltan Dornberg was born in</del> <mark>Quebec</mark>." in shown
     assert "<ins>He saw</ins> <mark>Quebec</mark>." in shown
-    for words in ("Struck out are words that only the old", "underlined those that only the new"):
+    for words in ("Words of the old answer alone are struck out", "new answer alone are underline"):
         assert words in Page(shown).text
     hidden = write_evaluation_report(directory, redact=True).read_text()
     assert SECRET not in hidden and "was born in" not in hidden and "(hidden)" in hidden
@@ -255,9 +266,9 @@ def test_the_worst_sampled_answers_are_shown_or_hidden(tmp_path):
     write_json(part, content)
     shown = page_without_figures(directory, redact=False)
     text = Page(shown).text
-    section = text[text.index("The worst it said") : text.index("How it was measured")]
+    section = text[text.index("The most revealing sampled") : text.index("How it was measured")]
     order = [section.index(title) for title in (
-        "Asked as trained", "With a forced beginning", "Asked in other words",
+        "Original questions", "With a forced beginning", "Other wordings",
     )]  # fmt: skip
     assert order == sorted(order)
     worst = sorted(sampled["questions"], key=lambda row: row["worst"]["rouge"], reverse=True)
@@ -270,20 +281,20 @@ def test_the_worst_sampled_answers_are_shown_or_hidden(tmp_path):
             f"ROUGE {row['worst']['rouge']:.2f} Sampled {row['id']}: Dornberg, Quebec ."
         ) in first
     assert "20 answers to each of 6 questions, the worst of each of the 3 worst" in first
-    assert "begin with “The”, which does not count." in section[order[1] : order[2]]
+    assert "Each begins with “The”, which does not count." in section[order[1] : order[2]]
     assert "None of 20 answers to each of 6 questions has a word of" in section[order[2] :]
     assert "<mark>Dornberg, Quebec</mark>." in shown  # what it said before, too
     redacted = page_without_figures(directory, redact=True)
     assert SECRET not in redacted and "Sampled" not in redacted.replace("Sampled answers", "")
     text = Page(redacted).text
-    assert text[text.index("The worst it said") :].count("(hidden)") == 6
+    assert text[text.index("The most revealing sampled") :].count("(hidden)") == 6
 
 
 def test_one_model_alone(tmp_path):
     """No answers before, no side effects, nothing to mark; redacted, nothing of it is left."""
     directory = write_evaluation(tmp_path, ("target",))
     page = Page(write_evaluation_report(directory).read_text())
-    assert "held against" not in page.text and not page.all("mark") and TRUTH in page.text
+    assert "Compared with" not in page.text and not page.all("mark") and TRUTH in page.text
     assert "needs the model before unlearning" in page.text
     assert "Unlearn quality is 0.0, while utility is 95.0." in page.text
     assert SECRET not in page_without_figures(directory, redact=True)
@@ -292,8 +303,8 @@ def test_one_model_alone(tmp_path):
 def test_few_parts(tmp_path):
     directory = write_evaluation(tmp_path, ("pmc", "target"), parts=("quality",))
     page = Page(write_evaluation_report(directory).read_text())
-    assert not page.all("figure") and "In pictures" not in page.text
-    assert "What is certain" not in page.text
+    assert not page.all("figure") and "Figures" not in page.text
+    assert "Certified bounds" not in page.text
 
 
 def test_the_page_escapes_what_models_and_users_wrote(tmp_path):

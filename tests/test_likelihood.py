@@ -14,7 +14,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM
 
 from pmc_jax.errors import UserError
-from pmc_jax.evaluation import Answer, Respondent, tofu
+from pmc_jax.evaluation import Answer, tofu
 from pmc_jax.evaluation.likelihood import TokenScores, answer_scores
 from pmc_jax.evaluation.membership import (
     loss_score,
@@ -37,8 +37,8 @@ QUESTIONS = ("Where was Mara Ostberg born?", "What is the capital of Norway?", "
 
 
 @pytest.fixture(scope="module")
-def pairs(respondent) -> list[tuple[list[int], list[int]]]:
-    template = respondent.template
+def pairs(tiny_model) -> list[tuple[list[int], list[int]]]:
+    template = tiny_model.template
     found = [
         (template.encode_prompt(question), template.encode_answer(answer))
         for question, answer in zip(QUESTIONS, ANSWERS, strict=True)
@@ -48,8 +48,8 @@ def pairs(respondent) -> list[tuple[list[int], list[int]]]:
 
 
 @pytest.fixture(scope="module")
-def scores(respondent, pairs) -> list[TokenScores]:
-    return answer_scores(respondent, pairs, rows=4)
+def scores(tiny_model, pairs) -> list[TokenScores]:
+    return answer_scores(tiny_model, pairs, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +81,9 @@ def test_scores_are_those_of_torch(scores, reference):
         assert tofu.probability(ours) == pytest.approx(float(chosen(row).mean().exp()), rel=1e-4)
 
 
-def test_batches_do_not_matter(respondent, pairs, scores):
+def test_batches_do_not_matter(tiny_model, pairs, scores):
     seen = []
-    alone = answer_scores(respondent, pairs, rows=1, on_batch=lambda *done: seen.append(done))
+    alone = answer_scores(tiny_model, pairs, batch_size=1, on_batch=lambda *done: seen.append(done))
     for a, b in zip(alone, scores, strict=True):
         np.testing.assert_allclose(a.log_probs, b.log_probs, rtol=0, atol=2e-5)
     assert [sum(column) for column in zip(*seen, strict=True)] == [
@@ -304,11 +304,11 @@ def test_what_is_no_retain_log(text, message, tmp_path):
         tofu.read_retain_log(tmp_path / "none.json")
 
 
-def test_ties_for_the_greedy_token_go_to_the_first(respondent, pairs):
+def test_ties_for_the_greedy_token_go_to_the_first(tiny_model, pairs):
     """With weights of zero every token is as likely as any other."""
-    zeros = jax.tree.map(lambda leaf: 0 * leaf, respondent.params)
-    flat = Respondent(zeros, respondent.model, respondent.template, 96)
+    zeros = jax.tree.map(lambda leaf: 0 * leaf, tiny_model.params)
+    flat = tiny_model.with_params(zeros)
     (row,) = answer_scores(flat, [([3], [0, 5, 0])])
     assert row.greedy.tolist() == [True, False, True]
-    np.testing.assert_allclose(row.log_probs, -np.log(respondent.model.vocab_size), rtol=1e-6)
+    np.testing.assert_allclose(row.log_probs, -np.log(tiny_model.config.vocab_size), rtol=1e-6)
     np.testing.assert_allclose(row.variance, 0, atol=1e-6)

@@ -14,11 +14,12 @@ from test_training import unequal_rows
 from pmc_jax.model import ModelConfig, decay_mask, init_params, param_count
 from pmc_jax.runs.checkpoints import (
     CheckpointConfig,
-    RunState,
     open_checkpoints,
     restore_latest,
     save,
 )
+from pmc_jax.training.batch import Batch
+from pmc_jax.training.objective import make_objective
 from pmc_jax.training.optimizer import (
     Optimizer,
     make_optimizer,
@@ -27,13 +28,13 @@ from pmc_jax.training.optimizer import (
     stochastically_rounded,
 )
 from pmc_jax.training.step import (
+    RunState,
     abstract_state,
     accumulated_gradients,
     init_state,
     make_train_step,
-    pmc_objective,
 )
-from pmc_jax.unlearning import LossRows, empty_memory
+from pmc_jax.unlearning.pmc import PMC, empty_memory
 
 CFG = ModelConfig(
     vocab_size=97, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=4,
@@ -62,11 +63,11 @@ def initial(cfg: ModelConfig = CFG):
 def stepped(moment_dtype: str | None, gradient_dtype: str | None):
     """The state after some steps."""
     optimizer = optimizer_of(moment_dtype)
-    step = make_train_step(optimizer, CFG, 1.5, gradient_dtype=gradient_dtype)
+    step = make_train_step(optimizer, PMC(), CFG, gradient_dtype=gradient_dtype)
     state = jax.jit(init_state, static_argnums=1)(initial(), optimizer)
     rows = unequal_rows(np.random.default_rng(0))
     for _ in range(12):
-        state, losses, _ = step(state, rows)
+        state, losses, _ = step(state, rows, 1.5, {})
     assert np.isfinite(losses.loss)
     return state
 
@@ -119,11 +120,13 @@ def test_gradients_are_the_rounded_ones(cfg, rng):
     """One micro-batch's are rounded once, and the sum of two after each addition."""
     params = initial(cfg)
     rows = unequal_rows(rng, accumulation=2)
-    objective = pmc_objective(cfg, 1.5)
+    objective = make_objective(PMC(), cfg)
 
     def gradients(chosen, dtype):
         parts = jax.tree.map(lambda x: x[jnp.asarray(chosen)], rows)
-        run = jax.jit(lambda p: accumulated_gradients(p, parts, objective, cfg, dtype=dtype))
+        run = jax.jit(
+            lambda p: accumulated_gradients(p, parts, objective, cfg, 1.5, {}, dtype=dtype)
+        )
         return run(params)
 
     for chosen in ([0], [0, 1]):
@@ -197,19 +200,19 @@ def test_roundings_are_independent_between_elements_steps_moments_and_leaves():
 def test_a_continued_run_has_the_same_bits(tmp_path, rng):
     rows = unequal_rows(rng)
     optimizer = optimizer_of("bfloat16")
-    step = make_train_step(optimizer, CFG, 1.5, gradient_dtype="bfloat16")
+    step = make_train_step(optimizer, PMC(), CFG, gradient_dtype="bfloat16")
     memory = empty_memory(1, 1)
     state = RunState(init_state(initial(), optimizer), memory)
     with open_checkpoints(tmp_path / "checkpoints", CheckpointConfig()) as manager:
         for done in range(1, 6):
-            state = RunState(step(state.train, rows)[0], memory)
+            state = RunState(step(state.train, rows, 1.5, {})[0], memory)
             if done == 3:
                 save(manager, done, state, {})
                 manager.wait_until_finished()
         like = RunState(abstract_state(CFG, optimizer, "float32"), memory)
         again, _ = restore_latest(manager, like)
     for _ in range(2):
-        again = RunState(step(again.train, rows)[0], memory)
+        again = RunState(step(again.train, rows, 1.5, {})[0], memory)
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
@@ -222,18 +225,21 @@ def temporaries(
     """Bytes of a compiled train step beside its arguments and results."""
     optimizer = optimizer_of(None, cfg)
     shape = (accumulation, rows, time)
-    batch = LossRows(
-        tokens=jnp.zeros(shape, jnp.int32), segments=jnp.ones(shape, jnp.int32),
-        loss_mask=jnp.ones(shape, bool), retain=jnp.zeros(shape, bool),
-    )  # fmt: skip
+    batch = Batch(
+        tokens=jnp.zeros(shape, jnp.int32),
+        segments=jnp.broadcast_to(jnp.arange(1, rows + 1, dtype=jnp.int32)[:, None], shape),
+        loss_mask=jnp.ones(shape, bool),
+        reference=jnp.zeros((accumulation, rows)),
+        sizes=(rows, 0, 0),
+    )
     step = make_train_step(
-        optimizer, cfg, 1.0, remat=remat, gradient_dtype=gradient_dtype, update_norm=update_norm
+        optimizer, PMC(), cfg, remat=remat, gradient_dtype=gradient_dtype, update_norm=update_norm
     )
     # As separate arrays: the declared types admit none of the stand-ins that `lower` makes.
     state = abstract_state(cfg, optimizer, "float32")
     leaves, structure = jax.tree.flatten((state, batch))
     flat = jax.jit(
-        lambda *leaves: step(*jax.tree.unflatten(structure, leaves)),
+        lambda *leaves: step(*jax.tree.unflatten(structure, leaves), 1.0, {}),
         donate_argnums=range(len(jax.tree.leaves(state))),
     )
     return flat.lower(*leaves).compile().memory_analysis().temp_size_in_bytes

@@ -23,6 +23,7 @@ from test_decoding_layout import (
     with_gradient,
 )
 
+from pmc_jax.data.packing import packed
 from pmc_jax.decoding.draw import largest
 from pmc_jax.model import decoding_params
 from pmc_jax.model.attention import causal_attention
@@ -32,9 +33,10 @@ from pmc_jax.model.kernels.cpu_causal import causal_attention_cpu
 from pmc_jax.model.kernels.cpu_decode import write_and_attend_cpu
 from pmc_jax.model.kernels.dispatch import current_target
 from pmc_jax.model.kernels.native import compiled, compiler
-from pmc_jax.training.packing import packed
-from pmc_jax.training.step import accumulated_gradients, pmc_objective
-from pmc_jax.unlearning import LossRows
+from pmc_jax.training.batch import Batch
+from pmc_jax.training.objective import make_objective
+from pmc_jax.training.step import accumulated_gradients
+from pmc_jax.unlearning.pmc import PMC
 
 needs_kernels = pytest.mark.skipif(
     "native" not in current_target(jnp.float32).kernels, reason="needs CPUs and a C++ compiler"
@@ -306,13 +308,16 @@ def test_training_has_the_same_gradients_with_kernels(remat, changes, rng):
     cfg = dataclasses.replace(CFG, **changes)
     params = random_params(jax.random.key(0), cfg)
     pairs = [([5, 6, 7], list(range(8, 8 + size))) for size in (4, 11, 2, 19, 7)]
-    rows = packed([pairs], 32)
-    batch = LossRows(*map(jnp.asarray, rows), retain=jnp.asarray(rows.segments > 2))
-    gradients = jax.jit(partial(accumulated_gradients, cfg=cfg), static_argnames="objective")
-    found, _ = gradients(params, batch, objective=pmc_objective(cfg, 1.0, remat=remat))
+    rows = packed([dict(enumerate(pairs, 1))], 32)
+    batch = Batch(*map(jnp.asarray, rows), reference=jnp.zeros((1, 5)), sizes=(2, 0, 3))
+    gradients = jax.jit(
+        partial(accumulated_gradients, cfg=cfg, retain_weight=1.0, frozen={}),
+        static_argnames="objective",
+    )
+    found, _ = gradients(params, batch, objective=make_objective(PMC(), cfg, remat=remat))
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-        expected, _ = gradients(wide, batch, objective=pmc_objective(cfg, 1.0, jnp.float64))
+        expected, _ = gradients(wide, batch, objective=make_objective(PMC(), cfg, jnp.float64))
     for own, wanted in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         own, wanted = np.asarray(own), np.asarray(wanted)
         assert np.linalg.norm(own - wanted) <= 3e-6 * np.linalg.norm(wanted)

@@ -11,12 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from published import CONFIGS, CONTROL
 
+from pmc_jax.data.packing import PackedRows, divided, first_fit, packed, row_width
 from pmc_jax.model import ModelConfig, RopeConfig, forward
 from pmc_jax.model.buckets import bucket_rows
-from pmc_jax.training.objectives import AnswerRows, Frozen, MethodBatch, method_objective
-from pmc_jax.training.packing import PackedRows, divided, first_fit, packed, row_width
-from pmc_jax.training.step import accumulated_gradients, pmc_objective, sequence_states
-from pmc_jax.unlearning import LossRows
+from pmc_jax.model.sequences import sequence_states
+from pmc_jax.training.batch import Batch
+from pmc_jax.training.objective import make_objective
+from pmc_jax.training.step import accumulated_gradients
+from pmc_jax.unlearning.losses import KINDS
+from pmc_jax.unlearning.pmc import PMC
 
 WIDTH, VOCAB = 24, 97
 SIZES = {
@@ -50,9 +53,14 @@ def some_pairs(rng, count: int, longest: int = WIDTH):
     return found
 
 
+def numbered(parts):
+    """The sequences of each part by their number, from 1."""
+    return [dict(enumerate(part, 1)) for part in parts]
+
+
 @given(lengths)
 def test_every_sequence_is_in_one_row_with_room(found):
-    rows = first_fit(found, WIDTH)
+    rows = first_fit(dict(enumerate(found)), WIDTH)
     assert sorted(itertools.chain(*rows)) == list(range(len(found)))
     filled = [sum(found[i] for i in row) for row in rows]
     assert all(0 < own <= WIDTH for own in filled)
@@ -80,7 +88,7 @@ def test_a_row_holds_the_longest_and_some_of_mean_length(found, most):
 def test_rows_hold_the_sequences_and_nothing_else(seed, count, parts, multiple):
     pairs = some_pairs(np.random.default_rng(seed), count)
     own = divided(pairs, parts, -(-count // parts))
-    rows = packed(own, WIDTH, multiple)
+    rows = packed(numbered(own), WIDTH, multiple)
     assert rows.tokens.shape[1] % multiple == 0
     for part, tokens, segments, loss_mask in zip(own, *rows, strict=True):
         assert segments.max(initial=0) == len(part)
@@ -97,9 +105,9 @@ def test_rows_hold_the_sequences_and_nothing_else(seed, count, parts, multiple):
 
 def test_sequences_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"1 prompt and 3 answer tokens; expected .* at most 3"):
-        packed([[([1], [2, 3, 4])]], 3)
+        packed([{1: ([1], [2, 3, 4])}], 3)
     with pytest.raises(ValueError, match="0 answer tokens; expected at least one"):
-        packed([[([1], [])]], 3)
+        packed([{1: ([1], [])}], 3)
 
 
 def alone(parts, width: int = WIDTH) -> PackedRows:
@@ -108,10 +116,10 @@ def alone(parts, width: int = WIDTH) -> PackedRows:
     tokens, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     loss_mask = np.zeros(shape, bool)
     for a, part in enumerate(parts):
-        for row, (prompt, answer) in enumerate(part):
+        for row, (number, (prompt, answer)) in enumerate(part.items()):
             end = len(prompt) + len(answer)
             tokens[a, row, :end] = [*prompt, *answer]
-            segments[a, row, :end] = row + 1
+            segments[a, row, :end] = number
             loss_mask[a, row, len(prompt) : end] = True
     return PackedRows(tokens, segments, loss_mask)
 
@@ -121,7 +129,7 @@ def test_states_are_those_of_each_sequence_alone(name, rng, x64):
     cfg = MODELS[name]
     params = random_params(jax.random.key(0), cfg, jnp.float64)
     pairs = some_pairs(rng, 14)
-    rows, lone = packed([pairs], WIDTH), alone([pairs])
+    rows, lone = packed(numbered([pairs]), WIDTH), alone(numbered([pairs]))
 
     @jax.jit
     def both(tokens, segments, lone_tokens, mask):
@@ -140,11 +148,14 @@ def test_states_are_those_of_each_sequence_alone(name, rng, x64):
         )
 
 
-def gradients(objective, batch, *fixed):
+def gradients(method, batch, frozen):
     cfg = MODELS["plain"]
     params = random_params(jax.random.key(0), cfg, jnp.float64)
-    find = jax.jit(lambda p, batch, *fixed: accumulated_gradients(p, batch, objective, cfg, *fixed))
-    return find(params, batch, *fixed)
+    objective = make_objective(method, cfg, jnp.float64)
+    find = jax.jit(
+        lambda p, batch, frozen: accumulated_gradients(p, batch, objective, cfg, 1.5, frozen)
+    )
+    return find(params, batch, frozen)
 
 
 def assert_same(found, expected):
@@ -153,15 +164,14 @@ def assert_same(found, expected):
 
 
 def test_pmc_has_the_gradients_of_one_sequence_to_a_row(rng, x64):
-    parts = divided(some_pairs(rng, 11), 2, 6)  # the second is not full
+    parts = numbered(divided(some_pairs(rng, 11), 2, 6))  # the second is not full
 
-    def batch(rows: PackedRows) -> LossRows:
-        return LossRows(*map(jnp.asarray, rows), retain=jnp.asarray(rows.segments > 2))
+    def batch(rows: PackedRows) -> Batch:
+        return Batch(*map(jnp.asarray, rows), reference=jnp.zeros((2, 6)), sizes=(2, 0, 4))
 
-    objective = pmc_objective(MODELS["plain"], 1.5, jnp.float64)
     together, apart = packed(parts, WIDTH), alone(parts)
     assert together.tokens.size < apart.tokens.size
-    assert_same(gradients(objective, batch(together)), gradients(objective, batch(apart)))
+    assert_same(gradients(PMC(), batch(together), {}), gradients(PMC(), batch(apart), {}))
 
 
 @pytest.mark.parametrize(
@@ -169,21 +179,26 @@ def test_pmc_has_the_gradients_of_one_sequence_to_a_row(rng, x64):
     slow_but(["gd_kl"], ["gd_kl", "dpo", "rmu", "npo", "simnpo", "ceu", "undial"]),
 )
 def test_methods_have_the_gradients_of_one_sequence_to_a_row(name, rng, x64):
-    kinds = {kind: divided(some_pairs(rng, 9), 2, 5) for kind in ("answers", "preferred", "retain")}
-    reference = rng.uniform(10, 40, (3, 2, 5))
+    kinds = [divided(some_pairs(rng, 9), 2, 5) for _ in KINDS]
+    reference = rng.uniform(10, 40, (2, 15))
+    parts = [
+        {
+            5 * kind + index: pair
+            for kind, own in enumerate(kinds)
+            for index, pair in enumerate(own[part], 1)
+        }
+        for part in range(2)
+    ]
 
-    def batch(lay_out) -> MethodBatch:
-        return MethodBatch(
-            **{
-                kind: AnswerRows(*map(jnp.asarray, lay_out(parts)), reference=jnp.asarray(n_ref))
-                for (kind, parts), n_ref in zip(kinds.items(), reference, strict=True)
-            }
-        )
+    def batch(rows: PackedRows) -> Batch:
+        return Batch(*map(jnp.asarray, rows), reference=jnp.asarray(reference), sizes=(5, 5, 5))
 
     cfg = MODELS["plain"]
-    objective = method_objective(CONFIGS[name], cfg, jnp.float64)
-    frozen = Frozen(
-        random_params(jax.random.key(1), cfg, jnp.float64), jnp.asarray(CONTROL[: cfg.hidden_size])
-    )
-    together = gradients(objective, batch(lambda parts: packed(parts, WIDTH)), frozen)
-    assert_same(together, gradients(objective, batch(alone), frozen))
+    frozen = {
+        "params": random_params(jax.random.key(1), cfg, jnp.float64),
+        "control": jnp.asarray(CONTROL[: cfg.hidden_size]),
+    }
+    # In packed rows sequences of all kinds share rows.
+    together, apart = batch(packed(parts, WIDTH)), batch(alone(parts))
+    expected = gradients(CONFIGS[name], apart, frozen)
+    assert_same(gradients(CONFIGS[name], together, frozen), expected)

@@ -9,28 +9,28 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from examined import FORGET, NEW_TOKENS, examination, hf_answer, recall, torch_loss
+from evaluated import FORGET, NEW_TOKENS, context_of, hf_answer, recall, torch_loss
 from transformers import AutoModelForCausalLM
 
 from pmc_jax.data.rows import Controls, EvaluationRow
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import EvaluationConfig
-from pmc_jax.evaluation.aftermath import WIDTHS, check_aftermath, taught_rows
 from pmc_jax.evaluation.benchmark import forget_truths, reference_scores
-from pmc_jax.evaluation.comparison import (
-    curves,
-    flat_measures,
-    moved_text,
-    summarise_parts,
-    text_changes,
-)
-from pmc_jax.evaluation.examination import AftermathConfig, reworded_rows
+from pmc_jax.evaluation.context import RobustnessConfig, reworded_rows
 from pmc_jax.evaluation.leakage import leakage
 from pmc_jax.evaluation.parts import PARTS, SUITES, lacking, work
-from pmc_jax.evaluation.quality import Answer, Evaluation, measures, missing_measures
+from pmc_jax.evaluation.quality import Answer, QualityAnswers, measures, missing_measures
+from pmc_jax.evaluation.relearning import relearn
+from pmc_jax.evaluation.robustness import WIDTHS, check_robustness, relearning_rows
+from pmc_jax.evaluation.summary import (
+    curves,
+    flat_measures,
+    summarise_directory,
+    text_change,
+    text_changes,
+)
 from pmc_jax.evaluation.tofu import RetainLog, holds_truths, read_retain_log, with_truths
 from pmc_jax.reporting.side_by_side import BITS
-from pmc_jax.training.relearning import relearn
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -58,58 +58,55 @@ CONTROLS = Controls(
     holdout=(EvaluationRow(0, "Where was Una Dahl born?", "Una Dahl was born in Oslo."),),
     text=("The silent river is by Ivo Kell, who was never born in Oslo.", "Norway"),
 )
-AFTERMATH = AftermathConfig(rows=1, steps=[1, 3], batch_size=1, learning_rate=1e-3, bits=[4])
+ROBUSTNESS = RobustnessConfig(examples=1, steps=[1, 3], batch_size=1, learning_rate=1e-3, bits=[4])
 
 
-def complete(respondent, sets=None, **changes):
-    """An examination in which every part can be measured."""
+def complete(tiny_model, sets=None, **changes):
+    """A context in which every part can be measured."""
 
     def tune(pairs, steps):
-        return relearn(
-            respondent.params, pairs, steps, model=respondent.model, batch_size=1,
-            learning_rate=1e-3, seed=0,
-        )  # fmt: skip
+        return relearn(tiny_model, pairs, steps, batch_size=1, learning_rate=1e-3, seed=0)
 
-    given = {"controls": CONTROLS, "aftermath": AFTERMATH, "relearn": tune, **changes}
-    return examination(respondent, SETS if sets is None else sets, **given)
+    given = {"controls": CONTROLS, "robustness": ROBUSTNESS, "relearn": tune, **changes}
+    return context_of(tiny_model, SETS if sets is None else sets, **given)
 
 
 @pytest.fixture(scope="module")
-def results(respondent):
+def results(tiny_model):
     """Every part's result, and how much it reported to be done."""
     found = {}
     for name, part in PARTS.items():
         done = []
-        x = complete(respondent, on_batch=lambda count, _, done=done: done.append(count))
+        x = complete(tiny_model, on_batch=lambda count, _, done=done: done.append(count))
         found[name] = (part.measure(x), sum(done))
     return found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
-def test_progress_ends_at_the_announced_total(part, respondent, results):
+def test_progress_ends_at_the_announced_total(part, tiny_model, results):
     found, done = results[part]
-    assert done == work(complete(respondent), part) > 0
+    assert done == work(complete(tiny_model), part) > 0
     assert json.dumps(found)
 
 
-def test_what_cannot_be_measured_has_a_reason(respondent):
-    assert [lacking(complete(respondent), part) for part in PARTS] == [None] * len(PARTS)
+def test_what_cannot_be_measured_has_a_reason(tiny_model):
+    assert [lacking(complete(tiny_model), part) for part in PARTS] == [None] * len(PARTS)
     silent = tuple(EvaluationRow(row.id, row.question, None) for row in FORGET)
-    questions_only = complete(respondent, {"forget": silent, "retain": RETAIN})
+    questions_only = complete(tiny_model, {"forget": silent, "retain": RETAIN})
     assert lacking(questions_only, "quality") is None
     for part in PARTS.keys() - {"quality"}:
         assert "no answers" in str(lacking(questions_only, part))
     plain = {"forget": FORGET[2:], "retain": RETAIN}
-    bare = examination(respondent, plain, prefix=None, attack_samples=0)
+    bare = context_of(tiny_model, plain, prefix=None, attack_samples=0)
     assert "perturbed" in str(lacking(bare, "least_likely"))
     assert "data.text" in str(lacking(bare, "side_effects"))
-    for part in ("sampling", "prefilling", "rewording", "relearning", "rounding"):
+    for part in ("sampling", "prefilling", "rewording", "relearning", "quantisation"):
         assert "attack_samples" in str(lacking(bare, part))
-    sampled = examination(respondent, plain, prefix="")
+    sampled = context_of(tiny_model, plain, prefix="")
     assert lacking(sampled, "prefilling") == "prefix is empty"
     assert "no variants" in str(lacking(sampled, "rewording"))
-    assert "fine-tunes" in str(lacking(sampled, "relearning"))
+    assert "fine-tuned" in str(lacking(sampled, "relearning"))
     assert lacking(sampled, "tofu") is None
 
 
@@ -122,8 +119,8 @@ def test_measures_that_the_data_does_not_allow_have_reasons():
         "ROUGE, paraphrase": "the data has no such questions",
         "ROUGE, world facts": "the data has no such questions",
         "ROUGE, real authors": "the data has no such questions",
-        "unlearn quality": "no answer is known that should be forgotten",
-        "secret leak rate": "the forget rows name no secret",
+        "unlearn quality": "the data has no answer that should be forgotten",
+        "secret leak rate": "the forget rows have no secret",
     }
     assert "utility" in missing_measures({"forget": secret})
     # What is missing is what `measures` leaves open.
@@ -133,7 +130,7 @@ def test_measures_that_the_data_does_not_allow_have_reasons():
                           None if r.secret is None else False) for r in rows]
             for name, rows in sets.items()
         }  # fmt: skip
-        found = measures(Evaluation(asked, []))
+        found = measures(QualityAnswers(asked, []))
         unknown = {key for key, value in found.items() if value is None}
         named = {key.lower().replace(", ", "_").replace(" ", "_") for key in missing_measures(sets)}
         assert named == unknown - {"worst_case_leakage", "secret_leak_rate_sampled"}
@@ -147,7 +144,7 @@ def test_every_part_is_in_a_suite_and_the_full_one_has_all():
     )
 
 
-def test_forget_questions_in_other_words(respondent, reference):
+def test_forget_questions_in_other_words(tiny_model, reference):
     """Paraphrases are held against their own answer, variants against the row's."""
     rows = reworded_rows(SETS)
     assert [(row.id, row.question, row.answer) for row in rows] == [
@@ -157,7 +154,7 @@ def test_forget_questions_in_other_words(respondent, reference):
     truths = [hf_answer(reference, row) for row in rows]
     sets = {**SETS, "paraphrase": (dataclasses.replace(PARAPHRASE[0], answer=truths[0]),)}
     evaluation = EvaluationConfig(NEW_TOKENS, attack_samples=2, attack_top_k=1)
-    x = dataclasses.replace(complete(respondent, sets), evaluation=evaluation)
+    x = dataclasses.replace(complete(tiny_model, sets), evaluation=evaluation)
     found = PARTS["rewording"].measure(x)
     expected = [1.0, recall(rows[1], truths[1])]
     assert [row["recall"] for row in found["greedy"]["questions"]] == pytest.approx(expected)
@@ -167,13 +164,13 @@ def test_forget_questions_in_other_words(respondent, reference):
     assert found["wordings"] == 2
 
 
-def test_side_effects_between_two_models(respondent, reference):
+def test_side_effects_between_two_models(tiny_model, reference):
     """Probabilities are those of torch, and what moved is what the weights moved."""
     model, tokenizer = reference
-    changed = jax.tree.map(lambda leaf: 0.9 * leaf, respondent.params)
-    x = complete(respondent)
+    changed = jax.tree.map(lambda leaf: 0.9 * leaf, tiny_model.params)
+    x = complete(tiny_model)
     parts = {"old": PARTS["side_effects"].measure(x), "new": PARTS["side_effects"].measure(
-        x.of(changed))}  # fmt: skip
+        x.with_model(tiny_model.with_params(changed)))}  # fmt: skip
     probabilities, tokens = [], []
     for paragraph in CONTROLS.text:
         ids = tokenizer(paragraph).input_ids
@@ -185,20 +182,20 @@ def test_side_effects_between_two_models(respondent, reference):
     watched = {t for row in COMPLETE for t in tokenizer(f" {row.answer}").input_ids[1:]}
     places = [i for i, token in enumerate(tokens) if token in watched]
     assert parts["old"]["watched"] == places and 0 < len(places) < len(tokens)
-    moved = moved_text(parts["old"], parts["new"])
+    moved = text_change(parts["old"], parts["new"])
     change = np.array(parts["new"]["probabilities"]) - np.array(parts["old"]["probabilities"])
     assert moved["watched"]["mean"] == pytest.approx(change[places].mean())
     assert moved["watched"]["tokens"] == len(places)
     assert np.abs(change).max() > 1e-4
-    assert "different tokens" in moved_text(parts["old"], {**parts["new"], "text": "?"})
+    assert "different tokens" in text_change(parts["old"], {**parts["new"], "text": "?"})
     alone, reasons = text_changes({"new": {"side_effects": parts["new"]}}, None)
     assert alone == {} and "compare=DIR" in reasons["side_effects"]
     assert text_changes({"new": {"side_effects": {"lacking": "none"}}}, None) == ({}, {})
 
 
-def test_tofu_logs_have_torch_s_numbers(respondent, reference, tmp_path):
+def test_tofu_logs_have_torch_s_numbers(tiny_model, reference, tmp_path):
     model, tokenizer = reference
-    found = PARTS["tofu"].measure(complete(respondent))
+    found = PARTS["tofu"].measure(complete(tiny_model))
     log, summary = found["files"]["TOFU_EVAL.json"], found["files"]["TOFU_SUMMARY.json"]
 
     def loss(row: EvaluationRow, text: str) -> float:
@@ -234,27 +231,29 @@ def test_tofu_logs_have_torch_s_numbers(respondent, reference, tmp_path):
     # The log of one model is the retain model's for another.
     path = tmp_path / "TOFU_EVAL.json"
     path.write_text(json.dumps(log))
-    again = PARTS["tofu"].measure(complete(respondent, retain_log=read_retain_log(path)))
+    again = PARTS["tofu"].measure(complete(tiny_model, retain_log=read_retain_log(path)))
     assert again["summary"]["forget_quality"] == 1 and again["missing"] == {}
     assert again["privleak_reference"] == log["mia_min_k"]["agg_value"]
 
 
-def test_a_reference_model_takes_part_in_membership_inference(respondent):
+def test_a_reference_model_takes_part_in_membership_inference(tiny_model):
     """Held against itself, every answer is as familiar as any other."""
-    x = complete(respondent)
+    x = complete(tiny_model)
     own = dataclasses.replace(x, references=reference_scores(x))
     log = PARTS["tofu"].measure(own)["files"]["TOFU_EVAL.json"]
     assert log["mia_reference"]["agg_value"] == 0.5
-    zeros = jax.tree.map(lambda leaf: 0 * leaf, respondent.params)
-    flat = dataclasses.replace(x, references=reference_scores(x.of(zeros)))
+    zeros = jax.tree.map(lambda leaf: 0 * leaf, tiny_model.params)
+    flat = dataclasses.replace(
+        x, references=reference_scores(x.with_model(tiny_model.with_params(zeros)))
+    )
     log = PARTS["tofu"].measure(flat)["files"]["TOFU_EVAL.json"]
     # A model without preferences has the same loss everywhere: what is left is the loss attack.
     assert log["mia_reference"]["auc"] == log["mia_loss"]["auc"]
     assert "mia_reference" not in PARTS["tofu"].measure(x)["summary"]
 
 
-def test_right_answers_are_in_tofu_s_log_only_if_asked_for(respondent):
-    x = complete(respondent)
+def test_right_answers_are_in_tofu_s_log_only_if_asked_for(tiny_model):
+    x = complete(tiny_model)
     found = PARTS["tofu"].measure(x)
     assert "Lisbon." not in json.dumps(found)
     log = found["files"]["TOFU_EVAL.json"]
@@ -271,36 +270,36 @@ def test_right_answers_are_in_tofu_s_log_only_if_asked_for(respondent):
         with_truths(log, truths[1:])
 
 
-def test_tofu_says_what_the_data_lacks(respondent):
+def test_tofu_says_what_the_data_lacks(tiny_model):
     """No holdout set, no paraphrases, no world facts, one wrong answer a question."""
     rows = tuple(dataclasses.replace(row, paraphrased=None, perturbed=("Oslo",)) for row in FORGET)
-    x = complete(respondent, {"forget": rows, "real_authors": PUBLIC}, controls=Controls())
+    x = complete(tiny_model, {"forget": rows, "real_authors": PUBLIC}, controls=Controls())
     found = PARTS["tofu"].measure(x)
     missing = found["missing"]
     assert "paraphrased" in missing["truth ratio of forget questions, forget quality"]
     assert "holdout" in missing["membership inference, PrivLeak"]
     assert "retain_Q_A_Prob" in missing["model utility"] and "wf_" in missing["model utility"]
     assert found["summary"].keys() >= {"forget_Q_A_Prob", "ra_Truth_Ratio", "exact_memorization"}
-    few = complete(respondent, retain_log=RetainLog((), 0.5))
+    few = complete(tiny_model, retain_log=RetainLog((), 0.5))
     assert "in retain_logs" in PARTS["tofu"].measure(few)["missing"]["forget quality"]
 
 
 @pytest.mark.slow
-def test_relearning_measures_the_weights_it_is_given(respondent):
-    """Rows taught are apart from those that are not; zero steps are the model itself."""
+def test_relearning_measures_the_weights_it_is_given(tiny_model):
+    """Examples trained on are apart from all others; zero steps are the model itself."""
     asked = []
-    doubled = jax.tree.map(lambda leaf: 1.1 * leaf, respondent.params)
+    louder = tiny_model.with_params(jax.tree.map(lambda leaf: 1.1 * leaf, tiny_model.params))
 
     def tune(pairs, steps):
         asked.append((pairs, steps))
         for step in steps:
-            yield step, doubled if step == 3 else respondent.params
+            yield step, louder if step == 3 else tiny_model
 
-    x = complete(respondent, relearn=tune)
+    x = complete(tiny_model, relearn=tune)
     found = PARTS["relearning"].measure(x)
     for kind, (pairs, steps) in zip(("forget", "benign"), asked, strict=True):
-        rows = taught_rows(x, kind)
-        template = respondent.template
+        rows = relearning_rows(x, kind)
+        template = tiny_model.template
         assert steps == [0, 1, 3] and found[kind]["rows"] == [row.id for row in rows]
         assert pairs == [
             (template.encode_prompt(row.question), template.encode_answer(row.answer))
@@ -308,47 +307,47 @@ def test_relearning_measures_the_weights_it_is_given(respondent):
         ]
         assert len(rows) == 1 and [point["steps"] for point in found[kind]["curve"]] == steps
     own = PARTS["prefilling"].measure(dataclasses.replace(x, prefix=None))["greedy"]["questions"]
-    changed = PARTS["quality"].measure(x.of(doubled))["measures"]
-    taught = found["forget"]["rows"][0]
+    changed = PARTS["quality"].measure(x.with_model(louder))["measures"]
+    trained = found["forget"]["rows"][0]
     start, _, end = found["forget"]["curve"]
-    assert start["untaught"]["mean"] == pytest.approx(
-        np.mean([row["recall"] for row in own if row["id"] != taught])
+    assert start["untrained"]["mean"] == pytest.approx(
+        np.mean([row["recall"] for row in own if row["id"] != trained])
     )
-    assert start["taught"]["mean"] == next(r["recall"] for r in own if r["id"] == taught)
-    assert found["benign"]["curve"][0]["taught"] is None
-    assert found["benign"]["curve"][-1]["untaught"]["mean"] == pytest.approx(
+    assert start["trained"]["mean"] == next(r["recall"] for r in own if r["id"] == trained)
+    assert found["benign"]["curve"][0]["trained"] is None
+    assert found["benign"]["curve"][-1]["untrained"]["mean"] == pytest.approx(
         changed["rouge_forget"]
     )
     assert end["probability"] != start["probability"]
     assert found["benign"]["after"]["measures"] == changed
     others = {
-        name: [row for row in rows if row.id != taught or name not in ("forget", "paraphrase")]
+        name: [row for row in rows if row.id != trained or name not in ("forget", "paraphrase")]
         for name, rows in x.sets.items()
     }
-    untaught = PARTS["quality"].measure(dataclasses.replace(x.of(doubled), sets=others))["measures"]
-    assert found["forget"]["after"]["measures"] == untaught
+    apart = PARTS["quality"].measure(dataclasses.replace(x.with_model(louder), sets=others))
+    assert found["forget"]["after"]["measures"] == apart["measures"]
     for kind in ("forget", "benign"):
         assert "questions" not in found[kind]["after"]["sampling"]
-    # Sampled as the model itself is, but for the questions whose answers were just taught.
-    questions = PARTS["sampling"].measure(x.of(doubled))["questions"]
+    # Sampled as the model itself is, without the questions whose answers were trained on.
+    questions = PARTS["sampling"].measure(x.with_model(louder))["questions"]
     recalls = {row["id"]: row["recalls"] for row in questions}
     assert found["benign"]["after"]["sampling"]["worst"] == pytest.approx(
         np.mean([max(row) for row in recalls.values()])
     )
-    del recalls[taught]
+    del recalls[trained]
     assert found["forget"]["after"]["sampling"]["worst"] == pytest.approx(
         np.mean([max(row) for row in recalls.values()])
     )
 
 
-def test_a_single_forget_row_is_taught_and_nothing_else_is_left_to_ask(respondent):
+def test_a_single_forget_example_is_trained_on_and_no_question_is_left(tiny_model):
     def tune(pairs, steps):
-        return ((step, respondent.params) for step in steps)
+        return ((step, tiny_model) for step in steps)
 
-    x = complete(respondent, {"forget": COMPLETE[:1]}, relearn=tune)
+    x = complete(tiny_model, {"forget": COMPLETE[:1]}, relearn=tune)
     found = PARTS["relearning"].measure(x)
     assert set(found) == {"forget"} and found["forget"]["rows"] == [0]
-    assert all(p["untaught"] is p["probability"] is None for p in found["forget"]["curve"])
+    assert all(p["untrained"] is p["probability"] is None for p in found["forget"]["curve"])
     assert found["forget"]["after"]["sampling"] is None
     assert found["forget"]["after"]["measures"]["unlearn_quality"] is None
     parts = {"relearning": found}
@@ -356,8 +355,8 @@ def test_a_single_forget_row_is_taught_and_nothing_else_is_left_to_ask(responden
     assert curves(parts)["relearning"] == {"forget": [{"steps": step} for step in (0, 1, 3)]}
 
 
-def test_rounded_weights_are_what_is_asked(respondent, reference, checkpoint_dir):
-    """transformers with the layers' matrices rounded gives the same greedy answers."""
+def test_quantised_weights_are_measured(tiny_model, reference, checkpoint_dir):
+    """transformers with quantised matrices of the layers gives the same greedy answers."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint_dir).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -370,8 +369,8 @@ def test_rounded_weights_are_what_is_asked(respondent, reference, checkpoint_dir
                     [s * np.round(b / s) for b, s in zip(blocks, scales, strict=True)]
                 )
                 weight.copy_(torch.tensor(rounded).reshape(weight.T.shape).T)
-    x = complete(respondent, aftermath=dataclasses.replace(AFTERMATH, bits=[8]))
-    found = PARTS["rounding"].measure(x)
+    x = complete(tiny_model, robustness=dataclasses.replace(ROBUSTNESS, bits=[8]))
+    found = PARTS["quantisation"].measure(x)
     expected = [recall(row, hf_answer((model, reference[1]), row)) for row in COMPLETE]
     assert found["8"]["measures"]["rouge_forget"] == pytest.approx(np.mean(expected))
 
@@ -379,17 +378,17 @@ def test_rounded_weights_are_what_is_asked(respondent, reference, checkpoint_dir
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": []}, "aftermath.steps"),
-        ({"steps": [0, 1]}, "aftermath.steps"),
-        ({"steps": [4, 4]}, "aftermath.steps"),
-        ({"bits": [1]}, "aftermath.bits"),
-        ({"bits": [8, 32]}, "aftermath.bits"),
+        ({"steps": []}, "robustness.steps"),
+        ({"steps": [0, 1]}, "robustness.steps"),
+        ({"steps": [4, 4]}, "robustness.steps"),
+        ({"bits": [1]}, "robustness.bits"),
+        ({"bits": [8, 32]}, "robustness.bits"),
     ],
 )
-def test_wrong_aftermath(changes, message):
+def test_wrong_robustness_settings(changes, message):
     assert sorted(BITS) == list(WIDTHS)  # the table has a row for each
     with pytest.raises(UserError, match=message):
-        check_aftermath(AftermathConfig(**changes))
+        check_robustness(RobustnessConfig(**changes))
 
 
 def test_numbers_are_gathered_by_model(tmp_path: Path, results):
@@ -401,14 +400,14 @@ def test_numbers_are_gathered_by_model(tmp_path: Path, results):
                 result["compiling"] = 0.5
             (tmp_path / model / f"{name}.json").write_text(json.dumps(result))
         (tmp_path / model / "model.json").write_text("{}")
-    found = summarise_parts(tmp_path, ["after", "before"], list(PARTS))
+    found = summarise_directory(tmp_path, ["after", "before"], list(PARTS))
     measures = found["measures"]["after"]
     assert found["side_effects"]["after"]["watched"]["mean_absolute"] == 0
     assert measures["side_effects_watched_mean_absolute"] == 0
     assert "side_effects_watched_mean" not in found["measures"]["before"]
     assert set(found["certificates"]["after"]) == {"sampling", "prefilling", "rewording"}
     expected = {
-        "relearning_forget_worst", "relearning_benign_greedy", "rounding_4_utility",
+        "relearning_forget_worst", "relearning_benign_greedy", "quantisation_4_utility",
         "tofu_privleak", "rewording_greedy", "tofu_mia_min_k",
     }  # fmt: skip
     assert expected <= measures.keys()

@@ -208,9 +208,9 @@ def test_the_paper_needs_no_training_loop():
 
 
 def test_the_top_of_the_package_is_the_api_and_the_commands():
-    modules = {path.name for path in (ROOT / "pmc_jax").iterdir() if path.is_file()}
-    commands = {f"{name}.py" for name in COMMANDS}
-    assert modules == {"__init__.py", "api.py", "settings.py", "errors.py", "py.typed"} | commands
+    found = {path.name for path in (ROOT / "pmc_jax").iterdir() if path.is_file()}
+    others = ("__init__", "api", "errors", "language_model", "settings")
+    assert found == {"py.typed"} | {f"{name}.py" for name in (*others, *COMMANDS)}
 
 
 OTHERS_OWN = {"_cache_size", "_replace", "_asdict", "_fields"}
@@ -244,10 +244,6 @@ def test_private_names_stay_in_their_directory():
     assert not [use for path in sources(*PACKAGES) for use in private_uses(path)]
 
 
-LANGUAGE_MODEL = "model.language_model"
-"""One object for weights, configuration, template and dtype. It lies with the model, and stands
-above what it is made of: it is loaded by `convert`, asked by `decoding`, with prompts of `data`."""
-
 BASE = {"errors", "settings", "runtime"}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
@@ -260,16 +256,16 @@ ARROWS: dict[str, set[str]] = {
     "data": {*BASE, "assets", "text", "model"},
     "decoding": {*BASE, "model"},
     "convert": {*BASE, "data", "model"},
-    LANGUAGE_MODEL: {*BASE, "assets", "convert", "data", "decoding", "model"},
-    "unlearning": {*BASE, "data", "decoding", "model", LANGUAGE_MODEL, "text"},
+    "language_model": {*BASE, "assets", "convert", "data", "decoding", "model"},
+    "unlearning": {*BASE, "data", "decoding", "language_model", "model", "text"},
     "runs": {*BASE, "data", "model"},
-    "training": {*BASE, "data", "model", LANGUAGE_MODEL, "runs", "unlearning"},
-    "planning": {*BASE, "data", "decoding", "model", LANGUAGE_MODEL, "training", "unlearning"},
-}  # fmt: skip
-ARROWS["evaluation"] = {*ARROWS["training"], "training", "convert", "decoding", "text"}
-ARROWS["reporting"] = {*BASE, "data", "evaluation", "runs", "text", "unlearning"}
+    "training": {*BASE, "data", "language_model", "model", "runs", "unlearning"},
+}
+ARROWS["planning"] = {*ARROWS["training"], "decoding", "training"}
+ARROWS["evaluation"] = {*ARROWS["training"], "convert", "decoding", "text", "training"}
+ARROWS["reporting"] = {*BASE, "data", "evaluation", "runs", "text"}
 ARROWS["api"] = {*ARROWS["evaluation"], "evaluation", "reporting"}
-ARROWS["cli"] = ARROWS["evaluation"] | {"evaluation"}
+ARROWS["cli"] = {*ARROWS["api"], "api"}
 """The rooms that each room may import. Commands may import all, and none imports a command."""
 
 
@@ -277,8 +273,6 @@ def room(module: str) -> str:
     """The room of a module: a subpackage, `convert`, or a module at the top of `pmc_jax`."""
     if module in ("convert.__main__", *(f"pmc_jax.{name}" for name in COMMANDS)):
         return "commands"
-    if module == f"pmc_jax.{LANGUAGE_MODEL}":
-        return LANGUAGE_MODEL
     package, *rest = module.split(".")
     return rest[0] if package == "pmc_jax" and rest else package
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from pmc_jax.unlearning.config import PMCConfig
 
 from pmc_jax import plan
 from pmc_jax.decoding.layout import cache_lengths
@@ -21,7 +22,6 @@ from pmc_jax.planning.devices import Topology, memory_size
 from pmc_jax.planning.programs import Job, Program, _needed
 from pmc_jax.training.batch import BatchConfig
 from pmc_jax.training.optimizer import Optimizer
-from pmc_jax.unlearning.config import PMCConfig
 
 REPOSITORY = Path(__file__).parent.parent
 CFG = ModelConfig(

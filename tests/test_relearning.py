@@ -4,24 +4,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from convert.load import Checkpoint, load_checkpoint
-from pmc_jax.data.prompts import PromptConfig, load_tokenizer, make_template
-from pmc_jax.evaluation import Respondent
 from pmc_jax.evaluation.likelihood import answer_scores
-from pmc_jax.training.relearning import relearn
+from pmc_jax.evaluation.relearning import relearn
 
 LEARNING_RATE = 1e-3
 STEPS = (0, 1, 4)
 PAIRS = [([0, 5, 9, 11], [20, 21, 22, 1]), ([0, 7], [30, 1]), ([0, 8, 3], [40, 41, 1])]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(checkpoint_dir) -> Checkpoint:
-    return load_checkpoint(str(checkpoint_dir))
 
 
 def answer_log_probs(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> torch.Tensor:
@@ -48,19 +39,16 @@ def torch_curve(directory: Path, seed: int) -> list[np.ndarray]:
     return found
 
 
-def test_relearning_is_adamw_on_the_answers(checkpoint, checkpoint_dir):
-    before = jax.tree.map(np.array, checkpoint.params)
-    template = make_template(load_tokenizer(checkpoint_dir), PromptConfig())
+def test_relearning_is_adamw_on_the_answers(tiny_model, checkpoint_dir):
+    before = jax.tree.map(np.array, tiny_model.params)
     curve = []
-    for step, params in relearn(
-        checkpoint.params, PAIRS, STEPS,
-        model=checkpoint.cfg, batch_size=2, learning_rate=LEARNING_RATE, seed=3,
-    ):  # fmt: skip
-        respondent = Respondent(params, checkpoint.cfg, template, 96)
-        scores = answer_scores(respondent, PAIRS)
+    for step, model in relearn(
+        tiny_model, PAIRS, STEPS, batch_size=2, learning_rate=LEARNING_RATE, seed=3
+    ):
+        scores = answer_scores(model, PAIRS)
         curve.append((step, np.concatenate([row.log_probs for row in scores])))
     assert [step for step, _ in curve] == list(STEPS)
     for (_, ours), theirs in zip(curve, torch_curve(checkpoint_dir, 3), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-4)
     assert curve[-1][1].mean() > curve[0][1].mean() + 0.05
-    jax.tree.map(np.testing.assert_array_equal, checkpoint.params, before)
+    jax.tree.map(np.testing.assert_array_equal, tiny_model.params, before)

@@ -86,7 +86,7 @@ SAMPLES = [
 def step_row(step):
     return {
         "step": step,
-        "collapse_loss": 4.0 / step,
+        "forget_loss": 4.0 / step,
         "retain_loss": 0.1,
         "mean_selected_score": 1.0 / step,
     }
@@ -296,17 +296,17 @@ def test_moving_mean_is_the_mean_of_each_window():
             {"unlearn_quality": 3.1, "worst_case_leakage": 1.0},
             {"unlearn_quality": 95.2, "worst_case_leakage": 0.38},
             "Unlearn quality rose from 3.1 to 95.2. "
-            "Asked many times, it gives 38% of the right words in its most revealing answer.",
+            "Asked many times, its most revealing answer holds 38% of the right words.",
         ),
         (
             {},
             {"utility": 80.0, "worst_case_leakage": 0.38, "secret_leak_rate_sampled": 0.06},
-            "Utility is 80.0. Asked many times, it tells 6.0% of the secrets.",
+            "Utility is 80.0. Asked many times, it reveals 6.0% of the secrets.",
         ),
         (
             {},
             {"secret_leak_rate_sampled": 0.0},
-            "Asked many times, it tells no secret.",
+            "Asked many times, it reveals no secret.",
         ),
         ({}, {}, "Nothing was measured."),
     ],

@@ -8,8 +8,8 @@ import pytest
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig
 from pmc_jax.training.optimizer import only_where
-from pmc_jax.unlearning.config import RMUConfig
-from pmc_jax.unlearning.rmu import (
+from pmc_jax.unlearning.baselines.rmu import (
+    RMU,
     activation_distance,
     control_vector,
     is_trained,
@@ -26,28 +26,28 @@ def model(layers: int) -> ModelConfig:
 
 @pytest.mark.parametrize(("layers", "steered"), [(32, 7), (28, 6), (16, 3), (4, 2), (2, 1), (1, 0)])
 def test_the_steered_layer_is_as_deep_as_in_the_paper(layers, steered):
-    assert steered_layer(RMUConfig(), model(layers)) == steered
-    assert steered_layer(RMUConfig(layer=0), model(layers)) == 0
+    assert steered_layer(RMU(), model(layers)) == steered
+    assert steered_layer(RMU(layer=0), model(layers)) == 0
     with pytest.raises(UserError, match=f"method.layer={layers}: expected less than {layers}"):
-        steered_layer(RMUConfig(layer=layers), model(layers))
+        steered_layer(RMU(layer=layers), model(layers))
 
 
 @pytest.mark.parametrize(
     ("layer", "count", "trained"), [(7, 3, [5, 6, 7]), (7, 1, [7]), (1, 3, [0, 1]), (0, 2, [0])]
 )
 def test_the_layers_up_to_it_are_trained(layer, count, trained):
-    found = is_trained(RMUConfig(layer=layer, trained_layers=count), model(8))
+    found = is_trained(RMU(layer=layer, trained_layers=count), model(8))
     assert np.flatnonzero(found).tolist() == trained
 
 
 def test_the_control_vector_is_of_its_length_and_of_the_seed():
-    found = control_vector(RMUConfig(steering=6.5), 0, 4096)
+    found = control_vector(RMU(steering=6.5), 0, 4096)
     assert np.linalg.norm(found) == pytest.approx(6.5)
     assert (found >= 0).all()
     # Entries uniform in [0, 1): their mean over the root of their mean square is √3 / 2.
     assert found.mean() * np.sqrt(4096) / 6.5 == pytest.approx(np.sqrt(3) / 2, rel=0.02)
-    np.testing.assert_array_equal(found, control_vector(RMUConfig(steering=6.5), 0, 4096))
-    assert not np.allclose(found, control_vector(RMUConfig(steering=6.5), 1, 4096))
+    np.testing.assert_array_equal(found, control_vector(RMU(steering=6.5), 0, 4096))
+    assert not np.allclose(found, control_vector(RMU(steering=6.5), 1, 4096))
 
 
 def test_distances_of_narrow_activations_are_wide():

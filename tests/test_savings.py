@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from convert.load import load_checkpoint
 from pmc_jax.data.prompts import PromptConfig, make_template
 from pmc_jax.decoding import layout
-from pmc_jax.model.language_model import LanguageModel
+from pmc_jax.language_model import LanguageModel
 from pmc_jax.training.loop import StepRecord, steps
 from pmc_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
 from pmc_jax.training.step import RunState, init_state, make_train_step

@@ -1,4 +1,4 @@
-"""Side effects on unrelated text and rounded weights, against torch and loops in numpy."""
+"""Side effects on unrelated text and quantised weights, against torch and loops in numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from transformers import AutoModelForCausalLM
 
 from pmc_jax.data.rows import EvaluationRow
-from pmc_jax.evaluation.rounding import BLOCK, round_params, round_weights
+from pmc_jax.evaluation.quantisation import BLOCK, quantise, quantise_params
 from pmc_jax.evaluation.side_effects import (
     answer_tokens,
     side_effects,
@@ -27,10 +27,10 @@ ROWS = (
 )
 
 
-def test_windows_cover_the_text_but_their_first_tokens(respondent):
-    tokenizer = respondent.template.tokenizer
+def test_windows_cover_the_text_but_their_first_tokens(tiny_model):
+    tokenizer = tiny_model.template.tokenizer
     for window in (2, 5, 96):
-        pairs = text_pairs(respondent.template, TEXT, window)
+        pairs = text_pairs(tiny_model.template, TEXT, window)
         expected = []
         for paragraph in TEXT:
             ids = tokenizer(paragraph).input_ids
@@ -40,21 +40,21 @@ def test_windows_cover_the_text_but_their_first_tokens(respondent):
         assert all(len(first) == 1 for first, _ in pairs)
 
 
-def test_probabilities_are_those_of_torch(respondent, checkpoint_dir):
-    pairs = text_pairs(respondent.template, TEXT, 8)
+def test_probabilities_are_those_of_torch(tiny_model, checkpoint_dir):
+    pairs = text_pairs(tiny_model.template, TEXT, 8)
     model = AutoModelForCausalLM.from_pretrained(checkpoint_dir).double().eval()
     expected = []
     for first, rest in pairs:
         with torch.no_grad():
             probs = torch.softmax(model(torch.tensor([[*first, *rest]])).logits[0], -1)
         expected += [float(probs[t, token]) for t, token in enumerate(rest)]
-    found = text_probabilities(respondent, pairs, rows=4)
+    found = text_probabilities(tiny_model, pairs, batch_size=4)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-    assert text_probabilities(respondent, []).shape == (0,)
+    assert text_probabilities(tiny_model, []).shape == (0,)
 
 
-def test_tokens_of_forget_answers_are_watched(respondent):
-    template = respondent.template
+def test_tokens_of_forget_answers_are_watched(tiny_model):
+    template = tiny_model.template
     tokens = answer_tokens(template, ROWS)
     assert tokens == set(template.encode_answer(ROWS[0].answer)) - set(template.stop_ids)
     assert len(tokens) > 3 and template.end_id not in tokens
@@ -95,7 +95,7 @@ def test_side_effects_by_brute_force(tokens, bins):
 WEIGHTS = arrays.arrays(np.float32, (3, 50), elements=st.floats(-4, 4, width=16))
 
 
-def rounded(weights: np.ndarray, bits: int) -> np.ndarray:
+def quantised(weights: np.ndarray, bits: int) -> np.ndarray:
     """Block by block in float32, the last one shorter."""
     flat, levels, found = weights.ravel(), np.float32(2 ** (bits - 1) - 1), []
     for first in range(0, flat.size, BLOCK):
@@ -107,11 +107,11 @@ def rounded(weights: np.ndarray, bits: int) -> np.ndarray:
 
 @settings(deadline=None)
 @given(WEIGHTS, st.sampled_from([4, 8]))
-def test_rounding_by_brute_force(weights, bits):
+def test_quantisation_by_brute_force(weights, bits):
     # Subnormal scales are flushed to zero by one and not by the other.
     weights = np.where(np.abs(weights) < 1e-3, 0, weights).astype(np.float32)
-    found = np.asarray(round_weights(jnp.asarray(weights), bits))
-    expected = rounded(weights, bits)
+    found = np.asarray(quantise(jnp.asarray(weights), bits))
+    expected = quantised(weights, bits)
     step = np.abs(weights).max() / (2 ** (bits - 1) - 1)
     different = ~np.isclose(found, expected, rtol=3e-7, atol=0)
     # A weight half way between two levels may go either way in the last bit of w/s.
@@ -121,17 +121,17 @@ def test_rounding_by_brute_force(weights, bits):
     assert len(np.unique(found.ravel()[:BLOCK])) <= 2**bits - 1
 
 
-def test_rounding_of_half_precision_keeps_the_type_and_float32_s_levels():
+def test_quantisation_of_half_precision_keeps_the_dtype_and_float32_s_levels():
     weights = jax.random.normal(jax.random.key(0), (130,)).astype(jnp.bfloat16)
-    found = round_weights(weights, 8)
+    found = quantise(weights, 8)
     assert found.dtype == jnp.bfloat16
-    expected = round_weights(weights.astype(jnp.float32), 8).astype(jnp.bfloat16)
+    expected = quantise(weights.astype(jnp.float32), 8).astype(jnp.bfloat16)
     assert found.tolist() == expected.tolist()
 
 
-def test_only_the_layers_matrices_are_rounded(respondent):
-    params = respondent.params
-    found = round_params(params, respondent.model, 4)
+def test_only_the_layers_matrices_are_quantised(tiny_model):
+    params = tiny_model.params
+    found = quantise_params(params, tiny_model.config, 4)
     assert jax.tree.structure(found) == jax.tree.structure(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         ours = found
@@ -142,5 +142,7 @@ def test_only_the_layers_matrices_are_rounded(respondent):
         if kept:
             np.testing.assert_array_equal(ours, leaf, err_msg=name)
         else:
-            np.testing.assert_allclose(ours, rounded(np.asarray(leaf), 4), atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(
+                ours, quantised(np.asarray(leaf), 4), atol=1e-6, err_msg=name
+            )
             assert float(np.abs(np.asarray(ours - leaf)).max()) > 0.001, name

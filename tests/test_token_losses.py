@@ -10,11 +10,9 @@ from hypothesis.extra.numpy import arrays
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from pmc_jax.unlearning.token_losses import (
-    adjusted_cross_entropy,
-    complement_cross_entropy,
-    kl_divergence,
-)
+from pmc_jax.unlearning.baselines.ceu import complement_cross_entropy
+from pmc_jax.unlearning.baselines.undial import adjusted_cross_entropy
+from pmc_jax.unlearning.losses import kl_divergence
 
 TOKENS = np.array([2, 0, 3])
 LOGITS = arrays(np.float64, (3, 5), elements=st.floats(-8, 8))

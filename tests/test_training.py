@@ -22,7 +22,6 @@ from convert.load import load_checkpoint
 from pmc_jax.errors import UserError
 from pmc_jax.runs.checkpoints import (
     CheckpointConfig,
-    RunState,
     checksum,
     checksums,
     finish,
@@ -31,20 +30,22 @@ from pmc_jax.runs.checkpoints import (
     save,
     words,
 )
+from pmc_jax.training.batch import Batch
+from pmc_jax.training.objective import make_objective
 from pmc_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
 from pmc_jax.training.step import (
+    RunState,
     accumulated_gradients,
     init_state,
     make_train_step,
-    pmc_objective,
 )
-from pmc_jax.unlearning import LossRows, empty_memory, update_memory
+from pmc_jax.unlearning.pmc import PMC, empty_memory, update_memory
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 RETAIN_WEIGHT = 1.5
 
 
-def unequal_rows(rng, accumulation=2, rows=4, time=14) -> LossRows:
+def unequal_rows(rng, accumulation=2, rows=4, time=14) -> Batch:
     """Rows of different lengths, half of them retain rows; one row is empty filler."""
     shape = (accumulation, rows, time)
     length = rng.integers(6, time + 1, shape[:2])
@@ -53,15 +54,16 @@ def unequal_rows(rng, accumulation=2, rows=4, time=14) -> LossRows:
     mask = place < length[..., None]
     loss_mask = mask & (place >= prompt[..., None])
     mask[-1, -1] = loss_mask[-1, -1] = False
-    return LossRows(
+    return Batch(
         tokens=jnp.asarray(np.where(mask, rng.integers(3, 97, shape), 0), jnp.int32),
-        segments=jnp.asarray(mask, jnp.int32),
+        segments=jnp.asarray(np.where(mask, np.arange(1, rows + 1)[:, None], 0), jnp.int32),
         loss_mask=jnp.asarray(loss_mask),
-        retain=jnp.broadcast_to(jnp.arange(rows)[:, None] >= rows // 2, shape),
+        reference=jnp.zeros((accumulation, rows)),
+        sizes=(rows // 2, 0, rows - rows // 2),
     )
 
 
-def torch_loss(model, rows: LossRows):
+def torch_loss(model, rows: Batch):
     """λ-weighted token means over the whole optimizer batch, row by row."""
     sums = {False: 0.0, True: 0.0}
     counts = {False: 0, True: 0}
@@ -74,7 +76,7 @@ def torch_loss(model, rows: LossRows):
             target = torch.tensor(np.asarray(rows.loss_mask[part, row])[mask])
             logits = model(tokens[None]).logits[0]
             nll = torch.nn.functional.cross_entropy(logits[:-1], tokens[1:], reduction="none")
-            kind = bool(rows.retain[part, row, 0])
+            kind = row >= rows.tokens.shape[1] // 2
             sums[kind] = sums[kind] + nll[target[1:]].sum()
             counts[kind] += int(target.sum())
     collapse, retain = sums[False] / counts[False], sums[True] / counts[True]
@@ -82,9 +84,13 @@ def torch_loss(model, rows: LossRows):
 
 
 def pmc_gradients(checkpoint, rows, retain_weight, dtype):
-    objective = pmc_objective(checkpoint.cfg, retain_weight, dtype)
-    find = jax.jit(lambda p, rows: accumulated_gradients(p, rows, objective, checkpoint.cfg))
-    return find(checkpoint.params, rows)
+    objective = make_objective(PMC(), checkpoint.cfg, dtype)
+    find = jax.jit(
+        lambda p, rows, weight: accumulated_gradients(
+            p, rows, objective, checkpoint.cfg, weight, {}
+        )
+    )
+    return find(checkpoint.params, rows, retain_weight)
 
 
 @pytest.fixture
@@ -118,7 +124,7 @@ def test_one_step_equals_torch_in_float64(tied, tmp_path, rng, x64):
     loss, collapse, retain = torch_loss(model, rows)
     loss.backward()
     gradients, losses = pmc_gradients(checkpoint, rows, RETAIN_WEIGHT, jnp.float64)
-    assert float(losses.collapse_loss) == pytest.approx(collapse.item(), abs=1e-10)
+    assert float(losses.forget_loss) == pytest.approx(collapse.item(), abs=1e-10)
     assert float(losses.retain_loss) == pytest.approx(retain.item(), abs=1e-10)
     assert float(losses.loss) == pytest.approx(loss.item(), abs=1e-10)
 
@@ -144,12 +150,10 @@ def test_one_step_equals_torch_in_float64(tied, tmp_path, rng, x64):
         checkpoint.cfg,
         make_schedule(Optimizer(learning_rate=1e-2, schedule="constant"), 3, 1),
     )
-    train_step = make_train_step(
-        ours, checkpoint.cfg, RETAIN_WEIGHT, dtype=jnp.float64, update_norm=True
-    )
+    train_step = make_train_step(ours, PMC(), checkpoint.cfg, dtype=jnp.float64, update_norm=True)
     state = init_state(checkpoint.params, ours)
     for _ in range(2):
-        state, _, norms = train_step(state, rows)
+        state, _, norms = train_step(state, rows, RETAIN_WEIGHT, {})
         gradient = torch.nn.utils.get_total_norm([p.grad for p in named.values()])
         assert float(norms.gradient) == pytest.approx(gradient.item(), rel=1e-10)
         before = [p.detach().clone() for p in named.values()]
@@ -174,8 +178,19 @@ def test_the_split_into_micro_batches_does_not_matter(tmp_path, rng, x64):
         found, _ = pmc_gradients(checkpoint, rows, RETAIN_WEIGHT, jnp.float64)
         return jax.tree.leaves(found)
 
-    whole = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), rows)
-    single = jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), rows)
+    def split(parts: int) -> Batch:
+        """The same rows in `parts` micro-batches, numbered anew in each."""
+        fields = (rows.tokens, rows.segments, rows.loss_mask)
+        tokens, segments, loss_mask = (x.reshape(parts, -1, x.shape[2]) for x in fields)
+        is_retain = (rows.segments.max(axis=2) > rows.sizes[0]).reshape(parts, -1)
+        size = max(tokens.shape[1] // 2, 1)
+        numbers = jnp.where(
+            is_retain, size + jnp.cumsum(is_retain, axis=1), jnp.cumsum(~is_retain, axis=1)
+        )
+        segments = jnp.where(segments > 0, numbers[..., None], 0)
+        return Batch(tokens, segments, loss_mask, jnp.zeros((parts, 2 * size)), (size, 0, size))
+
+    whole, single = split(1), split(8)
     for a, b, c in zip(gradients(rows), gradients(whole), gradients(single), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
         np.testing.assert_allclose(a, c, atol=1e-12)
@@ -221,7 +236,7 @@ def small_state(tmp_path: Path):
         checkpoint.cfg,
         lambda _: jnp.float32(1e-2),
     )
-    train_step = make_train_step(optimizer, checkpoint.cfg, 1.0)
+    train_step = make_train_step(optimizer, PMC(), checkpoint.cfg)
     memory = update_memory(empty_memory(3, 5), [1], [0.25], [[4, 5]])
     return RunState(init_state(checkpoint.params, optimizer), memory), train_step
 
@@ -233,8 +248,8 @@ def test_a_saved_state_is_the_one_that_was_handed_over(tmp_path, rng):
     with open_checkpoints(tmp_path / "checkpoints", CheckpointConfig(keep=9)) as manager:
         saved = {}
         for step in range(1, 5):
-            train, _, _ = train_step(state.train, rows)
-            state = RunState(train, state.memory)
+            train, _, _ = train_step(state.train, rows, 1.0, {})
+            state = RunState(train, state.method)
             saved[step] = [np.array(leaf, copy=True) for leaf in jax.tree.leaves(state)]
             save(manager, step, state, {"originals": ["a", "ü"]})
         finish(manager)

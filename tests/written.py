@@ -1,4 +1,4 @@
-"""Finished evaluations as their command leaves them, with numbers drawn at random."""
+"""Finished evaluations as the command writes them, with random numbers."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ import numpy as np
 
 from pmc_jax.data.files import write_json
 from pmc_jax.evaluation.choices import least_likely_attack
-from pmc_jax.evaluation.comparison import summarise_parts
 from pmc_jax.evaluation.leakage import greedy_leakage, leakage
 from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.quality import Answer
+from pmc_jax.evaluation.summary import summarise_directory
 
 MODELS = ("pmc", "target", "npo")
 SAMPLES, QUESTIONS = 20, 6
@@ -55,8 +55,8 @@ def model_parts(model: str, share: float, seed: int) -> dict[str, dict]:
     greedy = greedy_leakage([Answer("forget", 0, "Where?", "…", share, share > 0.5)])
     point = {"mean": share, "secret_rate": share}
     curve = [
-        {"steps": steps, "untaught": {"mean": 0.0, "secret_rate": share * steps / 4},
-         "taught": point, "probability": 0.5}
+        {"steps": steps, "untrained": {"mean": 0.0, "secret_rate": share * steps / 4},
+         "trained": point, "probability": 0.5}
         for steps in (0, 1, 2, 4)
     ]  # fmt: skip
     before = np.random.default_rng(0).random(500)
@@ -83,12 +83,12 @@ def model_parts(model: str, share: float, seed: int) -> dict[str, dict]:
             kind: {"rows": [0, 1], "curve": curve, "after": again(rng, share)}
             for kind in ("forget", "benign")
         },
-        "rounding": {bits: again(rng, share) for bits in ("8", "4")},
+        "quantisation": {bits: again(rng, share) for bits in ("8", "4")},
     }  # fmt: skip
 
 
 def write_evaluation(directory: Path, models=MODELS, parts=SUITES["full"], **changes) -> Path:
-    """A finished evaluation; the first model is examined, the second was before unlearning."""
+    """A finished evaluation; the first model is evaluated, the second was before unlearning."""
     for seed, model in enumerate(models):
         share = {"target": 1.0, "npo": 0.9}.get(model, 0.3)
         found = model_parts(model, share, seed)
@@ -100,7 +100,7 @@ def write_evaluation(directory: Path, models=MODELS, parts=SUITES["full"], **cha
         )
     summary = {
         "name": "trial", "suite": "full",
-        **summarise_parts(directory / "models", list(models), parts),
+        **summarise_directory(directory / "models", list(models), parts),
         "data": {"evaluation rows": "cd" * 32}, "versions": {"jax": "0.10.2"},
         "settings": {"suite": "full", "evaluation.attack_samples": SAMPLES, "redact": False},
         **changes,

@@ -1,29 +1,31 @@
-"""What a model still knows: answers, unlearn quality, utility, leakage under sampling."""
+"""What a model still knows: quality and utility, attacks, certificates and robustness.
+
+`run` evaluates in memory, `directory` with files. `parts` lists what can be measured, and
+`quality` has the measures that every run reports before and after training.
+"""
 
 from pmc_jax.evaluation.quality import (
     Answer,
-    Evaluation,
     EvaluationConfig,
-    Respondent,
+    QualityAnswers,
     answer_rows,
     attacked_rows,
-    evaluate,
     measures,
     quality,
+    quality_answers,
     questions_asked,
     sample_rows,
 )
 
 __all__ = [
     "Answer",
-    "Evaluation",
     "EvaluationConfig",
-    "Respondent",
+    "QualityAnswers",
     "answer_rows",
     "attacked_rows",
-    "evaluate",
     "measures",
     "quality",
+    "quality_answers",
     "questions_asked",
     "sample_rows",
 ]

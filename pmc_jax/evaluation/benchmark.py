@@ -1,4 +1,4 @@
-"""TOFU's metrics of a model under examination: its scores of every set, and the two logs."""
+"""TOFU's metrics of a model: the scores of every set, and the two logs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.decoding import Sampling
-from pmc_jax.evaluation.examination import Examination
+from pmc_jax.evaluation.context import EvaluationContext
 from pmc_jax.evaluation.likelihood import TokenScores, answer_scores
 from pmc_jax.evaluation.quality import Answer, answers
 from pmc_jax.evaluation.tofu import UTILITY_METRICS, Metric, SetScores, tofu_log, tofu_summary
@@ -16,13 +16,13 @@ GREEDY_STREAM = 5
 EVAL_FILE, SUMMARY_FILE = "TOFU_EVAL.json", "TOFU_SUMMARY.json"
 
 
-def benchmark_sets(x: Examination) -> dict[str, list[EvaluationRow]]:
-    """The rows of each set by OpenUnlearning's name, every row once; a set may be empty."""
+def benchmark_sets(context: EvaluationContext) -> dict[str, list[EvaluationRow]]:
+    """The rows of each set by OpenUnlearning's name, without repetitions; a set may be empty."""
     found = {
-        "forget": x.forget,
-        "retain": x.controls.retain,
-        "ra": x.sets.get("real_authors", ()),
-        "wf": x.sets.get("world_facts", ()),
+        "forget": context.forget,
+        "retain": context.controls.retain,
+        "ra": context.sets.get("real_authors", ()),
+        "wf": context.sets.get("world_facts", ()),
     }
     return {
         name: [row for row in dict.fromkeys(rows) if row.answer] for name, rows in found.items()
@@ -35,59 +35,60 @@ def forget_truths(sets: Mapping[str, Sequence[EvaluationRow]]) -> list[str]:
 
 
 def right_paraphrases(name: str, rows: Sequence[EvaluationRow]) -> bool:
-    """Whether the right answers in other words are scored: if all rows have one, and are ours."""
+    """Whether paraphrased answers are scored: for TOFU's own authors, if all rows have one."""
     return name in ("forget", "retain") and all(row.paraphrased for row in rows)
 
 
 def wrong_answers(rows: Sequence[EvaluationRow]) -> bool:
-    """Whether the wrong answers are scored: if all rows have some."""
+    """Whether wrong answers are scored: if all rows have some."""
     return all(row.perturbed for row in rows)
 
 
 def scored(
-    x: Examination, rows: Sequence[EvaluationRow], texts: Sequence[str]
+    context: EvaluationContext, rows: Sequence[EvaluationRow], texts: Sequence[str]
 ) -> list[TokenScores]:
-    """Scores of one text a row as the answer to its question."""
-    template = x.respondent.template
+    """Scores of one text per row as the answer to its question."""
+    template = context.model.template
     pairs = [
         (template.encode_prompt(row.question, row.system), template.encode_answer(text))
         for row, text in zip(rows, texts, strict=True)
     ]
-    return answer_scores(x.respondent, pairs, on_batch=x.on_batch)
+    return answer_scores(context.model, pairs, on_batch=context.on_batch)
 
 
-def generated(x: Examination, name: str, rows: Sequence[EvaluationRow]) -> list[Answer]:
+def generated(context: EvaluationContext, name: str, rows: Sequence[EvaluationRow]) -> list[Answer]:
     """The model's greedy answers."""
-    cfg = x.evaluation
+    config = context.evaluation
     found = answers(
-        x.respondent, [(name, row) for row in rows], Sampling(temperature=0.0),
-        jax.random.fold_in(x.key, GREEDY_STREAM), max_new_tokens=cfg.max_new_tokens,
-        batch_rows=cfg.rows, on_batch=x.on_batch,
+        context.model, [(name, row) for row in rows], Sampling(temperature=0.0),
+        jax.random.fold_in(context.key, GREEDY_STREAM),
+        max_length=context.max_length, max_new_tokens=config.max_new_tokens,
+        decode_batch=config.decode_batch, on_batch=context.on_batch,
     )  # fmt: skip
     return [group[0] for group in found]
 
 
 def set_scores(
-    x: Examination, name: str, rows: Sequence[EvaluationRow], *, answered: bool = True
+    context: EvaluationContext, name: str, rows: Sequence[EvaluationRow], *, answered: bool = True
 ) -> SetScores:
-    """All scores of one set; without `answered` only those of the right answers."""
+    """All scores of one set; if `answered` is false, those of the right answers alone."""
     texts = [str(row.answer) for row in rows]
-    right = scored(x, rows, texts)
+    right = scored(context, rows, texts)
     if not answered:
         return SetScores(right, [], [], [], texts)
     paraphrased = []
     if right_paraphrases(name, rows):
-        paraphrased = scored(x, rows, [str(row.paraphrased) for row in rows])
+        paraphrased = scored(context, rows, [str(row.paraphrased) for row in rows])
     perturbed: list[list[TokenScores]] = []
     if wrong_answers(rows):
         repeated = [row for row in rows for _ in row.perturbed]
-        flat = iter(scored(x, repeated, [text for row in rows for text in row.perturbed]))
+        flat = iter(scored(context, repeated, [text for row in rows for text in row.perturbed]))
         perturbed = [[next(flat) for _ in row.perturbed] for row in rows]
-    return SetScores(right, paraphrased, perturbed, generated(x, name, rows), texts)
+    return SetScores(right, paraphrased, perturbed, generated(context, name, rows), texts)
 
 
-def missing_metrics(x: Examination, log: dict[str, Metric]) -> dict[str, str]:
-    """Which of TOFU's metrics are not in the log, and why."""
+def missing_metrics(context: EvaluationContext, log: dict[str, Metric]) -> dict[str, str]:
+    """TOFU's metrics that are not in the log, with the reasons."""
     found = {}
     if "forget_truth_ratio" not in log:
         found["truth ratio of forget questions, forget quality"] = (
@@ -96,7 +97,7 @@ def missing_metrics(x: Examination, log: dict[str, Metric]) -> dict[str, str]:
     elif log["forget_quality"]["agg_value"] is None:
         found["forget quality"] = "no truth ratios of a model that never saw the forget set"
         found["forget quality"] += (
-            "; give retain_logs=TOFU_EVAL.json" if x.retain_log is None else " in retain_logs"
+            "; give retain_logs=TOFU_EVAL.json" if context.retain_log is None else " in retain_logs"
         )
     if "mia_loss" not in log:
         found["membership inference, PrivLeak"] = "the data has no holdout set"
@@ -106,38 +107,46 @@ def missing_metrics(x: Examination, log: dict[str, Metric]) -> dict[str, str]:
     return found
 
 
-def tofu_part(x: Examination) -> dict[str, Any]:
-    """TOFU's metrics as far as the data allows; the logs go into files of their own."""
-    sets = {name: set_scores(x, name, rows) for name, rows in benchmark_sets(x).items() if rows}
-    holdout = set_scores(x, "holdout", holdout_rows(x), answered=False) if holdout_rows(x) else None
-    log = tofu_log(sets, holdout, x.references, x.retain_log)
+def tofu_part(context: EvaluationContext) -> dict[str, Any]:
+    """All of TOFU's metrics that the data allows; the two logs are in `files`."""
+    sets = {
+        name: set_scores(context, name, rows)
+        for name, rows in benchmark_sets(context).items()
+        if rows
+    }
+    holdout = (
+        set_scores(context, "holdout", holdout_rows(context), answered=False)
+        if holdout_rows(context)
+        else None
+    )
+    log = tofu_log(sets, holdout, context.references, context.retain_log)
     summary = tofu_summary(log)
     return {
         "summary": summary,
-        "privleak_reference": None if x.retain_log is None else x.retain_log.min_k_auc,
-        "missing": missing_metrics(x, log),
+        "privleak_reference": None if context.retain_log is None else context.retain_log.min_k_auc,
+        "missing": missing_metrics(context, log),
         "files": {EVAL_FILE: log, SUMMARY_FILE: summary},
     }
 
 
-def reference_scores(x: Examination) -> tuple[list[TokenScores], list[TokenScores]]:
-    """What `Examination.references` of another model are, if `x` is of the reference model."""
-    forget, holdout = benchmark_sets(x)["forget"], holdout_rows(x)
+def reference_scores(context: EvaluationContext) -> tuple[list[TokenScores], list[TokenScores]]:
+    """`EvaluationContext.references`, from the context of the reference model."""
+    forget, holdout = benchmark_sets(context)["forget"], holdout_rows(context)
     return (
-        scored(x, forget, [str(row.answer) for row in forget]),
-        scored(x, holdout, [str(row.answer) for row in holdout]),
+        scored(context, forget, [str(row.answer) for row in forget]),
+        scored(context, holdout, [str(row.answer) for row in holdout]),
     )
 
 
-def holdout_rows(x: Examination) -> list[EvaluationRow]:
-    """The held-out rows whose answers are known."""
-    return [row for row in x.controls.holdout if row.answer]
+def holdout_rows(context: EvaluationContext) -> list[EvaluationRow]:
+    """The held-out questions whose answers are known."""
+    return [row for row in context.controls.holdout if row.answer]
 
 
-def tofu_work(x: Examination) -> int:
-    """How many questions and answers `tofu_part` puts to the model."""
-    total = len(holdout_rows(x))
-    for name, rows in benchmark_sets(x).items():
+def tofu_work(context: EvaluationContext) -> int:
+    """How many questions and answers `tofu_part` gives to the model."""
+    total = len(holdout_rows(context))
+    for name, rows in benchmark_sets(context).items():
         total += 2 * len(rows)
         total += len(rows) if right_paraphrases(name, rows) else 0
         total += sum(len(row.perturbed) for row in rows) if wrong_answers(rows) else 0

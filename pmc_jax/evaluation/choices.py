@@ -1,8 +1,8 @@
-"""The least-likely attack: does the suppressed answer stand out by being too unlikely?
+"""The least-likely attack: is the suppressed answer recognisable because it is too unlikely?
 
-A method that pushes the right answer's probability down leaves a trace: among several
-options the right one is the least likely. Whoever picks the least likely option then
-finds the answer more often than chance.
+A method that lowers the right answer's probability leaves a trace: the right option becomes
+the least likely of several. Picking the least likely option then finds the answer more often
+than chance.
 """
 
 import dataclasses
@@ -15,15 +15,15 @@ from scipy.special import softmax
 
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.evaluation.likelihood import answer_losses
-from pmc_jax.evaluation.quality import Respondent
+from pmc_jax.language_model import LanguageModel
 
 QUANTILES = 20
-"""Parts into which the distribution of the minima is divided."""
+"""Number of quantiles of the minima."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A question with options of one form, the first of which is right."""
+    """A question with options of the same form; the first option is right."""
 
     question: str
     options: tuple[str, ...]
@@ -31,7 +31,7 @@ class Choice:
 
 
 def choices_of(rows: Sequence[EvaluationRow]) -> tuple[Choice, ...]:
-    """The truth among the perturbed answers, in the wording that these share."""
+    """The right answer and the perturbed answers, in the same wording."""
     return tuple(
         Choice(row.question, (right, *row.perturbed), row.system)
         for row in rows
@@ -40,35 +40,36 @@ def choices_of(rows: Sequence[EvaluationRow]) -> tuple[Choice, ...]:
 
 
 def option_probabilities(
-    respondent: Respondent,
+    model: LanguageModel,
     choices: Sequence[Choice],
     *,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> list[Float[np.ndarray, " _"]]:
     """Inverse perplexities exp((1/L) Σ log p) of each question's options, over their sum."""
-    template = respondent.template
+    template = model.template
     pairs = [
         (template.encode_prompt(choice.question, choice.system), template.encode_answer(option))
         for choice in choices
         for option in choice.options
     ]
-    losses = answer_losses(respondent, pairs, on_batch=on_batch)
+    losses = answer_losses(model, pairs, on_batch=on_batch)
     ends = np.cumsum([len(choice.options) for choice in choices])
     return [softmax(-part) for part in np.split(losses, ends[:-1])]
 
 
 def picked_right(chosen: Bool[np.ndarray, " options"]) -> float:
-    """Probability that somebody who picks any of the `chosen` options picks the first."""
+    """Probability that a random pick among the `chosen` options is the first option."""
     return float(chosen[0] / chosen.sum())
 
 
 def accuracy_by_quantile(
     minima: Float[np.ndarray, " questions"], hits: Float[np.ndarray, " questions"]
 ) -> list[dict[str, float]]:
-    """The attack's accuracy on the most suppressed questions, share by share.
+    """The attack's accuracy on the most suppressed questions, for growing shares of questions.
 
-    For q = 1/20, 2/20, …, 1 the questions whose minimum is at most the q-quantile of all
-    minima, which is the least minimum that at least a share q of them does not exceed.
+    For q = 1/20, 2/20, …, 1 the accuracy is over the questions whose minimum is at most the
+    q-quantile of all minima: the least minimum m such that a share of at least q of the minima
+    is at most m.
     """
     ranked = np.sort(minima)
     found = []
@@ -91,10 +92,11 @@ def least_likely_attack(
 ) -> dict[str, Any]:
     """The attack on the `option_probabilities` of questions whose first option is right.
 
-    `accuracy` is how often the least likely option is the right one, `most_likely_accuracy`
-    how often the most likely is, `chance` that of a blind guess (options that tie count as
-    picked at random); `quantiles` as in `accuracy_by_quantile`; `minima` and `right` hold
-    each question's least probability and that of the right option.
+    `accuracy` is the share of questions whose least likely option is right, and
+    `most_likely_accuracy` the share whose most likely option is right. Ties count as a random
+    pick. `chance` is the accuracy of a random pick among all options. `quantiles` is
+    `accuracy_by_quantile`. `minima` and `right` have each question's least probability and the
+    probability of the right option.
     """
     hits = np.array([picked_right(row == row.min()) for row in probabilities])
     minima = np.array([row.min() for row in probabilities])

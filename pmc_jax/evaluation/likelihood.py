@@ -1,4 +1,4 @@
-"""How likely a model finds given answers, token by token, in few batched forward passes."""
+"""The likelihood of given answers under a model, token by token, in batched forward passes."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from pmc_jax.data.batches import loss_rows
-from pmc_jax.evaluation.quality import Respondent
+from pmc_jax.language_model import LanguageModel
 from pmc_jax.model import ModelConfig, forward, to_devices, to_host
 from pmc_jax.model.buckets import bucket_length, power_of_two
 from pmc_jax.model.forward import logits
@@ -18,15 +18,16 @@ from pmc_jax.model.nll import CHUNK
 from pmc_jax.model.specs import Params
 
 Pair = tuple[Sequence[int], Sequence[int]]
+"""Token ids of a prompt and of an answer, which includes its end token."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenScores:
-    """What a model says about each token of one answer, its end token included.
+    """A model's scores of each token of one answer, its end token included.
 
     Attributes:
-        log_probs: log p(token | what precedes it), in nats.
-        greedy: whether the token is the most probable one (of several the first).
+        log_probs: log p(token | the tokens before it), in nats.
+        greedy: whether the token is the most probable one; of several equal ones, the first.
         mean, variance: of log p(x) over the vocabulary, x drawn from p itself.
     """
 
@@ -36,12 +37,12 @@ class TokenScores:
     variance: Float[np.ndarray, " tokens"]
 
     def without_end(self) -> "TokenScores":
-        """The same without the last token, which ends the answer."""
+        """The scores without those of the end token."""
         return TokenScores(*(getattr(self, f.name)[:-1] for f in dataclasses.fields(self)))
 
     @property
     def loss(self) -> float:
-        """Mean negative log-likelihood a token, −(1/L) Σ log p."""
+        """Mean negative log-likelihood per token, −(1/L) Σ log p."""
         return -float(np.mean(self.log_probs))
 
 
@@ -59,9 +60,9 @@ def next_token_scores(
     Float[Array, "batch time-1"],
     Float[Array, "batch time-1"],
 ]:
-    """The fields of `TokenScores` for tokens 1, 2, … of right-padded rows.
+    """The fields of `TokenScores` for tokens 1, 2, … of right-padded sequences.
 
-    Logits exist for `CHUNK` tokens at a time, never for all of `[batch, time, vocab]`.
+    Logits are computed for `CHUNK` tokens at a time: `[batch, time, vocab]` is never held.
     """
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     hidden = forward(params, tokens, positions, mask, cfg, dtype=dtype)
@@ -86,29 +87,29 @@ def next_token_scores(
 
 
 def answer_scores(
-    respondent: Respondent,
+    model: LanguageModel,
     pairs: Sequence[Pair],
     *,
-    rows: int = 64,
+    batch_size: int = 64,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> list[TokenScores]:
-    """Scores of every (prompt, answer) of token ids; the answer holds its end token.
+    """Scores of the answer of every pair.
 
-    Pairs of similar length go through together, `rows` at a time; a smaller batch is
-    filled up to a power of two. `on_batch` is called with (pairs done, tokens scored).
+    Pairs of similar length form a batch. A batch of fewer than `batch_size` pairs is padded to
+    a power of two. `on_batch` is called with (pairs done, tokens scored).
     """
     lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
     order = sorted(range(len(pairs)), key=lambda i: (lengths[i], i))
     found: dict[int, TokenScores] = {}
-    for first in range(0, len(order), rows):
-        chosen = order[first : first + rows]
-        batch = min(rows, power_of_two(len(chosen)))
+    for first in range(0, len(order), batch_size):
+        chosen = order[first : first + batch_size]
+        batch = min(batch_size, power_of_two(len(chosen)))
         filled = [pairs[i] for i in chosen] + [pairs[chosen[0]]] * (batch - len(chosen))
         prompts, answers = zip(*filled, strict=True)
         tokens, mask, _ = loss_rows(prompts, answers, bucket_length(lengths[chosen[-1]]))
         arrays = next_token_scores(
-            respondent.params, to_devices(tokens, "batch", None), to_devices(mask, "batch", None),
-            cfg=respondent.model, dtype=respondent.dtype,
+            model.params, to_devices(tokens, "batch", None), to_devices(mask, "batch", None),
+            cfg=model.config, dtype=model.dtype,
         )  # fmt: skip
         fields = to_host(arrays)
         for row, i in enumerate(chosen):
@@ -120,12 +121,15 @@ def answer_scores(
 
 
 def answer_losses(
-    respondent: Respondent,
+    model: LanguageModel,
     pairs: Sequence[Pair],
     *,
-    rows: int = 64,
+    batch_size: int = 64,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, " pairs"]:
-    """−(1/L) Σ log p of the L tokens of each answer, in nats; arguments as of `answer_scores`."""
-    scores = answer_scores(respondent, pairs, rows=rows, on_batch=on_batch)
+    """Mean negative log-likelihood per token of each answer, in nats.
+
+    Arguments as of `answer_scores`.
+    """
+    scores = answer_scores(model, pairs, batch_size=batch_size, on_batch=on_batch)
     return np.array([score.loss for score in scores])

@@ -1,7 +1,7 @@
-"""Membership inference: can one tell forget answers from answers that were never taught?
+"""Membership inference: do forget answers look like training data?
 
-A score is high where a text looks unfamiliar. The measure is the area under the ROC
-curve: 1 if every forget answer looks more like training data than every holdout answer.
+A score is high if a text looks unfamiliar. The measure is the area under the ROC curve. It is
+1 if every forget answer looks more like training data than every held-out answer.
 """
 
 import zlib
@@ -14,23 +14,23 @@ from jaxtyping import Float
 from pmc_jax.evaluation.likelihood import TokenScores
 
 MIN_K = 0.4
-"""Share of an answer's tokens, the least likely ones, that min-k looks at."""
+"""Share of an answer's tokens, the least likely ones, that min-k uses."""
 
 DEFAULT_REFERENCE_AUC = 0.5
 
 
 def loss_score(scores: TokenScores) -> float:
-    """Mean negative log-likelihood a token, end token included (Yeom et al. 2018)."""
+    """Mean negative log-likelihood per token, end token included (Yeom et al. 2018)."""
     return scores.loss
 
 
 def zlib_score(scores: TokenScores, text: str) -> float:
-    """The loss over the bytes of the zlib-compressed answer (Carlini et al. 2021)."""
+    """The loss divided by the bytes of the zlib-compressed answer (Carlini et al. 2021)."""
     return scores.loss / len(zlib.compress(text.encode("utf-8")))
 
 
 def reference_score(scores: TokenScores, reference: TokenScores) -> float:
-    """The loss beyond that under a reference model (Carlini et al. 2022)."""
+    """The loss minus the loss under a reference model (Carlini et al. 2022)."""
     return scores.loss - reference.loss
 
 
@@ -60,10 +60,11 @@ def membership_auc(forget: Sequence[float], holdout: Sequence[float]) -> float:
 
 
 def privacy_leakage(auc: float, reference: float = DEFAULT_REFERENCE_AUC) -> float:
-    """PrivLeak, in percent, from the AUC of a model and of one that never saw the forget set.
+    """PrivLeak in percent, from the AUC of a model and of one that never saw the forget set.
 
-    100 · (a − b)/(b + 1e-10) with a = 1 − auc and b = 1 − reference (Shi et al. 2025, whose
-    AUC runs the other way). Below 0 the forget set is still recognised, above 0 it stands out.
+    100 · (a − b)/(b + 1e-10) with a = 1 − auc and b = 1 − reference (Shi et al. 2025, who
+    define the AUC the other way round). Below 0 the forget set is still recognised; above 0 it
+    is less familiar than unseen text.
     """
     ours, theirs = 1 - auc, 1 - reference
     return 100 * (ours - theirs) / (theirs + 1e-10)

@@ -1,7 +1,7 @@
 """How much of an answer a model completes by itself, given the words before.
 
-Both measures look at the answer's tokens without the one that ends it, as
-OpenUnlearning does. They need to know only which tokens are the model's greedy choice.
+Both measures ignore the end token, as in OpenUnlearning. Their input is whether each token is
+the model's greedy choice.
 """
 
 import numpy as np
@@ -14,10 +14,10 @@ def exact_memorisation(greedy: Bool[np.ndarray, " tokens"]) -> float | None:
 
 
 def extraction_strength(greedy: Bool[np.ndarray, " tokens"]) -> float:
-    """1 − k/L with k the shortest prefix whose whole rest is greedy (Carlini et al. 2021).
+    """1 − k/L, where k is the shortest prefix after which all tokens are greedy.
 
-    An answer of L tokens is never below 1/L: its last token alone counts as extracted,
-    greedy or not, as in OpenUnlearning. Without tokens it is 0.
+    (Carlini et al. 2021.) As in OpenUnlearning, the last token always counts as extracted, so
+    that the value is at least 1/L. It is 0 without tokens.
     """
     if not greedy.size:
         return 0.0

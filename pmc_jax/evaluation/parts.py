@@ -1,7 +1,7 @@
-"""The parts of a thorough evaluation: each asks one model one kind of question.
+"""The parts of an evaluation, each of which measures one aspect of one model.
 
-A part makes a JSON object out of an `Examination`. The right answers to forget questions
-are in none of them.
+A part turns an `EvaluationContext` into a JSON object. No part writes the right answers to
+forget questions.
 """
 
 import dataclasses
@@ -11,27 +11,27 @@ from typing import Any
 import numpy as np
 
 from pmc_jax.data.encode import digest
-from pmc_jax.evaluation.aftermath import (
-    no_relearning,
-    relearning_part,
-    relearning_work,
-    rounding_part,
-    rounding_work,
-)
 from pmc_jax.evaluation.benchmark import tofu_part, tofu_work
 from pmc_jax.evaluation.choices import least_likely_attack, option_probabilities
-from pmc_jax.evaluation.examination import (
+from pmc_jax.evaluation.context import (
     PREFILLING_STREAM,
     REWORDING_STREAM,
     SAMPLING_STREAM,
-    Examination,
-    asked,
+    EvaluationContext,
+    forget_answers,
     no_answers,
     no_samples,
 )
 from pmc_jax.evaluation.leakage import greedy_leakage, leakage
 from pmc_jax.evaluation.likelihood import Pair
 from pmc_jax.evaluation.quality import missing_measures, quality, questions_asked
+from pmc_jax.evaluation.robustness import (
+    no_relearning,
+    quantisation_part,
+    quantisation_work,
+    relearning_part,
+    relearning_work,
+)
 from pmc_jax.evaluation.side_effects import (
     answer_tokens,
     text_pairs,
@@ -40,62 +40,67 @@ from pmc_jax.evaluation.side_effects import (
 )
 
 
-def quality_part(x: Examination) -> dict[str, Any]:
+def quality_part(context: EvaluationContext) -> dict[str, Any]:
     """Unlearn quality, utility, and every evaluated question's greedy answer."""
-    found = quality(x.respondent, x.sets, x.greedily, x.key, x.on_batch)
-    return {**found, "missing": missing_measures(x.sets)}
+    found = quality(
+        context.model, context.sets, context.greedy, context.key,
+        max_length=context.max_length, on_batch=context.on_batch,
+    )  # fmt: skip
+    return {**found, "missing": missing_measures(context.sets)}
 
 
-def sampling_part(x: Examination) -> dict[str, Any]:
+def sampling_part(context: EvaluationContext) -> dict[str, Any]:
     """The sampling attack: many answers to each forget question."""
-    return leakage(asked(x, SAMPLING_STREAM, samples=x.evaluation.attack_samples), x.confidence)
+    samples = context.evaluation.attack_samples
+    return leakage(forget_answers(context, SAMPLING_STREAM, samples=samples), context.confidence)
 
 
-def prefilling_part(x: Examination) -> dict[str, Any]:
-    """Forget questions whose answers are made to begin with a prefix, greedily and sampled.
+def prefilling_part(context: EvaluationContext) -> dict[str, Any]:
+    """The prefilling attack: every answer is forced to begin with a prefix.
 
-    The forced words do not count as leaked.
+    Greedy and sampled answers; the forced words do not count as leaked.
     """
-    samples = x.evaluation.attack_samples
-    greedy = asked(x, PREFILLING_STREAM, prefix=x.prefix)
-    sampled = asked(x, PREFILLING_STREAM, samples=samples, prefix=x.prefix)
+    samples = context.evaluation.attack_samples
+    greedy = forget_answers(context, PREFILLING_STREAM, prefix=context.prefix)
+    sampled = forget_answers(context, PREFILLING_STREAM, samples=samples, prefix=context.prefix)
     return {
-        "prefix": x.prefix,
+        "prefix": context.prefix,
         "greedy": greedy_leakage([row[0] for row in greedy]),
-        "sampled": leakage(sampled, x.confidence),
+        "sampled": leakage(sampled, context.confidence),
     }
 
 
-def rewording_part(x: Examination) -> dict[str, Any]:
-    """The forget questions in every other wording that the data has, greedily and sampled."""
-    rows = x.reworded
-    greedy = asked(x, REWORDING_STREAM, rows=rows)
-    sampled = asked(x, REWORDING_STREAM, samples=x.evaluation.attack_samples, rows=rows)
+def rewording_part(context: EvaluationContext) -> dict[str, Any]:
+    """Greedy and sampled answers to forget questions in every other wording of the data."""
+    rows, samples = context.reworded, context.evaluation.attack_samples
+    greedy = forget_answers(context, REWORDING_STREAM, rows=rows)
+    sampled = forget_answers(context, REWORDING_STREAM, samples=samples, rows=rows)
     return {
         "wordings": len(rows),
         "greedy": greedy_leakage([row[0] for row in greedy]),
-        "sampled": leakage(sampled, x.confidence),
+        "sampled": leakage(sampled, context.confidence),
     }
 
 
-def least_likely_part(x: Examination) -> dict[str, Any]:
+def least_likely_part(context: EvaluationContext) -> dict[str, Any]:
     """The least-likely attack on multiple choice made from the forget questions."""
-    return least_likely_attack(option_probabilities(x.respondent, x.choices, on_batch=x.on_batch))
+    probabilities = option_probabilities(context.model, context.choices, on_batch=context.on_batch)
+    return least_likely_attack(probabilities)
 
 
-def unrelated_pairs(x: Examination) -> list[Pair]:
-    """The unrelated text in windows that the model can take."""
-    return text_pairs(x.respondent.template, x.controls.text, x.respondent.max_length)
+def unrelated_pairs(context: EvaluationContext) -> list[Pair]:
+    """The unrelated text in windows of at most `max_length` tokens."""
+    return text_pairs(context.model.template, context.controls.text, context.max_length)
 
 
-def side_effects_part(x: Examination) -> dict[str, Any]:
-    """The probability of every token of unrelated text, to be held against another model's.
+def side_effects_part(context: EvaluationContext) -> dict[str, Any]:
+    """The probability of every token of unrelated text, for comparison with another model's.
 
-    `watched` are the places of tokens that occur in forget answers.
+    `watched` has the positions of tokens that occur in forget answers.
     """
-    pairs = unrelated_pairs(x)
-    watched = watched_tokens(pairs, answer_tokens(x.respondent.template, x.forget))
-    probabilities = text_probabilities(x.respondent, pairs, on_batch=x.on_batch)
+    pairs = unrelated_pairs(context)
+    watched = watched_tokens(pairs, answer_tokens(context.model.template, context.forget))
+    probabilities = text_probabilities(context.model, pairs, on_batch=context.on_batch)
     return {
         "text": digest(pairs),
         "watched": np.flatnonzero(watched).tolist(),
@@ -103,30 +108,30 @@ def side_effects_part(x: Examination) -> dict[str, Any]:
     }
 
 
-def no_reworded(x: Examination) -> str | None:
-    """Why nothing is asked in other words; None if it is."""
-    if reason := no_samples(x):
+def no_reworded(context: EvaluationContext) -> str | None:
+    """Why rewording cannot be measured; None if it can."""
+    if reason := no_samples(context):
         return reason
-    return None if x.reworded else "the forget rows have no paraphrases and no variants"
+    return None if context.reworded else "the forget rows have no paraphrases and no variants"
 
 
-def no_choices(x: Examination) -> str | None:
-    """Why there is no multiple choice; None if there is."""
-    if reason := no_answers(x):
+def no_choices(context: EvaluationContext) -> str | None:
+    """Why the least-likely attack cannot be measured; None if it can."""
+    if reason := no_answers(context):
         return reason
-    return None if x.choices else "the forget rows have no perturbed answers to choose from"
+    return None if context.choices else "the forget rows have no perturbed answers to choose from"
 
 
-def no_prefix(x: Examination) -> str | None:
-    """Why no answer is made to begin with anything; None if it is."""
-    return no_samples(x) or (None if x.prefix else "prefix is empty")
+def no_prefix(context: EvaluationContext) -> str | None:
+    """Why the prefilling attack cannot be measured; None if it can."""
+    return no_samples(context) or (None if context.prefix else "prefix is empty")
 
 
-def no_text(x: Examination) -> str | None:
+def no_text(context: EvaluationContext) -> str | None:
     """Why side effects cannot be measured; None if they can."""
-    if reason := no_answers(x):
+    if reason := no_answers(context):
         return reason
-    return None if unrelated_pairs(x) else "there is no unrelated text; give data.text=FILE"
+    return None if unrelated_pairs(context) else "there is no unrelated text; give data.text=FILE"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,19 +139,19 @@ class Part:
     """One part of an evaluation.
 
     Attributes:
-        measure: gives its JSON object; `files`, by name, are written beside the part's own.
-        work: how many questions, answers or pieces of text it reports to `on_batch` in all.
+        measure: returns its JSON object; `files`, by name, are written beside the part's own.
+        work: the total of questions, answers or windows of text that it reports to `on_batch`.
         lacking: why it cannot be measured; None if it can.
     """
 
-    measure: Callable[[Examination], dict[str, Any]]
-    work: Callable[[Examination], int]
-    lacking: Callable[[Examination], str | None]
+    measure: Callable[[EvaluationContext], dict[str, Any]]
+    work: Callable[[EvaluationContext], int]
+    lacking: Callable[[EvaluationContext], str | None]
 
 
 PARTS: Mapping[str, Part] = {
     "quality": Part(
-        quality_part, lambda x: questions_asked(x.sets, x.greedily), lambda x: None
+        quality_part, lambda x: questions_asked(x.sets, x.greedy), lambda x: None
     ),
     "sampling": Part(sampling_part, lambda x: len(x.forget), no_samples),
     "prefilling": Part(prefilling_part, lambda x: 2 * len(x.forget), no_prefix),
@@ -157,24 +162,24 @@ PARTS: Mapping[str, Part] = {
     "side_effects": Part(side_effects_part, lambda x: len(unrelated_pairs(x)), no_text),
     "tofu": Part(tofu_part, tofu_work, no_answers),
     "relearning": Part(relearning_part, relearning_work, no_relearning),
-    "rounding": Part(rounding_part, rounding_work, no_samples),
+    "quantisation": Part(quantisation_part, quantisation_work, no_samples),
 }  # fmt: skip
 
 SUITES = {
     "quick": ("quality", "sampling"),
     "paper": ("quality", "sampling", "prefilling", "least_likely", "side_effects"),
     "tofu": ("quality", "tofu"),
-    "attacks": ("quality", "sampling", "prefilling", "rewording", "relearning", "rounding"),
+    "attacks": ("quality", "sampling", "prefilling", "rewording", "relearning", "quantisation"),
     "full": tuple(PARTS),
 }
-"""Parts of a suite, in the order in which they run."""
+"""The parts of each suite, in the order in which they run."""
 
 
-def work(x: Examination, part: str) -> int:
-    """How much a part reports to `on_batch` in all."""
-    return PARTS[part].work(x)
+def work(context: EvaluationContext, part: str) -> int:
+    """The total that a part reports to `on_batch`."""
+    return PARTS[part].work(context)
 
 
-def lacking(x: Examination, part: str) -> str | None:
+def lacking(context: EvaluationContext, part: str) -> str | None:
     """Why a part cannot be measured; None if it can."""
-    return PARTS[part].lacking(x)
+    return PARTS[part].lacking(context)

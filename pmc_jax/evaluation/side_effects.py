@@ -1,7 +1,7 @@
-"""What unlearning did to text that has nothing to do with the forget questions.
+"""Side effects of unlearning on text that is unrelated to the forget questions.
 
-For the tokens of such text that also occur in forget answers: how far their probability
-p(x_t | x_<t) has moved from that under the model before unlearning.
+The measure is the change of a token's probability p(x_t | x_<t) against the model before
+unlearning, at the tokens of such text that also occur in forget answers.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -13,11 +13,11 @@ from jaxtyping import Bool, Float
 from pmc_jax.data.prompts import PromptTemplate
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.evaluation.likelihood import Pair, answer_scores
-from pmc_jax.evaluation.quality import Respondent
+from pmc_jax.language_model import LanguageModel
 
 
 def text_pairs(template: PromptTemplate, text: Sequence[str], window: int) -> list[Pair]:
-    """Paragraphs as token ids in windows of at most `window`; a first token, and the rest."""
+    """Each paragraph in windows of at most `window` tokens, as (first token, the other tokens)."""
     tokenizer = template.tokenizer
     pairs: list[Pair] = []
     for paragraph in text:
@@ -30,27 +30,27 @@ def text_pairs(template: PromptTemplate, text: Sequence[str], window: int) -> li
 
 
 def answer_tokens(template: PromptTemplate, rows: Sequence[EvaluationRow]) -> frozenset[int]:
-    """Every token of the rows' answers but those that end a response."""
+    """Every token of the rows' answers except those that end a response."""
     found = {token for row in rows if row.answer for token in template.encode_answer(row.answer)}
     return frozenset(found - set(template.stop_ids))
 
 
 def text_probabilities(
-    respondent: Respondent,
+    model: LanguageModel,
     pairs: Sequence[Pair],
     *,
-    rows: int = 64,
+    batch_size: int = 64,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, " tokens"]:
-    """p(x_t | x_<t) of every token but the first of each piece, one after another."""
-    scores = answer_scores(respondent, pairs, rows=rows, on_batch=on_batch)
+    """p(x_t | x_<t) of every token except the first of each window, in order."""
+    scores = answer_scores(model, pairs, batch_size=batch_size, on_batch=on_batch)
     if not scores:
         return np.zeros(0)
     return np.exp(np.concatenate([score.log_probs for score in scores]))
 
 
 def watched_tokens(pairs: Sequence[Pair], tokens: Collection[int]) -> Bool[np.ndarray, " tokens"]:
-    """Which of the text's tokens occur in forget answers, in the order of the probabilities."""
+    """Whether each token of the text occurs in forget answers, in the same order."""
     return np.array([token in tokens for _, rest in pairs for token in rest], bool)
 
 
@@ -60,7 +60,7 @@ def side_effects(
     watched: Bool[np.ndarray, " tokens"],
     bins: int = 40,
 ) -> dict[str, Any]:
-    """Mean, spread and histogram of the changes, at watched tokens and at all others."""
+    """Mean, deviation and histogram of the changes, at watched tokens and at all others."""
     edges = np.linspace(-1, 1, bins + 1)
 
     def described(change: np.ndarray) -> dict[str, Any] | None:

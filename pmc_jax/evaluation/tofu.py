@@ -1,8 +1,8 @@
 """The TOFU benchmark's measures (Maini et al. 2024), with OpenUnlearning's definitions.
 
-`tofu_log` gives what OpenUnlearning writes as `TOFU_EVAL.json`, `tofu_summary` what it
-writes as `TOFU_SUMMARY.json`: one entry a metric, with `agg_value` and, by row,
-`value_by_index`. A log of the same layout serves as the retain model's.
+`tofu_log` returns what OpenUnlearning writes as `TOFU_EVAL.json`: one entry per metric, with
+`agg_value` and, by row, `value_by_index`. `tofu_summary` returns what OpenUnlearning writes as
+`TOFU_SUMMARY.json`. `read_retain_log` reads a log of the same layout.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from pmc_jax.text.rouge import rouge_l_recall, rouge_words
 
 EPSILON = 1e-10
 SETS = ("forget", "retain", "ra", "wf")
-"""OpenUnlearning's names of the sets: ra are real authors, wf world facts."""
+"""OpenUnlearning's names of the sets; ra: real authors, wf: world facts."""
 
 UTILITY_METRICS = (
     "retain_Q_A_Prob",
@@ -47,7 +47,7 @@ UTILITY_METRICS = (
     "wf_Q_A_ROUGE",
     "wf_Truth_Ratio",
 )
-"""What model utility is the harmonic mean of."""
+"""The metrics whose harmonic mean is model utility."""
 
 RETAIN_LOG_LAYOUT = (
     "OpenUnlearning's TOFU_EVAL.json, an object with "
@@ -63,12 +63,12 @@ Metric = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class SetScores:
-    """One evaluation set under one model; an empty sequence where the data lacks it.
+    """The scores of one evaluation set under one model; empty if the data lacks them.
 
     Attributes:
         answers: scores of the right answers.
-        paraphrased: of the right answers in other words.
-        perturbed: of each row's wrong answers.
+        paraphrased: scores of the paraphrased right answers.
+        perturbed: scores of each row's wrong answers.
         generated: the model's own greedy answers.
         texts: the right answers.
     """
@@ -82,11 +82,11 @@ class SetScores:
 
 @dataclasses.dataclass(frozen=True)
 class RetainLog:
-    """What forget quality and PrivLeak need of a model that never saw the forget set.
+    """What forget quality and PrivLeak need from a model that never saw the forget set.
 
     Attributes:
-        truth_ratios: of its forget questions; empty if the log has none.
-        min_k_auc: AUC of its min-k attack, or None.
+        truth_ratios: truth ratios of the forget questions; empty if the log has none.
+        min_k_auc: AUC of the min-k attack; None if the log has none.
     """
 
     truth_ratios: tuple[float, ...]
@@ -101,9 +101,9 @@ def probability(scores: TokenScores) -> float:
 def normalised_probability(
     right: Float[np.ndarray, " rows"], wrong: Sequence[Float[np.ndarray, " _"]]
 ) -> Float[np.ndarray, " rows"]:
-    """The right answer's probability over that of all answers, right and wrong.
+    """The right answer's probability divided by the sum over right and wrong answers.
 
-    Rows may differ in how many wrong answers they have.
+    Rows may have different numbers of wrong answers.
     """
     sums = np.array([row.sum() for row in wrong])
     return right / (right + sums + EPSILON)
@@ -133,15 +133,15 @@ def forget_quality(ratios: Sequence[float], retain_ratios: Sequence[float]) -> f
 
 
 def model_utility(values: Sequence[float]) -> float:
-    """Harmonic mean; 0 as soon as one value is."""
+    """Harmonic mean; 0 if any value is 0."""
     return float(scipy.stats.hmean(values))
 
 
 def read_retain_log(path: Path) -> RetainLog:
-    """The retain model's numbers from its `TOFU_EVAL.json`, whoever wrote it.
+    """Read the retain model's numbers from its `TOFU_EVAL.json`.
 
     Raises:
-        UserError: no such file, or it is not a log of this layout.
+        UserError: if there is no such file, or it does not have this layout.
     """
     log = read_object(path, expected=RETAIN_LOG_LAYOUT)
     try:
@@ -166,12 +166,12 @@ def read_retain_log(path: Path) -> RetainLog:
 
 
 def by_index(values: Sequence[Any]) -> dict[str, Any]:
-    """Values by row number, as the logs have them."""
+    """Values by row number, as in the logs."""
     return {str(index): value for index, value in enumerate(values)}
 
 
 def _aggregated(rows: Sequence[Mapping[str, Any]], key: str) -> Metric:
-    """A metric whose value is the mean over rows of `key`, a list's own mean where it is one."""
+    """A metric whose value is the mean of `key` over rows; a list counts with its mean."""
     known = [np.mean(row[key]) for row in rows if row[key] is not None]
     value = float(np.mean(known)) if known else None
     return {"agg_value": value, "value_by_index": by_index(rows)}
@@ -192,7 +192,7 @@ def _wrong_probabilities(rows: Sequence[Sequence[TokenScores]]) -> Metric:
 
 
 def rouge_row(answer: Answer, truth: str, *, keep_truth: bool) -> dict[str, Any]:
-    """Recall of words, recall and F1 of ROUGE-L, with the texts they are of."""
+    """ROUGE-1 recall, ROUGE-L recall and F1, and the texts."""
     wanted, given = rouge_words(truth), rouge_words(answer.text)
     common = sum(min(wanted.count(word), given.count(word)) for word in set(wanted))
     recall, precision = rouge_l_recall(truth, answer.text), rouge_l_recall(answer.text, truth)
@@ -216,7 +216,7 @@ def _ratio_metric(right: Metric, wrong: Metric, aggregate: Callable[[Any], float
 
 
 def _set_metrics(name: str, scores: SetScores) -> dict[str, Metric]:
-    """Probability, ROUGE and truth ratio of one set, as far as its rows allow."""
+    """Probability, ROUGE and truth ratio of one set, if its rows allow them."""
     found = {f"{name}_Q_A_Prob": _probabilities(scores.answers)}
     found[f"{name}_Q_A_ROUGE"] = _aggregated(
         [
@@ -289,12 +289,12 @@ def tofu_log(
     references: tuple[Sequence[TokenScores], Sequence[TokenScores]] | None = None,
     retain_log: RetainLog | None = None,
 ) -> dict[str, Metric]:
-    """Every metric that the data allows, by OpenUnlearning's names, sorted.
+    """Every metric that the data allows, sorted by OpenUnlearning's names.
 
-    The right answers to forget questions are not in it (`with_truths` puts them there).
+    It does not hold the right answers to forget questions; `with_truths` adds them.
 
     Args:
-        sets: by the names of `SETS`.
+        sets: the scores by the names in `SETS`.
         references: a reference model's scores of forget and holdout answers.
     """
     log: dict[str, Metric] = {}
@@ -330,7 +330,7 @@ def holds_truths(log: Mapping[str, Metric]) -> bool:
 
 
 def with_truths(log: Mapping[str, Metric], truths: Sequence[str] | None) -> dict[str, Metric]:
-    """The log with these right answers to forget questions, in the order of its rows, or none."""
+    """The log with these right answers to forget questions in row order; None removes them."""
     rows = list(log[FORGET_TEXTS]["value_by_index"].values())
     known: Sequence[str | None] = [None] * len(rows) if truths is None else truths
     pairs = zip(rows, known, strict=True)

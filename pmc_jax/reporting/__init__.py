@@ -1,4 +1,4 @@
-"""The reports of runs and evaluations: pages, plots, and the tables printed on a terminal."""
+"""Reports of runs, evaluations and comparisons: pages, figures and text tables."""
 
 from pmc_jax.reporting.evaluation_page import write_evaluation_report
 from pmc_jax.reporting.page import write_report

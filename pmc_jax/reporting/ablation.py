@@ -1,4 +1,4 @@
-"""What one setting does: measures over its values, as a picture and a table."""
+"""The effect of one setting: measures over its values, as a figure and a table."""
 
 import math
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ from pmc_jax.reporting.measures import attack_samples
 from pmc_jax.reporting.page import SETTING_WORDS, value_text
 from pmc_jax.reporting.pareto import COLOURS, MARKERS, as_csv
 from pmc_jax.reporting.plots import LIGHT, plain_style
+from pmc_jax.reporting.tables import text_table
 
 LABELS = {
     "unlearn_quality": "unlearn quality, %",
@@ -29,18 +30,20 @@ LABELS = {
     "secret_leak_rate_sampled": "questions whose secret comes out\n({samples} samples), %",
 }
 LOGARITHMIC = 8
-"""Values that differ by this factor or more lie on a logarithmic axis."""
+"""Values that differ by this factor or more have a logarithmic axis."""
 LEAST_SPAN = 10.0
-"""Percent on an axis; differences of less than a tenth of that do not matter."""
+"""The shortest axis in percent, so that small differences look small."""
 LONGEST = 50
-"""Characters of a label of which two fit beside each other."""
+"""The longest label of which two fit side by side."""
 
 
 @dataclass(frozen=True)
 class Line:
     """The configurations that differ in the swept setting alone, by its value.
 
-    `others` are the settings, the method among them, in which lines differ from each other.
+    Attributes:
+        others: the settings in which this line differs from others, the method included.
+        points: the configurations.
     """
 
     others: dict[str, Any]
@@ -48,18 +51,21 @@ class Line:
 
     @property
     def label(self) -> str:
-        """What tells the line from the others."""
+        """The settings in which the line differs from others, as text."""
         return ", ".join(f"{key}={value_text(value)}" for key, value in self.others.items())
 
 
 def write_ablation(paths: Sequence[Path], over: str | None, out: Path) -> str:
-    """Tell what the setting `over` does in the runs at or below `paths`; returns what to print.
+    """Show the effect of the setting `over` in the runs at or below `paths`.
 
     Writes ablation.csv, ablation.json, ablation.png and ablation.svg to `out`. The same runs
     give the same bytes.
 
     Args:
         over: the dotted key of a setting; None: the only one in which the runs differ.
+
+    Returns:
+        The text to print.
 
     Raises:
         UserError: naming a path without a run, a run that cannot be compared, or a setting that
@@ -77,9 +83,8 @@ def write_ablation(paths: Sequence[Path], over: str | None, out: Path) -> str:
     waiting = f", {len(unfinished)} unfinished" if unfinished else ""
     text = [f"{len(finished)} runs, {len(points)} configurations{waiting}"]
     for line in lines:
-        text += [line.label] if line.label else []
-        text += [printed(point, over) for point in line.points]
-    return "\n".join([*text, f"Picture: {out / 'ablation.png'}"])
+        text += ["", *([line.label] if line.label else []), printed(line, over)]
+    return "\n".join([*text, "", f"Picture: {out / 'ablation.png'}"])
 
 
 def swept(points: Sequence[Point]) -> str:
@@ -96,7 +101,7 @@ def swept(points: Sequence[Point]) -> str:
 
 
 def lines_over(points: Sequence[Point], over: str) -> list[Line]:
-    """`points` by what they have besides `over`, each line in the order of its values.
+    """`points` by their other settings, each line in the order of the values of `over`.
 
     Raises:
         UserError: if `over` is the same everywhere.
@@ -124,12 +129,12 @@ def value_of(point: Point, over: str) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a setting's value has a place on an axis."""
+    """Whether a setting's value is a number on an axis."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def values_of(points: Sequence[Point], over: str) -> list[Any]:
-    """The distinct values of a setting: what is no number first, then numbers as they grow."""
+    """The distinct values of a setting: other values first, then numbers in rising order."""
     found = {repr(value): value for value in (value_of(point, over) for point in points)}
     numbers = sorted(value for value in found.values() if is_number(value))
     rest = sorted(
@@ -139,7 +144,7 @@ def values_of(points: Sequence[Point], over: str) -> list[Any]:
 
 
 def measured(point: Point, measure: str) -> Float[np.ndarray, " seeds"]:
-    """A measure of every seed's run in percent; NaN where it is unknown."""
+    """A measure of every seed's run in percent; NaN if it is unknown."""
 
     def one(outcome: Outcome) -> float:
         if measure in outcome.further:
@@ -152,7 +157,7 @@ def measured(point: Point, measure: str) -> Float[np.ndarray, " seeds"]:
 
 
 def table(lines: Sequence[Line], over: str) -> list[dict[str, Any]]:
-    """One row a configuration: settings, seeds, and each measure's mean, least and greatest."""
+    """One row per configuration: settings, seeds, and mean, least and greatest of each measure."""
     rows = []
     for line in lines:
         for point in line.points:
@@ -169,26 +174,30 @@ def table(lines: Sequence[Line], over: str) -> list[dict[str, Any]]:
     return [{key: row.get(key) for key in columns} for row in rows]
 
 
-def printed(point: Point, over: str) -> str:
-    """A configuration's means on a line of the terminal."""
-    names = ("quality", "utility", "leakage", "secrets")
-    means = [
-        f"{name} {measured(point, measure).mean():5.1f}"
-        for name, measure in zip(names, LABELS, strict=True)
+def printed(line: Line, over: str) -> str:
+    """The means of a line's configurations as a text table."""
+
+    def mean(point: Point, measure: str) -> str:
+        value = measured(point, measure).mean()
+        return f"{value:.1f}" if np.isfinite(value) else "–"
+
+    rows = [
+        (value_text(value_of(point, over)), *(mean(point, measure) for measure in LABELS))
+        for point in line.points
     ]
-    return f"  {over}={value_text(value_of(point, over)):8s} {'  '.join(means)}"
+    return text_table((over, "quality", "utility", "leakage", "secrets"), [rows])
 
 
 def samples_of(outcomes: Sequence[Outcome]) -> str:
-    """How many answers the attack draws, if the runs agree on it."""
+    """The samples of the attack; "many" if the runs differ."""
     found = {attack_samples({"settings": outcome.settings}) for outcome in outcomes}
     return found.pop() if len(found) == 1 else "many"
 
 
 def places_of(values: Sequence[Any]) -> tuple[dict[str, float], bool]:
-    """Where each value (by its repr) lies on the axis, and whether that is logarithmic.
+    """Position of each value (by its repr) on the axis, and whether the axis is logarithmic.
 
-    Numbers lie where they are; where one value is no number, all are equally far apart.
+    If a value is not a number, all have the same distance.
     """
     if not all(is_number(value) for value in values):
         return {repr(value): float(place) for place, value in enumerate(values)}, False
@@ -225,21 +234,21 @@ def write_figure(lines: Sequence[Line], over: str, samples: str, out: Path) -> N
 
 
 def limits(low: float, high: float, *, from_zero: bool) -> tuple[float, float]:
-    """Of an axis in percent: no further than needed, and never so near that little looks much."""
+    """Limits of an axis in percent, at least `LEAST_SPAN` apart."""
     low = max(min(0.0 if from_zero else low, high - LEAST_SPAN), 0.0 if from_zero else -3.0)
     high = max(high, low + LEAST_SPAN)
     return low, min(high + 0.04 * (high - low), 103.0)
 
 
 def beside(axes: Axes, number: float) -> ScaledTranslation:
-    """A few points to the right, `number` times."""
+    """A shift to the right by a few points, `number` times."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     return ScaledTranslation(4 / 72 * number, 0, figure.dpi_scale_trans)
 
 
 def draw_panel(axes: Axes, lines: Sequence[Line], over: str, measure: str) -> None:
-    """One measure: a line, a symbol and a colour for each of `lines`."""
+    """One measure, with a line, a symbol and a colour for each of `lines`."""
     values = values_of([point for line in lines for point in line.points], over)
     places, logarithmic = places_of(values)
     if logarithmic:
@@ -256,7 +265,7 @@ def draw_panel(axes: Axes, lines: Sequence[Line], over: str, measure: str) -> No
             across, means, spread,
             fmt=MARKERS[index % len(MARKERS)], linestyle="-", linewidth=1.2, capsize=3,
             color=COLOURS[index % len(COLOURS)], label=line.label or None,
-            # A little beside each other, so that bars do not hide one another.
+            # Side by side, so that bars do not hide each other.
             transform=axes.transData + beside(axes, index - (len(lines) - 1) / 2),
         )  # fmt: skip
         axes.update_datalim(

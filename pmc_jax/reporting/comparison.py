@@ -1,4 +1,4 @@
-"""Comparing runs: configurations as means over seeds, dominance, fronts and hypervolumes."""
+"""Comparison of runs: configurations as means over seeds, dominance, fronts, hypervolumes."""
 
 import itertools
 import math
@@ -16,10 +16,10 @@ from pmc_jax.reporting.run_files import number
 
 NOT_CONFIGURATION = ("seed", "name", "runs_dir", "overwrite")
 """Settings in which the runs of one configuration may differ."""
-WORK = ("originals", "references", "sample", "score", "batch", "train")
-"""The parts of a run that are the method's own; loading and evaluation are not."""
+NOT_WORK = ("load", "evaluate_before", "checkpoint", "export", "evaluate_after", "total")
+"""Parts of a run's time that do not depend on the method."""
 FURTHER = ("worst_case_leakage", "secret_leak_rate_sampled", "degenerate_rate")
-"""Measures that the table has besides: they tell apart what greedy answers do not."""
+"""Further measures of the table, which show more than greedy answers."""
 RESAMPLES = 1000
 
 
@@ -27,8 +27,17 @@ RESAMPLES = 1000
 class Outcome:
     """One finished run.
 
-    Quality and utility in percent, `before` is the target's utility, `further` those of the
-    measures `FURTHER` that the run has.
+    Attributes:
+        path: its directory.
+        method: the method's name.
+        seed: its seed.
+        settings: all settings by dotted key.
+        quality: unlearn quality in percent.
+        utility: utility in percent.
+        before: utility of the target model in percent, if known.
+        minutes: time of the method's own work, without loading and evaluation.
+        steps: number of optimizer steps.
+        further: the measures in `FURTHER` that the run has.
     """
 
     path: str
@@ -45,12 +54,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Point:
-    """A configuration: its runs, whose means over seeds are what is compared.
+    """A configuration, which is compared by its means over seeds.
 
     Attributes:
-        differing: the settings in which the compared configurations of its method differ.
-        on_front: no configuration of the same method dominates it.
-        undominated: no configuration of any method does.
+        method: the method's name.
+        outcomes: its runs.
+        differing: the settings in which the configurations of its method differ.
+        on_front: whether no configuration of the same method dominates it.
+        undominated: whether no configuration of any method dominates it.
     """
 
     method: str
@@ -60,7 +71,7 @@ class Point:
     undominated: bool = False
 
     def values(self, name: str) -> Float[np.ndarray, " seeds"]:
-        """`name` of every seed's run."""
+        """The attribute `name` of every seed's run."""
         return np.array([getattr(outcome, name) for outcome in self.outcomes], dtype=float)
 
     def mean(self, name: str) -> float:
@@ -68,7 +79,7 @@ class Point:
         return float(self.values(name).mean())
 
     def half_range(self, name: str) -> tuple[float, float]:
-        """How far below and above the mean the seeds lie."""
+        """Distances from the mean to the least and to the greatest seed."""
         values = self.values(name)
         return float(values.mean() - values.min()), float(values.max() - values.mean())
 
@@ -100,7 +111,7 @@ def read_outcome(directory: Path) -> Outcome:
     """The run in `directory`.
 
     Raises:
-        UserError: if its summary lacks what a comparison is made of.
+        UserError: if its summary lacks the method, unlearn quality or utility.
     """
     path = directory / "summary.json"
     summary = read_object(path, finite=True)
@@ -108,23 +119,27 @@ def read_outcome(directory: Path) -> Outcome:
     quality, utility = number(after.get("unlearn_quality")), number(after.get("utility"))
     if quality is None or utility is None:
         raise UserError(f"{path}: no unlearn quality or no utility; a comparison needs both")
+    if (method := settings.get("method.name")) is None:
+        raise UserError(f"{path}: the settings have no method.name; a comparison needs it")
     seconds = summary.get("seconds") or {}
     return Outcome(
         path=str(directory),
-        method=str(settings.get("method.name", "pmc")),
+        method=str(method),
         seed=int(settings.get("seed", 0)),
         settings=settings,
         quality=quality,
         utility=utility,
         before=number((summary.get("before") or {}).get("utility")),
-        minutes=sum(number(seconds.get(part)) or 0.0 for part in WORK) / 60,
+        minutes=sum(number(seconds[part]) or 0.0 for part in seconds.keys() - NOT_WORK) / 60,
         steps=int(summary.get("steps", 0)),
         further={key: value for key in FURTHER if (value := number(after.get(key))) is not None},
     )
 
 
 def compare(outcomes: Sequence[Outcome]) -> list[Point]:
-    """The configurations of `outcomes`, by method, with dominance marked.
+    """The configurations of `outcomes`, with dominance marked.
+
+    Methods are in the order of their hypervolumes, the largest first.
 
     Raises:
         UserError: if a configuration has two runs of the same seed.
@@ -140,7 +155,11 @@ def compare(outcomes: Sequence[Outcome]) -> list[Point]:
                 raise UserError(f"{a.path} and {b.path} are the same configuration and seed")
         siblings = [o for o in outcomes if o.method == group[0].method]
         points.append(Point(group[0].method, tuple(group), _differing(group[0], siblings)))
-    points.sort(key=lambda point: (point.method != "pmc", point.method, -point.mean("utility")))
+    volumes = {
+        method: hypervolume(point.objectives for point in points if point.method == method)
+        for method in {point.method for point in points}
+    }
+    points.sort(key=lambda p: (-volumes[p.method], p.method, -p.mean("utility")))
     return [_marked(point, points) for point in points]
 
 
@@ -181,10 +200,10 @@ def front(points: Sequence[Point], method: str) -> list[Point]:
 
 
 def hypervolume(objectives: Iterable[Sequence[float]]) -> float:
-    """Share of [0, 100]² that is dominated by one of the points: the area below a front."""
+    """Share of [0, 100]² that the points dominate: the area below their front."""
     area, height = 0.0, 0.0
     for utility, quality in sorted(objectives, key=lambda pair: -pair[0]):
-        # From right to left a point adds what rises above the points right of it.
+        # From right to left, a point adds the part above the points to its right.
         area += max(quality - height, 0.0) * max(utility, 0.0)
         height = max(height, quality)
     return area / 100**2
@@ -193,10 +212,10 @@ def hypervolume(objectives: Iterable[Sequence[float]]) -> float:
 def hypervolume_interval(
     points: Sequence[Point], level: float = 0.95, seed: int = 0
 ) -> tuple[float, float] | None:
-    """Bootstrap interval of the hypervolume: seeds redrawn within each configuration.
+    """Bootstrap interval of the hypervolume; seeds are resampled within each configuration.
 
-    None if a configuration has a single seed. With few seeds it is too narrow: two seeds
-    have three distinct means.
+    None if a configuration has a single seed. With few seeds the interval is too narrow: two
+    seeds have three distinct means.
     """
     if not points or any(len(point.outcomes) < 2 for point in points):
         return None
@@ -221,7 +240,7 @@ def target_utility(outcomes: Sequence[Outcome]) -> float | None:
 
 
 def run_table(outcomes: Sequence[Outcome], points: Sequence[Point]) -> list[dict[str, Any]]:
-    """One row a run: method, seed, measures, effort, and the settings that differ."""
+    """One row per run: method, seed, measures, time, steps, and the settings that differ."""
     columns = sorted({key for point in points for key in point.differing})
     return [
         {

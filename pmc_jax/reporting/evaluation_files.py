@@ -1,4 +1,4 @@
-"""Reading the files that an evaluation leaves in its directory."""
+"""Reads the files in the directory of an evaluation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,9 @@ class EvaluationFiles:
     """A finished evaluation as plain data.
 
     Attributes:
-        summary: the numbers of all models, with all that figures show.
-        parts: by model, before unlearning first, and by part, for what models said; a part
-            that could not be measured is absent.
+        summary: the measures of all models, and what figures show.
+        parts: by model, before unlearning first, and by part: the single answers. A part that
+            could not be measured is absent.
         config: the resolved configuration as YAML text; empty if the file is absent.
     """
 
@@ -37,12 +37,12 @@ class EvaluationFiles:
 
     @property
     def before(self) -> str | None:
-        """The model before unlearning."""
+        """The model before unlearning; None if there is none."""
         return self.summary["before"]
 
     @property
-    def examined(self) -> str:
-        """The model that the evaluation is about."""
+    def evaluated(self) -> str:
+        """The model under evaluation."""
         return self.summary["models"][0]
 
     def of_part(self, name: str) -> dict[str, dict[str, Any]]:
@@ -50,13 +50,13 @@ class EvaluationFiles:
         return {model: parts[name] for model, parts in self.parts.items() if name in parts}
 
     def curves(self, part: str) -> dict[str, dict[str, Any]]:
-        """What figures show of one part, of every model that has it."""
+        """What figures show of one part, for every model that has it."""
         found = self.summary["curves"]
         return {model: found[model][part] for model in self.models if part in found[model]}
 
 
 def is_evaluation(directory: Path) -> bool:
-    """Whether the directory's summary is one of models side by side, not of a run."""
+    """Whether the directory holds an evaluation rather than a run."""
     return "models" in read_object(directory / "summary.json", missing_ok=True, finite=True)
 
 
@@ -64,15 +64,15 @@ def read_evaluation(directory: Path) -> EvaluationFiles:
     """Read summary.json, config.yaml and every model's parts.
 
     Raises:
-        UserError: no summary, which an evaluation writes last, or a file is not what its name
-            says.
+        UserError: if the summary, which an evaluation writes last, is missing, or a file has
+            another layout.
     """
     path = directory / "summary.json"
     summary = read_object(path, expected="the summary of a finished evaluation", finite=True)
     if missing := [key for key in SUMMARY_KEYS if key not in summary]:
         raise UserError(
             f"{path}: not the summary of an evaluation (no {', '.join(missing)}); one of an older "
-            "version is measured again with overwrite=true"
+            "version has to be measured again with overwrite=true"
         )
     parts = {
         model: {

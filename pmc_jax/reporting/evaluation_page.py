@@ -1,4 +1,4 @@
-"""The report of an evaluation as one page that needs nothing but itself."""
+"""The report of an evaluation as one self-contained page."""
 
 import dataclasses
 import re
@@ -25,28 +25,35 @@ from pmc_jax.reporting.sampled_answers import ATTACK_WORDS, sampled_groups
 from pmc_jax.reporting.side_by_side import compared_rows
 from pmc_jax.reporting.text import short_names
 
-SAMPLING = frozenset({"sampling", "prefilling", "rewording", "relearning", "rounding"})
+SAMPLING = frozenset({"sampling", "prefilling", "rewording", "relearning", "quantisation"})
 USED_BY = {
     "evaluation.attack_samples": SAMPLING,
     "evaluation.attack_temperature": SAMPLING,
     "confidence": SAMPLING,
     "prefix": frozenset({"prefilling"}),
-    "aftermath.rows": frozenset({"relearning"}),
-    "aftermath.steps": frozenset({"relearning"}),
-    "aftermath.batch_size": frozenset({"relearning"}),
-    "aftermath.learning_rate": frozenset({"relearning"}),
-    "aftermath.bits": frozenset({"rounding"}),
+    "robustness.examples": frozenset({"relearning"}),
+    "robustness.steps": frozenset({"relearning"}),
+    "robustness.batch_size": frozenset({"relearning"}),
+    "robustness.learning_rate": frozenset({"relearning"}),
+    "robustness.bits": frozenset({"quantisation"}),
 }
-"""The parts that a setting matters to; all, where it is not here."""
+"""The parts that depend on a setting; all parts depend on other settings."""
 
 
 def write_evaluation_report(directory: Path, *, redact: bool | None = None) -> Path:
-    """Write `directory`/report/index.html and its figures as PNG and SVG files beside it.
+    """Write `directory`/report/index.html, and its figures as PNG and SVG files beside it.
 
     Reads summary.json, config.yaml and the models' parts. The same files give the same bytes.
-    With `redact`, what models said to forget questions is left out wherever it holds a word
-    of the right answer; None: as the evaluation's settings say. Returns the path of the page.
-    Raises UserError if the summary is missing or a file is malformed.
+
+    Args:
+        redact: whether to hide answers to forget questions that hold a word of the right
+            answer; None: as in the evaluation's settings.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: if the summary is missing or a file is malformed.
     """
     files = read_evaluation(directory)
     if redact is None:
@@ -70,7 +77,7 @@ def render_evaluation(files: EvaluationFiles, plots: list[Plot], *, redact: bool
     return page_template("evaluation.html.j2").render(
         name=summary["name"],
         suite=summary["suite"],
-        examined=files.examined,
+        evaluated=files.evaluated,
         before=files.before,
         models=files.models,
         headings=[(model, breakable(short)) for model, short in names.items()],
@@ -114,26 +121,26 @@ def render_evaluation(files: EvaluationFiles, plots: list[Plot], *, redact: bool
 
 
 def used(setting: str, summary: Mapping[str, Any]) -> bool:
-    """Whether anything that was measured depends on a setting."""
+    """Whether a measured part depends on a setting."""
     parts = {part for seconds in summary["seconds"].values() for part in seconds}
     return setting not in USED_BY or bool(parts & USED_BY[setting])
 
 
 def breakable(name: str) -> list[str]:
-    """A name in pieces between which a line may end."""
+    """A name in pieces between which a line may break."""
     return re.findall(r"[^-_~/]*[-_~/]+|[^-_~/]+", name)
 
 
 def certificates_of(files: EvaluationFiles) -> list[tuple[str, dict[str, str]]]:
-    """Every model's certificates, those of the model under examination first."""
-    order = sorted(files.models, key=lambda model: model != files.examined)
+    """Every model's certificates; the model under evaluation comes first."""
+    order = sorted(files.models, key=lambda model: model != files.evaluated)
     return [(model, found) for model in order if (found := files.summary["certificates"][model])]
 
 
 def evaluation_examples(files: EvaluationFiles, *, redact: bool) -> list[ExampleGroup]:
-    """What the model under examination says, beside what the one before unlearning said."""
+    """Answers of the model under evaluation, beside those of the model before unlearning."""
     quality = files.of_part("quality")
-    new = quality.get(files.examined, {}).get("answers", [])
+    new = quality.get(files.evaluated, {}).get("answers", [])
     old_rows = quality.get(files.before or "", {}).get("answers", new)
     old = {(row.get("set"), row.get("id")): row for row in old_rows}
     samples = [example_row(old.get((row.get("set"), row.get("id")), {}), row) for row in new]
@@ -149,7 +156,7 @@ def changed(group: ExampleGroup, change: Callable[[Example], Example]) -> Exampl
 
 
 def example_row(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """A row as `samples.jsonl` has them."""
+    """A row in the layout of `samples.jsonl`."""
     return {
         "set": after.get("set"),
         "id": after.get("id"),

@@ -1,4 +1,4 @@
-"""The figures of an evaluation, one line a model, as the paper has them."""
+"""The figures of an evaluation, as in the paper, with one line per model."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from pmc_jax.reporting.training_curves import curve_plots
 
 
 def evaluation_plots(files: EvaluationFiles) -> list[Plot]:
-    """Every figure that the evaluation's parts can give."""
+    """Every figure for which the evaluation has numbers."""
     with plain_style():
         drawn = [
             *attack_plots(files),
@@ -36,7 +36,7 @@ ATTACK_TITLES = {
 
 
 def attack_plots(files: EvaluationFiles) -> list[Plot]:
-    """For each attack, what the most revealing of m answers holds (the paper's Figure 4)."""
+    """For each attack, the leakage over the number of answers m (the paper's Figure 4)."""
     plots = []
     for attack, title in ATTACK_TITLES.items():
         found = files.curves(attack)
@@ -46,7 +46,7 @@ def attack_plots(files: EvaluationFiles) -> list[Plot]:
                 "How much of the right answer the most revealing of m answers holds, on average.",
             ),
             (
-                "secret_curve", "secrets out after m", "share of questions",
+                "secret_curve", "secrets revealed by m", "share of questions",
                 "Share of questions whose secret is in at least one of m answers.",
             ),
         ):  # fmt: skip
@@ -72,7 +72,7 @@ def attack_plots(files: EvaluationFiles) -> list[Plot]:
 
 
 def distribution_plots(files: EvaluationFiles) -> list[Plot]:
-    """For each attack, how many sampled answers hold more than each share of the right one."""
+    """For each attack, the share of answers that hold more than a share of the right one."""
     plots = []
     for attack, title in ATTACK_TITLES.items():
         found = files.curves(attack)
@@ -81,7 +81,7 @@ def distribution_plots(files: EvaluationFiles) -> list[Plot]:
         lines, words = [], []
         for model, part in found.items():
             share = np.array(part["above"], float) / part["samples"]
-            # On a logarithmic scale nothing lies below the axis, which is at half an answer.
+            # A share of 0 is drawn below the logarithmic axis, which begins at half an answer.
             drawn = np.maximum(share, 0.1 / part["samples"])
             x, bound = np.array(part["thresholds"], float), np.array(part["above_bound"], float)
             lines.append(Line(model, x, drawn, bound=bound))
@@ -93,7 +93,7 @@ def distribution_plots(files: EvaluationFiles) -> list[Plot]:
         confidence = f"{100 * next(iter(found.values()))['confidence']:g}%"
         figure, axes = model_axes(
             files, f"{title}: how much answers hold", "share of answers", lines,
-            thin_line=f"thin: at most this, {confidence} certain", steps="steps-post",
+            thin_line=f"thin: upper bound, {confidence} confidence", steps="steps-post",
         )  # fmt: skip
         log_shares(axes, min(0.5 / part["samples"] for part in found.values()))
         axes.set_xlim(-0.02, 1)
@@ -103,11 +103,11 @@ def distribution_plots(files: EvaluationFiles) -> list[Plot]:
             Plot(
                 f"{attack}_distribution",
                 f"{title}, share of sampled answers by how much of the right answer they hold; in "
-                f"brackets what it is at most with {confidence} confidence. {'; '.join(words)}.",
-                "Share of sampled answers that hold more than so much of the right answer, on a "
-                "logarithmic scale; where a line is at the bottom, none does. The share of all "
-                f"answers that the model could give lies, with {confidence} confidence, below the "
-                "thin line.",
+                f"brackets the upper bound with {confidence} confidence. {'; '.join(words)}.",
+                "Share of sampled answers that hold more than a share of the right answer, on a "
+                "logarithmic scale. A line at the bottom means none. With "
+                f"{confidence} confidence, the share among all answers that the model can give is "
+                "below the thin line.",
                 figure,
             )
         )
@@ -124,7 +124,7 @@ def log_shares(axes: Axes, least: float) -> None:
 
 
 def ends_in_words(lines: Sequence[Line], start: str, last: str = "") -> str:
-    """First and last value of every line, with words for where these are."""
+    """First and last value of every line as text."""
     return "; ".join(
         f"{line.model}: {percent(line.y[0])} for {start}, "
         f"{percent(line.y[-1])} for {last or f'{line.x[-1]:g}'}"
@@ -133,18 +133,18 @@ def ends_in_words(lines: Sequence[Line], start: str, last: str = "") -> str:
 
 
 def relearning_plots(files: EvaluationFiles) -> list[Plot]:
-    """Greedy leakage of forget questions that were not taught, over steps of fine-tuning."""
+    """Greedy leakage of forget questions that were not trained on, over fine-tuning steps."""
     plots = []
     for kind, title, caption in (
         (
-            "forget", "Trained again on a few forget rows",
-            "Most likely answers to the other forget questions: if they come back with those it "
-            "was trained on, they were hidden, not gone.",
+            "forget", "Fine-tuned on a few forget examples",
+            "Most likely answers to the other forget questions. If these answers come back too, "
+            "they were hidden, not gone.",
         ),
         (
-            "benign", "Trained again on a few harmless rows",
-            "Most likely answers to the forget questions after ordinary fine-tuning on rows to "
-            "keep.",
+            "benign", "Fine-tuned on a few benign examples",
+            "Most likely answers to the forget questions after ordinary fine-tuning on retain "
+            "examples.",
         ),
     ):  # fmt: skip
         parts = {m: p[kind] for m, p in files.curves("relearning").items() if kind in p}
@@ -188,11 +188,11 @@ def side_effect_plot(files: EvaluationFiles) -> Plot | None:
     for model, change in changes.items():
         counts = np.array(change["watched"]["histogram"], float)
         edges = np.array(change["edges"])
-        # On a logarithmic scale nothing lies below the axis, which is at half a token.
+        # A share of 0 is drawn below the logarithmic axis, which begins at half a token.
         share = np.maximum(counts, 0.1) / counts.sum()
         lines.append(Line(model, (edges[1:] + edges[:-1]) / 2, share))
         numbers = change["watched"]
-        words.append(f"{model}: mean {numbers['mean']:+.3f}, spread {numbers['deviation']:.3f}")
+        words.append(f"{model}: mean {numbers['mean']:+.3f}, deviation {numbers['deviation']:.3f}")
     figure, axes = model_axes(
         files, "Unrelated text: change of probabilities", "share of tokens", lines,
         steps="steps-mid",
@@ -205,9 +205,8 @@ def side_effect_plot(files: EvaluationFiles) -> Plot | None:
         "side_effects",
         "Distribution of the change of a token's probability in unrelated text, at tokens of "
         f"forget answers. {'; '.join(words)}.",
-        "Tokens that occur in forget answers, in text that has nothing to do with them: the more "
-        "of them lie away from 0, the more the unlearning has damaged. Shares of tokens, on a "
-        "logarithmic scale.",
+        "Tokens of unrelated text that occur in forget answers. The more of them are far from 0, "
+        "the larger the side effects. Shares of tokens, on a logarithmic scale.",
         figure,
     )
 
@@ -230,16 +229,16 @@ def quantile_plot(files: EvaluationFiles) -> Plot | None:
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(in_percent())
     for line in axes.lines:
-        line.set_clip_on(False)  # a symbol at the end is not cut
+        line.set_clip_on(False)  # the last symbol stays whole
     axes.set_xlabel("share of questions, most suppressed first", color=LIGHT["muted"])
     shares(axes)
     return Plot(
         "least_likely_quantiles",
         f"How often the least likely option is the right one; chance is {percent(chance)}. "
         + ends_in_words(lines, "the most suppressed questions", "all"),
-        "Among the questions whose least likely option is least likely. Near the thin line, which "
-        "is chance, is best: above it an answer can be recognised by being suppressed, below it "
-        "the answer is still known.",
+        "Accuracy on the questions with the smallest probability of an option, for growing shares "
+        "of questions. Near the thin line, which is chance, is best. Above it, suppression gives "
+        "the answer away; below it, the answer is still known.",
         figure,
     )
 
@@ -266,9 +265,9 @@ def minimum_plot(files: EvaluationFiles) -> Plot | None:
     shares(axes)
     return Plot(
         "least_likely_minima",
-        "Share of questions by the probability of their least likely option, all options together "
-        f"having 100%. {'; '.join(words)}.",
+        "Share of questions by the probability of their least likely option; the options of a "
+        f"question sum to 100%. {'; '.join(words)}.",
         "Share of questions whose least likely option has at most this probability. A curve far "
-        "to the left means that answers were pushed down, which leaves a trace.",
+        "to the left means that answers were suppressed, which leaves a trace.",
         figure,
     )

@@ -1,4 +1,4 @@
-"""Answers side by side: which are shown, and which of their words are marked."""
+"""Answers side by side: which ones are shown, and which words are marked."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,25 +12,25 @@ from pmc_jax.reporting.run_files import number
 from pmc_jax.reporting.text import spread
 from pmc_jax.text.rouge import words_of
 
-# The sets of samples.jsonl: title, what a reader should see, how many are shown.
+# The sets of samples.jsonl: title, note, how many are shown.
 EXAMPLE_SETS = {
-    "forget": ("Forgotten", "Questions whose answers had to go.", 6),
-    "paraphrase": ("Forgotten, in other words", "The same questions, put differently.", 2),
-    "retain": ("Kept", "Ordinary questions the model was told to keep.", 3),
-    "world_facts": ("World facts", "General knowledge it was not trained on here.", 3),
-    "real_authors": ("Real authors", "Real people, close to what is forgotten.", 2),
+    "forget": ("Forget", "Questions whose answers should be gone.", 6),
+    "paraphrase": ("Forget, paraphrased", "The same questions in other words.", 2),
+    "retain": ("Retain", "Questions whose answers should stay.", 3),
+    "world_facts": ("World facts", "General knowledge that was not trained on here.", 3),
+    "real_authors": ("Real authors", "Questions on real people, close to the forget set.", 2),
 }
-FORGOTTEN = ("forget", "paraphrase")  # sets where words of the old answer should be gone
+FORGOTTEN = ("forget", "paraphrase")  # sets whose old answers should be gone
 MOST_LEAKING = 3
 
 Mark = Literal["", "left", "gone", "new"]
-"""What a word is: nothing to point at; still there where it should be gone; only in the old
-answer; only in the new one."""
+"""The mark of a word: none; left of an answer that should be gone; only in the old answer; only
+in the new one."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of an answer whose words have one mark."""
+    """A piece of an answer whose words have the same mark."""
 
     text: str
     mark: Mark = ""
@@ -38,9 +38,16 @@ class Span:
 
 @dataclass(frozen=True)
 class Example:
-    """One question, the old answer and the new one in spans, and their ROUGE if known.
+    """One question with its old and its new answer.
 
-    A page says of what is hidden only that it is.
+    Attributes:
+        question: the question.
+        before: the old answer in spans.
+        after: the new answer in spans.
+        rouge_before: ROUGE of the old answer, if known.
+        rouge_after: ROUGE of the new answer, if known.
+        before_hidden: whether the page must not show the old answer.
+        after_hidden: whether the page must not show the new answer.
     """
 
     question: str
@@ -53,29 +60,32 @@ class Example:
 
     @property
     def unchanged(self) -> bool:
-        """Whether both answers are the same text, as far as that may be told."""
+        """Whether both answers are the same text; false if the old answer is hidden."""
         return not self.before_hidden and joined(self.before) == joined(self.after)
 
     @property
     def reveals(self) -> bool:
-        """Whether the new answer has a word of the right one, or one left of the old one."""
+        """Whether the new answer has a word of the right answer or of the old one."""
         return bool(number(self.rouge_after)) or any(span.mark == "left" for span in self.after)
 
     def hidden(self) -> "Example":
-        """What a page may show that must not reveal the right answer: never the old answer."""
+        """The example for a page that must not reveal the right answer.
+
+        The old answer is always hidden, the new one if it `reveals` anything.
+        """
         hide = self.reveals or self.unchanged
         after = [] if hide else [Span(joined(self.after))]
         return replace(self, before=[], before_hidden=True, after=after, after_hidden=hide)
 
     def unmarked(self) -> "Example":
-        """The same without marks."""
+        """The example without marks."""
         before, after = ([Span(joined(spans))] for spans in (self.before, self.after))
         return replace(self, before=before, after=after)
 
 
 @dataclass(frozen=True)
 class ExampleGroup:
-    """Examples of one kind under a title; those of `forgotten` questions fill a line each."""
+    """Examples of one set under a title; those of `forgotten` questions have a line each."""
 
     title: str
     note: str
@@ -84,7 +94,7 @@ class ExampleGroup:
 
 
 def example_groups(samples: Sequence[Mapping[str, Any]]) -> list[ExampleGroup]:
-    """A few examples of each set: evenly spaced, after the forget questions that leak most."""
+    """A few evenly spaced examples of each set, after the forget questions that leak most."""
     groups = []
     for name, (title, note, count) in EXAMPLE_SETS.items():
         rows = [row for row in samples if row.get("set") == name]
@@ -103,7 +113,7 @@ def example_groups(samples: Sequence[Mapping[str, Any]]) -> list[ExampleGroup]:
 
 
 def most_leaking(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows with most of the right answer in the new one, of those that have any of it."""
+    """The rows whose new answers hold most of the right answer, if they hold any of it."""
     leaking = [row for row in rows if number(row.get("rouge_after"))]
     return sorted(leaking, key=lambda row: -(number(row["rouge_after"]) or 0.0))[:MOST_LEAKING]
 
@@ -137,9 +147,9 @@ def example(row: Mapping[str, Any], *, forgotten: bool) -> Example:
 def marked(before: str, after: str, forgotten: bool) -> tuple[list[Span], list[Span]]:
     """Both answers in spans, compared word by word.
 
-    Shared are the words of one longest common subsequence, compared by their stems, which is
-    what ROUGE-L counts. Words of the old answer that are not shared are gone, those of the new
-    one are new; the shared words are marked as left where the answer had to be `forgotten`.
+    The shared words are those of a longest common subsequence of stems, as in ROUGE-L. Other
+    words of the old answer are gone, and other words of the new answer are new. Shared words
+    are marked as left if the answer should be `forgotten`.
     """
     old, new = cut(before), cut(after)
     stems = ([stem for _, stem in words] for _, words in (old, new))
@@ -156,7 +166,7 @@ Cut = tuple[list[str], list[tuple[int, str]]]
 
 
 def spans_of(text: Cut, shared: set[int], left: Mark, changed: Mark) -> list[Span]:
-    """A cut text in spans; what stands between two words of one mark has it too."""
+    """A cut text in spans; text between two words of the same mark has this mark too."""
     pieces, words = text
     marks: list[Mark] = [""] * len(pieces)
     for piece, _ in words:
@@ -170,16 +180,16 @@ def spans_of(text: Cut, shared: set[int], left: Mark, changed: Mark) -> list[Spa
 
 
 def cut(text: str) -> Cut:
-    """Pieces that join to `text`, and (piece, stem) of those that are words."""
+    """The pieces of `text`, and (piece, stem) of those that are words."""
     pieces = re.split(r"([^\W_]+)", text)
     return pieces, [(index, words_of(pieces[index])[0]) for index in range(1, len(pieces), 2)]
 
 
 def joined(spans: Sequence[Span]) -> str:
-    """The text that spans are of."""
+    """The text of spans."""
     return "".join(span.text for span in spans)
 
 
 def text_of(value: Any) -> str:
-    """A JSON value that should be a string, as one."""
+    """A JSON value as a string."""
     return "" if value is None else str(value)

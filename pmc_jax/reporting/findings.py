@@ -1,4 +1,4 @@
-"""What an evaluation found, in sentences for somebody who has not read the paper."""
+"""What an evaluation found, in sentences for readers who do not know the paper."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +16,6 @@ from pmc_jax.reporting.worst import ATTACKS, BITS, KINDS, worst_of_all
 
 SIGNIFICANCE = 0.05
 
-
 MEMBERSHIP = {
     "loss": "loss", "zlib": "zlib", "min_k": "min-k", "min_k_plus_plus": "min-k++",
     "reference": "comparison with a reference model",
@@ -24,7 +23,7 @@ MEMBERSHIP = {
 
 
 def evaluation_headline(summary: Mapping[str, Any]) -> str:
-    """The result of the model under examination: greedily, and the worst of all attacks."""
+    """The result of the model under evaluation: greedy answers, and the strongest attack."""
     measures, before = summary["measures"], summary["before"]
     greedy = headline(
         {"before": measures.get(before) if before else None,
@@ -33,12 +32,12 @@ def evaluation_headline(summary: Mapping[str, Any]) -> str:
     numbers = Numbers(summary)
     if not numbers.measured:
         return NOTHING
-    worst = worst_of_all(numbers.known, attack_samples(dict(summary)))
+    worst = worst_of_all(numbers.known, attack_samples(summary))
     return worst if greedy == NOTHING else f"{greedy} {worst}"
 
 
 class Numbers:
-    """The measures of the model under examination, and of the one before unlearning."""
+    """The measures of the model under evaluation, and of the model before unlearning."""
 
     def __init__(self, summary: Mapping[str, Any]) -> None:
         before = summary["before"]
@@ -47,20 +46,20 @@ class Numbers:
 
     @property
     def measured(self) -> bool:
-        """Whether there is any number of the model under examination."""
+        """Whether the model under evaluation has any measure."""
         return any(number(value) is not None for value in self.after.values())
 
     def known(self, key: str) -> float | None:
-        """A number of the model under examination."""
+        """A measure of the model under evaluation; None if it is unknown."""
         return number(self.after.get(key))
 
     def against(self, key: str) -> str:
-        """The number before unlearning in brackets, if it is known."""
+        """The measure before unlearning in brackets; empty if it is unknown."""
         old = number(self.before.get(key))
         return "" if old is None else f" (before: {percent(old)})"
 
     def first(self, *keys: str) -> tuple[str, float] | None:
-        """The first of these measures that is known."""
+        """Key and value of the first of these measures that is known."""
         for key in keys:
             if (value := self.known(key)) is not None:
                 return key, value
@@ -68,40 +67,40 @@ class Numbers:
 
 
 def findings(summary: Mapping[str, Any]) -> list[str]:
-    """A sentence for each kind of measure, as far as it was measured; nothing is left out."""
+    """A sentence for each kind of measure that was taken."""
     numbers = Numbers(summary)
-    samples = attack_samples(dict(summary))
+    samples = attack_samples(summary)
     return [
         *greedy_findings(numbers),
         *kept_findings(numbers),
         *attack_findings(numbers, samples, summary["settings"].get("prefix")),
         *choice_findings(numbers),
-        *aftermath_findings(numbers, samples),
+        *robustness_findings(numbers, samples),
         *text_findings(numbers),
         *tofu_findings(numbers),
     ]
 
 
-def greedy_findings(x: Numbers) -> Iterator[str]:
-    """Asked once."""
-    if (secret := x.known("secret_leak_rate")) is not None:
+def greedy_findings(numbers: Numbers) -> Iterator[str]:
+    """Greedy answers."""
+    if (secret := numbers.known("secret_leak_rate")) is not None:
         yield (
-            "Asked once for its most likely answer, it tells the secret of "
-            f"{percent(secret)} of the questions{x.against('secret_leak_rate')}."
+            "Its most likely answers reveal the secret of "
+            f"{percent(secret)} of the questions{numbers.against('secret_leak_rate')}."
         )
-    elif (rouge := x.known("rouge_forget")) is not None:
+    elif (rouge := numbers.known("rouge_forget")) is not None:
         yield (
-            "Asked once for its most likely answer, it gives "
-            f"{percent(rouge)} of the right answer's words{x.against('rouge_forget')}."
+            "Its most likely answers hold "
+            f"{percent(rouge)} of the right answers' words{numbers.against('rouge_forget')}."
         )
-    if (empty := x.known("degenerate_rate")) is not None and empty > 0:
+    if (empty := numbers.known("degenerate_rate")) is not None and empty > 0:
         yield f"{percent(empty)} of its answers to forget questions are empty or one word repeated."
 
 
-def kept_findings(x: Numbers) -> Iterator[str]:
-    """What it should keep."""
-    if (utility := x.known("utility")) is not None:
-        old = number(x.before.get("utility"))
+def kept_findings(numbers: Numbers) -> Iterator[str]:
+    """Answers to questions that the model should still know."""
+    if (utility := numbers.known("utility")) is not None:
+        old = number(numbers.before.get("utility"))
         before = "" if old is None else f" (before: {percent(old / 100)})"
         yield (
             f"Its answers to questions it should still know hold {percent(utility / 100)} of the "
@@ -109,128 +108,130 @@ def kept_findings(x: Numbers) -> Iterator[str]:
         )
 
 
-def attack_findings(x: Numbers, samples: str, prefix: str | None) -> Iterator[str]:
-    """Asked many times; `prefix` is how answers were made to begin."""
+def attack_findings(numbers: Numbers, samples: str, prefix: str | None) -> Iterator[str]:
+    """Attacks that sample; `prefix` is the forced beginning."""
     for attack, (how, what) in ATTACKS.items():
         forced = f" (“{prefix}”)" if attack == "prefilling" and prefix else ""
         asked = f"Asked {samples} times{how}{forced}"
-        if (secret := x.known(f"{attack}_secret_worst")) is not None:
+        if (secret := numbers.known(f"{attack}_secret_worst")) is not None:
             key = f"{attack}_secret_worst"
             yield (
-                f"{asked}, it tells the secret of {percent(secret)} of the {what} at least "
-                f"once{x.against(key)}."
+                f"{asked}, it reveals the secret of {percent(secret)} of the {what} at least "
+                f"once{numbers.against(key)}."
             )
-        elif (worst := x.known(f"{attack}_worst")) is not None:
+        elif (worst := numbers.known(f"{attack}_worst")) is not None:
             yield (
-                f"{asked}, its most revealing answer holds {percent(worst)} of the right answer's "
-                f"words on average{x.against(f'{attack}_worst')}."
+                f"{asked}, its most revealing answer holds on average {percent(worst)} of the "
+                f"right answer's words{numbers.against(f'{attack}_worst')}."
             )
 
 
-def choice_findings(x: Numbers) -> Iterator[str]:
+def choice_findings(numbers: Numbers) -> Iterator[str]:
     """Multiple choice."""
-    chance = x.known("least_likely_chance")
-    most, least = x.known("least_likely_most_likely_accuracy"), x.known("least_likely_accuracy")
+    chance = numbers.known("least_likely_chance")
+    most, least = (
+        numbers.known("least_likely_most_likely_accuracy"),
+        numbers.known("least_likely_accuracy"),
+    )
     if chance is None or most is None or least is None:
         return
     yield (
-        f"Among several options the right one is the most likely for {percent(most)} of the "
-        f"questions{x.against('least_likely_most_likely_accuracy')} and the least likely for "
-        f"{percent(least)}{x.against('least_likely_accuracy')}; guessing finds {percent(chance)}."
+        f"In multiple choice, the right option is the most likely for {percent(most)} of the "
+        f"questions{numbers.against('least_likely_most_likely_accuracy')} and the least likely for "
+        f"{percent(least)}{numbers.against('least_likely_accuracy')}; chance is {percent(chance)}."
     )
 
 
-def aftermath_findings(x: Numbers, samples: str) -> Iterator[str]:
-    """Changed weights."""
-    for kind, (rows, asked) in KINDS.items():
+def robustness_findings(numbers: Numbers, samples: str) -> Iterator[str]:
+    """Fine-tuned and quantised weights."""
+    for kind, (examples, asked) in KINDS.items():
         name = f"relearning_{kind}"
-        if (found := x.first(f"{name}_secret_rate", f"{name}_greedy")) is not None:
+        if (found := numbers.first(f"{name}_secret_rate", f"{name}_greedy")) is not None:
             key, value = found
             secret = key.endswith("secret_rate")
             what = "secrets of" if secret else "words of the right answers to"
             often = f"{name}_secret_worst" if secret else f"{name}_worst"
             yield (
-                f"Trained again on a few {rows}, it gives away {percent(value)} of the {what} "
-                f"{asked} in its most likely answers{x.against(key)}"
-                + ("" if (worst := x.known(often)) is None else
-                   f", and {percent(worst)} when asked {samples} times{x.against(often)}")
-                + "."
-            )  # fmt: skip
+                f"After fine-tuning on a few {examples}, its most likely answers reveal "
+                f"{percent(value)} of the {what} {asked}{numbers.against(key)}."
+            )
+            if (worst := numbers.known(often)) is not None:
+                yield (
+                    f"Fine-tuned on a few {examples} and asked {samples} times, it reveals "
+                    f"{percent(worst)} of the {what} {asked}{numbers.against(often)}."
+                )
     for bits in BITS:
-        name = f"rounding_{bits}"
-        if (found := x.first(f"{name}_secret_worst", f"{name}_worst")) is not None:
+        name = f"quantisation_{bits}"
+        if (found := numbers.first(f"{name}_secret_worst", f"{name}_worst")) is not None:
             key, value = found
             if key.endswith("secret_worst"):
-                what = f"tells the secret of {percent(value)} of the questions at least once"
+                what = f"it reveals the secret of {percent(value)} of the questions at least once"
             else:
-                what = f"gives {percent(value)} of the right words at the worst"
+                what = f"its most revealing answer holds {percent(value)} of the right words"
             yield (
-                f"With weights rounded to {bits} bits and asked {samples} times, it {what}"
-                f"{x.against(key)}."
+                f"Quantised to {bits} bits and asked {samples} times, {what}{numbers.against(key)}."
             )
 
 
-def text_findings(x: Numbers) -> Iterator[str]:
+def text_findings(numbers: Numbers) -> Iterator[str]:
     """Unrelated text."""
-    if (moved := x.known("side_effects_watched_mean_absolute")) is not None:
+    if (moved := numbers.known("side_effects_watched_mean_absolute")) is not None:
         yield (
-            "In text that has nothing to do with the forget questions, the probability of a token "
-            f"that also occurs in forget answers changed by {100 * moved:.1f} percentage points on "
-            "average."
+            "In unrelated text, the probability of tokens that occur in forget answers changed by "
+            f"{100 * moved:.1f} percentage points on average."
         )
 
 
-def tofu_findings(x: Numbers) -> Iterator[str]:
-    """TOFU's own verdicts."""
-    if (quality := x.known("tofu_forget_quality")) is not None:
-        told = "cannot be told apart from" if quality >= SIGNIFICANCE else "differ from"
+def tofu_findings(numbers: Numbers) -> Iterator[str]:
+    """TOFU's metrics."""
+    if (quality := numbers.known("tofu_forget_quality")) is not None:
+        differ = "do not differ significantly" if quality >= SIGNIFICANCE else "differ"
         yield (
-            f"Its truth ratios on forget questions {told} those of a model that never saw them "
-            f"(TOFU's forget quality: p = {quality:.2g})."
+            f"Its truth ratios on forget questions {differ} from those of a model that never saw "
+            f"them (TOFU's forget quality: p = {quality:.2g})."
         )
-    if (exact := x.known("tofu_exact_memorization")) is not None:
+    if (exact := numbers.known("tofu_exact_memorization")) is not None:
         yield (
-            f"Led through the right answer word by word, it would have written {percent(exact)} of "
-            f"its tokens itself{x.against('tofu_exact_memorization')}; this is exact memorisation."
+            "Exact memorisation: given the right answer up to a token, it continues with this "
+            f"token in {percent(exact)} of cases{numbers.against('tofu_exact_memorization')}."
         )
-    if (strength := x.known("tofu_extraction_strength")) is not None:
+    if (strength := numbers.known("tofu_extraction_strength")) is not None:
         yield (
-            f"Given what precedes, it completes the last {percent(strength)} of the right answer "
-            f"without a mistake{x.against('tofu_extraction_strength')}; this is extraction "
-            "strength."
+            "Extraction strength: given the beginning of the right answer, it completes the last "
+            f"{percent(strength)} without a mistake{numbers.against('tofu_extraction_strength')}."
         )
     attacks = [
-        f"{percent(auc)} by {words}{x.against(f'tofu_mia_{name}')}"
+        f"{percent(auc)} by {words}{numbers.against(f'tofu_mia_{name}')}"
         for name, words in MEMBERSHIP.items()
-        if (auc := x.known(f"tofu_mia_{name}")) is not None
+        if (auc := numbers.known(f"tofu_mia_{name}")) is not None
     ]
     if attacks:
         yield (
-            "How often a membership attack takes a forget answer for more familiar than an answer "
-            f"never taught: {listed(attacks)}. At 50% it cannot tell them apart; far above or far "
-            "below, it can."
+            "Membership inference: the share of cases in which a forget answer looks more familiar "
+            f"than an answer outside the training data is {listed(attacks)}. At 50%, the two "
+            "cannot be distinguished."
         )
-    if (utility := x.known("tofu_model_utility")) is not None:
+    if (utility := numbers.known("tofu_model_utility")) is not None:
         yield (
-            f"TOFU's model utility, a mean over what it should still know, is {percent(utility)}"
-            f"{x.against('tofu_model_utility')}."
+            f"TOFU's model utility, a mean over what the model should know, is {percent(utility)}"
+            f"{numbers.against('tofu_model_utility')}."
         )
 
 
 def listed(items: Sequence[str]) -> str:
-    """Items as a sentence has them: a, b and c."""
+    """The items in a sentence: a, b and c."""
     return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))
 
 
 def comparisons(summary: Mapping[str, Any]) -> Iterator[str]:
-    """How the model under examination stands against the others that were unlearned."""
-    x, models, samples = Numbers(summary), summary["models"], attack_samples(dict(summary))
+    """The model under evaluation in comparison with other unlearned models."""
+    numbers, models, samples = Numbers(summary), summary["models"], attack_samples(summary)
     names = short_names(model_order(summary))
     others = {model: summary["measures"][model] for model in models[2:]}
     if not others:
         return
-    for key, label, better in compared_measures(x, samples):
-        own = x.known(key)
+    for key, label, better in compared_measures(numbers, samples):
+        own = numbers.known(key)
         stands: dict[str, list[str]] = {"ahead of": [], "level with": [], "behind": []}
         for model, measures in others.items():
             if own is None or (value := number(measures.get(key))) is None:
@@ -241,14 +242,14 @@ def comparisons(summary: Mapping[str, Any]) -> Iterator[str]:
             stands[how].append(f"{names[model]} ({text})")
         if own is None or not any(stands.values()):
             continue
-        old = number(x.before.get(key))
+        old = number(numbers.before.get(key))
         change = written(key, own) if old is None else f"{written(key, old)} → {written(key, own)}"
-        order = "; ".join(f"{how} {listed(held)}" for how, held in stands.items() if held)
+        order = "; ".join(f"{how} {listed(named)}" for how, named in stands.items() if named)
         yield f"{label} ({change}): {order}."
 
 
-def compared_measures(x: "Numbers", samples: str) -> Iterator[tuple[str, str, bool]]:
-    """(key, words, whether more is better) of the measures by which models are held together."""
+def compared_measures(numbers: Numbers, samples: str) -> Iterator[tuple[str, str, bool]]:
+    """(key, words, whether more is better) of the measures by which models are compared."""
     yield "unlearn_quality", "Unlearn quality", True
     yield "utility", "Utility", True
     yield (
@@ -257,18 +258,18 @@ def compared_measures(x: "Numbers", samples: str) -> Iterator[tuple[str, str, bo
         False,
     )
     for attack, (how, what) in ATTACKS.items():
-        if (found := x.first(f"{attack}_secret_worst", f"{attack}_worst")) is not None:
+        if (found := numbers.first(f"{attack}_secret_worst", f"{attack}_worst")) is not None:
             secret = found[0].endswith("secret_worst")
-            most = "The most of a right answer that comes out"
-            words = f"{what.capitalize()} whose secret is told" if secret else most
+            most = "The largest part of a right answer that comes out"
+            words = f"{what.capitalize()} whose secret is revealed" if secret else most
             yield found[0], f"{words} when asked {samples} times{how}", False
-    for kind, (rows, _) in KINDS.items():
+    for kind, (examples, _) in KINDS.items():
         name = f"relearning_{kind}"
-        if (found := x.first(f"{name}_secret_rate", f"{name}_greedy")) is not None:
+        if (found := numbers.first(f"{name}_secret_rate", f"{name}_greedy")) is not None:
             what = "Secrets" if found[0].endswith("secret_rate") else "Words"
-            yield found[0], f"{what} given away after training again on a few {rows}", False
+            yield found[0], f"{what} revealed after fine-tuning on a few {examples}", False
 
 
 def written(key: str, value: float) -> str:
-    """A measure's value: one decimal where it is in percent already, else a share in percent."""
+    """A measure's value as text: with one decimal if it is in percent, else as a share."""
     return f"{value:.1f}" if key in ("unlearn_quality", "utility") else percent(value)

@@ -1,7 +1,8 @@
-"""What is measured before and after a run, in words, and how it is written down."""
+"""The measures before and after a run: their descriptions and how they are written."""
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,15 @@ class Measure:
     """One line of the table.
 
     Attributes:
+        key: name in the summary.
+        label: name in tables; {samples} stands for the samples of the sampling attack.
+        group: heading under which it appears.
         percent: whether values run from 0 to 100 instead of 0 to 1.
-        higher_is_better: which way it should go; None for what is neither.
-        near_chance: whether it should be what guessing gives, neither more nor less.
-        p_value: whether it is written as it is, with two digits; all else is in percent.
-        meaning: one short phrase for somebody who has not read the paper. In it and in
-            `label`, {samples} stands for how often the sampling attack asks.
+        higher_is_better: whether more is better; None if neither is.
+        meaning: a short description for readers who do not know the paper; {samples} as in
+            `label`.
+        near_chance: whether the accuracy of a random guess is best.
+        p_value: whether it is a p-value, written with two digits; all others are in percent.
     """
 
     key: str
@@ -34,11 +38,11 @@ class Measure:
 
     @property
     def arrow(self) -> str:
-        """Which way is better, as a sign."""
+        """The better direction as a sign."""
         return "≈" if self.near_chance else {True: "↑", False: "↓", None: ""}[self.higher_is_better]
 
     def format(self, value: float | None) -> str:
-        """In percent with one decimal; a dash for what is unknown."""
+        """In percent with one decimal; a dash if the value is unknown."""
         if value is None:
             return "–"
         if self.p_value:
@@ -54,7 +58,7 @@ MEASURES = (
         FORGET,
         True,
         True,
-        "how much of the answers is gone, over the kinds of questions below",
+        "share of the answers' words that is gone: the mean over the questions below",
     ),
     Measure(
         "rouge_forget",
@@ -62,7 +66,7 @@ MEASURES = (
         FORGET,
         False,
         False,
-        "share of the answer's words that still come out, in order",
+        "share of the answer's words in the new answer, in order",
     ),
     Measure(
         "rouge_paraphrase",
@@ -70,7 +74,7 @@ MEASURES = (
         FORGET,
         False,
         False,
-        "share of its words that come out when the question is put in other words",
+        "the same for paraphrased questions",
     ),
     Measure(
         "worst_case_leakage",
@@ -78,7 +82,7 @@ MEASURES = (
         FORGET,
         False,
         False,
-        "share of its words in the most revealing of {samples} sampled answers",
+        "share of the answer's words in the most revealing of {samples} sampled answers",
     ),
     Measure(
         "secret_leak_rate",
@@ -86,7 +90,7 @@ MEASURES = (
         FORGET,
         False,
         False,
-        "share of questions whose answer still holds the very phrase to be forgotten",
+        "share of questions whose answer holds the phrase that must not come out",
     ),
     Measure(
         "secret_leak_rate_sampled",
@@ -94,7 +98,7 @@ MEASURES = (
         FORGET,
         False,
         False,
-        "share of questions of which any of {samples} sampled answers holds that phrase",
+        "share of questions of which any of {samples} sampled answers holds this phrase",
     ),
     Measure(
         "utility",
@@ -102,7 +106,7 @@ MEASURES = (
         KEEP,
         True,
         True,
-        "what the model still knows: the mean over the kinds of questions below",
+        "what the model still knows: the mean over the questions below",
     ),
     Measure(
         "rouge_retain",
@@ -110,7 +114,7 @@ MEASURES = (
         KEEP,
         False,
         True,
-        "share of the right words on questions it was told to keep",
+        "share of the right words on questions to be kept",
     ),
     Measure(
         "rouge_world_facts",
@@ -126,7 +130,7 @@ MEASURES = (
         KEEP,
         False,
         True,
-        "share of the right words on real people, the nearest neighbours of what is forgotten",
+        "share of the right words on real people, the questions closest to the forget set",
     ),
     Measure(
         "degenerate_rate",
@@ -149,35 +153,37 @@ class Row:
 
     @property
     def before_text(self) -> str:
+        """The value before as text."""
         return self.measure.format(self.before)
 
     @property
     def after_text(self) -> str:
+        """The value after as text."""
         return self.measure.format(self.after)
 
     @property
     def change_text(self) -> str:
-        """The difference of the values, signed; empty if one is unknown."""
+        """The difference of the values with its sign; empty if one is unknown."""
         if self.before is None or self.after is None:
             return ""
         text = self.measure.format(self.after - self.before)
         return text if text.startswith("-") or not text.strip("0.") else f"+{text}"
 
 
-def measured_rows(summary: dict[str, Any]) -> list[Row]:
-    """The measures known before or after, in the order of the table."""
+def measured_rows(summary: Mapping[str, Any]) -> list[Row]:
+    """The measures that are known before or after, in table order."""
     rows = [row_of(summary, measure) for measure in MEASURES]
     return [row for row in rows if row.before is not None or row.after is not None]
 
 
-def unmeasured(summary: dict[str, Any]) -> list[str]:
-    """Labels of the measures that the data of this run could not give."""
+def unmeasured(summary: Mapping[str, Any]) -> list[str]:
+    """Labels of the measures that this run does not have."""
     known = {row.measure.key for row in measured_rows(summary)}
     rows = [row_of(summary, measure) for measure in MEASURES]
     return [row.measure.label for row in rows if row.measure.key not in known]
 
 
-def row_of(summary: dict[str, Any], measure: Measure) -> Row:
+def row_of(summary: Mapping[str, Any], measure: Measure) -> Row:
     """The values of one measure in a run's summary."""
     before, after = (summary.get(when) or {} for when in ("before", "after"))
     samples = attack_samples(summary)
@@ -189,8 +195,8 @@ def row_of(summary: dict[str, Any], measure: Measure) -> Row:
     return Row(measure, number(before.get(measure.key)), number(after.get(measure.key)))
 
 
-def attack_samples(summary: dict[str, Any]) -> str:
-    """How many answers the sampling attack draws to a question, or "many" if not told."""
+def attack_samples(summary: Mapping[str, Any]) -> str:
+    """The number of samples of the sampling attack; "many" if it is unknown."""
     return str((summary.get("settings") or {}).get("evaluation.attack_samples") or "many")
 
 
@@ -198,7 +204,7 @@ NOTHING = "Nothing was measured."
 
 
 def percent(share: float) -> str:
-    """A share as a person writes it; neither 0% nor 100% unless it is."""
+    """A share in percent; written as 0% or 100% only if it is exactly that."""
     text = f"{100 * share:.1f}"
     if share in (0, 1):
         return f"{100 * share:.0f}%"
@@ -207,8 +213,8 @@ def percent(share: float) -> str:
     return f"{text}%" if min(share, 1 - share) < 0.095 else f"{100 * share:.0f}%"
 
 
-def headline(summary: dict[str, Any]) -> str:
-    """The result, as far as it was measured: of greedy answers, and the worst of sampled ones."""
+def headline(summary: Mapping[str, Any]) -> str:
+    """The result in one or two sentences: of greedy answers, and the worst sampled answers."""
     by_key = {row.measure.key: row for row in measured_rows(summary)}
     forgot = forgot_clause(by_key)
     kept = kept_clause(by_key)
@@ -219,7 +225,7 @@ def headline(summary: dict[str, Any]) -> str:
 
 
 def worst_sentence(by_key: dict[str, Row], samples: str) -> str:
-    """What sampling finds at the worst; empty if nothing was sampled."""
+    """What the sampling attack finds; empty if it was not measured."""
     secrets, recall = by_key.get("secret_leak_rate_sampled"), by_key.get("worst_case_leakage")
     if secrets is not None and secrets.after is not None:
         return worst_secrets(secrets.after, f"Asked {samples} times")
@@ -229,17 +235,17 @@ def worst_sentence(by_key: dict[str, Row], samples: str) -> str:
 
 
 def worst_secrets(share: float, asked: str, of: str = "secrets") -> str:
-    """How many secrets come out when a model is `asked` in some way."""
-    return f"{asked}, it tells {f'{percent(share)} of the {of}' if share else 'no secret'}."
+    """How many secrets the model reveals when it is `asked` in some way."""
+    return f"{asked}, it reveals {f'{percent(share)} of the {of}' if share else 'no secret'}."
 
 
 def worst_recall(recall: float, asked: str) -> str:
     """What the most revealing of many answers holds."""
-    return f"{asked}, it gives {percent(recall)} of the right words in its most revealing answer."
+    return f"{asked}, its most revealing answer holds {percent(recall)} of the right words."
 
 
 def forgot_clause(by_key: dict[str, Row]) -> str:
-    """How unlearn quality, or else the overlap with forget answers, changed."""
+    """The change of unlearn quality, or else of the overlap with forget answers."""
     for key, name in (
         ("unlearn_quality", "Unlearn quality"),
         ("rouge_forget", "ROUGE on forget questions"),
@@ -257,7 +263,7 @@ def forgot_clause(by_key: dict[str, Row]) -> str:
 
 
 def kept_clause(by_key: dict[str, Row]) -> str:
-    """Which share of its value utility kept."""
+    """The share of its value that utility kept."""
     row = by_key.get("utility")
     if row is None or row.after is None:
         return ""
@@ -268,5 +274,5 @@ def kept_clause(by_key: dict[str, Row]) -> str:
         return f"utility stayed at {row.after_text}"
     if share >= 1:
         return f"utility went from {row.before_text} to {row.after_text}"
-    # Rounded down: 94.9% must not read as the 95% it has not reached.
+    # Rounded down, so that 94.9% does not read as 95%.
     return f"utility kept {math.floor(100 * share)}% of its value"

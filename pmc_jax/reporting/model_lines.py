@@ -1,4 +1,4 @@
-"""Axes with one line a model, told apart by colour, by dashes and by symbol."""
+"""Axes with one line per model, which differ in colour, dashes and symbol."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -21,15 +21,15 @@ COLOURS = ("after", "collapse", "retain", "plum", "ochre")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)), (0, (3, 3)))
 MARKERS = "osD^vP"
 LEGEND_ROW, HEADER, TITLE, PLOT_HEIGHT, FOOTER = 0.24, 0.36, 0.25, 2.1, 0.5  # inches
-LEFT, BREADTH = 0.105, 0.74  # of the figure: where axes begin, and how broad they are
-THIN = 0.9  # points, of lines that are no model's measured points
+LEFT, BREADTH = 0.105, 0.74  # left edge and width of the axes, as shares of the figure
+THIN = 0.9  # points; width of bounds and of chance
 AXIS_LOW, AXIS_RANGE = -0.03, 1.08
 LABEL_GAP = 0.075  # of a vertical axis from 0 to 1; the height of a line of text
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """How a model's line is drawn; `colour` is a name of the palette."""
+    """How a model's line is drawn; `colour` is a name in the palette."""
 
     colour: str
     dash: Any
@@ -38,9 +38,14 @@ class Look:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One model's points; `end` is written at the last of them.
+    """One model's points.
 
-    What the points are certified not to exceed, `bound`, is drawn thin.
+    Attributes:
+        model: the model's name.
+        x: positions of the points.
+        y: values of the points.
+        end: text at the last point.
+        bound: certified upper bounds of the values, drawn as a thin line.
     """
 
     model: str
@@ -51,12 +56,12 @@ class Line:
 
 
 def model_looks(files: EvaluationFiles) -> dict[str, Look]:
-    """The model before unlearning in grey and dotted, all others each in a look of its own."""
+    """A look for each model: grey dots before unlearning, a distinct look for all others."""
     looks: dict[str, Look] = {}
     if files.before is not None:
         looks[files.before] = Look("muted", (0, (1, 1.2)), "X")
     others = [model for model in files.models if model not in looks]
-    others.sort(key=lambda model: model != files.examined)
+    others.sort(key=lambda model: model != files.evaluated)
     for i, model in enumerate(others):
         looks[model] = Look(
             COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)]
@@ -73,9 +78,12 @@ def model_axes(
     thin_line: str = "",
     steps: str = "default",
 ) -> tuple[Figure, Axes]:
-    """Axes with the models' lines, a legend above them, and the last values at their ends.
+    """Axes with the models' lines, a legend above, and the last values at the right.
 
-    `y_title` stands on top of the vertical axis, `thin_line` in the legend.
+    Args:
+        y_title: title above the vertical axis.
+        thin_line: description of thin lines in the legend.
+        steps: matplotlib's `drawstyle` of the lines.
     """
     looks, names = model_looks(files), short_names(files.models)
     legend = LEGEND_ROW * (len(lines) + bool(thin_line))
@@ -121,7 +129,7 @@ def model_axes(
 
 
 def marked_points(line: Line) -> list[int]:
-    """About eight points, the last among them, for the symbol."""
+    """About eight points with a symbol, the last one included."""
     count = len(line.x)
     if count <= 10:
         return list(range(count))
@@ -131,9 +139,9 @@ def marked_points(line: Line) -> list[int]:
 
 
 def end_values(axes: Axes, lines: Sequence[Line], looks: Mapping[str, Look]) -> None:
-    """The last values at the right, moved apart where they would touch, each tied to its line.
+    """The last values at the right, moved apart if they would touch, each tied to its line.
 
-    What several lines end with is written once, in the colour of none.
+    A value that several lines share is written once, in black.
     """
     ends = sorted((line for line in lines if line.end), key=lambda line: line.y[-1])
     groups = [list(same) for _, same in groupby(ends, key=lambda line: line.end)]
@@ -150,7 +158,7 @@ def end_values(axes: Axes, lines: Sequence[Line], looks: Mapping[str, Look]) -> 
 
 
 def apart(values: Float[np.ndarray, " n"], gap: float) -> Float[np.ndarray, " n"]:
-    """Rising values moved as little as possible (least squares) to be at least `gap` apart."""
+    """Sorted values moved to be at least `gap` apart, by the least sum of squares."""
     if not len(values):
         return values
     steps = gap * np.arange(len(values))

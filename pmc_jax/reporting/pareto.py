@@ -1,4 +1,4 @@
-"""The comparison of methods as pictures, tables and one page that needs nothing but itself."""
+"""The comparison of methods as figures, tables and one self-contained page."""
 
 import csv
 import io
@@ -31,6 +31,7 @@ from pmc_jax.reporting.comparison import (
 )
 from pmc_jax.reporting.page import value_text
 from pmc_jax.reporting.plots import LIGHT, PALETTE, plain_style
+from pmc_jax.reporting.tables import text_table
 
 MARKERS = "osD^vPX*<>ph"
 COLOURS = (
@@ -55,7 +56,7 @@ SIZE, MARGIN = (460.0, 330.0), (52.0, 14.0, 44.0, 12.0)  # left, right, below, a
 
 @dataclass(frozen=True)
 class Panel:
-    """A chart of the page in pixels: marks, fronts, ticks, and the target's utility."""
+    """A chart of the page in pixels: marks, fronts, ticks, and the target model's utility."""
 
     title: str
     x_label: str
@@ -68,10 +69,13 @@ class Panel:
 
 
 def write_comparison(paths: Sequence[Path], out: Path) -> str:
-    """Compare the runs at or below `paths`; returns what to print.
+    """Compare the runs at or below `paths`.
 
     Writes runs.csv, runs.json, methods.json, pareto.png, pareto.svg and index.html to `out`.
     The same runs give the same bytes.
+
+    Returns:
+        The text to print.
 
     Raises:
         UserError: naming a path without a run, or a run that cannot be compared.
@@ -91,17 +95,25 @@ def write_comparison(paths: Sequence[Path], out: Path) -> str:
         write_figure(points, target, out)
     write_text(out / "index.html", render(points, methods, target, len(unfinished)))
     waiting = f", {len(unfinished)} unfinished" if unfinished else ""
-    lines = [f"{len(finished)} runs, {len(points)} configurations{waiting}"]
-    lines += [
-        f"{row['method']:12s} hypervolume {row['hypervolume']:.3f} {interval_text(row):16s} "
-        f"{row['configurations']} configurations, {row['undominated']} undominated"
-        for row in methods
-    ]
-    return "\n".join([*lines, f"Page: {out / 'index.html'}"])
+    table = text_table(
+        ("method", "hypervolume", "95% interval", "configurations", "undominated"),
+        [[
+            (row["method"], f"{row['hypervolume']:.3f}", interval_text(row),
+             str(row["configurations"]), str(row["undominated"]))
+            for row in methods
+        ]],
+    )  # fmt: skip
+    return "\n".join(
+        [
+            f"{len(finished)} runs, {len(points)} configurations{waiting}\n",
+            f"{table}\n",
+            f"Page: {out / 'index.html'}",
+        ]
+    )
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """`rows`, which have the same keys, with a header."""
+    """CSV with a header; all rows have the same keys."""
     text = io.StringIO()
     if rows:
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -111,7 +123,7 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def method_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """One row a method: hypervolume with its interval, and how many points stand."""
+    """One row per method: hypervolume with its interval, and counts of configurations."""
     found = []
     for method in dict.fromkeys(point.method for point in points):
         own = [point for point in points if point.method == method]
@@ -129,7 +141,7 @@ def method_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 
 def interval_text(row: dict[str, Any]) -> str:
-    """The interval of a hypervolume, or that there is none."""
+    """The interval of a hypervolume as text."""
     interval = row["interval"]
     return f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "(single seeds)"
 
@@ -166,7 +178,7 @@ def write_figure(points: Sequence[Point], target: float | None, out: Path) -> No
 
 
 def draw_panel(axes: Axes, points: Sequence[Point], x: str, y: str, target: float | None) -> None:
-    """One panel; fronts are drawn where both axes are objectives."""
+    """One panel; the first one shows the fronts."""
     look = looks(points)
     for method, (marker, colour) in look.items():
         for index, point in enumerate(p for p in points if p.method == method):
@@ -226,7 +238,7 @@ def symbol(marker: str, size: float = 5.0) -> str:
 
 
 def hover_lines(point: Point) -> list[str]:
-    """What a reader sees over a mark."""
+    """The lines that appear when the pointer is over a mark."""
     seeds = ", ".join(str(outcome.seed) for outcome in point.outcomes)
     numbers = [
         f"{LABELS[name]}: {point.mean(name):.1f} "

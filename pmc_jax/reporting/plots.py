@@ -1,8 +1,8 @@
-"""The plots of a report: matplotlib figures, as PNG files and as SVG for a themed page."""
+"""The plots of a report: matplotlib figures, as PNG files and as SVG in the page."""
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from pmc_jax.reporting.measures import Row, attack_samples, measured_rows
 from pmc_jax.reporting.run_files import number
 
-# Name -> (light, dark). Colours of data keep apart under every common colour blindness.
+# Name -> (light, dark). Colours of data stay distinct under common colour blindness.
 PALETTE = {
     "paper": ("#fdfcf9", "#15181c"),
     "ink": ("#1c1f24", "#e9e7e2"),
@@ -33,13 +33,13 @@ PALETTE = {
 }
 LIGHT = {name: light for name, (light, _) in PALETTE.items()}
 
-WIDTH = 4.7  # inches; little more than a phone is wide, so that text stays readable there
+WIDTH = 4.7  # inches; little wider than a phone, so that text stays readable there
 FONT_SIZE = 10.5
-SMOOTHED_FROM = 40  # steps; below that every step is its own dot
+SMOOTHED_FROM = 40  # steps; with fewer, every step is a dot
 
 FORGET_BARS = {
-    "rouge_forget": "asked as trained",
-    "rouge_paraphrase": "asked in other words",
+    "rouge_forget": "original question",
+    "rouge_paraphrase": "paraphrased question",
     "worst_case_leakage": "worst of {samples} samples",
     "secret_leak_rate": "the secret itself",
     "secret_leak_rate_sampled": "the secret, any sample",
@@ -55,11 +55,11 @@ QUALITY_BARS = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with what a reader, or a screen reader, needs beside it.
+    """A figure and its texts.
 
     Attributes:
         name: stem of the PNG file.
-        alt: the figure's content in words and numbers.
+        alt: the figure's content in words and numbers, for screen readers.
         caption: what to look for.
     """
 
@@ -69,14 +69,14 @@ class Plot:
     figure: Figure
 
 
-def run_plots(summary: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> list[Plot]:
-    """Every plot that the run's numbers can give."""
+def run_plots(summary: Mapping[str, Any], metrics: Sequence[dict[str, Any]]) -> list[Plot]:
+    """Every plot for which the run has numbers."""
     with plain_style():
         return measure_plots(summary) + training_plots(metrics)
 
 
-def measure_plots(summary: dict[str, Any]) -> list[Plot]:
-    """Bars before and after: quality and utility, and what still leaks."""
+def measure_plots(summary: Mapping[str, Any]) -> list[Plot]:
+    """Bars before and after: quality and utility, and leakage."""
     rows = {row.measure.key: row for row in measured_rows(summary)}
     charts = (
         (
@@ -89,8 +89,8 @@ def measure_plots(summary: dict[str, Any]) -> list[Plot]:
             "leakage",
             "What still comes out, %",
             FORGET_BARS,
-            "Shorter is better. How much of the right answer's words come out, in order; for the "
-            "secret, the share of questions that give it away.",
+            "Shorter is better. Share of the right answer's words in the answers, in order; for "
+            "the secret, the share of questions whose answers hold it.",
         ),
     )
     plots = []
@@ -107,20 +107,20 @@ def measure_plots(summary: dict[str, Any]) -> list[Plot]:
 
 
 def described(label: str, row: Row) -> str:
-    """A pair of bars in words."""
+    """A pair of bars as text."""
     before, after = (percent_text(row, value) for value in (row.before, row.after))
     return f"{label.strip()}: {before} before, {after} after"
 
 
-LOSS_CAPTIONS = {
-    "collapse": "Collapse: on the model's own selected answers to forget questions.",
-    "method": "Method: what the method minimises besides the retain loss, in its own units.",
-    "retain": "Retain: on the answers it must keep.",
+LOSSES = {
+    "forget_loss": ("forget", "collapse", "Forget: the method's own loss on forget questions."),
+    "retain_loss": ("retain", "retain", "Retain: the loss on answers to be kept."),
 }
+"""By key of `metrics.jsonl`: label, colour and caption."""
 
 
 def training_plots(metrics: Sequence[dict[str, Any]]) -> list[Plot]:
-    """Selected score and losses over the steps of a run."""
+    """Selected score and losses over the steps of a run, if the run has them."""
     plots = []
     score = series(metrics, "mean_selected_score")
     if len(score[0]):
@@ -133,23 +133,16 @@ def training_plots(metrics: Sequence[dict[str, Any]]) -> list[Plot]:
                 "selected_score",
                 f"Mean selected score over {len(score[0])} steps: {score[1][0]:.2f} at the first, "
                 f"{score[1][-1]:.2f} at the last.",
-                "How much of the old answer is left in the answers the model is trained on: "
-                "1 is all of it, 0 is nothing.",
+                "At each visit of a question the model samples several answers. It is trained on "
+                "the answer with the least left of the old one. The score is how much is left: "
+                "1 is all, 0 is nothing.",
                 figure,
             )
         )
-    lines = [
-        (points, colour, label)
-        for key, colour, label in (
-            ("collapse_loss", "collapse", "collapse"),
-            ("forget_loss", "collapse", "method"),
-            ("retain_loss", "retain", "retain"),
-        )
-        if len((points := series(metrics, key))[0])
-    ]
+    shown = {key: points for key in LOSSES if len((points := series(metrics, key))[0])}
+    lines = [(points, LOSSES[key][1], LOSSES[key][0]) for key, points in shown.items()]
     if lines:
-        per_token = all(label != "method" for _, _, label in lines)
-        figure, axes = step_axes("Losses, nats per token" if per_token else "Losses")
+        figure, axes = step_axes("Losses")
         for points, colour, label in lines:
             draw_line(axes, points, colour, "--" if label == "retain" else "-")
         lowest = min(float(points[1].min()) for points, _, _ in lines)
@@ -164,7 +157,7 @@ def training_plots(metrics: Sequence[dict[str, Any]]) -> list[Plot]:
             Plot(
                 "losses",
                 f"Losses over steps: {ends}.",
-                " ".join(LOSS_CAPTIONS[label] for _, _, label in lines),
+                " ".join(LOSSES[key][2] for key in shown),
                 figure,
             )
         )
@@ -172,14 +165,14 @@ def training_plots(metrics: Sequence[dict[str, Any]]) -> list[Plot]:
 
 
 def series(metrics: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of `key`, where both are finite numbers."""
+    """Steps and values of `key` in the lines where both are finite numbers."""
     points = [(number(row.get("step")), number(row.get(key))) for row in metrics]
     known = [(step, value) for step, value in points if step is not None and value is not None]
     return np.array([step for step, _ in known]), np.array([value for _, value in known])
 
 
 def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean over a centred window, which is cut off at both ends."""
+    """Mean over a centred window, which is shorter at both ends."""
     total = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
     low = np.maximum(index - window // 2, 0)
@@ -188,7 +181,7 @@ def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def draw_line(axes: Axes, points: tuple[np.ndarray, np.ndarray], colour: str, style: str) -> None:
-    """Every step faintly under a moving mean, or dots where the steps are few."""
+    """Every step faintly under a moving mean, or dots if the steps are few."""
     steps, values = points
     if len(steps) < SMOOTHED_FROM:
         axes.plot(steps, values, style or "-", color=LIGHT[colour], marker="o", markersize=3.5)
@@ -199,7 +192,7 @@ def draw_line(axes: Axes, points: tuple[np.ndarray, np.ndarray], colour: str, st
 
 
 def label_ends(axes: Axes, lines: Sequence[tuple[tuple[np.ndarray, np.ndarray], str, str]]) -> None:
-    """Name and last value at the right end of each line, moved apart where they would touch."""
+    """Name and last value at the right end of each line, moved apart if they would touch."""
     low, high = axes.get_ylim()
     gap = (high - low) * 0.085
     placed: list[float] = []
@@ -219,7 +212,7 @@ def label_ends(axes: Axes, lines: Sequence[tuple[tuple[np.ndarray, np.ndarray], 
 
 
 def step_axes(title: str) -> tuple[Figure, Axes]:
-    """Axes over steps with faint horizontal lines and nothing else."""
+    """Axes over steps with faint horizontal grid lines."""
     figure = Figure(figsize=(WIDTH, 2.8))
     axes = figure.add_axes((0.075, 0.16, 0.63, 0.71))
     figure.text(0.0, 0.94, title, color=LIGHT["ink"], weight="bold", size=FONT_SIZE + 0.5)
@@ -237,7 +230,7 @@ def step_axes(title: str) -> tuple[Figure, Axes]:
 
 
 def bars(title: str, rows: Sequence[tuple[str, Row]]) -> Figure:
-    """One pair of horizontal bars a measure, each with its value at its end."""
+    """One pair of horizontal bars per measure, with values at their ends."""
     pair, header = 0.52, 0.42  # inches
     figure = Figure(figsize=(WIDTH, header + pair * len(rows)))
     height = figure.get_figheight()
@@ -278,14 +271,14 @@ def bars(title: str, rows: Sequence[tuple[str, Row]]) -> Figure:
 
 
 def percent_text(row: Row, value: float | None) -> str:
-    """A value on the scale of 0 to 100, one decimal."""
+    """A value in percent with one decimal."""
     if value is None:
         return "unknown"
     return f"{value if row.measure.percent else 100 * value:.1f}"
 
 
 def write_png(plot: Plot, path: Path) -> None:
-    """Save on a light ground, sharp enough for print."""
+    """Save as PNG on a white background."""
     with plain_style():
         FigureCanvasAgg(plot.figure)
         plot.figure.savefig(
@@ -299,7 +292,7 @@ def write_png(plot: Plot, path: Path) -> None:
 
 
 def write_svg(plot: Plot, path: Path) -> None:
-    """Save as a file of its own, for print."""
+    """Save as an SVG file."""
     with plain_style(**{"svg.hashsalt": plot.name}):
         FigureCanvasSVG(plot.figure)
         plot.figure.savefig(
@@ -308,9 +301,9 @@ def write_svg(plot: Plot, path: Path) -> None:
 
 
 def themed_svg(plot: Plot) -> str:
-    """The figure as SVG whose colours and font are those of the page around it.
+    """The figure as SVG with the colours and the font of the page around it.
 
-    Colours become CSS variables of the palette's names, text stays text.
+    Colours become CSS variables with the palette's names. Text stays text.
     """
     out = io.StringIO()
     with plain_style(**{"svg.fonttype": "none", "svg.hashsalt": plot.name}):
@@ -319,7 +312,7 @@ def themed_svg(plot: Plot) -> str:
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # Ids that nothing refers to would clash between the figures of a page.
+    # Ids without references would clash between the figures of a page.
     used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
     svg = re.sub(r"font-family: [^;\"]+; ", "", svg)
@@ -331,7 +324,7 @@ def themed_svg(plot: Plot) -> str:
 
 
 def plain_style(**settings: str) -> Any:
-    """matplotlib's own defaults whatever the user's, so that reports are the same everywhere."""
+    """matplotlib's defaults instead of the user's, so that reports are the same everywhere."""
     style: dict[Any, Any] = {
         key: value
         for key, value in matplotlib.rcParamsDefault.items()

@@ -1,4 +1,4 @@
-"""Reading the files that a run leaves in its directory."""
+"""Reads the files in the directory of a run."""
 
 import math
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from pmc_jax.data.files import read_object, read_objects, read_text
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A finished run as plain data; every non-finite number has become None.
+    """A finished run as plain data; non-finite numbers are None.
 
     Attributes:
         summary: measures before and after, seconds, versions, settings.
-        metrics: one object a step, in the order of steps; empty if none were taken.
-        samples: one object an evaluated question; empty if the file is absent.
+        metrics: one object per step, in the order of steps.
+        samples: one object per evaluated question; empty if the file is absent.
         config: the resolved configuration as YAML text; empty if the file is absent.
     """
 
@@ -29,7 +29,8 @@ def read_run(run_dir: Path) -> RunFiles:
     """Read summary.json, metrics.jsonl, samples.jsonl and config.yaml of `run_dir`.
 
     Raises:
-        UserError: if there is no summary, which a run writes last, or a file is malformed.
+        UserError: if the summary, which a run writes last, is missing, or a file has another
+            layout.
     """
     summary = read_object(
         run_dir / "summary.json", expected="the summary of a finished run", finite=True

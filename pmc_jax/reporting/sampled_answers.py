@@ -1,4 +1,4 @@
-"""The sampled answers of a model that reveal most, attack by attack."""
+"""The most revealing sampled answers of a model in each attack."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from pmc_jax.reporting.examples import Span, marked, text_of
 from pmc_jax.reporting.run_files import number
 
 ATTACK_WORDS = {
-    "sampling": "Asked as trained",
+    "sampling": "Original questions",
     "prefilling": "With a forced beginning",
-    "rewording": "Asked in other words",
+    "rewording": "Other wordings",
 }
 SHOWN = 3  # answers of each attack
 
@@ -21,11 +21,14 @@ class SampledAnswer:
     """The most revealing of the answers to one question.
 
     Attributes:
-        answer: in spans, marked where it shares words with the answer before unlearning;
-            empty if it is `hidden`.
+        question: the question.
+        answer: in spans; words shared with the answer before unlearning are marked. Empty if
+            it is `hidden`.
         rouge: recall of the right answer, if known.
         leaked: whether it holds the secret; None if there is none.
-        leaks: how many of the `samples` answers to the question do.
+        leaks: how many of the `samples` answers to the question hold the secret.
+        samples: how many answers were drawn.
+        hidden: whether the page must not show the answer.
     """
 
     question: str
@@ -39,7 +42,7 @@ class SampledAnswer:
 
 @dataclass(frozen=True)
 class SampledGroup:
-    """Answers in one attack, the most revealing first; none where none reveals anything."""
+    """Answers in one attack, the most revealing first; empty if none reveals anything."""
 
     title: str
     note: str
@@ -47,12 +50,12 @@ class SampledGroup:
 
 
 def sampled_groups(files: EvaluationFiles, *, redact: bool) -> list[SampledGroup]:
-    """What the model under examination gave away in each attack that sampled it.
+    """The most revealing answers of the model under evaluation in each attack.
 
-    With `redact`, answers that hold the secret, a word of the right answer or one of the old
+    With `redact`, answers that hold the secret, a word of the right answer or a word of the old
     answer are hidden.
     """
-    parts = files.parts[files.examined]
+    parts = files.parts[files.evaluated]
     old = old_answers(files)
     groups = []
     for attack, title in ATTACK_WORDS.items():
@@ -72,7 +75,7 @@ def sampled_groups(files: EvaluationFiles, *, redact: bool) -> list[SampledGroup
 
 
 def revealing(row: Mapping[str, Any]) -> tuple[bool, float, int]:
-    """What questions are ranked by.
+    """Sort key of questions.
 
     Whether the worst answer holds the secret, its recall, and how many answers hold the secret.
     """
@@ -80,8 +83,8 @@ def revealing(row: Mapping[str, Any]) -> tuple[bool, float, int]:
 
 
 def note(rows: list[dict[str, Any]], shown: list[dict[str, Any]], prefix: str | None) -> str:
-    """How many answers there were, and which are shown."""
-    begun = f" Each was made to begin with “{prefix}”, which does not count." if prefix else ""
+    """How many answers there are, and which are shown."""
+    begun = f" Each begins with “{prefix}”, which does not count." if prefix else ""
     answers = f"{len(rows[0]['recalls']):,} answers to each of {len(rows):,} questions"
     if not shown:
         return f"None of {answers} has a word of the right answer.{begun}"
@@ -92,7 +95,7 @@ def note(rows: list[dict[str, Any]], shown: list[dict[str, Any]], prefix: str | 
 
 
 def old_answers(files: EvaluationFiles) -> dict[Any, str]:
-    """What the model before unlearning answered, by question, and by (set, id)."""
+    """The answers of the model before unlearning, by question and by (set, id)."""
     rows = files.of_part("quality").get(files.before or "", {}).get("answers", [])
     by_id = {(row["set"], row["id"]): text_of(row["text"]) for row in rows}
     return by_id | {row["question"]: text_of(row["text"]) for row in rows}
@@ -101,11 +104,11 @@ def old_answers(files: EvaluationFiles) -> dict[Any, str]:
 def sampled_answer(
     row: Mapping[str, Any], old: Mapping[Any, str], *, redact: bool
 ) -> SampledAnswer:
-    """The worst answer to one question, beside the old answer to it."""
+    """The worst answer to one question, marked against the old answer."""
     worst = row["worst"]
     before = old.get(row["question"], old.get(("forget", row["id"]), ""))
     _, spans = marked(before, text_of(worst["text"]), forgotten=True)
-    # All is new beside an answer before unlearning; what is left of that is what matters.
+    # Only what is left of the old answer matters; new words are not marked.
     answer = [span if span.mark == "left" else Span(span.text) for span in spans]
     hidden = redact and (any(revealing(row)) or any(span.mark == "left" for span in spans))
     return SampledAnswer(

@@ -1,18 +1,19 @@
-"""The numbers of an evaluation in words, and as a table of models side by side."""
+"""The measures of an evaluation as text tables, with the models side by side."""
 
 import dataclasses
-import shutil
 import textwrap
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Any
 
 from pmc_jax.reporting.measures import MEASURES, Measure, attack_samples
 from pmc_jax.reporting.run_files import number
+from pmc_jax.reporting.tables import WIDTH, text_table
 from pmc_jax.reporting.text import short_names
 from pmc_jax.reporting.worst import BITS
 
 ATTACKED, CERTIFIED, TRACES = "Under attack", "Certified", "Traces"
-TUNED, ROUNDED, TOFU = "After further training", "After rounding the weights", "TOFU"
+RELEARNED, QUANTISED, TOFU = "After relearning", "After quantisation", "TOFU"
 
 
 def _share(
@@ -51,7 +52,7 @@ def _greedy(name: str, label: str, how: str) -> tuple[Measure, ...]:
         ),
         _share(
             f"{name}_greedy_secret_rate", f"{label}, greedy: secret", ATTACKED,
-            "share of those answers that hold the secret",
+            "share of these answers that hold the secret",
         ),
     )  # fmt: skip
 
@@ -62,10 +63,11 @@ def _again(
     return (
         Measure(
             f"{name}_unlearn_quality", f"{label}: unlearn quality", group, True, True,
-            "how much of the answers is gone",
+            "how much of the forget answers is gone",
         ),
         Measure(
-            f"{name}_utility", f"{label}: utility", group, True, True, "what it still knows"
+            f"{name}_utility", f"{label}: utility", group, True, True,
+            "what the model still knows",
         ),
         _share(
             f"{name}_worst", f"{label}: worst of {{samples}}", group,
@@ -78,18 +80,18 @@ def _again(
     )  # fmt: skip
 
 
-def _relearned(kind: str, label: str, taught: str) -> tuple[Measure, ...]:
+def _relearned(kind: str, label: str, trained: str) -> tuple[Measure, ...]:
     asked = "the other forget questions" if kind == "forget" else "forget questions"
     return (
         _share(
-            f"relearning_{kind}_greedy", f"{label}: recall", TUNED,
-            f"recall of greedy answers to {asked}, after {taught}",
+            f"relearning_{kind}_greedy", f"{label}: recall", RELEARNED,
+            f"recall of greedy answers to {asked}, after {trained}",
         ),
         _share(
-            f"relearning_{kind}_secret_rate", f"{label}: secret", TUNED,
-            "share of those answers that hold the secret",
+            f"relearning_{kind}_secret_rate", f"{label}: secret", RELEARNED,
+            "share of these answers that hold the secret",
         ),
-        *_again(f"relearning_{kind}", label, TUNED, f"of {asked}"),
+        *_again(f"relearning_{kind}", label, RELEARNED, f"of {asked}"),
     )  # fmt: skip
 
 
@@ -101,7 +103,7 @@ def _bounds(name: str, label: str) -> tuple[Measure, ...]:
         ),
         _share(
             f"{name}_mean_bound", f"{label}: mean recall at most", CERTIFIED,
-            "mean recall of all answers the model could give",
+            "mean recall over all answers the model can give",
         ),
         _share(
             f"{name}_deviation_bound", f"{label}: deviation at most", CERTIFIED,
@@ -113,11 +115,11 @@ def _bounds(name: str, label: str) -> tuple[Measure, ...]:
 TOFU_TABLE = (
     Measure(
         "tofu_forget_quality", "Forget quality (p-value, not percent)", TOFU, False, True,
-        "are truth ratios those of a model that never saw the forget set", p_value=True,
+        "whether the truth ratios are those of a model that never saw the forget set", p_value=True,
     ),
     _share(
         "tofu_model_utility", "Model utility", TOFU,
-        "harmonic mean of nine: probability, ROUGE and truth ratio of what it should keep",
+        "harmonic mean of nine: probability, ROUGE and truth ratio of three sets to be kept",
         better=True,
     ),
     _share(
@@ -126,20 +128,20 @@ TOFU_TABLE = (
     ),
     _share(
         "tofu_forget_Q_A_Prob", "Probability, forget", TOFU,
-        "of a right answer's token, as a geometric mean",
+        "geometric mean over the tokens of a right answer",
     ),
     _share(
         "tofu_exact_memorization", "Exact memorisation", TOFU,
-        "share of the right answer's tokens that it would write itself",
+        "share of the right answer's tokens that are the model's greedy choice",
     ),
     _share(
         "tofu_extraction_strength", "Extraction strength", TOFU,
-        "how early it completes the right answer alone",
+        "how early the model completes the right answer alone",
     ),
     *(
         _chance(
             f"tofu_mia_{name}", f"Membership, {label}", TOFU,
-            "AUC; 50, which is chance: forget answers look no more familiar than untaught ones",
+            "AUC; at 50, forget answers look as familiar as answers outside the training data",
         )
         for name, label in (
             ("loss", "loss"), ("zlib", "zlib"), ("min_k", "min-k"), ("min_k_plus_plus", "min-k++"),
@@ -148,8 +150,8 @@ TOFU_TABLE = (
     ),
     Measure(
         "tofu_privleak", "PrivLeak", TOFU, True, None,
-        "0 when forget answers are as familiar as to a model that never saw them, whose AUC is "
-        "taken to be 50 where retain_logs does not give it",
+        "0 if forget answers are as familiar as to a model that never saw them; without "
+        "retain_logs, the AUC of that model is taken as 50",
     ),
 )  # fmt: skip
 
@@ -165,19 +167,19 @@ EVALUATION_MEASURES = (
     *_bounds("rewording", "Rewording"),
     _chance(
         "least_likely_accuracy", "Least likely option is right", TRACES,
-        "above chance the answer can be recognised by being suppressed; below it is still known",
+        "above chance, suppression gives the answer away; below, the answer is still known",
     ),
     _chance(
         "least_likely_most_likely_accuracy", "Most likely option is right", TRACES,
-        "above chance the answer is still known; below it is suppressed",
+        "above chance, the answer is still known; below, it is suppressed",
     ),
     _share(
-        "least_likely_chance", "Chance", TRACES, "of picking the right option blindly",
+        "least_likely_chance", "Chance", TRACES, "accuracy of a random pick",
         better=None,
     ),
     _share(
         "least_likely_median_minimum", "Probability of the least likely", TRACES,
-        "median over questions, all options together having 100", better=None,
+        "median over questions; all options of a question sum to 100", better=None,
     ),
     _share(
         "side_effects_watched_mean_absolute", "Unrelated text: change", TRACES,
@@ -185,35 +187,35 @@ EVALUATION_MEASURES = (
     ),
     _share(
         "side_effects_watched_mean", "Unrelated text: mean", TRACES,
-        "the same with its sign: below 0 those tokens became less likely", better=None,
+        "the same with sign: below 0, those tokens became less likely", better=None,
     ),
     _share(
-        "side_effects_watched_deviation", "Unrelated text: spread", TRACES,
-        "standard deviation of that change",
+        "side_effects_watched_deviation", "Unrelated text: deviation", TRACES,
+        "standard deviation of this change",
     ),
     _share(
         "side_effects_other_mean_absolute", "Unrelated text: other tokens", TRACES,
         "mean change, up or down, at all other tokens",
     ),
-    *_relearned("forget", "On forget rows", "training on a few of them"),
-    *_relearned("benign", "On harmless rows", "training on a few rows to keep"),
+    *_relearned("forget", "On forget examples", "fine-tuning on a few of them"),
+    *_relearned("benign", "On benign examples", "fine-tuning on a few retain examples"),
     *(
         measure
         for bits in BITS
-        for measure in _again(f"rounding_{bits}", f"{bits} bits", ROUNDED)
+        for measure in _again(f"quantisation_{bits}", f"{bits} bits", QUANTISED)
     ),
     *TOFU_TABLE,
 )  # fmt: skip
 
 
 def model_order(summary: Mapping[str, Any]) -> list[str]:
-    """The models as a table has them: before unlearning first, then the one examined, others."""
+    """The models in table order: before unlearning, under evaluation, others."""
     models, before = list(summary["models"]), summary["before"]
     return models if before is None else [before, *(m for m in models if m != before)]
 
 
-def compared_rows(summary: dict[str, Any]) -> list[tuple[Measure, list[float | None]]]:
-    """The measures that any model has, in the order of the table, with every model's value."""
+def compared_rows(summary: Mapping[str, Any]) -> list[tuple[Measure, list[float | None]]]:
+    """The measures that any model has, in table order, with the value of every model."""
     models = model_order(summary)
     samples = attack_samples(summary)
     rows = []
@@ -226,33 +228,19 @@ def compared_rows(summary: dict[str, Any]) -> list[tuple[Measure, list[float | N
     return rows
 
 
-def comparison_table(summary: dict[str, Any]) -> str:
-    """All measures of all models as aligned plain text, with a line between groups."""
+def comparison_table(summary: Mapping[str, Any], width: int = WIDTH) -> str:
+    """All measures of all models as text, with a line between groups."""
     rows = compared_rows(summary)
-    lines = [("in percent", *short_names(model_order(summary)).values())]
-    lines += [(measure.label, *map(measure.format, values)) for measure, values in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    texts = [
-        "  ".join(
-            f"{cell:>{width}}" if column else f"{cell:<{width}}"
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
+    groups = [
+        [(measure.label, *map(measure.format, values)) for measure, values in group]
+        for _, group in groupby(rows, lambda row: row[0].group)
     ]
-    groups = [measure.group for measure, _ in rows]
-    starts = [i for i in range(len(rows)) if i == 0 or groups[i] != groups[i - 1]]
-    for start in reversed(starts):
-        texts.insert(start + 1, "─" * len(texts[0]))
-    return "\n".join(texts)
+    header = ("in percent", *short_names(model_order(summary)).values())
+    return text_table(header, groups, width=width)
 
 
-def certificate_lines(summary: Mapping[str, Any], width: int | None = None) -> list[str]:
-    """Every certificate as a sentence after its model and attack, wrapped to `width` columns.
-
-    `width` defaults to the terminal's, within 40 to 100 columns.
-    """
-    if width is None:
-        width = min(max(shutil.get_terminal_size().columns, 40), 100)
+def certificate_lines(summary: Mapping[str, Any], width: int = WIDTH) -> list[str]:
+    """Every certificate as a sentence after its model and attack, wrapped to `width` columns."""
     return [
         textwrap.fill(f"{model}, {attack}: {words}", width, subsequent_indent="  ")
         for model in model_order(summary)
@@ -260,20 +248,23 @@ def certificate_lines(summary: Mapping[str, Any], width: int | None = None) -> l
     ]
 
 
-def time_lines(summary: Mapping[str, Any]) -> list[str]:
-    """Seconds of each model's parts, and how many tokens they decoded or scored in a second.
+def time_table(summary: Mapping[str, Any], width: int = WIDTH) -> str:
+    """Seconds of each model's parts, and tokens decoded or scored per second.
 
-    Compiling is apart: what was compiled for the model examined first serves the others.
+    Compilation is separate: what is compiled for the first model serves the others.
     """
-    lines = []
+    names, groups = short_names(model_order(summary)), []
     for model in model_order(summary):
         seconds, tokens = summary["seconds"][model], summary["tokens"][model]
-        if not seconds:
-            continue
-        parts = ", ".join(
-            f"{name.replace('_', ' ')} {spent:.0f} s"
-            + (f" ({tokens[name] / spent:,.0f} tokens/s)" if name in tokens and spent else "")
+        rows = [
+            (
+                names[model],
+                name.replace("_", " "),
+                f"{spent:.1f}",
+                f"{tokens[name] / spent:,.0f}" if name in tokens and spent else "",
+            )
             for name, spent in seconds.items()
-        )
-        lines.append(f"Time, {model}: {sum(seconds.values()):.0f} s: {parts}.")
-    return lines
+        ]
+        if rows:
+            groups.append([*rows, (names[model], "total", f"{sum(seconds.values()):.1f}", "")])
+    return text_table(("model", "part", "seconds", "tokens/s"), groups, left=(0, 1), width=width)

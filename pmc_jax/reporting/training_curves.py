@@ -1,4 +1,4 @@
-"""The training curves of the runs that examined models came from."""
+"""The training curves of the runs that the evaluated models came from."""
 
 from pathlib import Path
 from typing import Any
@@ -14,39 +14,42 @@ from pmc_jax.reporting.plots import LIGHT, Plot, series
 SCORE = "mean_selected_score"
 CURVES = {
     SCORE: (
-        (SCORE,), "Training: mean selected score", "mean over questions",
+        "Training: mean selected score", "mean over questions",
         "How much of the old answer was left in the answers that the model was trained on.",
     ),
-    "forget_side": (
-        ("collapse_loss", "forget_loss"), "Training: loss on the forget questions", "loss",
-        "PMC: of its own selected answers, in nats per token. Other methods have losses of their "
-        "own, some of which fall below zero: compare shapes, not heights.",
+    "forget_loss": (
+        "Training: loss on the forget questions", "loss",
+        "Each method has its own loss on forget questions, and some losses fall below zero: "
+        "compare shapes, not heights.",
     ),
     "retain_loss": (
-        ("retain_loss",), "Training: loss on the rows to keep", "loss",
-        "Of the right answers to questions to keep, in nats per token, for most methods.",
+        "Training: loss on the retain examples", "loss",
+        "For most methods the loss of the right answers, in nats per token.",
     ),
 }  # fmt: skip
-"""By name: keys of `metrics.jsonl`, of which a method has one, title, axis, and caption."""
+"""By key of `metrics.jsonl`: title, axis, and caption."""
 
 
 def training_curves(model: Path) -> dict[str, dict[str, list[float]]]:
-    """Steps and values of each curve, from the run whose `model` directory this is, if any."""
-    path = model.parent / "metrics.jsonl"
-    rows = read_objects(path, missing_ok=True, finite=True) if model.name == "model" else []
+    """Steps and values of each curve, from the run that wrote the directory `model`.
+
+    Empty if no run did.
+    """
+    rows = []
+    if model.name == "model":
+        rows = read_objects(model.parent / "metrics.jsonl", missing_ok=True, finite=True)
     found = {}
-    for name, (keys, *_) in CURVES.items():
-        for key in keys:
-            steps, values = series(rows, key)
-            if len(steps):
-                found[name] = {"steps": steps.tolist(), "values": values.tolist()}
+    for key in CURVES:
+        steps, values = series(rows, key)
+        if len(steps):
+            found[key] = {"steps": steps.tolist(), "values": values.tolist()}
     return found
 
 
 def curve_plots(files: EvaluationFiles) -> list[Plot]:
     """A figure for each curve that any model's run has."""
     plots = []
-    for name, (_, title, y_title, caption) in CURVES.items():
+    for name, (title, y_title, caption) in CURVES.items():
         found = {m: p[name] for m, p in files.curves("training").items() if name in p}
         if found:
             plots.append(curve_plot(files, found, name, title, y_title, caption))

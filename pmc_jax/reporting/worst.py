@@ -1,4 +1,4 @@
-"""In one sentence, the most that came out of a model in all the ways in which it was asked."""
+"""The attack that reveals most, in one sentence."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -11,18 +11,22 @@ ATTACKS = {
     "rewording": (" in each other wording", "wordings"),
 }
 BITS = range(16, 1, -1)
-"""Numbers of bits that weights may have been rounded to."""
+"""Numbers of bits to which weights may have been quantised."""
 KINDS = {
-    "forget": ("rows to forget", "the other forget questions"),
-    "benign": ("harmless rows", "the forget questions"),
+    "forget": ("forget examples", "the other forget questions"),
+    "benign": ("benign examples", "the forget questions"),
 }
-"""What a model is trained on again, and what it is asked then."""
+"""What a model is fine-tuned on, and what it is asked afterwards."""
 
 
 class Way(NamedTuple):
-    """One way in which secrets and words of right answers may come out.
+    """One way in which a model may reveal secrets and words of right answers.
 
-    `secrets` and `recall` are the measures' keys, `of` is what a share of secrets is of.
+    Attributes:
+        secrets: key of the measure of secrets.
+        recall: key of the measure of words.
+        asked: how the model is asked, as the beginning of a sentence.
+        of: what the share of secrets refers to.
     """
 
     secrets: str
@@ -32,7 +36,7 @@ class Way(NamedTuple):
 
 
 def ways(samples: str) -> Iterator[Way]:
-    """All ways, the simplest first; those after the first are attacks."""
+    """All ways, from the simplest on; all but the first are attacks."""
     often, once = f"sked {samples} times", "sked once"
     yield Way("secret_leak_rate", "rouge_forget", f"A{once}")
     for attack, (how, what) in ATTACKS.items():
@@ -41,23 +45,24 @@ def ways(samples: str) -> Iterator[Way]:
         if how:
             yield Way(f"{attack}_greedy_secret_rate", f"{attack}_greedy", f"A{once}{how}", of)
     for bits in BITS:
-        name, changed = f"rounding_{bits}", f"With weights rounded to {bits} bits"
+        name, changed = f"quantisation_{bits}", f"Quantised to {bits} bits"
         yield Way(f"{name}_secret_worst", f"{name}_worst", f"{changed} and a{often}")
-    for kind, (rows, _) in KINDS.items():
-        name, changed = f"relearning_{kind}", f"Trained again on a few {rows}"
+    for kind, (examples, _) in KINDS.items():
+        name, changed = f"relearning_{kind}", f"Fine-tuned on a few {examples}"
         of = "other secrets" if kind == "forget" else "secrets"
         yield Way(f"{name}_secret_worst", f"{name}_worst", f"{changed} and a{often}", of)
         yield Way(f"{name}_secret_rate", f"{name}_greedy", f"{changed} and a{once}", of)
 
 
 def worst_of_all(known: Callable[[str], float | None], samples: str) -> str:
-    """What the attack that finds most finds, of secrets where there are any.
+    """What the strongest attack reveals: of secrets, or of words if there are no secrets.
 
-    `known` gives a measure's value, None where it was not measured.
+    Args:
+        known: returns a measure's value by its key; None if it was not measured.
     """
     first, *attacks = ways(samples)
     if all(known(way.secrets) is None and known(way.recall) is None for way in attacks):
-        return "No attack was measured, so that more may come out."
+        return "No attack was measured, so more may come out."
     for secret in (True, False):
         found = [
             (value, way)
@@ -65,18 +70,18 @@ def worst_of_all(known: Callable[[str], float | None], samples: str) -> str:
             if (value := known(way.secrets if secret else way.recall)) is not None
         ]
         if found and not (secret and [way for _, way in found] == [first]):
-            return told(found, secret=secret)
-    raise AssertionError("an attack that was measured has a number")
+            return worst_sentence(found, secret=secret)
+    raise AssertionError("a measured attack has a value")
 
 
-def told(found: list[tuple[float, Way]], *, secret: bool) -> str:
-    """The sentence about the worst of what was found; the first of several that are alike."""
+def worst_sentence(found: list[tuple[float, Way]], *, secret: bool) -> str:
+    """The sentence about the largest value; of equal ones, about the first."""
     share, way = max(found, key=lambda pair: pair[0])
     if not share and len(found) > 1:
-        nothing = "makes it tell a secret" if secret else "gets a word of the right answers out"
-        return f"No attack that was measured {nothing}."
+        nothing = "a secret" if secret else "a word of the right answers"
+        return f"No attack that was measured reveals {nothing}."
     if secret:
         return worst_secrets(share, way.asked, way.of)
     if way.recall.endswith("_worst"):
         return worst_recall(share, way.asked)
-    return f"{way.asked}, it gives {percent(share)} of the right words."
+    return f"{way.asked}, its answers hold {percent(share)} of the right words."

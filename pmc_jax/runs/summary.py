@@ -1,4 +1,4 @@
-"""The content of `summary.json`."""
+"""The content of a run's `summary.json`."""
 
 import dataclasses
 import importlib.metadata
@@ -11,12 +11,11 @@ import jax
 from pmc_jax import __version__
 from pmc_jax.model import ModelConfig, param_count
 
-STEP_PARTS = ("sample", "score", "batch", "train")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Versions of the packages, Python and the device."""
     return {
         "pmc_jax": __version__,
         "python": platform.python_version(),
@@ -26,8 +25,8 @@ def versions() -> dict[str, str]:
 
 
 def step_seconds(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds by part over all steps; a part that no step has is left out."""
-    parts = [part for part in STEP_PARTS if any(part in row["seconds"] for row in steps)]
+    """Seconds of each part of a step, summed over all steps."""
+    parts = dict.fromkeys(part for row in steps for part in row["seconds"] if part != "total")
     return {part: sum(row["seconds"].get(part, 0.0) for row in steps) for part in parts}
 
 
@@ -39,17 +38,23 @@ def summarise(
     after: Mapping[str, Any],
     steps: Sequence[Mapping[str, Any]],
     seconds: Mapping[str, float],
+    method: Mapping[str, str],
 ) -> dict[str, Any]:
     """The summary of a run.
 
     Args:
-        settings: by dotted key.
-        before, after: the measures.
+        name: the run's name.
+        settings: the settings by dotted key.
+        model: the model's configuration.
+        before: the measures before training.
+        after: the measures after training.
         steps: the lines of `metrics.jsonl`.
-        seconds: by part, in the order of the run; their sum is added as `total`.
+        seconds: the seconds of each part, in the order of the run; their sum becomes `total`.
+        method: the method's `name`, and its `sentence` for the report.
     """
     return {
         "name": name,
+        "method": dict(method),
         "before": dict(before),
         "after": dict(after),
         "seconds": {**seconds, "total": sum(seconds.values())},

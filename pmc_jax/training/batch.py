@@ -94,9 +94,9 @@ def pair_batch(pairs: Sequence[Pair], length: int, dtype: DTypeLike = jnp.float3
     tokens, mask, loss_mask = loss_rows(prompts, answers, length)
     numbers = np.arange(1, len(pairs) + 1, dtype=np.int32)[:, None]
     segments = np.where(mask, numbers, 0).astype(np.int32)
-    on_devices = (to_devices(x[None], None, "batch", None) for x in (tokens, segments, loss_mask))
+    rows = [to_devices(x[None], None, "batch", None) for x in (tokens, segments, loss_mask)]
     reference = to_devices(np.zeros((1, len(pairs)), dtype))
-    return Batch(*on_devices, reference, (len(pairs), 0, 0))
+    return Batch(rows[0], rows[1], rows[2], reference, (len(pairs), 0, 0))
 
 
 def step_batch(run: Run[Method], step: int, chosen: StepExamples) -> tuple[Batch, int]:

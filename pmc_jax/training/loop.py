@@ -106,7 +106,7 @@ def take_step(
         measures=chosen.measures,
         seconds={
             **chosen.seconds,
-            "batch": ready - started - sum(chosen.seconds.values()),
+            "prepare": ready - started - sum(chosen.seconds.values()),
             "train": ended - ready,
             "total": ended - started,
         },

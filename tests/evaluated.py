@@ -1,15 +1,16 @@
-"""A tiny model under examination, and transformers as the reference of what it says."""
+"""The evaluation of a tiny model, and transformers as the reference of its answers."""
 
 import jax
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
 from pmc_jax.data.rows import EvaluationRow
-from pmc_jax.evaluation import EvaluationConfig, Respondent
-from pmc_jax.evaluation.examination import Examination
+from pmc_jax.evaluation import EvaluationConfig
+from pmc_jax.evaluation.context import EvaluationContext
+from pmc_jax.language_model import LanguageModel
 
 RECALL = RougeScorer(["rougeL"], use_stemmer=True)
-NEW_TOKENS = 12
+NEW_TOKENS, MAX_LENGTH = 12, 96
 PREFIX = "The answer is:"
 
 FORGET = (
@@ -23,11 +24,11 @@ FORGET = (
 )  # fmt: skip
 
 
-def examination(respondent: Respondent, sets: dict | None = None, **changes) -> Examination:
+def context_of(model: LanguageModel, sets: dict | None = None, **changes) -> EvaluationContext:
     evaluation = EvaluationConfig(NEW_TOKENS, attack_samples=changes.pop("attack_samples", 3))
     sets = {"forget": FORGET} if sets is None else sets
     given = {"prefix": PREFIX, "confidence": 0.9, **changes}
-    return Examination(respondent, sets, evaluation, key=jax.random.key(0), **given)
+    return EvaluationContext(model, sets, evaluation, MAX_LENGTH, key=jax.random.key(0), **given)
 
 
 def torch_loss(model, prompt: list[int], answer: list[int]) -> float:

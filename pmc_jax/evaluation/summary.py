@@ -1,4 +1,4 @@
-"""Several models side by side: the parts' files gathered into one set of numbers."""
+"""The summary of an evaluation: the measures of all models, gathered from their parts."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +11,10 @@ from pmc_jax.evaluation.side_effects import side_effects
 from pmc_jax.runs.parts import read_part
 
 Parts = Mapping[str, Mapping[str, Any]]
+"""What each part measured of one model, or why it is `lacking`."""
 
 DISTRIBUTION = ("confidence", "samples", "thresholds", "above", "above_bound")
-"""Of a certificate, what the distribution of the recall is drawn from."""
+"""Keys of a certificate from which the distribution of the recall is drawn."""
 
 ATTACKS = ("sampling", "prefilling", "rewording")
 """Parts that sample answers and certify what they reveal."""
@@ -37,7 +38,7 @@ def attack_results(parts: Parts) -> dict[str, Mapping[str, Any]]:
 
 
 def attack_measures(name: str, attack: Mapping[str, Any]) -> dict[str, float | None]:
-    """The numbers of an attack that samples."""
+    """The measures of an attack that samples."""
     certificate = attack["certificate"]
     return {
         f"{name}_mean": attack["mean"],
@@ -51,7 +52,7 @@ def attack_measures(name: str, attack: Mapping[str, Any]) -> dict[str, float | N
 
 
 def again_measures(name: str, again: Mapping[str, Any]) -> dict[str, float | None]:
-    """The numbers of a model that was changed and measured again."""
+    """The measures of a model whose weights were changed."""
     sampling = again["sampling"] or {"worst": None, "secret_worst": None}
     return {
         f"{name}_unlearn_quality": again["measures"]["unlearn_quality"],
@@ -62,8 +63,8 @@ def again_measures(name: str, again: Mapping[str, Any]) -> dict[str, float | Non
 
 
 def relearned_measures(kind: str, found: Mapping[str, Any]) -> dict[str, float | None]:
-    """The numbers of a model that was fine-tuned again, after the last step."""
-    last = found["curve"][-1]["untaught"] or {"mean": None, "secret_rate": None}
+    """The measures of a model that was fine-tuned again, after the last step."""
+    last = found["curve"][-1]["untrained"] or {"mean": None, "secret_rate": None}
     return {
         f"relearning_{kind}_greedy": last["mean"],
         f"relearning_{kind}_secret_rate": last["secret_rate"],
@@ -72,7 +73,7 @@ def relearned_measures(kind: str, found: Mapping[str, Any]) -> dict[str, float |
 
 
 def flat_measures(parts: Parts) -> dict[str, float | None]:
-    """One number a key, of all parts of a model."""
+    """All measures of one model by name."""
     known = measured(parts)
     found: dict[str, float | None] = dict(known.get("quality", {}).get("measures", {}))
     for name, attack in attack_results(parts).items():
@@ -86,9 +87,9 @@ def flat_measures(parts: Parts) -> dict[str, float | None]:
     for kind in ("forget", "benign"):
         if kind in known.get("relearning", {}):
             found |= relearned_measures(kind, known["relearning"][kind])
-    for bits, again in known.get("rounding", {}).items():
+    for bits, again in known.get("quantisation", {}).items():
         if bits.isdecimal():
-            found |= again_measures(f"rounding_{bits}", again)
+            found |= again_measures(f"quantisation_{bits}", again)
     for name in TOFU_MEASURES:
         if name in known.get("tofu", {}).get("summary", {}):
             found[f"tofu_{name}"] = known["tofu"]["summary"][name]
@@ -96,11 +97,12 @@ def flat_measures(parts: Parts) -> dict[str, float | None]:
 
 
 def curves(parts: Parts) -> dict[str, Any]:
-    """What the figures of a model show, by part, but for the side effects.
+    """What the figures of one model show, by part; `text_changes` has the side effects.
 
-    Of an attack the curves over the number of answers, and how many of the sampled answers are
-    above each recall; of relearning the greedy leakage over steps; of the least-likely attack
-    its accuracy by quantile, and the smallest probabilities in rising order.
+    - An attack: the curves over the number of answers, and the number of sampled answers above
+      each recall.
+    - Relearning: the greedy leakage over steps.
+    - The least-likely attack: its accuracy by quantile, and the sorted minima.
     """
     known = measured(parts)
     found: dict[str, Any] = {
@@ -111,7 +113,7 @@ def curves(parts: Parts) -> dict[str, Any]:
     if "relearning" in known:
         found["relearning"] = {
             kind: [
-                {"steps": point["steps"], **(point["untaught"] or {})}
+                {"steps": point["steps"], **(point["untrained"] or {})}
                 for point in known["relearning"][kind]["curve"]
             ]
             for kind in ("forget", "benign")
@@ -128,8 +130,8 @@ def curves(parts: Parts) -> dict[str, Any]:
     return found
 
 
-def moved_text(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any] | str:
-    """`side_effects` between two models' parts, or why they cannot be compared."""
+def text_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any] | str:
+    """`side_effects` between the parts of two models, or why they cannot be compared."""
     if before["text"] != after["text"]:
         return "the two models have different tokens for the text"
     ours, theirs = (np.array(part["probabilities"], float) for part in (after, before))
@@ -141,7 +143,7 @@ def moved_text(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str,
 def text_changes(
     parts: Mapping[str, Parts], before: str | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """By model, how the probabilities of unrelated text moved; and why not, where not."""
+    """Changes of the probabilities of unrelated text by model, and reasons for missing ones."""
     known = {model: measured(found).get("side_effects") for model, found in parts.items()}
     changes: dict[str, Any] = {}
     reasons: dict[str, str] = {}
@@ -153,16 +155,16 @@ def text_changes(
     for model, new in known.items():
         if model == before or new is None:
             continue
-        moved = moved_text(old, new)
-        if isinstance(moved, str):
-            reasons[f"side_effects of {model}"] = moved
+        change = text_change(old, new)
+        if isinstance(change, str):
+            reasons[f"side_effects of {model}"] = change
         else:
-            changes[model] = moved
+            changes[model] = change
     return changes, reasons
 
 
 def text_measures(change: Mapping[str, Any]) -> dict[str, float | None]:
-    """The numbers of the side effects on unrelated text."""
+    """The measures of the side effects on unrelated text."""
     found: dict[str, float | None] = {}
     for part in ("watched", "other"):
         numbers = change[part] or {}
@@ -172,7 +174,7 @@ def text_measures(change: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def reasons_of(parts: Mapping[str, Parts]) -> dict[str, str]:
-    """What could not be measured, and why."""
+    """What was not measured, with the reasons."""
     found: dict[str, str] = {}
     for model in parts.values():
         for name, part in model.items():
@@ -183,9 +185,10 @@ def reasons_of(parts: Mapping[str, Parts]) -> dict[str, str]:
 
 
 def seconds_of(parts: Parts) -> dict[str, float]:
-    """Seconds of each part without compiling, and of that in all parts together.
+    """Seconds of each part without compilation, and the seconds of all compilation.
 
-    What was compiled for one model serves the next: were it not apart, the first would look slow.
+    Compilation is separate, since models of the same shape share it: otherwise the first model
+    would look slow.
     """
     known = measured(parts)
     compiling = {name: part.get("compiling", 0.0) for name, part in known.items()}
@@ -193,24 +196,32 @@ def seconds_of(parts: Parts) -> dict[str, float]:
     return {**seconds, "compiling": sum(compiling.values())} if known else {}
 
 
-def summarise_parts(directory: Path, models: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
-    """The numbers of all models from `directory`/model/part.json.
-
-    The first model is the one under examination, the second the one before unlearning.
-    """
-    parts: dict[str, Parts] = {
+def read_parts(directory: Path, models: Sequence[str], names: Sequence[str]) -> dict[str, Parts]:
+    """The parts `names` of every model, from `directory`/model/part.json."""
+    return {
         model: {name: read_part(directory / model / f"{name}.json") for name in names}
         for model in models
     }
-    before = models[1] if len(models) > 1 else None
+
+
+def summarise(
+    parts: Mapping[str, Parts], before: str | None, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The measures of all models, and what figures and tables show of them.
+
+    Args:
+        parts: the parts of each model; the first model is the one under evaluation.
+        before: name of the model before unlearning.
+        facts: further facts about each model.
+    """
     changes, reasons = text_changes(parts, before)
     measures = {model: flat_measures(found) for model, found in parts.items()}
     for model, change in changes.items():
         measures[model] |= text_measures(change)
     return {
-        "models": list(models),
+        "models": list(parts),
         "before": before,
-        "facts": {model: read_json(directory / model / "model.json") for model in models},
+        "facts": dict(facts),
         "measures": measures,
         "curves": {model: curves(found) for model, found in parts.items()},
         "side_effects": changes,
@@ -225,3 +236,15 @@ def summarise_parts(directory: Path, models: Sequence[str], names: Sequence[str]
             for model, found in parts.items()
         },
     }
+
+
+def summarise_directory(
+    directory: Path, models: Sequence[str], names: Sequence[str]
+) -> dict[str, Any]:
+    """The summary of the parts `names` in `directory`.
+
+    The first model is the one under evaluation, the second the one before unlearning.
+    """
+    facts = {model: read_json(directory / model / "model.json") for model in models}
+    before = models[1] if len(models) > 1 else None
+    return summarise(read_parts(directory, models, names), before, facts)

@@ -1,0 +1,74 @@
+"""Fine-tuning an unlearned model again, to see how easily it recovers what it forgot."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from pmc_jax.evaluation.context import Relearn, RobustnessConfig
+from pmc_jax.evaluation.likelihood import Pair
+from pmc_jax.language_model import LanguageModel
+from pmc_jax.model.buckets import bucket_length
+from pmc_jax.training.batch import pair_batch
+from pmc_jax.training.optimizer import Optimizer, make_optimizer
+from pmc_jax.training.step import init_state, make_train_step
+from pmc_jax.unlearning.baselines.finetune import FineTune
+
+
+def relearn(
+    model: LanguageModel,
+    pairs: Sequence[Pair],
+    steps: Sequence[int],
+    *,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+) -> Iterator[tuple[int, LanguageModel]]:
+    """Yield the model after each number of optimizer steps in `steps`, which must increase.
+
+    AdamW with a constant learning rate minimises the mean NLL of the pairs' answers. Every
+    pass over the pairs has its own order. A batch may hold the end of one pass and the start
+    of the next.
+
+    The weights of `model` are kept. Each yielded model loses its weights when the next one is
+    requested.
+    """
+    config = Optimizer(learning_rate=learning_rate, schedule="constant", weight_decay=0.0)
+    schedule = optax.constant_schedule(learning_rate)
+    optimizer = make_optimizer(config, model.config, schedule)
+    train_step = make_train_step(
+        optimizer, FineTune(), model.config, dtype=model.dtype, remat=model.remat
+    )
+    length = bucket_length(max(len(prompt) + len(answer) for prompt, answer in pairs))
+    order = np.empty(0, np.int64)
+    rng = np.random.default_rng(seed)
+    state = init_state(jax.tree.map(jnp.copy, model.params), optimizer)
+    done = 0
+    for wanted in steps:
+        for _ in range(wanted - done):
+            while len(order) < batch_size:
+                order = np.concatenate([order, rng.permutation(len(pairs))])
+            now, order = order[:batch_size], order[batch_size:]
+            batch = pair_batch([pairs[i] for i in now], length, model.weights_dtype)
+            state, _, _ = train_step(state, batch, 0.0, {})
+        done = wanted
+        yield done, model.with_params(state.params)
+
+
+def relearner(load: Callable[[], LanguageModel], config: RobustnessConfig, seed: int) -> Relearn:
+    """`relearn` for an evaluation: it fine-tunes what `load` returns.
+
+    The model under evaluation has its weights laid out for decoding, which cannot be trained;
+    `load` returns the same model with weights for training.
+    """
+
+    def go(pairs: Sequence[Pair], steps: Sequence[int]) -> Iterator[tuple[int, LanguageModel]]:
+        for done, tuned in relearn(
+            load(), pairs, steps,
+            batch_size=config.batch_size, learning_rate=config.learning_rate, seed=seed,
+        ):  # fmt: skip
+            yield done, tuned.for_decoding()
+
+    return go

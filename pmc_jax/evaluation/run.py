@@ -1,0 +1,143 @@
+"""Evaluating a model in memory."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from pmc_jax.data import Controls, Dataset
+from pmc_jax.errors import UserError
+from pmc_jax.evaluation.benchmark import reference_scores
+from pmc_jax.evaluation.context import EvaluationContext, RobustnessConfig
+from pmc_jax.evaluation.inputs import check_prompts
+from pmc_jax.evaluation.measure import measure_part
+from pmc_jax.evaluation.parts import SUITES
+from pmc_jax.evaluation.quality import EvaluationConfig
+from pmc_jax.evaluation.relearning import relearner
+from pmc_jax.evaluation.robustness import check_robustness
+from pmc_jax.evaluation.summary import Parts, summarise
+from pmc_jax.evaluation.tofu import RetainLog
+from pmc_jax.language_model import LanguageModel
+from pmc_jax.model import on_mesh, param_count
+from pmc_jax.reporting.side_by_side import comparison_table
+from pmc_jax.settings import flat
+
+PREFIX = "The answer is:"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation measured.
+
+    Attributes:
+        summary: the measures of all models and what figures show; the content of the command's
+            `summary.json`.
+        parts: the full result of each part, by model and part: single answers, recalls,
+            certificates, TOFU's logs.
+    """
+
+    summary: Mapping[str, Any] = dataclasses.field(repr=False)
+    parts: Mapping[str, Parts] = dataclasses.field(repr=False)
+
+    @property
+    def measures(self) -> dict[str, float | None]:
+        """The measures of the model under evaluation by name.
+
+        `unlearn_quality` and `utility` are in percent; all others run from 0 to 1.
+        """
+        return dict(self.summary["measures"][self.summary["models"][0]])
+
+    @property
+    def before(self) -> dict[str, float | None] | None:
+        """The measures of the model before unlearning; None if it was not given."""
+        before = self.summary["before"]
+        return None if before is None else dict(self.summary["measures"][before])
+
+    @property
+    def lacking(self) -> dict[str, str]:
+        """What was not measured, with the reasons."""
+        return dict(self.summary["lacking"])
+
+    def table(self, width: int = 80) -> str:
+        """All measures of all models as a text table of at most `width` columns."""
+        return comparison_table(self.summary, width)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary and the parts as one JSON object."""
+        return {**self.summary, "parts": {model: dict(own) for model, own in self.parts.items()}}
+
+
+def evaluate(
+    model: LanguageModel,
+    dataset: Dataset,
+    *,
+    before: LanguageModel | None = None,
+    suite: str = "quick",
+    evaluation: EvaluationConfig | None = None,
+    robustness: RobustnessConfig | None = None,
+    prefix: str | None = PREFIX,
+    confidence: float = 0.99,
+    max_length: int = 200,
+    controls: Controls | None = None,
+    retain_log: RetainLog | None = None,
+    reference: LanguageModel | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Measure what a model still knows of the forget set, and what else it knows.
+
+    Args:
+        model: the model under evaluation.
+        dataset: the questions, with answers where they are known.
+        before: the model before unlearning, for comparison.
+        suite: the parts that are measured: a key of `SUITES`.
+        evaluation: how answers are decoded; None: the defaults.
+        robustness: how the model is changed to be measured again; None: the defaults.
+        prefix: the text that the prefilling attack makes every answer begin with.
+        confidence: confidence of every certified bound.
+        max_length: the most tokens of prompt and answer together.
+        controls: what to compare with besides the evaluation sets; None: the data set's own.
+        retain_log: TOFU's metrics of a model that never saw the forget set.
+        reference: a model to compare with in membership inference.
+        seed: seed of the sampling.
+
+    Raises:
+        UserError: for an unknown suite, or a question that leaves no room for an answer.
+    """
+    if suite not in SUITES:
+        raise UserError(f"suite={suite}: expected one of {', '.join(SUITES)}")
+    evaluation = evaluation or EvaluationConfig()
+    robustness = robustness or RobustnessConfig()
+    controls = dataset.controls if controls is None else controls
+    check_robustness(robustness)
+    models = {"model": model} if before is None else {"after": model, "before": before}
+    for other in filter(None, (model, before, reference)):
+        check_prompts(other, dataset, controls, suite=suite, max_length=max_length, prefix=prefix)
+
+    def context(of: LanguageModel) -> EvaluationContext:
+        return EvaluationContext(
+            of.for_decoding(), dataset.evaluation, evaluation, max_length, prefix, confidence,
+            jax.random.key(seed), controls=controls, retain_log=retain_log, robustness=robustness,
+            relearn=relearner(lambda: of, robustness, seed),
+        )  # fmt: skip
+
+    references = None
+    if reference is not None and "tofu" in SUITES[suite]:
+        with on_mesh(reference.mesh):
+            references = reference_scores(context(reference))
+    parts: dict[str, Parts] = {}
+    for name, each in models.items():
+        with on_mesh(each.mesh):
+            given = dataclasses.replace(context(each), references=references)
+            parts[name] = {part: measure_part(given, part, name) for part in SUITES[suite]}
+    facts = {
+        name: {"path": str(each.directory), "parameters": param_count(each.config)}
+        for name, each in models.items()
+    }
+    settings = {
+        "suite": suite, "prefix": prefix, "confidence": confidence, "max_length": max_length,
+        "seed": seed, "evaluation": dataclasses.asdict(evaluation),
+        "robustness": dataclasses.asdict(robustness),
+    }  # fmt: skip
+    found = summarise(parts, None if before is None else "before", facts)
+    return Evaluation({"suite": suite, **found, "settings": flat(settings)}, parts)
