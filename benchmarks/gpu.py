@@ -32,7 +32,6 @@ import numpy as np
 import optax
 import yaml
 from operations import CONTAINERS, KINDS, OTHER, events, kind_of, kinds_of
-from pmc_jax.training.packing import divided
 
 from convert.families import family_of
 from pmc_jax.cli.config import config_directory

@@ -32,10 +32,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from pmc_jax.training.responses import (
-    remember_best,
-    sample_responses,
-)
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 

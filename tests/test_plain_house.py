@@ -262,9 +262,9 @@ ARROWS: dict[str, set[str]] = {
     "training": {*BASE, "data", "language_model", "model", "runs", "unlearning"},
 }
 ARROWS["planning"] = {*ARROWS["training"], "decoding", "training"}
-ARROWS["evaluation"] = {*ARROWS["training"], "convert", "decoding", "text", "training"}
-ARROWS["reporting"] = {*BASE, "data", "evaluation", "runs", "text"}
-ARROWS["api"] = {*ARROWS["evaluation"], "evaluation", "reporting"}
+ARROWS["reporting"] = {*BASE, "data", "runs", "text"}
+ARROWS["evaluation"] = {*ARROWS["training"], "decoding", "reporting", "text", "training"}
+ARROWS["api"] = {*ARROWS["evaluation"], "evaluation"}
 ARROWS["cli"] = {*ARROWS["api"], "api"}
 """The rooms that each room may import. Commands may import all, and none imports a command."""
 

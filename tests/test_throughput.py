@@ -111,7 +111,7 @@ def test_only_cpus_get_programs_that_compile_sooner(
 def test_xla_reads_its_flags_after_all_imports():
     """Else, as where a module computes something when it is imported, no level would reach it."""
     program = (
-        "import os, jax, pmc_jax.train, pmc_jax.evaluate; "
+        "import os, jax, pmc_jax.train, pmc_jax.evaluate, pmc_jax.cli.evaluate; "
         "os.environ['XLA_FLAGS'] = '--no_such_flag'; jax.device_count()"
     )
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
