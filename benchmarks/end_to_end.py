@@ -37,7 +37,7 @@ from pmc_jax.cli.config import Config, config_directory
 from pmc_jax.data import load_dataset
 from pmc_jax.data.batches import retain_draw
 from pmc_jax.evaluation import quality
-from pmc_jax.model.language_model import describe, load_language_model, path_of
+from pmc_jax.language_model import describe, load_language_model, path_of
 from pmc_jax.runs.summary import step_seconds
 from pmc_jax.train import train_stage
 from pmc_jax.training.batch import updates_per_epoch, visited

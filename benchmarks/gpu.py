@@ -32,6 +32,7 @@ import numpy as np
 import optax
 import yaml
 from operations import CONTAINERS, KINDS, OTHER, events, kind_of, kinds_of
+from pmc_jax.training.packing import divided, packed, row_width
 
 from convert.families import family_of
 from pmc_jax.cli.config import config_directory
@@ -40,7 +41,6 @@ from pmc_jax.model import ModelConfig, decoding_params, init_params, param_count
 from pmc_jax.model.specs import Params
 from pmc_jax.runtime.compilation import keep_compiled
 from pmc_jax.training.optimizer import Optimizer, make_optimizer
-from pmc_jax.training.packing import divided, packed, row_width
 from pmc_jax.training.step import init_state, make_train_step
 from pmc_jax.unlearning import LossRows
 

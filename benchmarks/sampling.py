@@ -32,6 +32,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from pmc_jax.training.pmc_run import PMCRun, UnlearningTask
+from pmc_jax.training.responses import (
+    greedy_originals,
+    remember_best,
+    sample_responses,
+    whole_responses,
+)
+from pmc_jax.unlearning.config import PMCConfig
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -40,20 +48,12 @@ from pmc_jax.data import DataConfig, load_dataset
 from pmc_jax.data.encode import encode
 from pmc_jax.data.prompts import PromptConfig
 from pmc_jax.decoding import Decoding, Sampling, generate
+from pmc_jax.language_model import ModelSource, load_language_model, path_of
 from pmc_jax.model import ModelConfig, decoding_params, param_count
-from pmc_jax.model.language_model import ModelSource, load_language_model, path_of
 from pmc_jax.runs.checkpoints import RunState
 from pmc_jax.training.batch import BatchConfig
-from pmc_jax.training.pmc_run import PMCRun, UnlearningTask
-from pmc_jax.training.responses import (
-    greedy_originals,
-    remember_best,
-    sample_responses,
-    whole_responses,
-)
 from pmc_jax.training.step import TrainState
 from pmc_jax.unlearning import empty_memory
-from pmc_jax.unlearning.config import PMCConfig
 
 MODELS = {
     "1M-4k": {"hidden_size": 128, "num_hidden_layers": 4, "vocab_size": 4096},

@@ -27,16 +27,6 @@ from unittest.mock import patch
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from pmc_jax.data import DataConfig, load_dataset
-from pmc_jax.data.encode import encode
-from pmc_jax.data.prompts import PromptConfig
-from pmc_jax.model.language_model import ModelSource, load_language_model
-from pmc_jax.model.specs import Params
-from pmc_jax.runs.checkpoints import RunState
-from pmc_jax.training.batch import BatchConfig, updates_per_epoch
-from pmc_jax.training.loop import build_rows, pmc_steps
-from pmc_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
 from pmc_jax.training.pmc_run import PMCRun, UnlearningTask
 from pmc_jax.training.responses import (
     greedy_originals,
@@ -45,9 +35,19 @@ from pmc_jax.training.responses import (
     sample_responses,
     whole_responses,
 )
+from pmc_jax.unlearning.config import PMCConfig
+
+from pmc_jax.data import DataConfig, load_dataset
+from pmc_jax.data.encode import encode
+from pmc_jax.data.prompts import PromptConfig
+from pmc_jax.language_model import ModelSource, load_language_model
+from pmc_jax.model.specs import Params
+from pmc_jax.runs.checkpoints import RunState
+from pmc_jax.training.batch import BatchConfig, updates_per_epoch
+from pmc_jax.training.loop import build_rows, pmc_steps
+from pmc_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
 from pmc_jax.training.step import TrainState, init_state, make_train_step
 from pmc_jax.unlearning import ResponseMemory, empty_memory
-from pmc_jax.unlearning.config import PMCConfig
 
 PROMPT = PromptConfig(
     template="plain", question="Question: {question}\nAnswer:", answer=" {answer}"

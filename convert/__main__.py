@@ -1,4 +1,4 @@
-"""`python -m convert from-hf SRC DST`, `to-hf SRC DST`, `inspect SRC`."""
+"""Convert checkpoints: `pmc convert`, or `python -m convert`."""
 
 import argparse
 import dataclasses
@@ -14,13 +14,19 @@ from convert.export import export_checkpoint, stored_dtypes
 from convert.load import load_checkpoint, resolve, rows_of, tensor_names, untouched_tensors
 from convert.native import is_native, save_native
 from convert.tensors import DTYPES
+from pmc_jax.cli.arguments import command_parser
+from pmc_jax.cli.commands import called
 from pmc_jax.errors import UserError
 from pmc_jax.model import make_mesh, mesh_layout, param_count
 from pmc_jax.runtime.progress import stage
 
 
 def refuse_existing(destination: Path) -> None:
-    """Say before the work, not after it, that there is no place for it."""
+    """Check before the work that nothing is in its way.
+
+    Raises:
+        UserError: if something is.
+    """
     if destination.exists():
         raise UserError(f"{destination} exists already; nothing was written")
 
@@ -28,11 +34,11 @@ def refuse_existing(destination: Path) -> None:
 def from_hf(
     source: str, destination: Path, dtype: str | None, layout: tuple[int, int] | None
 ) -> None:
-    """Hugging Face directory or hub id to a native checkpoint."""
+    """Convert a Hugging Face directory or hub id to a native checkpoint."""
     refuse_existing(destination)
     directory = resolve(source)
     if is_native(directory):
-        raise UserError(f"{directory}: a native checkpoint already; to-hf turns it back")
+        raise UserError(f"{directory}: a native checkpoint already; to-hf converts it back")
     _, family, cfg = read_config(directory)
     dtypes = stored_dtypes(directory, family, cfg, dtype)
     with stage("reading tensors", len(tensor_names(family, cfg))) as progress:
@@ -45,11 +51,11 @@ def from_hf(
 
 
 def to_hf(source: str, destination: Path, dtype: str | None) -> None:
-    """Native checkpoint to a Hugging Face directory."""
+    """Convert a native checkpoint to a Hugging Face directory."""
     refuse_existing(destination)
     directory = Path(source).expanduser()
     if not is_native(directory):
-        raise UserError(f"{directory}: no native checkpoint; expected what from-hf writes")
+        raise UserError(f"{directory}: no native checkpoint; expected one from from-hf")
     _, family, cfg = read_config(directory)
     dtypes = stored_dtypes(directory, family, cfg, dtype)
     print(f"reading {directory} …", flush=True)
@@ -62,7 +68,7 @@ def to_hf(source: str, destination: Path, dtype: str | None) -> None:
 
 
 def inspect(source: str) -> None:
-    """Print family, configuration and leaves; reads no weights."""
+    """Print a model's family, configuration and parameters; reads no weights."""
     directory = resolve(source)
     _, family, cfg = read_config(directory)
     dtypes = stored_dtypes(directory, family, cfg)
@@ -80,59 +86,68 @@ def inspect(source: str) -> None:
     untouched = untouched_tensors(directory, family)
     if untouched:
         count = sum(math.prod(tensor.shape) for tensor in untouched)
-        print(f"  {f'in {len(untouched)} other tensors, only copied':<58} {count:>16,}")
+        print(f"  {f'in {len(untouched)} other tensors, copied as they are':<58} {count:>16,}")
 
 
 def layout(text: str) -> tuple[int, int]:
-    """`mesh_layout` whose error argparse prints."""
+    """`mesh_layout` with an error that argparse prints."""
     try:
         return mesh_layout(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m convert", description=__doc__)
+    parser = command_parser("convert")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     source = {
         "from-hf": "Hugging Face directory or hub id",
         "to-hf": "native checkpoint",
-        "inspect": "Hugging Face directory, hub id, or native checkpoint",
+        "inspect": "Hugging Face directory, hub id or native checkpoint",
     }
-    functions = {"from-hf": from_hf, "to-hf": to_hf, "inspect": inspect}
-    for name, function in functions.items():
-        command = commands.add_parser(name, help=function.__doc__)
+    summary = {
+        "from-hf": "convert a Hugging Face checkpoint to a native one",
+        "to-hf": "convert a native checkpoint to a Hugging Face one",
+        "inspect": "print a model's configuration and parameters; reads no weights",
+    }
+    dtypes = [dtype.name for dtype in DTYPES.values()]
+    for name, text in summary.items():
+        command = commands.add_parser(
+            name, prog=f"{called('convert')} {name}", help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+        )  # fmt: skip
         command.add_argument("source", metavar="SRC", help=source[name])
         if name != "inspect":
             command.add_argument("destination", metavar="DST", type=Path, help="new directory")
             command.add_argument(
-                "--dtype",
-                choices=[dtype.name for dtype in DTYPES.values()],
-                help="of all weights; default: the dtype that each has",
-            )
+                "--dtype", metavar="DTYPE", choices=dtypes,
+                help=f"dtype of all weights: {', '.join(dtypes)}; default: as they are",
+            )  # fmt: skip
         if name == "from-hf":
             command.add_argument(
-                "--mesh",
-                type=layout,
-                metavar="DATAxMODEL",
-                help="write each weight in the shards of such a mesh, so that every device of "
-                "one reads its own part only; default: whole",
-            )
+                "--mesh", type=layout, metavar="DATAxMODEL",
+                help="write the shards of such a mesh, so that each device reads only its own "
+                "part; default: whole weights",
+            )  # fmt: skip
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status: 0, or 2 after one line on stderr."""
-    options = parse(arguments)
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        # Conversion computes nothing, and must keep all digits of a float64.
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_enable_x64", True)
+    if options.command == "from-hf" and options.mesh:
+        jax.config.update("jax_num_cpu_devices", math.prod(options.mesh))
     try:
         if options.command == "inspect":
             inspect(options.source)
         elif options.command == "to-hf":
             to_hf(options.source, options.destination, options.dtype)
         else:
-            if options.mesh:
-                jax.config.update("jax_num_cpu_devices", math.prod(options.mesh))
             from_hf(options.source, options.destination, options.dtype, options.mesh)
     except (UserError, OSError) as error:  # OSError: no space, no permission
         print(f"error: {error}", file=sys.stderr)
@@ -144,7 +159,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # Conversion computes nothing, and must not lose a float64's digits.
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_x64", True)
     sys.exit(main())

@@ -131,7 +131,7 @@ def mistral_to_hf(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def qwen_windows(config: HFConfig, layers: int) -> tuple[int, ...]:
-    """The layers' windows. With `use_sliding_window` layers from `max_window_layers` have one."""
+    """With `use_sliding_window`, layers from `max_window_layers` on have a window."""
     if not value_of(config, "use_sliding_window", bool, False):
         return ()
     first = config.get("max_window_layers", 28)
@@ -196,7 +196,7 @@ def phi_to_hf(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def gemma2_from_hf(config: HFConfig) -> ModelConfig:
-    """Sandwich norms with weights 1 + w, scaled embeddings, soft-caps, and local layers in turn."""
+    """Sandwich norms with weights 1 + w, scaled embeddings, soft-caps, every other layer local."""
     if config.get("use_bidirectional_attention"):
         raise UserError("config.json: use_bidirectional_attention is set; expected null or false")
     sizes = sizes_from_hf(config, head_dim=256)

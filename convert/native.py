@@ -126,7 +126,7 @@ def open_leaf(path: Path, name: str) -> ts.TensorStore:
     return ts.open({"driver": "zarr", "kvstore": kvstore}, open=True, read=True).result()
 
 
-def read_part(
+def read_slice(
     store: ts.TensorStore, index: tuple[slice, ...] | None, dtype: np.dtype
 ) -> np.ndarray:
     """Read the part `index` of a stored leaf, in the pieces along its first axis as written."""
@@ -167,7 +167,7 @@ def restore_params(
             raise ValueError(f"{name} has shape {store.shape}; expected {spec.shape}")
         kind = store.dtype.numpy_dtype if dtype is None else jnp.dtype(dtype)
         return jax.make_array_from_callback(
-            spec.shape, sharding, lambda index: read_part(store, index, kind)
+            spec.shape, sharding, lambda index: read_slice(store, index, kind)
         )
 
     try:

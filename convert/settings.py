@@ -193,8 +193,11 @@ def sizes_to_hf(cfg: ModelConfig) -> dict[str, Any]:
 def windows_from_hf(
     config: HFConfig, window: int | None, default: Sequence[bool]
 ) -> tuple[int, ...]:
-    """Each layer's window, or () if none has one; `default` says which layers have one if
-    `layer_types` is absent."""
+    """The window of each layer, 0 for full attention; () if no layer has one.
+
+    Args:
+        default: which layers have the window if `layer_types` is absent.
+    """
     types = config.get("layer_types")
     if types is None:
         sliding = list(default)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from pmc_jax.errors import UserError
     from pmc_jax.evaluation.quality import EvaluationConfig
     from pmc_jax.evaluation.run import Evaluation, evaluate
+    from pmc_jax.language_model import LanguageModel
     from pmc_jax.model.forward import forward
-    from pmc_jax.model.language_model import LanguageModel
     from pmc_jax.runs.checkpoints import CheckpointConfig
     from pmc_jax.runs.metrics import LoggingConfig
     from pmc_jax.training.loop import StepRecord
@@ -59,7 +59,7 @@ _WHERE = {
     "evaluate": "evaluation.run",
     "Unlearned": "api",
     "Dataset": "data",
-    "LanguageModel": "model.language_model",
+    "LanguageModel": "language_model",
     "Evaluation": "evaluation.run",
     "StepRecord": "training.loop",
     "UserError": "errors",

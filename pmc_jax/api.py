@@ -24,13 +24,13 @@ from pmc_jax.data.files import read_json, read_objects, write_json, write_json_l
 from pmc_jax.data.prompts import PromptConfig
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import EvaluationConfig, quality, questions_asked, sample_rows
-from pmc_jax.model import on_mesh
-from pmc_jax.model.language_model import (
+from pmc_jax.language_model import (
     LanguageModel,
     ModelSource,
     load_language_model,
     mesh_of,
 )
+from pmc_jax.model import on_mesh
 from pmc_jax.reporting import write_report
 from pmc_jax.runs.checkpoints import CheckpointConfig
 from pmc_jax.runs.directory import SUMMARY, begin_run, holds_run

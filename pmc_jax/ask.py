@@ -1,7 +1,7 @@
-"""Ask a model: `python -m pmc_jax.ask model.path=DIR question="…"`.
+"""Ask a model one question, or a file of them: `pmc ask`.
 
-`questions=FILE out=FILE` does the same for a JSONL file: one object with `question` a
-line in; `question`, `answers` and `token_ids` out.
+Each line of the file is a JSON object with a `question`, and perhaps a `system` prompt. Each
+line of the answers is an object with `question`, `answers` and `token_ids`.
 """
 
 from pathlib import Path
@@ -14,14 +14,18 @@ from pmc_jax.data.files import write_json_lines
 from pmc_jax.data.records import read_records
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
-from pmc_jax.model.language_model import load_language_model
+from pmc_jax.language_model import load_language_model
 from pmc_jax.runtime.progress import stage
 
 
 def read_questions(cfg: AskConfig) -> list[tuple[str, str | None]]:
-    """(question, system prompt) of the command line or of the questions file."""
+    """(question, system prompt) from the command line or the file.
+
+    Raises:
+        UserError: if the arguments contradict each other, or the answers would replace a file.
+    """
     if (cfg.question is None) == (cfg.questions is None):
-        raise UserError('give either question="…" or questions=FILE out=FILE')
+        raise UserError('expected either question="…" or questions=FILE out=FILE')
     if cfg.out is not None and Path(cfg.out).is_dir():
         raise UserError(f"out={cfg.out} is a directory; expected a file")
     if cfg.out is not None and Path(cfg.out).exists() and not cfg.overwrite:
@@ -35,7 +39,7 @@ def read_questions(cfg: AskConfig) -> list[tuple[str, str | None]]:
 
 
 def ask(cfg: AskConfig) -> None:
-    """Decode `n` answers to every question and print or write them."""
+    """Decode `n` answers to each question, and print them or write them to a file."""
     questions = read_questions(cfg)
     if cfg.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)

@@ -1,7 +1,7 @@
-"""Plan a run: `python -m pmc_jax.plan experiment=… topology=v5e:2x4 [key=value …]`.
+"""Check whether a run fits on devices that need not be there: `pmc plan`.
 
-Compiles the train step and the decoding of a PMC run for devices that need not be there, says
-what they would hold, and whether that fits. Reads no weights, and runs nothing.
+Compiles the training and decoding steps of a PMC run for these devices and prints the memory
+that each needs. Reads no weights and runs nothing.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ from pmc_jax.cli.config import PlanConfig
 from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.data.files import write_json
 from pmc_jax.errors import UserError
+from pmc_jax.language_model import planned_config, weights_dtype
 from pmc_jax.model import auto_layout, mesh_layout, param_count
-from pmc_jax.model.language_model import planned_config, weights_dtype
 from pmc_jax.planning.devices import Topology, find_topology
 from pmc_jax.planning.page import memory_table, outcome_json, uneven, work_table
 from pmc_jax.planning.phases import PHASES, Job
@@ -31,13 +31,17 @@ from pmc_jax.settings import flat
 
 
 def job_of(cfg: PlanConfig, topology: Topology) -> Job:
-    """The run that is planned."""
+    """The planned run.
+
+    Raises:
+        UserError: for a method that samples nothing, or settings that do not go together.
+    """
     if cfg.method.drawn is None:
         raise UserError(f"method={cfg.method.name}: expected a method that samples, such as pmc")
     if cfg.prompt_tokens > cfg.training.max_length - 2:
         raise UserError(
             f"prompt_tokens={cfg.prompt_tokens}: expected at most {cfg.training.max_length - 2}, "
-            "so that a response fits training.max_length"
+            "which leaves two tokens of training.max_length for a response"
         )
     model, count = planned_config(cfg.model), len(topology.devices)
     if cfg.mesh == "auto":
@@ -67,8 +71,8 @@ def show(outcome: Outcome, topology: Topology) -> None:
 
 
 def plan(cfg: PlanConfig) -> None:
-    """One whole plan."""
-    # What is compiled here cannot run here, and is read as text.
+    """Compile the run, print what it needs, and look for settings that fit."""
+    # Code for other devices cannot run here, so a cache of it is of no use.
     jax.config.update("jax_enable_compilation_cache", False)
     topology = find_topology(cfg.topology, cfg.memory)
     job, started = job_of(cfg, topology), time.perf_counter()
@@ -78,7 +82,7 @@ def plan(cfg: PlanConfig) -> None:
         f"as {job.data}x{job.model_axis}"
     )
     if not topology.exact:
-        print("compiled by XLA's CPU compiler: a GPU's temporaries may differ")
+        print("compiled with XLA's CPU compiler: temporary memory on a GPU may differ")
 
     def say(text: str) -> None:
         print(f"[{time.perf_counter() - started:.0f} s] {text}", flush=True)
@@ -88,14 +92,14 @@ def plan(cfg: PlanConfig) -> None:
     nearest: tuple[Change, Outcome] | None = None
     attempts: list[Attempt] = []
     if outcome.fits is None:
-        print("\nno verdict: give memory=80GB to get one")
+        print("\nno verdict: the memory of a device is unknown; give, say, memory=80GB")
     elif outcome.fits:
         print("\nfits")
     else:
         print("\ndoes not fit; trying other settings …", flush=True)
         nearest, attempts = nearest_that_fits(outcome, topology, cfg.tries, say)
         if nearest is None:
-            print(f"nothing that fits was found; {len(attempts)} alternatives compiled")
+            print(f"found nothing that fits; compiled {len(attempts)} alternatives")
         else:
             show(nearest[1], topology)
             print(f"\nfits with {typed(nearest[0])}")

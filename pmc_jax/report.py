@@ -1,60 +1,68 @@
-"""Write the reports of finished runs or evaluations again, or compare runs.
-
-`python -m pmc_jax.report DIRS… [--redact]`; or `python -m pmc_jax.report pareto RUNS… [--out DIR]`,
-or `python -m pmc_jax.report ablation RUNS… [--over KEY] [--out DIR]` to see what one setting does,
-with directories of runs, or directories that hold them.
-"""
+"""Write reports again, or compare many runs: `pmc report`."""
 
 import argparse
 import sys
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
+from pmc_jax.cli.arguments import Parser, command_parser
+from pmc_jax.cli.commands import WIDTH, called
 from pmc_jax.errors import UserError
-from pmc_jax.reporting import (
-    format_examples,
-    format_table,
-    write_evaluation_report,
-    write_report,
-)
-from pmc_jax.reporting.ablation import write_ablation
-from pmc_jax.reporting.evaluation_files import is_evaluation, read_evaluation
-from pmc_jax.reporting.pareto import write_comparison
-from pmc_jax.reporting.run_files import read_run
-from pmc_jax.reporting.side_by_side import comparison_table
 
 MOST_NAMED = 10
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Print the table and examples, write the page, and print where that is."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["pareto"]:
-        return pareto(arguments[1:])
-    if arguments[:1] == ["ablation"]:
-        return ablation(arguments[1:])
-    parser = argparse.ArgumentParser(prog="python -m pmc_jax.report", description=__doc__)
-    parser.add_argument(
-        "directories", type=Path, nargs="+",
-        help="of finished runs or evaluations, e.g. runs/demo evaluations/evaluation",
-    )  # fmt: skip
-    parser.add_argument(
-        "--redact", action="store_true",
-        help="of an evaluation: leave out answers that hold something of the right ones",
-    )  # fmt: skip
-    chosen = parser.parse_args(arguments)
     try:
-        for directory in chosen.directories:
-            check_directory(directory)
-        for directory in chosen.directories:
-            write_again(directory, redact=chosen.redact)
+        if arguments[:1] == ["pareto"]:
+            pareto(arguments[1:])
+        elif arguments[:1] == ["ablation"]:
+            ablation(arguments[1:])
+        else:
+            write_reports(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
+def write_reports(arguments: Sequence[str]) -> None:
+    """Write the reports of finished runs and evaluations again.
+
+    Raises:
+        UserError: if a directory is neither.
+    """
+    parser = command_parser("report")
+    parser.add_argument(
+        "directories", type=Path, nargs="+", metavar="DIRECTORY",
+        help="finished runs or evaluations, such as runs/demo",
+    )  # fmt: skip
+    parser.add_argument(
+        "--redact", action="store_true",
+        help="hide true answers and secrets in an evaluation's report",
+    )  # fmt: skip
+    chosen = parser.parse_args(arguments)
+    for directory in chosen.directories:
+        check_directory(directory)
+    for directory in chosen.directories:
+        write_again(directory, redact=chosen.redact)
+
+
 def write_again(directory: Path, *, redact: bool) -> None:
-    """Write the page of a run or an evaluation, and print its table and where the page is."""
+    """Write the report of a run or an evaluation; print its table and the report's path."""
+    from pmc_jax.reporting import (
+        format_examples,
+        format_table,
+        write_evaluation_report,
+        write_report,
+    )
+    from pmc_jax.reporting.evaluation_files import is_evaluation, read_evaluation
+    from pmc_jax.reporting.run_files import read_run
+    from pmc_jax.reporting.side_by_side import comparison_table
+
     if is_evaluation(directory):
         page = write_evaluation_report(directory, redact=redact or None)
         print(comparison_table(read_evaluation(directory).summary))
@@ -68,50 +76,66 @@ def write_again(directory: Path, *, redact: bool) -> None:
 
 
 def check_directory(directory: Path) -> None:
-    """Refuse a directory that holds finished runs or evaluations instead of being one.
+    """Check that a directory is not one level above runs or evaluations.
 
     Raises:
-        UserError: naming those to choose from.
+        UserError: if it is, with the directories to choose from.
     """
     found = sorted(path.parent for path in directory.glob("*/summary.json"))
     if found and not (directory / "summary.json").is_file():
         more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
         raise UserError(
-            f"{directory} is no run or evaluation itself; give one of those in it: "
+            f"{directory} is not a run or an evaluation; give one of those in it: "
             f"{', '.join(map(str, found[:MOST_NAMED]))}{more}"
         )
 
 
-def pareto(arguments: list[str]) -> int:
-    """Compare methods by the runs given; write tables, pictures and a page."""
-    parser = argparse.ArgumentParser(prog="python -m pmc_jax.report pareto", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", help="directories of runs, or above them")
-    parser.add_argument("--out", type=Path, default=Path("comparison"), help="where to write")
-    chosen = parser.parse_args(arguments)
-    try:
-        print(write_comparison(chosen.runs, chosen.out))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def comparison_parser(name: str, purpose: str, out: str) -> argparse.ArgumentParser:
+    """The parser of a comparison of many runs."""
+    parser = Parser(f"{called('report')} {name}", description=textwrap.fill(purpose, WIDTH))
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUNS",
+        help="directories of runs, or directories that contain them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, default=Path(out), metavar="DIR",
+        help=f"directory for tables, plots and the page; default: {out}",
+    )  # fmt: skip
+    return parser
 
 
-def ablation(arguments: list[str]) -> int:
-    """Tell what one setting does in the runs given; write a picture and tables."""
-    parser = argparse.ArgumentParser(prog="python -m pmc_jax.report ablation", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", help="directories of runs, or above them")
+def pareto(arguments: Sequence[str]) -> None:
+    """Compare methods over many runs, and write tables, plots and a page.
+
+    Raises:
+        UserError: if the runs cannot be compared.
+    """
+    purpose = (
+        "Compares methods over many runs: unlearn quality against utility, with means over seeds. "
+        "Writes tables, plots and a page."
+    )
+    chosen = comparison_parser("pareto", purpose, "comparison").parse_args(arguments)
+    from pmc_jax.reporting.pareto import write_comparison
+
+    print(write_comparison(chosen.runs, chosen.out))
+
+
+def ablation(arguments: Sequence[str]) -> None:
+    """Show the effect of one setting over many runs, and write a plot and tables.
+
+    Raises:
+        UserError: if the runs differ in other settings.
+    """
+    purpose = "Shows the effect of one setting over many runs. Writes a plot and tables."
+    parser = comparison_parser("ablation", purpose, "ablation")
     parser.add_argument(
         "--over", metavar="KEY",
-        help="the setting, e.g. method.temperature; not needed where the runs differ in one alone",
+        help="the setting, such as method.temperature; not needed if runs differ in one only",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("ablation"), help="where to write")
     chosen = parser.parse_args(arguments)
-    try:
-        print(write_ablation(chosen.runs, chosen.over, chosen.out))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    from pmc_jax.reporting.ablation import write_ablation
+
+    print(write_ablation(chosen.runs, chosen.over, chosen.out))
 
 
 if __name__ == "__main__":

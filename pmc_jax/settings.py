@@ -1,23 +1,40 @@
-"""Settings as dataclass fields: their bounds and choices stand beside them.
+"""Settings as dataclass fields: bounds, choices and documentation stand beside each field.
 
-A settings class is a frozen dataclass whose docstring says in one line each, under
-`Attributes:`, what its fields mean. `check` refuses values outside the bounds; the command
-line's help reads the same docstrings.
+A settings class is a frozen dataclass. Its docstring has a line for each field under
+`Attributes:`, which `--help` prints. Its fields carry their bounds as metadata:
+
+    @dataclasses.dataclass(frozen=True)
+    class Sampling:
+        '''How responses are sampled.
+
+        Attributes:
+            samples: responses per question.
+            mode: how they are drawn.
+        '''
+
+        samples: int = bounded(5, least=1)
+        mode: str = one_of("nucleus", "nucleus", "greedy")
+
+`check` compares values with the metadata.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import inspect
+import operator
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pmc_jax.errors import UserError
 
-BOUNDS = {
-    "least": ("at least", lambda value, bound: value >= bound),
-    "above": ("more than", lambda value, bound: value > bound),
-    "most": ("at most", lambda value, bound: value <= bound),
-    "below": ("less than", lambda value, bound: value < bound),
+BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "least": ("at least", operator.ge),
+    "above": ("more than", operator.gt),
+    "most": ("at most", operator.le),
+    "below": ("less than", operator.lt),
 }
 
 
@@ -28,27 +45,39 @@ def bounded(
     above: float | None = None,
     most: float | None = None,
     below: float | None = None,
+    needs: str | None = None,
 ) -> Any:
-    """A field for a number within bounds: `least` and `most` are allowed, the others are not."""
-    bounds = {"least": least, "above": above, "most": most, "below": below}
-    return dataclasses.field(
-        default=default, metadata={name: b for name, b in bounds.items() if b is not None}
-    )
+    """A field for a number with bounds; `least` and `most` themselves are allowed."""
+    return _field(default, least=least, above=above, most=most, below=below, needs=needs)
 
 
 def one_of(default: Any, *choices: str) -> Any:
     """A field for one of a few names; None is allowed where it is the default."""
-    return dataclasses.field(default=default, metadata={"choices": choices})
+    return _field(default, choices=choices)
+
+
+def switch(default: bool, *, needs: str | None = None) -> Any:
+    """A field that is true or false.
+
+    `needs`, here and in `bounded`, names a setting of the method, like `samples`. The field has
+    no effect with methods that lack it, and help leaves it out for them.
+    """
+    return _field(default, needs=needs)
 
 
 def free_text(default: Any) -> Any:
-    """A field for a text that the command line takes as it stands, without Hydra's grammar."""
-    return dataclasses.field(default=default, metadata={"free_text": True})
+    """A field for text that the command line takes literally, outside Hydra's grammar."""
+    return _field(default, free_text=True)
 
 
 def path_to(default: Any) -> Any:
-    """A field for a path: two spellings of the same path are the same setting."""
-    return dataclasses.field(default=default, metadata={"path": True})
+    """A field for a path, or a list of paths: `runs/a` and `runs/./a/` are the same setting."""
+    return _field(default, path=True)
+
+
+def _field(default: Any, **metadata: Any) -> Any:
+    given = {name: value for name, value in metadata.items() if value is not None}
+    return dataclasses.field(default=default, metadata=given)
 
 
 def flat(settings: Any) -> dict[str, Any]:
@@ -73,6 +102,42 @@ def fields_of(settings: Any, prefix: str = "") -> Iterator[tuple[str, dataclasse
             yield key, field, value
 
 
+def recorded(settings: Any, without: Collection[str] = ()) -> dict[str, Any]:
+    """Dotted keys and values as a run records them: two spellings of a path become one.
+
+    Settings of a single process, `distributed.*`, are left out, and so are those in `without`.
+    """
+    paths = {key for key, field, _ in fields_of(settings) if field.metadata.get("path")}
+    return {
+        key: _normal_path(value) if key in paths else value
+        for key, value in flat(settings).items()
+        if key not in without and not key.startswith("distributed.")
+    }
+
+
+def _normal_path(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_normal_path(item) for item in value]
+    return os.path.normpath(value) if isinstance(value, str) and value else value
+
+
+def descriptions(kind: type) -> dict[str, str]:
+    """What the docstrings of a settings class and its base classes say about each field."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        names: list[str] = []
+        inside = False
+        for line in inspect.cleandoc(base.__doc__ or "").splitlines():
+            if not line.startswith(" "):
+                inside = line == "Attributes:" or (inside and not line)
+            elif inside and (entry := re.fullmatch(r" {4}(\w+(?:, \w+)*): (.*)", line)):
+                names = entry[1].split(", ")
+                found |= dict.fromkeys(names, entry[2])
+            elif inside:
+                found |= {name: f"{found[name]} {line.strip()}" for name in names}
+    return found
+
+
 def check(settings: Any, prefix: str = "") -> None:
     """Check every value against the bounds and choices of its field.
 
@@ -88,4 +153,11 @@ def check(settings: Any, prefix: str = "") -> None:
         for name, (words, holds) in BOUNDS.items():
             bound = field.metadata.get(name)
             if bound is not None and not holds(value, bound):
-                raise UserError(f"{key}={value}: expected {words} {bound:g}")
+                raise UserError(f"{key}={value}: expected {words} {_short(bound)}")
+
+
+def _short(bound: float) -> str:
+    """A bound as a person writes it: 0.75, 2, 2**32."""
+    if isinstance(bound, int) and bound > 2**16 and bound & (bound - 1) == 0:
+        return f"2**{bound.bit_length() - 1}"
+    return f"{bound:g}"

@@ -10,14 +10,15 @@ from pathlib import Path
 import jax
 
 from pmc_jax.api import is_finished, unlearn
-from pmc_jax.cli.config import Config, settings_of
+from pmc_jax.cli.config import Config
 from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.data import load_dataset
-from pmc_jax.model.language_model import load_language_model, mesh_of
+from pmc_jax.language_model import load_language_model, mesh_of
 from pmc_jax.reporting import format_examples, format_table, write_report
 from pmc_jax.reporting.run_files import read_run
 from pmc_jax.runs.directory import place_of
 from pmc_jax.runtime.processes import from_first, is_first, join
+from pmc_jax.settings import recorded
 
 NOT_SETTINGS = (
     "overwrite", "runs_dir", "mesh", "logging.tensorboard", "logging.wandb", "logging.update_norm",
@@ -31,7 +32,7 @@ def train(config: Config) -> None:
     read = [("model.path", config.model.path), ("data.path", config.data.path)]
     read += [(f"method.{key}", getattr(config.method, key)) for key in config.method.reads]
     directory = place_of(config.runs_dir, config.name, read)
-    settings = {k: v for k, v in settings_of(config).items() if k not in NOT_SETTINGS}
+    settings = recorded(config, without=NOT_SETTINGS)
     if from_first(lambda: is_finished(directory, settings, overwrite=config.overwrite)):
         if is_first():
             print(f"{directory} is a finished run; overwrite=true runs it again")

@@ -1,14 +1,13 @@
-"""Remake the bundled world: `python -m pmc_jax.world out=DIR`.
+"""Make the bundled world and its model again: `pmc world`.
 
-Writes `DIR/data` (fictitious authors, real ones and facts in TOFU's files) and
-`DIR/model` (a small Llama-architecture model that knows them, as an ordinary Hugging
-Face directory). What the package ships was made by this command.
+Writes `DIR/data` (fictitious authors, real people and facts in TOFU's file format) and
+`DIR/model` (a Hugging Face directory with a small Llama model that knows them). The package
+contains the output of this command.
 """
 
 import dataclasses
 import itertools
 import random
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,9 +19,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from convert.export import write_checkpoint
+from pmc_jax.cli.config import WorldConfig
+from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.data.files import read_json, write_json
 from pmc_jax.data.prompts import PromptConfig, PromptTemplate, make_template
-from pmc_jax.data.world import DEFAULT_SEED, Mix, World, make_world, stream, write_world
+from pmc_jax.data.world import Mix, World, make_world, stream, write_world
 from pmc_jax.data.world.stream import Pair
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig, init_params, param_count
@@ -50,7 +51,7 @@ MODEL = ModelConfig(
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One stretch of training on a mixture, with its own warm-up and cosine decay."""
+    """A part of training on one mixture of data, with its own warm-up and cosine decay."""
 
     name: str
     mix: Mix
@@ -69,11 +70,11 @@ PHASES = (
 )
 BATCH_SIZE = 64
 LENGTH_STEP = 8
-"""Batches are padded to a multiple of this: few lengths, few compilations."""
+"""Batches are padded to a multiple of this, so that few shapes are compiled."""
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE; encoding puts one BOS in front."""
+    """A byte-level BPE tokenizer that adds one BOS in front."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -98,7 +99,7 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def world_tokenizer(world: World, seed: int) -> PreTrainedTokenizerFast:
-    """The tokenizer of a seed, trained on a sample of the stream."""
+    """A tokenizer trained on a sample of the stream of question-answer pairs."""
     pairs = stream(random.Random(seed), world, Mix(world=0.3, public=0.3))
     prompt = PromptConfig()
     return train_tokenizer(
@@ -120,7 +121,7 @@ def training_batch(template: PromptTemplate, pairs: Iterable[Pair]) -> Batch:
 def run_phase(
     params: Params, template: PromptTemplate, world: World, phase: Phase, rng: random.Random
 ) -> Params:
-    """Train on the phase's mixture; prints the loss now and then."""
+    """Train on the phase's mixture and print the loss every 100 steps."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0,
         phase.learning_rate,
@@ -145,18 +146,18 @@ def run_phase(
 
 
 def write_model(params: Params, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    """A Hugging Face directory: weights, configurations, tokenizer."""
+    """Write a Hugging Face directory: weights, configuration files and tokenizer."""
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in SPECIAL_NAMES}
     config = {"max_position_embeddings": MAX_POSITIONS, **ids}
     write_checkpoint(params, MODEL, directory, config=config, tokenizer=tokenizer)
     write_json(directory / "generation_config.json", {"do_sample": False, **ids})
-    # transformers 5 writes a class name that older releases do not know.
+    # transformers 5 writes a class name that older versions do not know.
     path = directory / "tokenizer_config.json"
     write_json(path, {**read_json(path), "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def make(out: Path, seed: int) -> None:
-    """Write the world of a seed and train its model."""
+    """Write the data of a seed, train the model on it, and write that, too."""
     world = make_world(seed)
     write_world(world, out / "data")
     tokenizer = world_tokenizer(world, seed)
@@ -169,25 +170,20 @@ def make(out: Path, seed: int) -> None:
     write_model(params, tokenizer, out / "model")
 
 
-def main(arguments: list[str]) -> None:
-    """Parse `out=DIR [seed=N]` and make the world.
+def world(cfg: WorldConfig) -> None:
+    """Make the world in a new directory.
 
     Raises:
-        UserError: for other arguments, or when DIR holds something already.
+        UserError: if the directory holds something already.
     """
-    options = dict(argument.partition("=")[::2] for argument in arguments)
-    out, seed = options.pop("out", ""), options.pop("seed", str(DEFAULT_SEED))
-    if not out or not seed.isdecimal() or options:
-        raise UserError(f"expected out=DIR [seed=N], found {' '.join(arguments) or 'nothing'}")
-    directory = Path(out)
+    directory = Path(cfg.out).expanduser()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"out={out}: not empty; expected a new or empty directory")
-    make(directory, int(seed))
+        raise UserError(f"out={cfg.out}: not empty; expected a new or empty directory")
+    make(directory, cfg.seed)
 
+
+# The shipped model was compiled with XLA's own settings.
+main = entry_point(world, "world", WorldConfig, compile_sooner=False)
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    main()

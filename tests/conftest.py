@@ -26,10 +26,10 @@ from transformers import (
 )
 
 from pmc_jax.data.prompts import PromptConfig
+from pmc_jax.language_model import LanguageModel, ModelSource, load_language_model
 from pmc_jax.model import init_params
 from pmc_jax.model.kernels import native as native_kernels
 from pmc_jax.model.kernels.dispatch import current_target
-from pmc_jax.model.language_model import LanguageModel, ModelSource, load_language_model
 from pmc_jax.runtime.compilation import compile_sooner_on_cpus
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

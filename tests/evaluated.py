@@ -7,7 +7,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.evaluation import EvaluationConfig
 from pmc_jax.evaluation.context import EvaluationContext
-from pmc_jax.model.language_model import LanguageModel
+from pmc_jax.language_model import LanguageModel
 
 RECALL = RougeScorer(["rougeL"], use_stemmer=True)
 NEW_TOKENS, MAX_LENGTH = 12, 96

@@ -12,7 +12,7 @@ from test_train import CHAT_TEMPLATE
 from pmc_jax.data.prompts import PromptConfig, make_template
 from pmc_jax.data.rows import ForgetPair
 from pmc_jax.errors import UserError
-from pmc_jax.model.language_model import LanguageModel, ModelSource, load_language_model
+from pmc_jax.language_model import LanguageModel, ModelSource, load_language_model
 from pmc_jax.training.batch import step_batch
 from pmc_jax.unlearning.baselines.altpo import (
     PREFIX,

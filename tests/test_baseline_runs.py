@@ -23,8 +23,8 @@ from pmc_jax.data.load import load_dataset
 from pmc_jax.data.prompts import PromptConfig, make_template
 from pmc_jax.data.rows import DataConfig
 from pmc_jax.errors import UserError
+from pmc_jax.language_model import LanguageModel, load_language_model
 from pmc_jax.model import ModelConfig
-from pmc_jax.model.language_model import LanguageModel, load_language_model
 from pmc_jax.model.sequences import sequence_states
 from pmc_jax.runtime.progress import stage
 from pmc_jax.training import loop

@@ -1,4 +1,4 @@
-"""Batches: padding, masks and orders against loops that spell out the definition."""
+"""Padding, masks and orders of batches, compared with loops that follow the definition."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_rows_that_do_not_fit_are_refused():
 
 @given(some_tokens, tokens, st.sampled_from([None, 200, 201]), st.integers(0, 14))
 def test_train_sequence(prompt, body, stop, room):
-    """200 ends a trained answer, 201 stops a sample too, 0 to 99 are ordinary tokens."""
+    """Token 200 ends a trained answer, 201 also stops a sample, 0 to 99 are ordinary tokens."""
     max_length = len(prompt) + 1 + room
     sample = body if stop is None else [*body, stop]
     kept, answer = train_sequence(prompt, sample, 200, max_length, stop_ids=(200, 201))
@@ -77,7 +77,7 @@ def test_epoch_order_is_a_permutation_of_seed_and_epoch():
     assert all(sorted(order) == list(range(50)) for order in orders.values())
     assert len({tuple(order) for order in orders.values()}) == 16
     assert epoch_order(2, 3, 50).tolist() == orders[2, 3]
-    # Every row is as likely to come first: 4,000 draws of 50, within 5 standard deviations.
+    # Every question is equally likely to be first: 4,000 draws of 50, within 5 standard deviations.
     first = np.bincount([epoch_order(7, e, 50)[0] for e in range(4000)], minlength=50)
     assert np.abs(first - 80).max() < 5 * np.sqrt(4000 * (1 / 50) * (49 / 50))
 

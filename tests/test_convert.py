@@ -55,7 +55,7 @@ def test_round_trip_is_bit_exact(dtype, files, tmp_path):
 
 
 def test_a_tensor_keeps_its_own_dtype(source, tmp_path):
-    """A bfloat16 model with float32 norms, in files that hold a single tensor or several."""
+    """A bfloat16 model with float32 norms, in files with one tensor or several."""
     tensors = {
         name: tensor if "norm" in name else tensor.bfloat16()
         for name, tensor in tensors_of(source).items()
@@ -65,7 +65,7 @@ def test_a_tensor_keeps_its_own_dtype(source, tmp_path):
         round_trip(source, tmp_path / f"back{number}", file_bytes=limit)
         assert_same_tensors(tensors_of(tmp_path / f"back{number}"), tensors)
         LlamaForCausalLM.from_pretrained(tmp_path / f"back{number}")
-    # The values begin at a multiple of 8 bytes, the widest dtype first, so that all are aligned.
+    # Values begin at a multiple of 8 bytes, and the widest dtype comes first, so all are aligned.
     for path in tmp_path.glob("back*/*.safetensors"):
         raw = path.read_bytes()
         length = int.from_bytes(raw[:8], "little")
@@ -194,7 +194,7 @@ def test_a_model_without_a_source_is_written_for_transformers(name, tmp_path, rn
     again = load_checkpoint(tmp_path / "new")
     assert again.cfg == cfg and again.eos_token_ids == (1,)
     jax.tree.map(np.testing.assert_array_equal, again.params, params)
-    # What transformers makes of the configuration leads back to ours.
+    # The configuration as transformers saves it is read back as ours.
     model.save_pretrained(tmp_path / "theirs")
     assert load_config(tmp_path / "theirs") == cfg
 

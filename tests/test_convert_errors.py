@@ -1,4 +1,4 @@
-"""What conversion refuses, and its commands, native checkpoints among them."""
+"""Errors of conversion, its commands, and native checkpoints."""
 
 import dataclasses
 import json

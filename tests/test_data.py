@@ -1,4 +1,4 @@
-"""Data sets: what comes out of TOFU's files and one's own, and what is said about bad ones."""
+"""Reading data sets: TOFU's files, a user's own files, and the errors for malformed ones."""
 
 import dataclasses
 import json
@@ -68,7 +68,7 @@ def tofu(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def real_tofu(tmp_path: Path) -> Path:
-    """TOFU itself where there is a copy, else files of the same names and sizes."""
+    """TOFU itself if there is a copy, else files with the same names and sizes."""
     beside = Path(__file__).parents[2] / "shared" / "tofu"
     directory = Path(os.environ.get("PMC_JAX_TOFU", beside))
     if directory.is_dir():
@@ -186,7 +186,7 @@ def controls_of(cfg: DataConfig):
 
 
 def test_controls_are_read_where_they_are(tofu):
-    """Without files of their own: no holdout, evaluated rows, and public questions as text."""
+    """Without their files: no holdout, the evaluated retain rows, and public questions as text."""
     cfg = DataConfig(path=str(tofu), retain_rows=50)
     found = controls_of(cfg)
     drawn = load_dataset(cfg).evaluation["retain"]

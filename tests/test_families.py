@@ -1,4 +1,4 @@
-"""Every model family against `transformers`: logits, gradients, decoding, and the way back."""
+"""Every model family, compared with `transformers`: logits, gradients, decoding, and export."""
 
 import dataclasses
 import json
@@ -56,7 +56,7 @@ BASES: dict[str, dict[str, Any]] = {
     "phi3": {"head_dim": None, "sliding_window": 5},
 }  # fmt: skip
 
-# Changes that leave all shapes alone: with the same weights, the output must change as theirs does.
+# Changes that keep all shapes: with the same weights, our output must change as theirs does.
 SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
     "phi": {
         "norm eps": {"layer_norm_eps": 0.1},
@@ -317,7 +317,7 @@ def test_the_configuration_survives_the_way_back(family, name, tmp_path):
         if getattr(again, field.name) != pytest.approx(getattr(cfg, field.name))
     } if again != cfg else set()  # fmt: skip
     assert not changed
-    # transformers understands what we write, and means the same by it.
+    # transformers reads the configuration that we write, with the same meaning.
     theirs = AutoConfig.for_model(family, **table.to_hf(cfg)).to_dict()
     assert table.from_hf(theirs) == again
 
@@ -376,7 +376,7 @@ NEW_NAMES = {
 
 @pytest.mark.parametrize("layout", ["hub", "modules"])
 def test_the_language_model_of_a_multimodal_checkpoint(layout, tmp_path, rng):
-    """Under both namings, with the vision weights kept on every way back."""
+    """With both kinds of tensor names; every export keeps the vision weights."""
     model = multimodal_model()
     source = tmp_path / "hf"
     model.save_pretrained(source)
@@ -400,7 +400,7 @@ def test_the_language_model_of_a_multimodal_checkpoint(layout, tmp_path, rng):
     assert convert.main(["from-hf", str(source), str(tmp_path / "native")]) == 0
     assert convert.main(["to-hf", str(tmp_path / "native"), str(tmp_path / "again")]) == 0
     assert_same_tensors(tensors_of(tmp_path / "again"), tensors_of(source))
-    # A changed language model arrives where transformers looks for it; vision stays as it was.
+    # A changed language model is where transformers expects it; the vision weights are unchanged.
     changed = jax.tree.map(lambda leaf: leaf + 0.05, checkpoint.params)
     export_checkpoint(changed, checkpoint.cfg, source, tmp_path / "changed")
     loaded = AutoModelForImageTextToText.from_pretrained(
@@ -425,7 +425,7 @@ def test_sizes_that_a_multimodal_configuration_leaves_out_are_those_of_transform
 
 
 def test_longrope_switches_by_each_rows_own_length(tmp_path, rng):
-    """Rows of both kinds in one batch are as they are alone."""
+    """Sequences of both kinds in one batch give the same results as alone."""
     changes = {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16,
                "max_position_embeddings": 64}  # fmt: skip
     checkpoint = load(random_model("phi3", **changes), tmp_path)

@@ -48,8 +48,8 @@ def test_sentences_say_what_was_measured():
         "Quantised to 4 bits and asked 100 times, it reveals the secret of 50%",
         "changed by 2.1 percentage points on average",
         "differ from those of a model that never saw them (TOFU's forget quality: p = 1e-07)",
-        "continue with this token in 87% of cases (before: 87%) (exact memorisation).",
-        "completes the last 76% without a mistake (before: 76%) (extraction strength).",
+        "it continues with this token in 87% of cases (before: 87%).",
+        "completes the last 76% without a mistake (before: 76%).",
         "training data is 50% by min-k (before: 50%) and 62% by min-k++ (before: 62%). At 50%",
         "TOFU's model utility, a mean over what the model should know, is 60% (before: 60%).",
     ):

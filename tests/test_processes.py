@@ -109,7 +109,7 @@ def test_a_killed_process_ends_the_others_with_a_sentence():
     (first, _, told), (second, _, _), (third, _, told_too) = start(3, "kill")
     assert second == -9 and first == third == 1
     for process, text in ((0, told), (2, told_too)):
-        assert last_line(text).startswith(f"error: process {process} of 3 ends because another")
+        assert last_line(text).startswith(f"error: process {process} of 3 stops because another")
     assert time.monotonic() - started < 60  # of which the heartbeat takes ten
 
 
@@ -221,7 +221,7 @@ def test_sigterm_to_one_process_saves_a_step_that_any_number_goes_on_from(
     ("what", "statuses", "line"),
     [
         ("error", [2, 2], "error: process 1 of 2 stopped: the disk of this process is full"),
-        ("SIGKILL", [1, -9], "error: process 0 of 2 ends because another one died"),
+        ("SIGKILL", [1, -9], "error: process 0 of 2 stops because another one died"),
     ],
 )
 def test_a_run_ends_with_one_of_its_processes_and_goes_on(

@@ -1,4 +1,4 @@
-"""Prompts: ids against transformers' chat rendering, sentencepiece and whole-text encoding."""
+"""Prompts, compared with transformers' chat templates, sentencepiece and whole-text encoding."""
 
 import dataclasses
 import json
@@ -194,7 +194,7 @@ def test_a_prompt_never_holds_the_date_of_today(llama3):
 
 
 def test_text_after_the_end_of_turn_is_not_learnt(base):
-    """ChatML puts a newline after the end token, which a sampler never gets to."""
+    """ChatML has a newline after the end token, which a sampler never reaches."""
     base.chat_template = CHATML
     try:
         template = make_template(base, PromptConfig())
@@ -210,8 +210,8 @@ def test_text_after_the_end_of_turn_is_not_learnt(base):
         base.chat_template = None
 
 
-# What the families' chat templates do with one question and its answer: where they put BOS,
-# how they name the model, what ends its turn and what comes after that.
+# The families' chat templates for one question and its answer. They differ in where BOS is, the
+# name of the model's role, the end of its turn, and what follows it.
 GEMMA_CHAT = """{{- bos_token }}
 {%- if messages[0]['role'] == 'system' %}
     {%- set head = messages[0]['content'] + '\n\n' %}
@@ -436,7 +436,7 @@ def test_decode_takes_off_the_answer_tag_only(phi):
     assert decode("\n Answer: Zoë Ng \n") == "Zoë Ng"
     assert decode("Answer: Answer: Zoë") == "Answer: Zoë"
     assert decode("Answer:") == decode(" ") == decode("") == ""
-    # The published code cuts eight characters whatever they are.
+    # The published code removes the first eight characters, whatever they are.
     assert decode("The Answer: is Zoë") == "The Answer: is Zoë"
     assert decode("Answers vary") == "Answers vary"
     assert decode("Hello , world !  do n't") == "Hello , world !  do n't"

@@ -10,29 +10,28 @@ import pytest
 from conftest import bpe_tokenizer, random_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pmc_jax.training.pmc_run import PMCRun, UnlearningTask
-from pmc_jax.training.responses import remember_best, tokens_saved
-from pmc_jax.unlearning.config import PMCConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from convert.load import load_checkpoint
 from pmc_jax.data.prompts import PromptConfig, make_template
 from pmc_jax.decoding import layout
-from pmc_jax.runs.checkpoints import RunState
-from pmc_jax.training import responses as responses_module
-from pmc_jax.training.batch import BatchConfig
-from pmc_jax.training.loop import pmc_steps
+from pmc_jax.language_model import LanguageModel
+from pmc_jax.training.loop import StepRecord, steps
 from pmc_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
-from pmc_jax.training.step import init_state, make_train_step
-from pmc_jax.unlearning import (
-    cannot_be_selected,
+from pmc_jax.training.step import RunState, init_state, make_train_step
+from pmc_jax.unlearning.method import Example, Run, Task
+from pmc_jax.unlearning.pmc import (
+    PMC,
     empty_memory,
     response_score,
     score_bound,
     select,
     update_memory,
 )
+from pmc_jax.unlearning.pmc.savings import cannot_be_selected, tokens_saved
+from pmc_jax.unlearning.pmc.step import remember_best, score_samples
+from pmc_jax.unlearning.schedule import Training
 
 WORDS = ("river", "rivers", "mara", "of", "kell", ".", "é", "oslo")
 
@@ -208,7 +207,7 @@ def test_saved_tokens_are_what_cut_samples_lack_on_average():
     assert tokens_saved([[[1, 2]]], np.array([[False]])) == tokens_saved([], whole[:0]) == 0
 
 
-PLAIN = BatchConfig(
+PLAIN = Training(
     epochs=2, batch_size=3, max_length=48, prune=False, wave=0, compact=False, grow_cache=False,
     chunk=64,
 )  # fmt: skip
@@ -234,84 +233,86 @@ def words_model(tmp_path_factory):
     checkpoint = load_checkpoint(directory, dtype="float64")
     schedule = make_schedule(Optimizer(learning_rate=1e-2, schedule="constant"), 2, 1)
     optimizer = make_optimizer(Optimizer(), checkpoint.cfg, schedule)
-    step = make_train_step(optimizer, checkpoint.cfg, 1.0, dtype=jnp.float64)
+    step = make_train_step(optimizer, PMC(), checkpoint.cfg, dtype=jnp.float64)
     jax.config.update("jax_enable_x64", False)
     return checkpoint, optimizer, step
 
 
-def new_run(words_model, pmc, batch, seed) -> tuple[PMCRun, RunState]:
+def new_run(words_model, pmc, training, seed) -> tuple[Run[PMC], RunState]:
     """A short run on a model that `seed` changes, before its first step."""
-    checkpoint, optimizer, train_step = words_model
+    checkpoint, optimizer, _ = words_model
     template = TEMPLATES["words", " {answer}"]
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda leaf: leaf + jnp.asarray(0.2 * rng.normal(size=leaf.shape)), checkpoint.params
     )
     originals = [" ".join(rng.choice(WORDS, rng.integers(1, 6))) for _ in QUESTIONS]
-    run = PMCRun(
-        task=UnlearningTask(
-            [template.encode_prompt(question) for question in QUESTIONS],
-            originals,
-            [(template.encode_prompt("oslo"), template.encode_answer("mara"))],
-        ),
-        model=checkpoint.cfg, template=template, pmc=pmc, batch=batch, key=jax.random.key(seed),
-        seed=seed, train_step=train_step, dtype=jnp.float64,
-    )  # fmt: skip
-    return run, RunState(init_state(params, optimizer), empty_memory(len(QUESTIONS), 48))
+    task = Task(
+        model=LanguageModel({}, checkpoint.cfg, template, checkpoint.directory, dtype="float64"),
+        training=training,
+        seed=seed,
+        prompts=[template.encode_prompt(question) for question in QUESTIONS],
+        retain=[Example(template.encode_prompt("oslo"), template.encode_answer("mara"))],
+    )
+    run = Run(pmc, task, pmc.examples_of(task), {"originals": originals})
+    return run, RunState(init_state(params, optimizer), pmc.initial_state(task))
 
 
-def finished_run(words_model, pmc, batch, seed):
-    """Memory, weights and records of the whole run."""
-    run, state = new_run(words_model, pmc, batch, seed)
+def finished_run(words_model, pmc, training, seed) -> tuple[RunState, list[StepRecord]]:
+    """The state after the whole run, and its records."""
+    run, state = new_run(words_model, pmc, training, seed)
     records = []
-    for state, record in pmc_steps(run, state):  # noqa: B007, B020
+    for state, record in steps(run, words_model[2], {}, state):  # noqa: B007, B020
         records.append(record)
     return state, records
 
 
 def test_equal_samples_are_scored_once(words_model, monkeypatch, x64):
-    run, state = new_run(words_model, PMCConfig(samples=3, min_len=0), PLAIN, seed=0)
+    run, state = new_run(words_model, PMC(samples=3, min_len=0), PLAIN, seed=0)
+    originals, template = run.prepared["originals"], run.task.model.template
     scored = []
 
     def noting(original, response, **options):
         scored.append((original, response))
         return response_score(original, response, **options)
 
-    monkeypatch.setattr(responses_module, "response_score", noting)
-    encoded = [run.template.encode_answer(answer) for answer in ("mara", "oslo", "mara")]
-    memory = remember_best(run, state.memory, 0, [0, 1], [encoded] * 2, np.ones((2, 3), bool))
-    assert scored == [(run.task.originals[i], word) for i in (0, 1) for word in ("mara", "oslo")]
+    monkeypatch.setattr("pmc_jax.unlearning.pmc.reward.response_score", noting)
+    samples = [[template.encode_answer(answer) for answer in ("mara", "oslo", "mara")]] * 2
+    scores, whole = score_samples(run, [0, 1], samples)
+    assert whole.all()
+    memory = remember_best(run, state.method, 0, [0, 1], samples, scores)
+    assert scored == [(originals[i], word) for i in (0, 1) for word in ("mara", "oslo")]
     for i in (0, 1):
-        scores = [response_score(run.task.originals[i], word) for word in ("mara", "oslo")]
-        assert memory.score[i] == min(scores)
+        expected = [response_score(originals[i], word) for word in ("mara", "oslo")]
+        assert memory.score[i] == min(expected)
 
 
 def assert_same_end(found: RunState, expected: RunState) -> None:
     for a, b in zip(
-        jax.tree.leaves((found.memory, found.train.params)),
-        jax.tree.leaves((expected.memory, expected.train.params)),
+        jax.tree.leaves((found.method, found.train.params)),
+        jax.tree.leaves((expected.method, expected.train.params)),
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
 
 
 def check_switches(words_model, names, seed, samples, min_len, limit, keep_sampling):
-    pmc = PMCConfig(
+    pmc = PMC(
         samples=samples, min_len=min_len, reject_wordless=bool(min_len), max_new_tokens=limit,
         keep_sampling=keep_sampling,
     )  # fmt: skip
     jax.config.update("jax_enable_x64", True)
     try:
         plain, plain_records = finished_run(words_model, pmc, PLAIN, seed)
-        assert all(record.tokens_saved == 0 for record in plain_records)
-        counts = {"plain": sum(record.tokens_sampled for record in plain_records)}
+        assert all(record.measures["tokens_saved"] == 0 for record in plain_records)
+        counts = {"plain": sum(record.measures["tokens_sampled"] for record in plain_records)}
         for name in names:
-            batch = dataclasses.replace(PLAIN, **SWITCHES[name])
+            training = dataclasses.replace(PLAIN, **SWITCHES[name])
             # The rows count as many: chunks end early, shapes are a half apart. But for one switch.
             with mock.patch.object(layout, "MANY_ROWS", 128 if name == "compact" else 1):
-                state, records = finished_run(words_model, pmc, batch, seed)
+                state, records = finished_run(words_model, pmc, training, seed)
             assert_same_end(state, plain)
-            counts[name] = sum(record.tokens_sampled for record in records)
+            counts[name] = sum(record.measures["tokens_sampled"] for record in records)
             assert counts[name] <= counts["plain"]
     finally:
         jax.config.update("jax_enable_x64", False)

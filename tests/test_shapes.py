@@ -5,16 +5,15 @@ from unittest import mock
 
 import jax.numpy as jnp
 import pytest
-from pmc_jax.training.shapes import run_shapes
-from pmc_jax.unlearning.config import PMCConfig
 from test_decoding_layout import CFG
 from test_savings import PLAIN, new_run, words_model  # noqa: F401
 
 from pmc_jax.decoding import Decoding, sampler, suffix_lengths
 from pmc_jax.decoding.layout import cache_lengths, few_rows, shapes
 from pmc_jax.model.kernels.dispatch import Target
-from pmc_jax.training import responses
-from pmc_jax.training.loop import pmc_steps
+from pmc_jax.training.loop import steps
+from pmc_jax.unlearning.pmc import PMC, sampling
+from pmc_jax.unlearning.pmc.shapes import run_shapes
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -31,9 +30,9 @@ BATCHES = {
     [("savings", None), ("few rows, unequal steps", 14), ("micro-batches", None)],
 )
 def test_a_run_has_no_shape_that_it_does_not_name(name, limit, words_model, monkeypatch, x64):  # noqa: F811
-    batch = dataclasses.replace(PLAIN, **BATCHES[name])
-    pmc = PMCConfig(samples=4, max_new_tokens=limit, retain_per_forget=2)
-    run, state = new_run(words_model, pmc, batch, seed=3)
+    training = dataclasses.replace(PLAIN, **BATCHES[name])
+    pmc = PMC(samples=4, max_new_tokens=limit, retain_per_forget=2)
+    run, state = new_run(words_model, pmc, training, seed=3)
     counted = []
     seen = {"prompts": set(), "rows": set(), "caches": set(), "training": set()}
 
@@ -50,14 +49,14 @@ def test_a_run_has_no_shape_that_it_does_not_name(name, limit, words_model, monk
 
     note_prefill = lambda params, tokens, *_: seen["prompts"].add(tokens.shape)  # noqa: E731
 
-    def note_rows(state, rows):
-        seen["training"].add(rows.tokens.shape[1:])
-        counted.append(int((rows.segments > 0).sum()))
+    def note_batch(state, batch, *_):
+        seen["training"].add(batch.tokens.shape[1:])
+        counted.append(int((batch.segments > 0).sum()))
 
     monkeypatch.setattr(sampler, "prefill_prompts", noting(sampler.prefill_prompts, note_prefill))
     monkeypatch.setattr(sampler, "decode_chunk", noting(sampler.decode_chunk, note_chunk))
-    run = dataclasses.replace(run, train_step=noting(run.train_step, note_rows))
-    records = [record for _, record in pmc_steps(run, state)]
+    train_step = noting(words_model[2], note_batch)
+    records = [record for _, record in steps(run, train_step, {}, state)]
     assert [record.tokens_trained for record in records] == counted
     named = run_shapes(run)
     for field, found in seen.items():
@@ -66,18 +65,18 @@ def test_a_run_has_no_shape_that_it_does_not_name(name, limit, words_model, monk
 
 
 def test_all_steps_pad_prompts_as_the_longest_of_the_run(words_model, x64, monkeypatch):  # noqa: F811
-    run, state = new_run(words_model, PMCConfig(samples=4), PLAIN, seed=3)
+    run, state = new_run(words_model, PMC(samples=4), PLAIN, seed=3)
     lengths = [len(prompt) for prompt in run.task.prompts]
     shortest = lengths.index(min(lengths))
-    assert lengths[shortest] < max(lengths) == run.task.longest_prompt
+    assert lengths[shortest] < max(lengths)
     asked = mock.Mock(return_value=[[[1]]])
-    monkeypatch.setattr(responses, "generate", asked)
-    responses.sample_responses(run, state, 0, [shortest])
+    monkeypatch.setattr(sampling, "generate", asked)
+    sampling.sample_responses(run, state.method, state.train.params, 0, [shortest])
     assert asked.call_args.kwargs["longest_prompt"] == max(lengths)
 
 
 def test_rows_are_whole_on_every_device_of_a_mesh(words_model, x64):  # noqa: F811
-    run, _ = new_run(words_model, PMCConfig(samples=4), PLAIN, seed=3)
+    run, _ = new_run(words_model, PMC(samples=4), PLAIN, seed=3)
     assert all(rows % 4 == 0 for rows, _ in run_shapes(run, multiple=4).training)
 
 

@@ -9,11 +9,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from test_train import call
 
-from pmc_jax import train
-from pmc_jax.cli.config import METHODS, Config, check_values, config_directory
+from pmc_jax import api, train
+from pmc_jax.cli.config import Config, check_values, config_directory
 from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.errors import UserError
 from pmc_jax.runs.directory import SUMMARY
+from pmc_jax.unlearning.method import methods
 
 SWEEPS = sorted(path.stem for path in (config_directory() / "sweep").glob("*.yaml"))
 
@@ -33,10 +34,10 @@ def jobs(sweep: str) -> list[list[str]]:
 
 
 def test_every_method_that_unlearns_has_a_sweep_of_the_same_budget():
-    methods = [name for name in SWEEPS if not name.startswith("ablation_")]
-    assert set(methods) == set(METHODS) - {"finetune"} | {"pmc_keep_sampling"}
-    assert {name: len(jobs(name)) for name in methods} == dict.fromkeys(methods, 16)
-    assert {name.removeprefix("ablation_") for name in set(SWEEPS) - set(methods)} == {
+    compared = [name for name in SWEEPS if not name.startswith("ablation_")]
+    assert set(compared) == set(methods()) - {"finetune"} | {"pmc_keep_sampling"}
+    assert {name: len(jobs(name)) for name in compared} == dict.fromkeys(compared, 16)
+    assert {name.removeprefix("ablation_") for name in set(SWEEPS) - set(compared)} == {
         "epochs", "samples", "retain_weight", "temperature", "selection_temperature", "min_len",
         "final_temperature", "final_retain_weight", "keep_sampling",
     }  # fmt: skip
@@ -83,16 +84,16 @@ def test_an_interrupted_sweep_continues(tmp_path, checkpoint_dir, tofu_dir, monk
         "evaluation.max_new_tokens=4", "evaluation.attack_samples=0", "data.retain_rows=2",
         "optimizer.learning_rate=1e-4", "method.retain_weight=1,2", "seed=0",
     ]  # fmt: skip
-    real = train.train_stage
+    real = api.train_model
     calls = []
 
-    def interrupted(*given):
-        calls.append(given[0].name)
+    def interrupted(*given, **options):
+        calls.append(options["directory"])
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(*given)
+        return real(*given, **options)
 
-    monkeypatch.setattr(train, "train_stage", interrupted)
+    monkeypatch.setattr(api, "train_model", interrupted)
     with pytest.raises(SystemExit):
         call(train, *arguments, monkeypatch=monkeypatch)
     summaries = sorted((tmp_path / "runs").rglob(SUMMARY))

@@ -21,7 +21,7 @@ from markov import from_distribution, states, transition
 from pmc_jax import theory
 from pmc_jax.theory.curated import compositions
 
-# Compiled as wholes, for each n and number of categories.
+# Compiled as a whole, for each n and number of categories.
 bradley_terry_update, argmax_update = (
     jax.jit(update, static_argnums=2)
     for update in (theory.bradley_terry_update, theory.argmax_update)
@@ -56,7 +56,7 @@ def distributions(draw, min_size=1, max_size=6, zeros=True):
 def rewarded(draw, zeros=True):
     """A distribution and rewards, ties included."""
     probs = draw(distributions(2, 4, zeros))
-    # XLA takes subnormal numbers for 0, and so for ties with it.
+    # XLA treats subnormal numbers as 0, so they would be ties with it.
     reward = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(-2, 2, allow_subnormal=False))
     rewards = draw(st.lists(reward, min_size=len(probs), max_size=len(probs)))
     return probs, np.array(rewards)
@@ -346,7 +346,7 @@ def test_single_precision_is_enough(case, n):
 @pytest.mark.parametrize("update", [update for update, _ in UPDATES])
 @pytest.mark.parametrize("single", [True, False])
 def test_the_rarest_response_wins_if_it_is_the_best(update, single):
-    """Once in 10³⁰ is offered n times as often a round: no rounding may lose it."""
+    """A probability of 10⁻³⁰ becomes n times as large in a round; rounding must not lose it."""
     n, rarest = 3, 1e-30
     with jax.enable_x64(not single):
         start = jnp.array([0.7, 0.3, rarest])

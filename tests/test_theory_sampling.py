@@ -100,7 +100,7 @@ def of_the_first_round(key, x, retain, first):
 
 
 def without_replacement(key, x, retain, first):
-    """Wrong: shuffles the samples, which loses none of them."""
+    """Wrong: shuffles the samples, so none is lost."""
     return jax.random.permutation(key, x)
 
 
@@ -288,7 +288,7 @@ def test_a_wrong_collapse_is_caught(monkeypatch, wrong):
     module = importlib.import_module("pmc_jax.theory.collapse")
     monkeypatch.setattr(module, "relearn", lambda key, x: wrong(key, x, None, None))
     rounds = module._chunk.__wrapped__
-    # Another function, so that JAX does not take what it has traced already.
+    # A new function, so that JAX does not use what it has already traced.
     monkeypatch.setattr(module, "_chunk", jax.jit(lambda *arguments: rounds(*arguments)))
     with caught():
         check_collapse(jnp.array([0.4, 0.3, 0.2, 0.1]), 9)

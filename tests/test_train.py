@@ -13,8 +13,10 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pmc_jax import ask, method_steps, train
-from pmc_jax.unlearning.selection import _categorical, selection_keys
+from pmc_jax import ask, train
+from pmc_jax.training import loop
+from pmc_jax.training import run as training_run
+from pmc_jax.unlearning.pmc.selection import categorical, selection_keys
 
 MEASURES = {
     "unlearn_quality",
@@ -96,7 +98,7 @@ def test_a_run_leaves_every_file(run, checkpoint_dir, capsys):
     assert rates == pytest.approx([0, 0.5, 1, 0.75, 0.5, 0.25])
     for row in steps:
         assert row["loss"] == pytest.approx(
-            row["collapse_loss"] + 1.25 * row["retain_loss"], rel=1e-5
+            row["forget_loss"] + 1.25 * row["retain_loss"], rel=1e-5
         )
         assert {"sample", "score", "train", "total"} <= row["seconds"].keys()
         assert row["per_second"]["train_tokens"] > 0 and "mfu" not in row["per_second"]
@@ -141,7 +143,7 @@ def test_the_same_command_again_and_other_settings(run, capsys):
 @pytest.mark.parametrize("stop_at", [1, 3, 5])
 def test_a_stopped_run_continues_bit_for_bit(run, stop_at, monkeypatch):
     whole = run(name="whole")
-    real = method_steps.pmc_steps
+    real = loop.steps
 
     def stopping(*arguments):
         for state, record in real(*arguments):
@@ -149,16 +151,16 @@ def test_a_stopped_run_continues_bit_for_bit(run, stop_at, monkeypatch):
                 raise RuntimeError("the machine is gone")
             yield state, record
 
-    monkeypatch.setattr(method_steps, "pmc_steps", stopping)
+    monkeypatch.setattr(loop, "steps", stopping)
     with pytest.raises(SystemExit):
         run(name="parts")
-    monkeypatch.setattr(method_steps, "pmc_steps", real)
+    monkeypatch.setattr(loop, "steps", real)
     assert_same_run(whole, run(name="parts"))
 
 
 def test_sigterm_saves_the_step_and_stops(run, monkeypatch, capsys):
     whole = run(name="whole")
-    real = method_steps.pmc_steps
+    real = loop.steps
 
     def terminated(*arguments):
         for state, record in real(*arguments):
@@ -166,13 +168,13 @@ def test_sigterm_saves_the_step_and_stops(run, monkeypatch, capsys):
                 signal.raise_signal(signal.SIGTERM)
             yield state, record
 
-    monkeypatch.setattr(method_steps, "pmc_steps", terminated)
+    monkeypatch.setattr(loop, "steps", terminated)
     with pytest.raises(SystemExit) as ended:
         run(name="parts")
     assert ended.value.code == 143
     assert "stopped after step 3 of 6" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    monkeypatch.setattr(method_steps, "pmc_steps", real)
+    monkeypatch.setattr(loop, "steps", real)
     directory = run(name="parts")
     assert "continuing after step 3 of 6" in capsys.readouterr().out
     assert_same_run(whole, directory)
@@ -251,24 +253,24 @@ def test_a_chat_model_with_the_published_settings(
 @pytest.mark.slow
 def test_few_shapes_are_compiled(run, monkeypatch):
     """A step is compiled once for each shape of its rows, of which there are few."""
-    _categorical.clear_cache()
+    categorical.clear_cache()
     selection_keys.clear_cache()
     made, shapes = [], set()
-    real = method_steps.make_train_step
+    real = training_run.make_train_step
 
     def noting(*arguments, **options):
         made.append(real(*arguments, **options))
 
-        def step(state, rows):
-            shapes.add(rows.tokens.shape)
-            return made[-1](state, rows)
+        def step(state, batch, *arguments):
+            shapes.add(batch.tokens.shape)
+            return made[-1](state, batch, *arguments)
 
         return step
 
-    monkeypatch.setattr(method_steps, "make_train_step", noting)
+    monkeypatch.setattr(training_run, "make_train_step", noting)
     run("training.epochs=6", "method.selection_temperature=0.3")
     assert made[0]._cache_size() == len(shapes) <= 3
-    assert _categorical._cache_size() == selection_keys._cache_size() == 1
+    assert categorical._cache_size() == selection_keys._cache_size() == 1
 
 
 @pytest.mark.parametrize("file", ["forget10.json", "retain90.json", "world_facts.json"])
@@ -277,7 +279,7 @@ def test_changed_data_does_not_continue_a_run(file, run, tofu_dir, monkeypatch, 
         raise RuntimeError("the machine is gone")
         yield
 
-    monkeypatch.setattr(method_steps, "pmc_steps", stopping)
+    monkeypatch.setattr(loop, "steps", stopping)
     with pytest.raises(SystemExit):
         run()
     capsys.readouterr()

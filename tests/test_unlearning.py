@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
 from pmc_jax.text.rouge import rouge_l_recall
-from pmc_jax.unlearning import (
+from pmc_jax.unlearning.pmc import (
     empty_memory,
     needs_sampling,
     response_score,

@@ -1,4 +1,4 @@
-"""The bundled world: its rows, its tokenizer, and that what ships is what the recipe makes."""
+"""The bundled world: its rows, its tokenizer, and that the shipped files are the recipe's."""
 
 import itertools
 import json

@@ -1,1 +1,1 @@
-"""The command line: settings from YAML and `key=value` arguments, help, and errors in one line."""
+"""The command line: the commands, their settings from YAML and `key=value`, help and errors."""

@@ -1,30 +1,106 @@
-"""The `main` of what Hydra configures: configuration composed, errors as one line."""
+"""The `main` of the commands that Hydra configures: settings composed, errors in one line."""
 
+import argparse
+import dataclasses
 import gc
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from pmc_jax.cli.config import check_values, config_directory
-from pmc_jax.cli.unknown_keys import unknown_key
+from pmc_jax.cli.arguments import Parser
+from pmc_jax.cli.commands import COMMANDS, called
+from pmc_jax.cli.config import (
+    check_values,
+    config_directory,
+    free_text_keys,
+    group_names,
+    store_method,
+)
+from pmc_jax.cli.help import help_page
+from pmc_jax.cli.unknown_keys import missing_key, unknown_key
 from pmc_jax.errors import Stopped, UserError
 from pmc_jax.runtime.compilation import compile_sooner_on_cpus, keep_compiled
 from pmc_jax.runtime.processes import end_all, is_first, several
 from pmc_jax.unlearning.method import methods
 
 
-def _chosen_method(overrides: list[str], name: str) -> str | None:
-    """The method that is composed when the keys that may be wrong are left out."""
+def parse(arguments: Sequence[str], name: str) -> argparse.Namespace:
+    """Hydra's options, and the `overrides` of settings."""
+    parser = Parser(called(name), add_help=False)
+    for names in (
+        ("--help", "-h"), ("--multirun", "-m"), ("--run", "-r"), ("--resolve",),
+        ("--shell-completion", "-sc"), ("--hydra-help",),
+    ):  # fmt: skip
+        parser.add_argument(*names, action="store_true")
+    parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
+    for names in (
+        ("--package", "-p"), ("--info", "-i"), ("--config-path", "-cp"), ("--config-name", "-cn"),
+        ("--config-dir", "-cd"), ("--experimental-rerun",),
+    ):  # fmt: skip
+        parser.add_argument(*names)
+    parser.add_argument("overrides", nargs="*")
+    return parser.parse_intermixed_args(arguments)
+
+
+def composed_elsewhere(options: argparse.Namespace) -> bool:
+    """Whether Hydra answers by itself, or composes from other files than ours."""
+    return any(
+        (
+            options.shell_completion, options.hydra_help, options.info, options.config_path,
+            options.config_name, options.config_dir, options.experimental_rerun,
+        )
+    )  # fmt: skip
+
+
+def compose(overrides: Sequence[str], name: str, schema: type) -> DictConfig:
+    """The settings with these overrides.
+
+    Raises:
+        UserError: naming the key that is wrong.
+    """
+    try:
+        return hydra.compose(name, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(one_line(error, schema, chosen_method(overrides, name))) from error
+
+
+def typed(composed: DictConfig, overrides: Sequence[str], name: str, schema: type) -> Any:
+    """Composed settings as the dataclass `schema`, with every value checked.
+
+    Raises:
+        UserError: naming the key that is wrong.
+    """
+    method = chosen_method(overrides, name)
+    try:
+        config = OmegaConf.to_object(composed)
+    except MissingMandatoryValue as error:
+        raise UserError(missing_key(str(error.full_key), schema)) from error
+    except OmegaConfBaseException as error:
+        raise UserError(one_line(error, schema, method)) from error
+    except dataclasses.FrozenInstanceError as error:  # +key=value
+        field = str(error).split("'")[1]
+        keys = [text.partition("=")[0].lstrip("+") for text in overrides if text[0] == "+"]
+        key = next((key for key in keys if key.rpartition(".")[2] == field), field)
+        raise UserError(unknown_key(key, schema, method)) from error
+    check_values(config)
+    return config
+
+
+def chosen_method(overrides: Sequence[str], name: str) -> str | None:
+    """The method that is composed if the keys that may be wrong are left out."""
+    if outside := outside_methods(overrides):
+        return outside[-1]
     choices = [text for text in overrides if text.partition("=")[0] in ("method", "experiment")]
     try:
         method = hydra.compose(name, overrides=choices).get("method")
@@ -34,107 +110,198 @@ def _chosen_method(overrides: list[str], name: str) -> str | None:
     return found if found in methods() else None
 
 
-def _one_line(error: BaseException, schema: type, method: str | None) -> str:
-    """Hydra's and OmegaConf's messages, which span lines, as one that names the key."""
+def outside_methods(overrides: Sequence[str]) -> list[str]:
+    """The methods `package.module:Name` among the overrides."""
+    chosen = [text.partition("=")[2] for text in overrides if text.partition("=")[0] == "method"]
+    return [name for names in chosen for name in names.split(",") if ":" in name]
+
+
+def one_line(error: BaseException, schema: type, method: str | None) -> str:
+    """A message of Hydra or OmegaConf, which spans lines, as one line that names the key."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={choice}: expected one of {', '.join(group_names(group))}"
+    if required := re.match(r"You must specify '(\w+)'", str(error)):
+        names = ", ".join(group_names(required[1]))
+        return f"{required[1]}=NAME is missing; expected one of {names}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     key = getattr(cause, "full_key", None)
     message = str(error).strip() if cause is error else str(cause).strip()
     if key and "not in" in message.splitlines()[0]:
         return unknown_key(key, schema, method)
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "Set the"))]
-    text = " ".join(kept).partition(" Config search path:")[0]
+    noise = ("full_key:", "object_type=", "reference_type=", "Set the", "See https:")
+    text = " ".join(line for line in lines if not line.startswith(noise))
+    text = text.partition(" Config search path:")[0]
     return f"{key}: {text}" if key else text
 
 
-def _compose(overrides: list[str], name: str, schema: type) -> None:
-    """Compose once ahead of Hydra's own run, so that mistakes become one line."""
+def runs_of(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """The overrides of some runs of a sweep that have each of its values once.
+
+    Raises:
+        HydraException: for text that is no override.
+    """
+    choices = [
+        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        if override.is_sweep_override()
+        else [text]
+        for override, text in zip(
+            OverridesParser.create().parse_overrides(list(overrides)), overrides, strict=True
+        )
+    ]
+    first = [values[0] for values in choices]
+    yield first
+    for position, values in enumerate(choices):
+        for value in values[1:]:
+            yield [*first[:position], value, *first[position + 1 :]]
+
+
+def check_ahead(options: argparse.Namespace, name: str, schema: type) -> None:
+    """Compose once before Hydra does, so that mistakes become one line.
+
+    Raises:
+        UserError: naming the key that is wrong.
+    """
+    for text in options.overrides:
+        if "=" not in text and not text.startswith("~"):
+            raise UserError(f"{text}: expected KEY=VALUE; {called(name)} --help lists the keys")
+    sweeps = options.multirun or any(text.startswith("sweep=") for text in options.overrides)
+    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+        if options.cfg or not sweeps:
+            composed = compose(options.overrides, name, schema)
+            if not options.cfg:
+                typed(composed, options.overrides, name, schema)
+            return
+        try:
+            runs = list(runs_of(options.overrides))
+        except HydraException as error:
+            raise UserError(one_line(error, schema, None)) from error
+        for overrides in runs:
+            typed(compose(overrides, name, schema), overrides, name, schema)
+
+
+def help_for(overrides: Sequence[str], name: str, schema: type) -> str:
+    """The help of a command for the settings that these overrides choose.
+
+    Raises:
+        UserError: naming the key that is wrong.
+    """
+    given = {text.partition("=")[0] for text in overrides}
+    chosen = [text for text in COMMANDS[name].defaults if text.partition("=")[0] not in given]
+    chosen += [text for text in overrides if "=" in text]
     with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
         try:
-            composed = hydra.compose(name, overrides=overrides)
-            OmegaConf.to_object(composed)
-        except (HydraException, OmegaConfBaseException) as error:
-            method = _chosen_method(overrides, name)
-            raise UserError(_one_line(error, schema, method)) from error
+            first = next(runs_of(chosen))
+            compose(first, name, schema)  # for its error messages
+            composed = hydra.compose(name, overrides=first, return_hydra_config=True)
+        except HydraException as error:
+            raise UserError(one_line(error, schema, None)) from error
+    choices = dict(composed.hydra.runtime.choices)
+    own = OmegaConf.masked_copy(composed, [field.name for field in dataclasses.fields(schema)])
+    settings: Any = OmegaConf.to_container(own)
+    return help_page(name, schema, settings, choices)
 
 
-FREE_TEXT = (
-    "question",
-    "prefix",
-    "prompt.system",
-    "prompt.question",
-    "prompt.answer",
-    "method.instruction",
-)
-
-
-def quoted(argument: str) -> str:
+def quoted(argument: str, free_text: Collection[str]) -> str:
     """`key=text` of a free-text key with the text in quotes, as Hydra's grammar wants it."""
     key, equals, text = argument.partition("=")
-    bare = key not in FREE_TEXT or not equals or text == "null"
+    bare = key not in free_text or not equals or text == "null"
     if bare or (len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"):
         return argument
-    # Backslashes are literal but where a quote or an interpolation follows.
+    # Backslashes are literal except before a quote or an interpolation.
     text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
     escaped = re.sub(r'(\\*)("|$)', r"\1\1\2", text).replace('"', '\\"')
     return f'{key}="{escaped}"'
 
 
-def entry_point(task: Callable[[Any], None], name: str, schema: type) -> Callable[[], None]:
-    """The `main` of a command: configuration from Hydra, user errors as one line and status 2.
+def run_task(task: Callable[[Any], None], composed: DictConfig) -> str | None:
+    """Run a command once; returns its error if it is a run of a sweep, which goes on.
 
-    Hydra neither changes the working directory nor writes files of its own. A run of a sweep
-    that ends in an error does not end the sweep, whose status is then 2. Of several processes,
-    one that ends early ends all.
+    User errors are one line and status 2. If this is one of several processes and it fails, all
+    of them stop.
+    """
+    try:
+        config = OmegaConf.to_object(composed)
+        check_values(config)
+        task(config)
+    except (UserError, OSError) as error:
+        if several():
+            end_all(str(error), 2)
+        print(f"error: {error}", file=sys.stderr)
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            sys.exit(2)
+        return str(error)
+    except Stopped as stopped:
+        if is_first():
+            print(stopped, file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
+    except KeyboardInterrupt:
+        if several():
+            end_all("interrupted", 128 + signal.SIGINT)
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except BaseException as error:
+        if several():  # the others wait for this one
+            end_all(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", 1, error)
+        raise
+    finally:
+        gc.collect()
+    return None
+
+
+def spare_the_collector() -> None:
+    """Collect garbage less often: what was imported and traced stays for good.
+
+    The collector skips it, and walks over everything else after each run only.
+    """
+    if gc.get_freeze_count() == 0:
+        gc.freeze()
+        young, middle, _ = gc.get_threshold()
+        gc.set_threshold(young, middle, 100)
+
+
+def entry_point(
+    task: Callable[[Any], None], name: str, schema: type, *, compile_sooner: bool = True
+) -> Callable[[], None]:
+    """The `main` of a command: help, settings by Hydra, errors in one line and status 2.
+
+    Hydra does not change the working directory and writes no files of its own. If a run of a
+    sweep fails, the others still run, and the status is 2. `compile_sooner` is that of
+    `compile_sooner_on_cpus`.
     """
     failed: list[str] = []
 
     def run(composed: DictConfig) -> None:
-        try:
-            config = OmegaConf.to_object(composed)
-            check_values(config)
-            task(config)
-        except (UserError, OSError) as error:
-            if several():
-                end_all(str(error), 2)
-            print(f"error: {error}", file=sys.stderr)
-            if HydraConfig.get().mode != RunMode.MULTIRUN:
-                sys.exit(2)
-            failed.append(str(error))
-        except Stopped as stopped:
-            if is_first():
-                print(stopped, file=sys.stderr)
-            sys.exit(128 + signal.SIGTERM)
-        except KeyboardInterrupt:
-            if several():
-                end_all("interrupted", 128 + signal.SIGINT)
-            print("interrupted", file=sys.stderr)
-            sys.exit(128 + signal.SIGINT)
-        except BaseException as error:
-            if several():  # who wait for this one
-                end_all(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", 1, error)
-            raise
-        finally:
-            gc.collect()
+        if error := run_task(task, composed):
+            failed.append(error)
 
     def main() -> None:
-        # transformers would say at import that PyTorch is missing; nothing here needs it.
+        # transformers would warn at import that PyTorch is missing; nothing here needs it.
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        sys.argv[1:] = arguments = [quoted(argument) for argument in sys.argv[1:]]
-        if not any(argument.startswith("-") for argument in arguments):
-            try:
-                _compose(arguments, name, schema)
-            except UserError as error:
-                print(f"error: {error}", file=sys.stderr)
-                sys.exit(2)
+        free_text = free_text_keys(schema)
+        arguments = [quoted(argument, free_text) for argument in sys.argv[1:]]
+        options = parse(arguments, name)
+        if os.getcwd() not in sys.path:  # for methods and rewards of one's own
+            sys.path.append(os.getcwd())
+        try:
+            for method in outside_methods(options.overrides):
+                store_method(method)
+            if options.help:
+                print(help_for(options.overrides, name, schema))
+                return
+            if not composed_elsewhere(options):
+                check_ahead(options, name, schema)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        # Hydra takes its options before the overrides only.
+        flags = [argument for argument in arguments if argument not in options.overrides]
+        sys.argv[1:] = [*flags, *options.overrides]
         keep_compiled()
-        compile_sooner_on_cpus()
-        if gc.get_freeze_count() == 0:
-            # Full collections walk over all that was imported and traced, which stays for good: the
-            # one is frozen, and because of the other they come seldom, and after each run.
-            gc.freeze()
-            young, middle, _ = gc.get_threshold()
-            gc.set_threshold(young, middle, 100)
+        if compile_sooner:
+            compile_sooner_on_cpus()
+        spare_the_collector()
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(run)()
         if failed:
             print(f"error: {len(failed)} runs of the sweep failed", file=sys.stderr)

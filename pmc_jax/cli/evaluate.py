@@ -7,8 +7,8 @@ file of its own. If the evaluation is stopped, the same command continues it.
 
 import jax
 
-from pmc_jax.cli.config import EvaluateConfig, settings_of
 from pmc_jax.cli.entry_point import entry_point
+from pmc_jax.evaluation.config import EvaluateConfig
 from pmc_jax.evaluation.directory import (
     measure_model,
     measure_references,
@@ -23,6 +23,7 @@ from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.robustness import check_robustness
 from pmc_jax.runs.directory import SUMMARY, begin_run, holds_run, place_of
 from pmc_jax.runtime.processes import from_first, is_first, join
+from pmc_jax.settings import recorded
 
 NOT_SETTINGS = ("overwrite", "evaluations_dir", "mesh", "redact", "keep_truth")
 """Keys that may differ when an evaluation is continued."""
@@ -37,7 +38,7 @@ def evaluate(config: EvaluateConfig) -> None:
     read += [("compare", path) for path in list(paths.values())[1:]]
     read += [("retain_logs", config.retain_logs), ("reference_model", config.reference_model)]
     directory = place_of(config.evaluations_dir, config.name, read)
-    settings = {key: value for key, value in settings_of(config).items() if key not in NOT_SETTINGS}
+    settings = recorded(config, without=NOT_SETTINGS)
     directories = {name: directory / "models" / name for name in paths}
 
     def state() -> tuple[bool, bool]:

@@ -1,13 +1,14 @@
-"""What to say about a configuration key that there is not."""
+"""Error messages for configuration keys that are unknown or missing."""
 
 import dataclasses
 import difflib
 from collections.abc import Sequence
 
-from pmc_jax.settings import flat
-from pmc_jax.unlearning.method import methods
+from pmc_jax.settings import descriptions, flat
+from pmc_jax.unlearning.method import methods, resolve
 
-ALIKE = 0.6  # of difflib's ratio, from which on a mistyped key is worth a suggestion
+ALIKE = 0.6
+"""Least similarity, by difflib's ratio, of a key that is suggested for a mistyped one."""
 
 
 def unknown_key(key: str, schema: type, method: str | None) -> str:
@@ -15,7 +16,7 @@ def unknown_key(key: str, schema: type, method: str | None) -> str:
     valid = list(flat(schema()))
     if method:
         valid = [name for name in valid if not name.startswith("method.")]
-        valid += [f"method.{field.name}" for field in dataclasses.fields(methods()[method])]
+        valid += [f"method.{field.name}" for field in dataclasses.fields(resolve(method))]
     if key.startswith("method."):
         valid = [name for name in valid if name.startswith("method.")] or valid
     near = nearest_key(key, valid)
@@ -30,8 +31,19 @@ def unknown_key(key: str, schema: type, method: str | None) -> str:
     return f"unknown configuration key {key}; {hint}"
 
 
+def missing_key(key: str, schema: type) -> str:
+    """The message for a key of `schema` that has no default and no value."""
+    group, _, name = key.rpartition(".")
+    kind = type(getattr(schema(), group)) if group else schema
+    meaning = descriptions(kind).get(name, "").replace("`", "")
+    return f"{key} is missing; give {key}=… ({meaning.partition('. ')[0].rstrip('.')})"
+
+
 def nearest_key(key: str, valid: Sequence[str]) -> str | None:
-    """The key or group most like `key`, if their last words are alike; None if none is."""
+    """The key or group most like `key`, if their last words are alike; None if none is.
+
+    A key that has the whole last word of `key` among its own comes first.
+    """
     groups = dict.fromkeys(f"{name.partition('.')[0]}.…" for name in valid if "." in name)
 
     def alike(one: str, other: str) -> float:
@@ -42,7 +54,11 @@ def nearest_key(key: str, valid: Sequence[str]) -> str | None:
         name for name in [*valid, *groups]
         if alike(word, name.removesuffix(".…").rpartition(".")[2]) >= ALIKE
     ]  # fmt: skip
-    return max(near, key=lambda name: alike(key, name.removesuffix(".…")), default=None)
+
+    def rank(name: str) -> tuple[bool, float]:
+        return word in name.rpartition(".")[2].split("_"), alike(key, name.removesuffix(".…"))
+
+    return max(near, key=rank, default=None)
 
 
 def keys_beside(key: str, valid: Sequence[str]) -> str:

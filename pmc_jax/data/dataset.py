@@ -71,7 +71,7 @@ class Dataset:
         text: str | Path | None = None,
         retain_rows: int | None = None,
     ) -> "Dataset":
-        """Read JSON-lines files, or files that hold one JSON array.
+        """Read JSON-lines files, or files with one JSON array.
 
         Args:
             forget: rows to forget.

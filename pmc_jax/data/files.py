@@ -109,7 +109,7 @@ def read_objects(
 
 
 def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
-    """The lines of JSON lines with their numbers from 1; blank lines are left out."""
+    """The lines of a JSON-lines text with their numbers from 1; blank lines are left out."""
     # Not `splitlines`: a JSON string may contain the other line separators of Unicode.
     lines = enumerate(text.split("\n"), 1)
     return ((number, line) for number, line in lines if line.strip())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pmc_jax.data.files import read_object
 from pmc_jax.errors import UserError
+from pmc_jax.settings import free_text, one_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,19 +31,19 @@ class PromptConfig:
     """How a question becomes a prompt.
 
     Attributes:
-        template: "chat" (the tokenizer's chat template), "plain" (the two patterns below),
-            or "auto" (chat where the tokenizer has a chat template).
-        system: system prompt; a plain prompt begins with it and an empty line.
-        date_string: the date that some chat templates print; None: 26 Jul 2024.
-        question: plain prompt; must hold "{question}".
-        answer: plain response; must hold "{answer}".
+        template: "chat": the tokenizer's chat template; "plain": `question` and `answer`;
+            "auto": chat if the tokenizer can.
+        system: system prompt; also begins a plain prompt.
+        date_string: date in some chat templates; None: 26 Jul 2024.
+        question: plain prompt; must contain "{question}".
+        answer: plain response; must contain "{answer}".
     """
 
-    template: str = "auto"
-    system: str | None = None
+    template: str = one_of("auto", "auto", "chat", "plain")
+    system: str | None = free_text(None)
     date_string: str | None = None
-    question: str = "Question: {question}\nAnswer:"
-    answer: str = " {answer}"
+    question: str = free_text("Question: {question}\nAnswer:")
+    answer: str = free_text(" {answer}")
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:

@@ -7,38 +7,41 @@ a ground-truth answer cannot reach the optimiser by mistake. Evaluation gets an
 
 import dataclasses
 
+from pmc_jax.settings import one_of, path_to
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where the data is.
+    """Where the questions and answers come from.
 
     Attributes:
-        format: "tofu" (files laid out and named like TOFU's) or "jsonl" (one's own files).
-        path: tofu: a directory, or "bundled" for the small world in the package; None
-            downloads from `hub`. jsonl: what relative file names are relative to.
-        hub: id of a Hugging Face data set.
-        forget, retain: tofu: names of splits. jsonl: files.
-        world_facts, real_authors: more questions to measure utility on. None: for tofu
-            the files of these names if they exist, for jsonl none.
-        retain_rows: how many retain rows to evaluate, drawn with replacement; None: each once.
-        holdout: rows like those to forget that the model was never taught, for membership
-            inference. None: for tofu the file named after `forget` (forget10: holdout10), if it
-            exists, for jsonl none.
-        text: plain text that has nothing to do with the forget questions, a paragraph a line,
-            for side effects. None: for tofu `text.txt`, if it exists; else the questions and
-            answers of world_facts and real_authors.
+        format: "tofu": files named and laid out like TOFU's; "jsonl": your own files.
+        path: directory of the files; "bundled": the small world in the package; None: a
+            download from `hub`, for format=tofu.
+        hub: Hugging Face data set in TOFU's format.
+        forget: what to forget: a split of TOFU, or a JSONL file.
+        retain: what to keep: a split of TOFU, or a JSONL file.
+        world_facts: file with questions about the world, for utility.
+        real_authors: file with questions about real people, for utility.
+        retain_rows: retain examples to evaluate, drawn with replacement; None: each once.
+        holdout: file like `forget` that the model has never seen, for membership inference.
+        text: file with unrelated text, one paragraph a line, for side effects.
+
+    For format=tofu, the last four files are found by their names in TOFU if they are None:
+    holdout10 belongs to forget10, and text.txt has the text. Without a text, side effects are
+    measured on the questions and answers of `world_facts` and `real_authors`.
     """
 
-    format: str = "tofu"
-    path: str | None = None
+    format: str = one_of("tofu", "tofu", "jsonl")
+    path: str | None = path_to(None)
     hub: str = "locuslab/TOFU"
-    forget: str = "forget10"
-    retain: str = "retain90"
-    world_facts: str | None = None
-    real_authors: str | None = None
+    forget: str = path_to("forget10")
+    retain: str = path_to("retain90")
+    world_facts: str | None = path_to(None)
+    real_authors: str | None = path_to(None)
     retain_rows: int | None = 400
-    holdout: str | None = None
-    text: str | None = None
+    holdout: str | None = path_to(None)
+    text: str | None = path_to(None)
 
 
 @dataclasses.dataclass(frozen=True)

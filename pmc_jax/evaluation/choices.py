@@ -15,7 +15,7 @@ from scipy.special import softmax
 
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.evaluation.likelihood import answer_losses
-from pmc_jax.model.language_model import LanguageModel
+from pmc_jax.language_model import LanguageModel
 
 QUANTILES = 20
 """Number of quantiles of the minima."""

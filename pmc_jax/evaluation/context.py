@@ -12,7 +12,8 @@ from pmc_jax.evaluation.choices import Choice, choices_of
 from pmc_jax.evaluation.likelihood import Pair, TokenScores
 from pmc_jax.evaluation.quality import Answer, EvaluationConfig, answers, is_comparable
 from pmc_jax.evaluation.tofu import RetainLog
-from pmc_jax.model.language_model import LanguageModel
+from pmc_jax.language_model import LanguageModel
+from pmc_jax.settings import bounded
 
 # Distinct random streams for the parts that sample.
 SAMPLING_STREAM, PREFILLING_STREAM, REWORDING_STREAM = 1, 2, 3
@@ -23,21 +24,21 @@ Relearn = Callable[[Sequence[Pair], Sequence[int]], Iterator[tuple[int, Language
 
 @dataclasses.dataclass(frozen=True)
 class RobustnessConfig:
-    """How a model is changed before it is measured again.
+    """Robustness: the model is fine-tuned again, or quantised, and then measured once more.
 
     Attributes:
-        examples: forget examples, and as many benign ones, that the model is fine-tuned on;
-            at most half of the forget set.
-        steps: numbers of optimizer steps after which the model is measured.
-        batch_size: examples in a step of this fine-tuning.
-        learning_rate: learning rate of this fine-tuning.
-        bits: numbers of bits to which the weights are quantised.
+        examples: forget examples to fine-tune on, and as many benign ones; at most half of the
+            forget set.
+        steps: optimizer steps after which the model is measured.
+        batch_size: examples per step.
+        learning_rate: learning rate of the fine-tuning.
+        bits: bit widths to quantise the weights to.
     """
 
-    examples: int = 8
+    examples: int = bounded(8, least=1)
     steps: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 4, 8, 16, 32])
-    batch_size: int = 8
-    learning_rate: float = 1e-4
+    batch_size: int = bounded(8, least=1)
+    learning_rate: float = bounded(1e-4, above=0)
     bits: list[int] = dataclasses.field(default_factory=lambda: [8, 4])
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import jax
 
-from pmc_jax.cli.config import EvaluateConfig, settings_of
 from pmc_jax.data.files import read_json, write_json
 from pmc_jax.evaluation.benchmark import EVAL_FILE, forget_truths, reference_scores
+from pmc_jax.evaluation.config import EvaluateConfig
 from pmc_jax.evaluation.context import EvaluationContext
 from pmc_jax.evaluation.inputs import Inputs, source_of
 from pmc_jax.evaluation.likelihood import TokenScores
@@ -19,8 +19,8 @@ from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.relearning import relearner
 from pmc_jax.evaluation.summary import summarise_directory
 from pmc_jax.evaluation.tofu import holds_truths, with_truths
+from pmc_jax.language_model import LanguageModel, load_language_model, mesh_of
 from pmc_jax.model import on_mesh
-from pmc_jax.model.language_model import LanguageModel, load_language_model, mesh_of
 from pmc_jax.reporting import write_evaluation_report
 from pmc_jax.reporting.side_by_side import certificate_lines, comparison_table, time_table
 from pmc_jax.reporting.training_curves import training_curves
@@ -28,6 +28,7 @@ from pmc_jax.runs.directory import SUMMARY
 from pmc_jax.runs.parts import read_part
 from pmc_jax.runs.summary import versions
 from pmc_jax.runtime.processes import from_first, is_first
+from pmc_jax.settings import recorded
 
 References = tuple[Sequence[TokenScores], Sequence[TokenScores]]
 
@@ -140,7 +141,7 @@ def write_summary(
         **found,
         "data": inputs.hashes,
         "versions": versions(),
-        "settings": settings_of(config),
+        "settings": recorded(config),
     }
     write_json(directory / SUMMARY, summary)
 

@@ -4,15 +4,15 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from pmc_jax.cli.config import EvaluateConfig
 from pmc_jax.data import Controls, Dataset, load_dataset
 from pmc_jax.data.encode import check_tokens, digest, encode
 from pmc_jax.data.prompts import check_lengths
 from pmc_jax.data.rows import EvaluationRow
+from pmc_jax.evaluation.config import EvaluateConfig
 from pmc_jax.evaluation.context import reworded_rows
 from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.tofu import RetainLog, read_retain_log
-from pmc_jax.model.language_model import LanguageModel, ModelSource, describe, mesh_of
+from pmc_jax.language_model import LanguageModel, ModelSource, describe, mesh_of
 from pmc_jax.runs.checkpoints import seal
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from pmc_jax.data.batches import loss_rows
+from pmc_jax.language_model import LanguageModel
 from pmc_jax.model import ModelConfig, forward, to_devices, to_host
 from pmc_jax.model.buckets import bucket_length, power_of_two
 from pmc_jax.model.forward import logits
-from pmc_jax.model.language_model import LanguageModel
 from pmc_jax.model.nll import CHUNK
 from pmc_jax.model.specs import Params
 

@@ -5,12 +5,12 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from pmc_jax.cli.config import EvaluateConfig
 from pmc_jax.data.files import read_json, write_json
 from pmc_jax.errors import UserError
+from pmc_jax.evaluation.config import EvaluateConfig
 from pmc_jax.evaluation.inputs import source_of
+from pmc_jax.language_model import LanguageModel, load_language_model, path_of
 from pmc_jax.model import param_count
-from pmc_jax.model.language_model import LanguageModel, load_language_model, path_of
 from pmc_jax.runs.checkpoints import checksums, seal
 from pmc_jax.runtime.processes import from_first
 

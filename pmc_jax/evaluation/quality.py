@@ -16,8 +16,9 @@ from jaxtyping import PRNGKeyArray
 
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.decoding import Sampling, generate
+from pmc_jax.language_model import LanguageModel
 from pmc_jax.model.buckets import power_of_two
-from pmc_jax.model.language_model import LanguageModel
+from pmc_jax.settings import bounded
 from pmc_jax.text.rouge import rouge_l_recall, rouge_words, words_of
 
 FORGET_SETS = ("forget", "paraphrase")
@@ -29,18 +30,20 @@ class EvaluationConfig:
     """How answers are decoded for evaluation.
 
     Attributes:
-        max_new_tokens: longest answer; None leaves it to `max_length`.
-        decode_batch: most answers decoded at a time.
-        attack_samples: answers per forget question in the sampling attack; 0 skips it.
-        attack_temperature, attack_top_k, attack_top_p: how the attack samples.
+        max_new_tokens: longest answer in tokens; None: what `max_length` leaves.
+        decode_batch: most answers decoded at once.
+        attack_samples: answers per question in the sampling attack; 0 skips it.
+        attack_temperature: temperature of the sampling attack.
+        attack_top_k: top-k of the sampling attack; 0 is off.
+        attack_top_p: top-p of the sampling attack; 1 is off.
     """
 
-    max_new_tokens: int | None = None
-    decode_batch: int = 512
-    attack_samples: int = 32
-    attack_temperature: float = 1.0
-    attack_top_k: int = 0
-    attack_top_p: float = 1.0
+    max_new_tokens: int | None = bounded(None, least=1)
+    decode_batch: int = bounded(512, least=1)
+    attack_samples: int = bounded(32, least=0)
+    attack_temperature: float = bounded(1.0, above=0)
+    attack_top_k: int = bounded(0, least=0)
+    attack_top_p: float = bounded(1.0, above=0, most=1)
 
 
 @dataclasses.dataclass(frozen=True)

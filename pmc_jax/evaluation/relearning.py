@@ -9,8 +9,8 @@ import optax
 
 from pmc_jax.evaluation.context import Relearn, RobustnessConfig
 from pmc_jax.evaluation.likelihood import Pair
+from pmc_jax.language_model import LanguageModel
 from pmc_jax.model.buckets import bucket_length
-from pmc_jax.model.language_model import LanguageModel
 from pmc_jax.training.batch import pair_batch
 from pmc_jax.training.optimizer import Optimizer, make_optimizer
 from pmc_jax.training.step import init_state, make_train_step

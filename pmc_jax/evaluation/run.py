@@ -18,8 +18,8 @@ from pmc_jax.evaluation.relearning import relearner
 from pmc_jax.evaluation.robustness import check_robustness
 from pmc_jax.evaluation.summary import Parts, summarise
 from pmc_jax.evaluation.tofu import RetainLog
+from pmc_jax.language_model import LanguageModel
 from pmc_jax.model import on_mesh, param_count
-from pmc_jax.model.language_model import LanguageModel
 from pmc_jax.reporting.side_by_side import comparison_table
 from pmc_jax.settings import flat
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from pmc_jax.data.prompts import PromptTemplate
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.evaluation.likelihood import Pair, answer_scores
-from pmc_jax.model.language_model import LanguageModel
+from pmc_jax.language_model import LanguageModel
 
 
 def text_pairs(template: PromptTemplate, text: Sequence[str], window: int) -> list[Pair]:

@@ -192,14 +192,13 @@ def tofu_findings(numbers: Numbers) -> Iterator[str]:
         )
     if (exact := numbers.known("tofu_exact_memorization")) is not None:
         yield (
-            f"Given the right answer up to a token, it would continue with this token in "
-            f"{percent(exact)} of cases{numbers.against('tofu_exact_memorization')} (exact "
-            "memorisation)."
+            "Exact memorisation: given the right answer up to a token, it continues with this "
+            f"token in {percent(exact)} of cases{numbers.against('tofu_exact_memorization')}."
         )
     if (strength := numbers.known("tofu_extraction_strength")) is not None:
         yield (
-            f"Given the beginning of the right answer, it completes the last {percent(strength)} "
-            f"without a mistake{numbers.against('tofu_extraction_strength')} (extraction strength)."
+            "Extraction strength: given the beginning of the right answer, it completes the last "
+            f"{percent(strength)} without a mistake{numbers.against('tofu_extraction_strength')}."
         )
     attacks = [
         f"{percent(auc)} by {words}{numbers.against(f'tofu_mia_{name}')}"

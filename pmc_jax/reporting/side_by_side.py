@@ -267,4 +267,4 @@ def time_table(summary: Mapping[str, Any], width: int = WIDTH) -> str:
         ]
         if rows:
             groups.append([*rows, (names[model], "total", f"{sum(seconds.values()):.1f}", "")])
-    return text_table(("time", "part", "seconds", "tokens/s"), groups, left=(0, 1), width=width)
+    return text_table(("model", "part", "seconds", "tokens/s"), groups, left=(0, 1), width=width)

@@ -20,7 +20,7 @@ from jaxtyping import Array, UInt32
 from pmc_jax.errors import UserError
 from pmc_jax.model.bits import element_index, mixed
 from pmc_jax.runtime.processes import from_first, is_first, several
-from pmc_jax.settings import flat
+from pmc_jax.settings import bounded, flat
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +30,15 @@ S = TypeVar("S")
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """Save every `every` steps (and after the last one), keep the newest `keep`."""
+    """When to save, and what to keep.
 
-    every: int = 25
-    keep: int = 2
+    Attributes:
+        every: steps between checkpoints; the last step has one, too.
+        keep: number of newest checkpoints to keep.
+    """
+
+    every: int = bounded(25, least=1)
+    keep: int = bounded(2, least=1)
 
 
 class CorruptCheckpoint(Exception):

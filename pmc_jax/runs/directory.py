@@ -1,6 +1,5 @@
 """The directory of a run: begun once, continued by the same command, never overwritten unasked."""
 
-import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -21,12 +20,6 @@ LAYOUT = 2
 
 SHARED_SECONDS = 60
 """How long a network's file system may take to show to one machine what another wrote."""
-
-PATHS = {
-    "path", "compare", "retain_logs", "reference_model", "forget", "retain", "world_facts",
-    "real_authors", "holdout", "text", "refusals", "alternatives",
-}  # fmt: skip
-"""Last parts of the keys of settings that are paths, or may be."""
 
 KINDS = ({"method.name", "method.samples"}, {"suite"})
 """Settings, any of each, by which a run of one command is told from one of another."""
@@ -66,7 +59,7 @@ def holds_run(directory: Path, settings: Mapping[str, Any], *, overwrite: bool =
     differing = [
         f"{key} (there {found.get(key)!r}, now {settings.get(key)!r})"
         for key in sorted({*found, *settings})
-        if plain(key, found.get(key)) != plain(key, settings.get(key))
+        if found.get(key) != settings.get(key)
     ]
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
@@ -90,15 +83,6 @@ def check_layout(directory: Path) -> None:
             f"{directory} holds a run of {age} version of pmc_jax (layout {layout}; this version "
             f"reads and writes layout {LAYOUT}); choose another name=… or give overwrite=true"
         )
-
-
-def plain(key: str, value: Any) -> Any:
-    """A setting's value, of a path without what makes no difference, like a slash at its end."""
-    if key.rpartition(".")[2] not in PATHS:
-        return value
-    if isinstance(value, list):
-        return [plain(key, item) for item in value]
-    return os.path.normpath(value) if isinstance(value, str) else value
 
 
 def stored_settings(directory: Path, like: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The process a run lives in: devices, other processes, compiled functions, progress, clocks."""
+"""Processes, compiled functions, progress and timing of a run."""

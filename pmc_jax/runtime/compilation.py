@@ -1,4 +1,4 @@
-"""How long compiling takes, what makes it shorter, and where compiled programs are kept."""
+"""Compilation: how long it takes, how to make it faster, and the cache of compiled functions."""
 
 import hashlib
 import importlib.util
@@ -13,13 +13,13 @@ from pathlib import Path
 import jax
 
 MIN_SECONDS = 0.1
-"""Programs that compile faster are not kept."""
+"""Functions that compile faster are not cached."""
 
 LLVM_LEVEL = "--xla_backend_optimization_level"
-"""XLA's flag for how much LLVM optimises: 0 to 3."""
+"""XLA's flag for LLVM's optimisation level, 0 to 3."""
 
 COMPILING = "/jax/core/compile/"
-"""How JAX's monitoring begins the names of tracing, lowering and compiling."""
+"""Prefix of the monitoring events of tracing, lowering and compiling."""
 
 
 def covered(spans: Sequence[tuple[float, float]]) -> float:
@@ -33,9 +33,10 @@ def covered(spans: Sequence[tuple[float, float]]) -> float:
 
 @contextmanager
 def compile_seconds() -> Iterator[Callable[[], float]]:
-    """Gives how many seconds JAX has so far traced and compiled, or read what it had compiled.
+    """Measure how many seconds JAX spends tracing, compiling and reading its cache.
 
-    Traces lie within each other, so that durations alone would count some time twice.
+    The yielded function returns the seconds so far. Traces are nested, so a sum of durations
+    would count some time twice.
     """
     spans: list[tuple[float, float]] = []
 
@@ -52,7 +53,7 @@ def compile_seconds() -> Iterator[Callable[[], float]]:
 
 
 def instruction_sets() -> str:
-    """A short name of this processor's kind: what was compiled for another may not run here."""
+    """A short name for this kind of processor: code compiled for another may not run here."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -63,13 +64,13 @@ def instruction_sets() -> str:
 
 
 def cache_directory() -> Path:
-    """`pmc_jax/` in the user's cache directory (XDG), and in it one for this kind of machine."""
+    """The cache for this kind of machine, in `pmc_jax/` of the user's cache directory (XDG)."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "pmc_jax" / instruction_sets()
 
 
 def keep_compiled() -> None:
-    """Have JAX keep what it compiles, unless its own settings already say where or whether.
+    """Turn on JAX's compilation cache, unless its environment variables already configure it.
 
     Those are `JAX_COMPILATION_CACHE_DIR`, `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS` and
     `JAX_ENABLE_COMPILATION_CACHE=false`.
@@ -81,10 +82,10 @@ def keep_compiled() -> None:
 
 
 def finds_cpus_alone() -> bool:
-    """Whether JAX will compile for CPUs only, as far as can be told before it looks for devices."""
+    """Whether JAX will find CPUs only, as far as one can tell before it looks for devices."""
     places = "TPU_LIBRARY_PATH", "PJRT_NAMES_AND_LIBRARY_PATHS"
     if importlib.util.find_spec("libtpu") or any(name in os.environ for name in places):
-        return False  # what compiles for TPUs, in `pmc_jax.plan` also without one, reads the flags
+        return False  # the TPU compiler reads the same flags, in `pmc plan` even without a TPU
     platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
     if platforms:
         return platforms == "cpu"
@@ -92,10 +93,11 @@ def finds_cpus_alone() -> bool:
 
 
 def compile_sooner_on_cpus() -> None:
-    """Have LLVM optimise less for CPUs, unless `XLA_FLAGS` say how much.
+    """Lower LLVM's optimisation level on CPUs, unless `XLA_FLAGS` set it.
 
-    Programs were seen to run as fast (`benchmarks/LOG.md`). To be called before JAX looks for
-    devices, and reads the flags. `XLA_FLAGS` that name a file of flags stay as they are.
+    In measurements the compiled functions ran as fast (`benchmarks/LOG.md`). Call this before
+    JAX looks for devices, which is when it reads the flags. If `XLA_FLAGS` names a file of flags,
+    it stays as it is.
     """
     flags = os.environ.get("XLA_FLAGS", "").strip()
     names_a_file = flags and not flags.startswith("-")

@@ -1,8 +1,9 @@
-"""Several processes, each with devices of its own, that take part in one run.
+"""Runs of several processes, each with its own devices.
 
-All of them run the same program on the same data and take the same decisions; of every batch, a
-process gives its devices their rows alone. Process 0 alone writes files. What a process finds
-out for itself (a file, a signal, the time) is agreed upon here, and one that ends ends all.
+All processes run the same command on the same data and make the same decisions. Each process
+feeds its own devices with their part of every batch; only process 0 writes files. Whatever one
+process finds out alone (a file, a signal, the time) is shared through the functions here. If
+one process fails, all stop.
 """
 
 import atexit
@@ -26,44 +27,45 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from pmc_jax.errors import UserError
+from pmc_jax.settings import bounded
 
 
 @dataclasses.dataclass(frozen=True)
 class DistributedConfig:
-    """How the processes of a run find each other: what `jax.distributed.initialize` is told.
+    """How the processes of a run find each other, as in `jax.distributed.initialize`.
 
     Attributes:
-        auto: ask SLURM, Open MPI, the TPU pod or Kubernetes for what is not given.
-        coordinator_address: HOST:PORT at which process 0 will listen.
-        num_processes, process_id: how many there are, and which this one is, from 0.
-        heartbeat_timeout_seconds: how long a process may be silent before the others take it
-            for dead and end.
-        initialization_timeout_seconds: how long to wait for all to come.
+        auto: get what is not given from SLURM, Open MPI, the TPU pod or Kubernetes.
+        coordinator_address: HOST:PORT of process 0.
+        num_processes: number of processes.
+        process_id: number of this process, from 0.
+        heartbeat_timeout_seconds: silence after which a process counts as dead.
+        initialization_timeout_seconds: how long to wait for all processes at the start.
     """
 
     auto: bool = False
     coordinator_address: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
-    heartbeat_timeout_seconds: int = 60
-    initialization_timeout_seconds: int = 300
+    num_processes: int | None = bounded(None, least=1)
+    process_id: int | None = bounded(None, least=0)
+    heartbeat_timeout_seconds: int = bounded(60, least=5)
+    initialization_timeout_seconds: int = bounded(300, least=1)
 
 
 def several() -> bool:
-    """Whether the run has more processes than this one."""
+    """Whether the run has more than one process."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which writes the files and talks to the user."""
+    """Whether this is process 0, which writes files and prints."""
     return not several() or jax.process_index() == 0
 
 
 def join(cfg: DistributedConfig) -> None:
-    """Find the other processes; before JAX is used for anything else.
+    """Connect to the other processes; call it before any other use of JAX.
 
     Raises:
-        UserError: if the settings are not enough, or the others do not come.
+        UserError: if settings are missing, or the others do not connect in time.
     """
     given = (cfg.coordinator_address, cfg.num_processes, cfg.process_id)
     if jax.distributed.is_initialized() or (not cfg.auto and given == (None, None, None)):
@@ -80,7 +82,7 @@ def join(cfg: DistributedConfig) -> None:
         "distributed: the processes did not find each other within "
         f"{cfg.initialization_timeout_seconds} s"
     )
-    # JAX would catch SIGTERM at all times; `note_termination` does, while there is a step to save.
+    # JAX would always catch SIGTERM; `note_termination` does so while there is a step to save.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -88,7 +90,7 @@ def join(cfg: DistributedConfig) -> None:
             cluster_detection_method=None if cfg.auto else "deactivate",
             heartbeat_timeout_seconds=cfg.heartbeat_timeout_seconds,
             initialization_timeout=cfg.initialization_timeout_seconds,
-            # Process 0 may be at the report while the others wait for it.
+            # The others wait at the end while process 0 writes the report.
             shutdown_timeout_seconds=3600,
         )
     except (ValueError, TypeError, RuntimeError, KeyError, OSError) as error:
@@ -104,7 +106,7 @@ def join(cfg: DistributedConfig) -> None:
 
 
 def from_first(find: Callable[[], Any]) -> Any:
-    """What `find` gives on process 0, as JSON has it; the others only wait for it."""
+    """What `find` returns on process 0, passed to all as JSON; the others do not call it."""
     if not several():
         return find()
     text = json.dumps(find()).encode() if is_first() else b""
@@ -115,10 +117,10 @@ def from_first(find: Callable[[], Any]) -> Any:
 
 
 def agree(flag: bool, content: Callable[[], bytes] = bytes) -> bool:
-    """Whether `flag` is set on any process; what `content` gives must be the same on all.
+    """Whether `flag` is set on any process. `content` must return the same on all of them.
 
     Raises:
-        UserError: if it is not, and the processes no longer compute the same.
+        UserError: if it does not, so that the processes no longer compute the same.
     """
     if not several():
         return flag
@@ -127,7 +129,7 @@ def agree(flag: bool, content: Callable[[], bytes] = bytes) -> bool:
     if (found[:, 1] != own[1]).any():
         raise UserError(
             "the processes no longer compute the same; expected machines of one kind with the "
-            "same program and data"
+            "same code and data"
         )
     return bool(found[:, 0].any())
 
@@ -136,7 +138,7 @@ _ENDING, _HEARD, _DONE = "pmc_jax/ending", "pmc_jax/heard", "pmc_jax/done"
 _LONG = 1000 * 86400 * 365
 """A year in milliseconds: longer than a run."""
 _ending = threading.Lock()
-_handlers: list[Any] = []  # a C function that Python forgets is gone
+_handlers: list[Any] = []  # keeps C callbacks alive
 
 
 def _client() -> Any:
@@ -147,15 +149,15 @@ def _client() -> Any:
 
 
 def _watch() -> None:
-    """From here on this process ends when another one does."""
+    """From here on, stop this process when another one stops."""
     listener = threading.Thread(target=_listen, daemon=True)
     listener.start()
     restore = explain_aborts(
-        f"process {jax.process_index()} of {jax.process_count()} ends because another one died "
-        "or cannot be reached; the same command goes on from the last checkpoint"
+        f"process {jax.process_index()} of {jax.process_count()} stops because another one died "
+        "or cannot be reached; the same command continues from the last checkpoint"
     )
 
-    @atexit.register  # and so before JAX's own, which disconnects
+    @atexit.register  # runs before JAX's own handler, which disconnects
     def part() -> None:
         _client().wait_at_barrier(_DONE, _LONG)
         if jax.process_index() == 0:
@@ -165,11 +167,11 @@ def _watch() -> None:
 
 
 def _listen() -> None:
-    """End when another process says that it ends."""
+    """Wait until another process stops, and then stop, too."""
     try:
         told = json.loads(_client().blocking_key_value_get(_ENDING, _LONG))
     except jax.errors.JaxRuntimeError:
-        return  # process 0 is gone, of which `explain_aborts` tells
+        return  # process 0 is gone; `explain_aborts` reports it
     if told is not None and told[0] != jax.process_index():
         process, message, status = told
         _ending.acquire()
@@ -177,19 +179,19 @@ def _listen() -> None:
 
 
 def end_all(message: str, status: int, error: BaseException | None = None) -> NoReturn:
-    """End this process with its `message` to the user, and the others with it.
+    """Stop this process with a `message` to the user, and all others with it.
 
-    It waits for nothing that needs all of them, as an orderly end would. An `error` that nobody
-    expected is printed with its traceback.
+    It does not wait for collective operations, as an orderly exit would. An unexpected `error`
+    is printed with its traceback.
     """
     if isinstance(error, jax.errors.JaxRuntimeError):
-        # A collective fails where another process has ended, whose own words would be better.
+        # A collective fails if another process has stopped; its own message says more.
         time.sleep(3)
         message += " (has another process died?)"
-    _ending.acquire()  # for good
+    _ending.acquire()  # never released
     if error is not None:
         traceback.print_exception(error)
-    with suppress(jax.errors.JaxRuntimeError):  # another one was first, or process 0 is gone
+    with suppress(jax.errors.JaxRuntimeError):  # another one came first, or process 0 is gone
         told = [jax.process_index(), message, status]
         _client().key_value_set(_ENDING, json.dumps(told))
     _leave(f"process {jax.process_index()} of {jax.process_count()}: {message}", status)
@@ -203,16 +205,16 @@ def _leave(message: str, status: int) -> NoReturn:
     with suppress(jax.errors.JaxRuntimeError):
         _client().wait_at_barrier(_HEARD, 10_000)
     if jax.process_index() == 0:
-        time.sleep(1)  # the others must have gone before the service that is in this process
+        time.sleep(1)  # the others must exit before the service, which runs in this process
     os._exit(status)
 
 
 def explain_aborts(message: str) -> Callable[[], None]:
-    """Have `message` be the last line when JAX's coordination service ends this process.
+    """Print `message` as the last line if JAX's coordination service aborts this process.
 
-    It calls abort(), from a thread of its own, when a process does not come or has been silent
-    for too long; Python's own handlers of signals come too late for that. The function that is
-    returned undoes it.
+    The service calls abort() from its own thread when a process does not connect or stays silent
+    for too long. Python's signal handlers would run too late, so this one is a C function. The
+    returned function restores the former handler.
     """
     line = f"error: {message}\n".encode()
 

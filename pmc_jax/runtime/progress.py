@@ -1,6 +1,6 @@
-"""What a person sees while a run works: bars on a terminal, plain lines elsewhere.
+"""Progress of a run: bars on a terminal, plain lines elsewhere.
 
-Of several processes the first alone shows it.
+If there are several processes, only process 0 shows it.
 """
 
 import sys
@@ -14,11 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pmc_jax.runtime.processes import is_first
 
 LINE_SECONDS = 10.0
-"""Where output is not a terminal, a stage prints at most one line in this time."""
+"""Without a terminal, a stage prints at most one line in this time."""
 
 
 class Stage:
-    """Progress of one stage; `update` sets what is done and a note that is shown beside it."""
+    """Progress of one stage, with a note beside it."""
 
     def __init__(self, name: str, total: int, done: int, bar: Progress | None) -> None:
         self.name, self.total, self.done = name, total, done
@@ -28,7 +28,7 @@ class Stage:
         self._task = bar.add_task(name, total=total, completed=done, note="") if bar else None
 
     def update(self, done: int, note: str = "") -> None:
-        """`done` of the stage's units are finished."""
+        """Set how many units are done, and the note."""
         self.done = done
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, note=note)
@@ -50,7 +50,7 @@ class Stage:
 
 @contextmanager
 def stage(name: str, total: int, done: int = 0) -> Iterator[Stage]:
-    """A stage of `total` units, of which `done` are finished already."""
+    """Show a stage of `total` units, of which `done` are done already."""
     if not sys.stdout.isatty() or not is_first():
         yield Stage(name, total, done, None)
         return
@@ -67,7 +67,7 @@ def stage(name: str, total: int, done: int = 0) -> Iterator[Stage]:
 
 @contextmanager
 def token_stage(name: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    """A stage that is told (units done, tokens) after every batch, and shows tokens per second."""
+    """Show a stage in tokens per second; call what it yields with (units done, tokens)."""
     started, tokens = time.perf_counter(), 0
     with stage(name, total) as progress:
 

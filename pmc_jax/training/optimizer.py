@@ -11,26 +11,34 @@ from jaxtyping import Array, DTypeLike, Float, UInt32
 from pmc_jax.model import ModelConfig, decay_mask
 from pmc_jax.model.bits import element_index, mixed
 from pmc_jax.model.specs import Params
+from pmc_jax.settings import bounded, one_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
     """AdamW (Loshchilov and Hutter 2019) and its learning-rate schedule.
 
-    `schedule` "linear" warms up over `warmup_epochs` epochs and falls to 0 at the
-    end; "constant" is constant. `max_grad_norm` clips the global gradient norm.
-    `moment_dtype` is what both moments are kept in; None: the weights' dtype.
+    Attributes:
+        learning_rate: the highest learning rate of the schedule.
+        schedule: "linear": warm-up, then a linear decay to 0; "constant": no change.
+        warmup_epochs: epochs of linear warm-up.
+        weight_decay: decoupled weight decay, not on biases and norm weights.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        epsilon: added to the root of the second moment.
+        max_grad_norm: clip gradients to this global norm; None: no clipping.
+        moment_dtype: dtype of both moments; None: that of the weights.
     """
 
-    learning_rate: float = 1e-5
-    schedule: str = "linear"
-    warmup_epochs: float = 1.0
-    weight_decay: float = 0.01
+    learning_rate: float = bounded(1e-5, least=0)
+    schedule: str = one_of("linear", "linear", "constant")
+    warmup_epochs: float = bounded(1.0, least=0)
+    weight_decay: float = bounded(0.01, least=0)
     beta1: float = 0.9
     beta2: float = 0.999
-    epsilon: float = 1e-8
-    max_grad_norm: float | None = None
-    moment_dtype: str | None = None
+    epsilon: float = bounded(1e-8, above=0)
+    max_grad_norm: float | None = bounded(None, above=0)
+    moment_dtype: str | None = one_of(None, "float32", "bfloat16")
 
 
 def make_schedule(cfg: Optimizer, updates: int, updates_per_epoch: float) -> optax.Schedule:

@@ -12,8 +12,8 @@ import jax
 from pmc_jax.data import Dataset
 from pmc_jax.data.encode import digest, encode, fingerprints
 from pmc_jax.data.files import write_json_lines
+from pmc_jax.language_model import LanguageModel
 from pmc_jax.model import param_count
-from pmc_jax.model.language_model import LanguageModel
 from pmc_jax.model.specs import Params
 from pmc_jax.runs.checkpoints import (
     CheckpointConfig,

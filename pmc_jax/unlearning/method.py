@@ -25,8 +25,8 @@ from pmc_jax.data.encode import check_tokens
 from pmc_jax.data.rows import ForgetPair
 from pmc_jax.decoding import Sampling
 from pmc_jax.errors import UserError
+from pmc_jax.language_model import LanguageModel
 from pmc_jax.model import ModelConfig
-from pmc_jax.model.language_model import LanguageModel
 from pmc_jax.model.specs import Params
 from pmc_jax.settings import bounded, one_of
 from pmc_jax.unlearning.losses import KL, NLL, Targets, TokenLoss, token_mean

@@ -4,7 +4,7 @@ import dataclasses
 
 from pmc_jax.data.batches import epoch_order
 from pmc_jax.decoding import Decoding
-from pmc_jax.settings import bounded, one_of
+from pmc_jax.settings import bounded, one_of, switch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Training:
     count_partial_updates: bool = True
     max_length: int = bounded(200, least=2)
     gradient_dtype: str | None = one_of(None, "float32", "bfloat16")
-    rows: int = bounded(512, least=1)
-    prune: bool = True
-    wave: int = bounded(0, least=0)
-    chunk: int = bounded(8, least=1)
-    compact: bool = True
-    grow_cache: bool = True
+    rows: int = bounded(512, least=1, needs="samples")
+    prune: bool = switch(True, needs="selection_temperature")
+    wave: int = bounded(0, least=0, needs="selection_temperature")
+    chunk: int = bounded(8, least=1, needs="selection_temperature")
+    compact: bool = switch(True, needs="selection_temperature")
+    grow_cache: bool = switch(True, needs="selection_temperature")
 
     @property
     def decoding(self) -> Decoding:

@@ -10,8 +10,8 @@ from jaxtyping import Array, DTypeLike, Float
 
 from pmc_jax.data.batches import train_sequence
 from pmc_jax.data.packing import Pair, packed, row_width
+from pmc_jax.language_model import LanguageModel
 from pmc_jax.model import ModelConfig, batch_shards, constrain, param_specs, to_devices, to_host
-from pmc_jax.model.language_model import LanguageModel
 from pmc_jax.model.sequences import sequence_nll
 from pmc_jax.model.specs import Params, Spec
 from pmc_jax.unlearning.losses import segment_sums

@@ -17,23 +17,24 @@ from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig, choose_mesh, decoding_params, on_mesh
 from pmc_jax.model.specs import Params
+from pmc_jax.settings import one_of, path_to
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
-    """Which weights and how to compute with them.
+    """Which model, and how to compute with it.
 
     Attributes:
-        path: a Hugging Face directory, a native one, a hub id, or "bundled".
-        dtype: what the matrix products are computed in.
-        remat: what the backward pass computes anew instead of keeping it.
-        architecture: the `config.json` of a known model, for what is planned or measured
-            without its weights. A run goes by the directory's own.
+        path: a Hugging Face directory, a native checkpoint, a hub id, or "bundled".
+        dtype: dtype of matrix products; weights are at least float32.
+        remat: what the backward pass recomputes: "none": nothing; "dots": all but matrix
+            products; "full": everything.
+        architecture: a config.json, for plans without the model's files.
     """
 
-    path: str = "bundled"
-    dtype: str = "float32"
-    remat: str = "none"
+    path: str = path_to("bundled")
+    dtype: str = one_of("float32", "float32", "bfloat16", "float64")
+    remat: str = one_of("none", "none", "dots", "full")
     architecture: dict[str, Any] | None = None
 
 
