@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from pmc_jax.data.prompts import PromptConfig
+from pmc_jax.language_model import ModelSource, describe
 from pmc_jax.model import (
     ModelConfig,
     decode_step,
@@ -29,7 +30,6 @@ from pmc_jax.model import (
     param_shardings,
     prefill,
 )
-from pmc_jax.model.language_model import ModelSource, describe
 from pmc_jax.planning.compiled import collectives as exchanges
 from pmc_jax.training.batch import Batch
 from pmc_jax.training.objective import make_objective
