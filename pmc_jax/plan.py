@@ -18,7 +18,7 @@ from pmc_jax.language_model import planned_config, weights_dtype
 from pmc_jax.model import auto_layout, mesh_layout, param_count
 from pmc_jax.planning.devices import Topology, find_topology
 from pmc_jax.planning.page import memory_table, outcome_json, uneven, work_table
-from pmc_jax.planning.programs import PHASES, Job
+from pmc_jax.planning.phases import PHASES, Job
 from pmc_jax.planning.search import (
     Attempt,
     Change,

@@ -13,9 +13,9 @@ import jax
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import pmc_jax.training.run as run_module
 from pmc_jax.cli.config import config_directory
 from pmc_jax.train import train
+from pmc_jax.training import loop
 
 
 class Halfway(Exception):
@@ -39,16 +39,16 @@ def go(directory: Path, data: str, name: str, mesh: str) -> None:
 
 def stop_after(steps: int) -> None:
     """Make the next run stop after so many steps."""
-    original = run_module.save
+    original = loop.save
 
     def stopping(manager, step, *rest):
         original(manager, step, *rest)
         manager.wait_until_finished()
         if step >= steps:
-            run_module.save = original
+            loop.save = original
             raise Halfway
 
-    run_module.save = stopping
+    loop.save = stopping
 
 
 if __name__ == "__main__":

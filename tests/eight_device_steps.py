@@ -5,6 +5,7 @@ where the state's leaves are, and the collectives of each compiled step: kind, s
 result, and how many loops it stands in.
 """
 
+import dataclasses
 import json
 import math
 import sys
@@ -14,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from pmc_jax.training.objectives import AnswerRows, MethodBatch, freeze, method_objective
-from pmc_jax.unlearning.config import RMUConfig, UNDIALConfig
 
+from pmc_jax.data.prompts import PromptConfig
+from pmc_jax.language_model import ModelSource, describe
 from pmc_jax.model import (
     ModelConfig,
     decode_step,
@@ -30,9 +31,15 @@ from pmc_jax.model import (
     prefill,
 )
 from pmc_jax.planning.compiled import collectives as exchanges
+from pmc_jax.training.batch import Batch
+from pmc_jax.training.objective import make_objective
 from pmc_jax.training.optimizer import Optimizer, make_optimizer
 from pmc_jax.training.step import accumulated_gradients, init_state, make_train_step
-from pmc_jax.unlearning import LossRows
+from pmc_jax.unlearning.baselines.rmu import RMU
+from pmc_jax.unlearning.baselines.undial import UNDIAL
+from pmc_jax.unlearning.method import TaskWithAnswers
+from pmc_jax.unlearning.pmc import PMC
+from pmc_jax.unlearning.schedule import Training
 
 LAYOUTS = ((8, 1), (4, 2), (2, 4), (1, 8))
 
@@ -56,15 +63,16 @@ def places(tree, shardings) -> bool:
     return all(leaf.sharding.is_equivalent_to(sharding, leaf.ndim) for leaf, sharding in pairs)
 
 
-def rows_of(cfg: ModelConfig) -> LossRows:
-    """Two micro-batches of sixteen rows of two sequences each."""
+def rows_of(cfg: ModelConfig) -> Batch:
+    """Two micro-batches of sixteen rows of two sequences each: half forget, half retain."""
     rng = np.random.default_rng(0)
     shape = (2, 16, 20)
-    return LossRows(
+    return Batch(
         tokens=jnp.asarray(rng.integers(0, cfg.vocab_size, shape)),
-        segments=jnp.broadcast_to(1 + jnp.arange(20) // 10, shape),
+        segments=jnp.broadcast_to(1 + jnp.arange(16 * 20).reshape(16, 20) // 10, shape),
         loss_mask=jnp.asarray(rng.random(shape) < 0.5),
-        retain=jnp.broadcast_to(jnp.arange(16)[:, None] >= 8, shape),
+        reference=jnp.zeros((2, 32)),
+        sizes=(16, 0, 16),
     )
 
 
@@ -79,17 +87,24 @@ def train_state(cfg: ModelConfig, mesh):
     optimizer = make_optimizer(Optimizer(), cfg, optax.constant_schedule(1e-3))
     rows = rows_of(cfg)
     state = init_state(params_of(cfg, mesh), optimizer)
-    step = make_train_step(optimizer, cfg, 1.5, dtype="float64", remat="full")
-    text = step.lower(state, rows).compile().as_text()
+    step = make_train_step(optimizer, PMC(), cfg, dtype="float64", remat="full")
+    text = step.lower(state, rows, 1.5, {}).compile().as_text()
     for _ in range(3):
-        state, losses, _ = step(state, rows)
+        state, losses, _ = step(state, rows, 1.5, {})
     return state, float(losses.loss), collectives(text)
 
 
 METHODS = {
-    "undial": UNDIALConfig(retain_weight=1.5, retain_loss="kl"),
-    "rmu": RMUConfig(layer=1, trained_layers=2),
+    "undial": UNDIAL(retain_weight=1.5, retain_loss="kl"),
+    "rmu": RMU(layer=1, trained_layers=2),
 }
+
+
+def task_of(cfg: ModelConfig, mesh) -> TaskWithAnswers:
+    """A task without questions, for what a method freezes."""
+    model = describe(ModelSource(dtype="float64"), PromptConfig(template="plain"))
+    model = dataclasses.replace(model, config=cfg, mesh=mesh)
+    return TaskWithAnswers(model, Training(), seed=0, prompts=[], retain=[])
 
 
 def method_gradients(name: str, cfg: ModelConfig, mesh):
@@ -100,31 +115,34 @@ def method_gradients(name: str, cfg: ModelConfig, mesh):
         params, target = (
             jax.device_put(leaves, param_shardings(cfg, mesh)) for leaves in (params, target)
         )
-    frozen = freeze(method, target, cfg, "float64", 0)
+    frozen = method.frozen(task_of(cfg, mesh), target)
     rng = np.random.default_rng(0)
 
-    def rows(count: int) -> AnswerRows:
+    def rows(count: int) -> tuple[jax.Array, jax.Array]:
         shape = (1, count, 20)
-        return AnswerRows(
-            tokens=jnp.asarray(rng.integers(0, cfg.vocab_size, shape)),
-            segments=jnp.broadcast_to(1 + jnp.arange(20 * count).reshape(count, 20) // 10, shape),
-            loss_mask=jnp.asarray(rng.random(shape) < 0.5),
-            reference=jnp.zeros((1, 2 * count)),
-        )
+        tokens = jnp.asarray(rng.integers(0, cfg.vocab_size, shape))
+        return tokens, jnp.asarray(rng.random(shape) < 0.5)
 
-    batch = MethodBatch(answers=rows(8), preferred=rows(0), retain=rows(8))
-    objective = method_objective(method, cfg, "float64")
+    forget, retain = rows(8), rows(8)
+    batch = Batch(
+        tokens=jnp.concatenate([forget[0], retain[0]], axis=1),
+        segments=1 + jnp.arange(16 * 20).reshape(1, 16, 20) // 10,
+        loss_mask=jnp.concatenate([forget[1], retain[1]], axis=1),
+        reference=jnp.zeros((1, 32)),
+        sizes=(16, 0, 16),
+    )
+    objective = make_objective(method, cfg, "float64")
 
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    def find(params, batch, frozen):
-        return accumulated_gradients(params, batch, objective, cfg, frozen)
+    def find(params, batch, retain_weight, frozen):
+        return accumulated_gradients(params, batch, objective, cfg, retain_weight, frozen)
 
-    gradients, losses = find(params, batch, frozen)
+    gradients, losses = find(params, batch, method.retain_weight, frozen)
     placed = True
     if mesh is not None:
         shardings = param_shardings(cfg, mesh)
         kept = {"layers": {"down": shardings["layers"]["down"]}} if name == "rmu" else shardings
-        placed = places(frozen.params, kept) and places(gradients, shardings)
+        placed = places(frozen["params"], kept) and places(gradients, shardings)
     return float(losses.loss), gradients, placed
 
 
@@ -133,11 +151,11 @@ def narrow_moments(cfg: ModelConfig, mesh):
     settings = Optimizer(moment_dtype="bfloat16")
     optimizer = make_optimizer(settings, cfg, optax.constant_schedule(1e-3))
     step = make_train_step(
-        optimizer, cfg, 1.5, dtype="float64", remat="full", gradient_dtype="bfloat16"
+        optimizer, PMC(), cfg, dtype="float64", remat="full", gradient_dtype="bfloat16"
     )
     state = init_state(params_of(cfg, mesh), optimizer)
     for _ in range(2):
-        state, _, _ = step(state, rows_of(cfg))
+        state, _, _ = step(state, rows_of(cfg), 1.5, {})
     return state.opt_state[0].mu, state.opt_state[0].nu
 
 

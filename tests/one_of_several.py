@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import optax
 
-from pmc_jax import method_steps, train
+from pmc_jax import train
 from pmc_jax.cli import evaluate
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
@@ -31,9 +31,11 @@ from pmc_jax.model import (
     to_host,
 )
 from pmc_jax.runtime.processes import DistributedConfig, agree, end_all, from_first, join, several
+from pmc_jax.training import loop
+from pmc_jax.training.batch import Batch
 from pmc_jax.training.optimizer import Optimizer, make_optimizer
 from pmc_jax.training.step import init_state, make_train_step
-from pmc_jax.unlearning import LossRows
+from pmc_jax.unlearning.pmc import PMC
 
 CFG = ModelConfig(
     vocab_size=64, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2,
@@ -71,17 +73,19 @@ def parts(refused: str = "1x1") -> dict[str, Any]:
             sampling=Sampling(temperature=1.0, top_k=40, stop_ids=(0,)), key=jax.random.key(1),
             limits=[6, 9, 9, 5], samples=2, dtype="float64",
         )  # fmt: skip
-        batch = LossRows(
+        numbers = np.arange(1, ROWS + 1, dtype=np.int32)[:, None]
+        batch = Batch(
             tokens=to_devices(tokens, None, "batch", None),
-            segments=to_devices(np.ones(shape, np.int32), None, "batch", None),
+            segments=to_devices(np.broadcast_to(numbers, shape), None, "batch", None),
             loss_mask=to_devices(targets, None, "batch", None),
-            retain=to_devices(targets & (rng.random(shape) < 0.5), None, "batch", None),
+            reference=to_devices(np.zeros((2, ROWS))),
+            sizes=(ROWS // 2, 0, ROWS // 2),
         )
         optimizer = make_optimizer(Optimizer(), CFG, optax.constant_schedule(1e-3))
-        step = make_train_step(optimizer, CFG, 1.5, dtype="float64")
+        step = make_train_step(optimizer, PMC(), CFG, dtype="float64")
         state, losses = init_state(params, optimizer), []
         for _ in range(2):
-            state, loss, _ = step(state, batch)
+            state, loss, _ = step(state, batch, 1.5, {})
             losses.append(float(loss.loss))
         held = {
             row
@@ -102,7 +106,7 @@ def parts(refused: str = "1x1") -> dict[str, Any]:
 
 def happening(process: int, step: int, what: str) -> None:
     """Have something happen to a process after a step."""
-    real = method_steps.pmc_steps
+    real = loop.steps
 
     def steps(*arguments: Any) -> Any:
         for state, record in real(*arguments):
@@ -112,7 +116,7 @@ def happening(process: int, step: int, what: str) -> None:
                 os.kill(os.getpid(), getattr(signal, what))
             yield state, record
 
-    method_steps.pmc_steps = steps
+    loop.steps = steps
 
 
 def main(kind: str, place: str, *arguments: str) -> None:

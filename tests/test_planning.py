@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from pmc_jax.unlearning.config import PMCConfig
 
 from pmc_jax import plan
 from pmc_jax.decoding.layout import cache_lengths
@@ -19,9 +18,11 @@ from pmc_jax.model import ModelConfig, param_count
 from pmc_jax.planning import search
 from pmc_jax.planning.compiled import collectives, matmul_flops
 from pmc_jax.planning.devices import Topology, memory_size
-from pmc_jax.planning.programs import Job, Program, _needed
-from pmc_jax.training.batch import BatchConfig
+from pmc_jax.planning.page import aligned
+from pmc_jax.planning.phases import Compiled, Job, bytes_needed
 from pmc_jax.training.optimizer import Optimizer
+from pmc_jax.unlearning.pmc import PMC
+from pmc_jax.unlearning.schedule import Training
 
 REPOSITORY = Path(__file__).parent.parent
 CFG = ModelConfig(
@@ -55,7 +56,7 @@ def planned(tmp_path: Path, *arguments: str) -> dict:
 
 
 def by_name(found: dict) -> dict[str, dict]:
-    return {program["name"]: program for program in found["programs"]}
+    return {function["name"]: function for function in found["functions"]}
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +72,9 @@ def whole(tmp_path_factory):
 @pytest.mark.slow
 def test_bytes_are_those_of_the_arrays(whole):
     """Weights, two moments, two sets of gradients, and keys and values, counted by hand."""
-    count, programs = param_count(TINY_CFG), by_name(whole)
+    count, functions = param_count(TINY_CFG), by_name(whole)
     assert whole["fits"] is True and whole["parameters"] == count and whole["mesh"] == "1x1"
-    train = programs["train step"]["bytes"]
+    train = functions["train step"]["bytes"]
     assert train["params"] == 4 * count
     assert train["moments"] == 8 * count + 2 * 4  # and two counts of updates
     assert train["gradients"] == 8 * count
@@ -81,16 +82,16 @@ def test_bytes_are_those_of_the_arrays(whole):
     width, room = 24, 96  # the buckets of 20 and of 96 - 20 - 1 tokens
     for name, prompts, rows in (("sample", 2, 12), ("answer", 12, 12)):
         groups = rows // (4 if name == "sample" else 1)
-        held = programs[f"{name}: decode"]["bytes"]
+        held = functions[f"{name}: decode"]["bytes"]
         # The prompts as they were prefilled, and as they are arranged; masks are one byte.
         cached = (min(prompts * 2, groups) + groups) * width * (per_token + 1)
         assert held["cache"] == cached + rows * room * per_token
         assert held["decoding params"] == held["params"] == 4 * count
         assert ("moments" in held) == (name == "sample")
-        grown = programs[f"{name}: grow"]["bytes"]["cache"]
+        grown = functions[f"{name}: grow"]["bytes"]["cache"]
         assert grown - held["cache"] == rows * cache_lengths(room)[-2] * per_token
-    for program in whole["programs"]:
-        assert program["peak"] == sum(program["bytes"].values())
+    for function in whole["functions"]:
+        assert function["peak"] == sum(function["bytes"].values())
 
 
 def train_flops(rows: int, time: int, layers: int = 3) -> int:
@@ -121,7 +122,7 @@ def test_on_a_mesh_everything_is_shared(tmp_path, whole):
     )  # fmt: skip
     one, four = by_name(whole)["train step"], by_name(found)["train step"]
     assert four["matmul_flops"] == one["matmul_flops"]
-    # Norm weights are parted over "data" alone.
+    # Norm weights are sharded over "data" alone.
     norms = (3 * 2 + 1) * 32
     assert 4 * four["bytes"]["params"] == one["bytes"]["params"] + 4 * norms
     assert four["collectives"]["all-gather"] > 0 and not one["collectives"]
@@ -140,18 +141,18 @@ def test_what_does_not_fit_is_mended(tmp_path):
     first = planned(tmp_path, *arguments)
     assert first["fits"] is None and first["nearest"] is None
     peak = by_name(first)["train step"]["peak"]
-    others = max(p["peak"] for p in first["programs"] if p["name"] != "train step")
+    others = max(p["peak"] for p in first["functions"] if p["name"] != "train step")
     assert others < 0.7 * peak
     found = planned(tmp_path, *arguments, f"memory={0.95 * peak / 1e6}MB")
     assert found["fits"] is False
     assert found["nearest"]["change"] in ({"model.remat": "dots"}, {"model.remat": "full"})
     assert found["nearest"]["fits"] and found["attempts"][-1]["fits"]
-    assert all(p["peak"] <= found["memory"] for p in found["nearest"]["programs"])
+    assert all(p["peak"] <= found["memory"] for p in found["nearest"]["functions"])
 
 
 JOB = Job(
-    CFG, "bfloat16", "float32", "dots", PMCConfig(samples=4),
-    BatchConfig(batch_size=8, accumulation=1, rows=64), Optimizer(), 4, 2, 32,
+    CFG, "bfloat16", "float32", "dots", PMC(samples=4),
+    Training(batch_size=8, accumulation=1, rows=64), Optimizer(), 4, 2, 32,
 )  # fmt: skip
 
 
@@ -161,15 +162,15 @@ def searched(monkeypatch, fits, tries=99, job=JOB):
 
     def compile_all(job, topology, phases, say):
         compiled.append((job, phases))
-        program = Program(phases[0], {}, 0 if fits(job, phases[0]) else 2, 0, 0.0, {}, None, 0.0)
-        return search.Outcome(job, (program,), program.peak == 0)
+        function = Compiled(phases[0], {}, 0 if fits(job, phases[0]) else 2, 0, 0.0, {}, None, 0.0)
+        return search.Outcome(job, (function,), function.peak == 0)
 
     monkeypatch.setattr(search, "compile_all", compile_all)
     monkeypatch.setattr(search, "least_bytes", lambda job, phase, mesh: 0)
     monkeypatch.setattr(Topology, "mesh", lambda self, data, model: None)
     topology = Topology("cpu:8", [], 1, exact=True)
     first = [compile_all(job, topology, phases, None) for phases in search.PARTS]
-    outcome = search.Outcome(job, (*first[0].programs, *first[1].programs), False)
+    outcome = search.Outcome(job, (*first[0].functions, *first[1].functions), False)
     compiled.clear()
     found, attempts = search.nearest_that_fits(outcome, topology, tries, lambda _: None)
     assert len(attempts) == len(compiled) <= tries
@@ -180,7 +181,7 @@ def searched(monkeypatch, fits, tries=99, job=JOB):
 def test_the_nearest_change_comes_first(monkeypatch):
     def any_but(**expected):
         return lambda job, phase: phase != "train" or all(
-            getattr(job, k, None) == v or getattr(job.batch, k, None) == v
+            getattr(job, k, None) == v or getattr(job.training, k, None) == v
             or getattr(job.optimizer, k, None) == v for k, v in expected.items()
         )  # fmt: skip
 
@@ -190,7 +191,7 @@ def test_the_nearest_change_comes_first(monkeypatch):
     assert change == {
         "model.remat": "full", "training.batch_size": 2, "training.accumulation": 4,
     }  # fmt: skip
-    one = dataclasses.replace(JOB, batch=BatchConfig(batch_size=1, accumulation=8, rows=64))
+    one = dataclasses.replace(JOB, training=Training(batch_size=1, accumulation=8, rows=64))
     change, _ = searched(monkeypatch, any_but(accumulation=1), job=one)
     assert change == {
         "model.remat": "full", "training.batch_size": 8, "training.accumulation": 1,
@@ -199,9 +200,11 @@ def test_the_nearest_change_comes_first(monkeypatch):
     assert change == {"mesh": "8x1"}
     change, _ = searched(monkeypatch, any_but(moment_dtype="bfloat16", gradient_dtype="bfloat16"))
     assert change == {"training.gradient_dtype": "bfloat16", "optimizer.moment_dtype": "bfloat16"}
-    change, _ = searched(monkeypatch, lambda job, phase: phase == "train" or job.batch.rows <= 32)
+    change, _ = searched(
+        monkeypatch, lambda job, phase: phase == "train" or job.training.rows <= 32
+    )
     assert change == {"training.rows": 32}
-    both = lambda job, phase: job.remat == "full" if phase == "train" else job.batch.rows <= 16  # noqa: E731
+    both = lambda job, phase: job.remat == "full" if phase == "train" else job.training.rows <= 16  # noqa: E731
     change, compiled = searched(monkeypatch, both)
     assert change == {"model.remat": "full", "training.rows": 16} and len(compiled) == 3
     assert searched(monkeypatch, lambda job, phase: False, tries=5)[0] is None
@@ -211,7 +214,7 @@ def test_alternatives_keep_the_optimizer_batch(monkeypatch):
     _, compiled = searched(monkeypatch, lambda job, phase: phase != "train")
     assert len(compiled) > 20
     for job, _ in compiled:
-        assert job.batch.questions_per_step == 8 and job.data * job.model_axis == 8
+        assert job.training.questions_per_step == 8 and job.data * job.model_axis == 8
         assert job.cfg.num_heads % job.model_axis == 0
 
 
@@ -232,7 +235,7 @@ def test_matrix_products_are_counted_as_xla_counts_them():
     assert matmul_flops(jax.jit(loop).trace(w, x).jaxpr) == 7 * 2 * 2 * 64 * 256 * 512
 
 
-PROGRAM = """HloModule m
+COMPILED = """HloModule m
 
 %body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
   %a = f32[8,4]{1,0} all-reduce(%x), channel_id=1, to_apply=%add
@@ -263,18 +266,30 @@ ENTRY %main (p: f32[8,4]) -> f32[8,4] {
 """
 
 
-def test_collectives_are_read_from_a_program():
-    found = {one.kind: one for one in collectives(PROGRAM) if one.depth or one.kind != "all-gather"}
+def test_collectives_are_read_from_a_compiled_function():
+    found = {
+        one.kind: one for one in collectives(COMPILED) if one.depth or one.kind != "all-gather"
+    }
     assert found["all-reduce"].bytes == 128 and found["all-reduce"].times == 5
     assert found["all-gather"].shape == (8, 4) and found["all-gather"].bytes == 64
     assert found["all-gather"].depth == 1 and found["all-gather"].times == 5
     assert found["reduce-scatter"].bytes == 4 and found["reduce-scatter"].times == 1
     # One that runs beside other work is named where it starts and where it ends.
-    assert sum(one.shape == (8,) for one in collectives(PROGRAM)) == 1
-    noted = PROGRAM.replace(
+    assert sum(one.shape == (8,) for one in collectives(COMPILED)) == 1
+    noted = COMPILED.replace(
         "body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"9"}}'
     )
     assert {one.times for one in collectives(noted)} == {1, 9}
+
+
+def test_tables_are_aligned():
+    rows = [["GB per device", "params", "peak", ""], ["train", "1.61", "13.64", "79%"], ["x"] * 4]
+    assert aligned(rows) == [
+        "GB per device  params   peak",
+        "train            1.61  13.64  79%",
+        "x                   x      x  x",
+    ]
+    assert len(aligned([["a", "b " * 200 + "c"]])) == 1
 
 
 @pytest.mark.parametrize(
@@ -294,7 +309,7 @@ ERRORS = {
     "topology=x100:8": "topology=x100:8: expected a TPU topology",
     "topology=h100:0": "topology=h100:0: expected a TPU topology",
     "memory=much": "memory=much: expected a size like 80GB",
-    "method=npo": "method=npo: expected pmc",
+    "method=npo": "method=npo: expected a method that samples, such as pmc",
     "mesh=4x2": "mesh=4x2: cpu:1 has 1 devices",
     "prompt_tokens=300": "prompt_tokens=300: expected at most 198",
     "model=hf": "model.path is missing",
@@ -305,7 +320,7 @@ ERRORS = {
 
 @pytest.fixture
 def cache_goes_on():
-    """A plan keeps no programs; the tests after it do."""
+    """A plan keeps no compiled functions; the tests after it do."""
     kept = jax.config.jax_enable_compilation_cache
     yield
     jax.config.update("jax_enable_compilation_cache", kept)
@@ -330,8 +345,8 @@ def test_mistakes_are_one_line(argument, capsys, monkeypatch):
         ("INTERNAL: something else (3.00G)", None),
     ],
 )
-def test_what_a_tpu_compiler_lacks_is_read(message, needed):
-    assert _needed(message) == needed
+def test_the_memory_that_a_tpu_compiler_lacks_is_read(message, needed):
+    assert bytes_needed(message) == needed
 
 
 @pytest.mark.slow

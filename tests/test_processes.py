@@ -210,7 +210,7 @@ def test_sigterm_to_one_process_saves_a_step_that_any_number_goes_on_from(
     assert_ended_well(run(1, tofu_dir, checkpoint_dir, alone, *PMC, "mesh=1x1"))
     ended = run(2, tofu_dir, checkpoint_dir, parted, *PMC, "at=1:1:SIGTERM")
     assert [status for status, _, _ in ended] == [143, 143]
-    assert last_line(ended[0][2]) == "stopped after step 2 of 4; the same command goes on"
+    assert last_line(ended[0][2]) == "stopped after step 2 of 4; the same command continues"
     assert "stopped" not in ended[1][2]
     assert_ended_well(run(1, tofu_dir, checkpoint_dir, parted, *PMC, "mesh=2x2"))
     assert_same_run(parted, alone)

@@ -38,7 +38,7 @@ def test_a_layout_is_two_numbers(text):
         mesh_layout(text)
 
 
-def test_the_automatic_layout_parts_matrices_only_where_memory_asks_for_it():
+def test_the_automatic_layout_shards_matrices_only_where_memory_requires_it():
     size = 4 * param_count(CFG)
     assert auto_layout(8, None, CFG, "float32") == (8, 1)
     assert auto_layout(8, 4 * size, CFG, "float32") == (8, 1)
@@ -79,7 +79,7 @@ def test_train_steps_are_those_of_one_device(steps, layout):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("method", ["undial", "rmu"])
-def test_frozen_weights_are_parted_like_those_that_are_trained(steps, layout, method):
+def test_frozen_weights_are_sharded_like_those_that_are_trained(steps, layout, method):
     found = steps[f"4 {layout}"]["methods"][method]
     assert found["loss"] < 1e-12 and found["error"] < 1e-12
     assert found["placed"]
@@ -156,7 +156,7 @@ def test_runs_are_the_same_on_every_layout(tofu_dir, tmp_path):
         for row, expected in zip(found, steps, strict=True):
             for key in ("questions", "questions_sampled", "tokens_sampled", "mean_selected_score"):
                 assert row[key] == expected[key], (name, key)
-            for key in ("loss", "collapse_loss", "retain_loss"):
+            for key in ("loss", "forget_loss", "retain_loss"):
                 assert row[key] == pytest.approx(expected[key], abs=1e-9), (name, key)
         assert found_answers == answers
         for leaf, values in weights.items():

@@ -1,1 +1,1 @@
-"""What a run would take on devices that need not be there."""
+"""Memory and FLOPs of a run on devices that need not be there."""

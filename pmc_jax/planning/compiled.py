@@ -1,4 +1,4 @@
-"""What a compiled program moves between devices, and how much it computes."""
+"""Collectives and matrix products of a compiled function."""
 
 import dataclasses
 import math
@@ -11,17 +11,17 @@ KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8,
          "f64": 8}  # fmt: skip
-"""Bytes of an element where they are not 4."""
+"""Bytes of an element of each dtype; other dtypes have 4."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One exchange between devices in a compiled program.
+    """A collective in a compiled function.
 
     Attributes:
-        kind: as XLA names it.
+        kind: XLA's name of it.
         shape, bytes: of its result on one device.
-        depth: loops that it stands in; -1 where the program never comes.
+        depth: the number of loops around it; -1 if it never runs.
         times: how often it runs in these loops.
     """
 
@@ -32,8 +32,8 @@ class Collective:
     times: int
 
 
-def _trip_count(line: str, bodies: dict[str, str], condition: str) -> int:
-    """How often a loop runs: as XLA notes it, else the bound that its condition compares with."""
+def trip_count(line: str, bodies: dict[str, str], condition: str) -> int:
+    """How often a loop runs: XLA's note, or else the constant in the loop's condition."""
     if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
         return int(noted[1])
     text = bodies.get(condition, "")
@@ -43,8 +43,8 @@ def _trip_count(line: str, bodies: dict[str, str], condition: str) -> int:
     return bounds.pop() if len(bounds) == 1 else 1
 
 
-def _loops(text: str, bodies: dict[str, str]) -> dict[str, tuple[int, int, str]]:
-    """For each computation: loops around it, how often it runs, and the innermost loop's body."""
+def loops_of(text: str, bodies: dict[str, str]) -> dict[str, tuple[int, int, str]]:
+    """For each computation: how many loops are around it, how often it runs, the innermost body."""
     (entry,) = re.findall(r"^ENTRY %?([\w.\-]+) ", text, re.M)
     found = {entry: (0, 1, entry)}
     waiting = [entry]
@@ -58,7 +58,7 @@ def _loops(text: str, bodies: dict[str, str]) -> dict[str, tuple[int, int, str]]
                 if callee not in bodies or callee in found:
                     continue
                 if kind == "body":
-                    trips = _trip_count(line, bodies, named.get("condition", ""))
+                    trips = trip_count(line, bodies, named.get("condition", ""))
                     found[callee] = (depth + 1, times * trips, callee)
                 else:
                     found[callee] = (depth, times, around)
@@ -67,12 +67,12 @@ def _loops(text: str, bodies: dict[str, str]) -> dict[str, tuple[int, int, str]]
 
 
 def collectives(text: str) -> list[Collective]:
-    """Every collective of a program, from its text.
+    """Every collective of a compiled function, from its text.
 
-    A TPU program names one that runs beside other work several times, by the same channel.
+    TPU compilers name an asynchronous collective several times, with the same channel.
     """
     bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)^\}", text, re.S | re.M))
-    loops = _loops(text, bodies)
+    loops = loops_of(text, bodies)
     found: list[Collective] = []
     seen: set[tuple[str, str, str, str]] = set()
     for name, body in bodies.items():
@@ -98,10 +98,10 @@ def collectives(text: str) -> list[Collective]:
 
 
 def matmul_flops(jaxpr: Any) -> int:
-    """Multiplications and additions in the matrix products of a traced program, on all devices.
+    """FLOPs of the matrix products of a traced function, on all devices.
 
-    What the backward pass computes again is in it. Loops count as often as they run; those
-    that only the data can end count once. (XLA's own count takes every loop once.)
+    They include what the backward pass recomputes. A loop counts as often as it runs, or once if
+    that depends on data. (XLA's own count takes every loop once.)
     """
     if hasattr(jaxpr, "jaxpr"):
         jaxpr = jaxpr.jaxpr

@@ -1,11 +1,16 @@
-"""A plan as a table to read and as JSON."""
+"""A plan as tables of text and as JSON."""
 
 import dataclasses
+import io
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from pmc_jax.model import param_count
 from pmc_jax.planning.devices import Topology
-from pmc_jax.planning.programs import Job, Program, drawn_by
+from pmc_jax.planning.phases import Compiled, Job, drawn_by
 from pmc_jax.planning.search import Outcome, too_large
 
 KINDS = (
@@ -13,37 +18,41 @@ KINDS = (
 )  # fmt: skip
 
 
+WIDEST = 1000
+"""The most columns of text in a table: more than any table has."""
+
+
 def gigabytes(size: float) -> str:
-    """`12.34`: in 10⁹ bytes."""
+    """Bytes as gigabytes, 10⁹ bytes: `12.34`."""
     return f"{size / 1e9:.2f}"
 
 
-def tokens_of(job: Job, program: Program) -> int:
-    """Tokens that go through the model in one execution; 0 where there is no model in it."""
+def tokens_of(job: Job, function: Compiled) -> int:
+    """Tokens that one execution trains on or decodes; 0 for other functions."""
     batch = job.training
-    if program.name == "train step":
+    if function.name == "train step":
         per_step = batch.questions_per_step * (1 + job.method.retain_pairs)
         return per_step * batch.max_length
-    if program.name.endswith(": decode"):
+    if function.name.endswith(": decode"):
         samples = drawn_by(job).samples
-        sampling = program.name.startswith("sample")
+        sampling = function.name.startswith("sample")
         return batch.sampled_at_once(samples) * samples if sampling else batch.rows
     return 0
 
 
-def model_flops(job: Job, program: Program) -> int:
-    """6·N a trained token and 2·N a decoded one, for N weights (Kaplan et al. 2020)."""
-    factor = 6 if program.name == "train step" else 2
-    return factor * param_count(job.cfg) * tokens_of(job, program)
+def model_flops(job: Job, function: Compiled) -> int:
+    """6·N for each trained token, 2·N for each decoded one, N parameters (Kaplan et al. 2020)."""
+    factor = 6 if function.name == "train step" else 2
+    return factor * param_count(job.cfg) * tokens_of(job, function)
 
 
-def program_json(job: Job, program: Program) -> dict[str, Any]:
-    """What is known about a program."""
-    return {**dataclasses.asdict(program), "model_flops": model_flops(job, program)}
+def function_json(job: Job, function: Compiled) -> dict[str, Any]:
+    """A compiled function as JSON."""
+    return {**dataclasses.asdict(function), "model_flops": model_flops(job, function)}
 
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
-    """A plan and its programs."""
+    """The settings of a plan and its functions as JSON."""
     job = outcome.job
     return {
         "fits": outcome.fits,
@@ -51,36 +60,36 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "remat": job.remat,
         "training": dataclasses.asdict(job.training),
         "optimizer": dataclasses.asdict(job.optimizer),
-        "programs": [program_json(job, program) for program in outcome.programs],
+        "functions": [function_json(job, function) for function in outcome.functions],
     }
 
 
 def memory_table(outcome: Outcome, topology: Topology) -> list[str]:
-    """A line a program: GB on each device by kind, and their sum."""
+    """A line for each function: GB on each device by kind, and their sum."""
     head = ["GB per device", *KINDS, "peak", ""]
     rows = [head]
-    for program in outcome.programs:
-        cells = [gigabytes(program.bytes[k]) if k in program.bytes else "" for k in KINDS]
+    for function in outcome.functions:
+        cells = [gigabytes(function.bytes[k]) if k in function.bytes else "" for k in KINDS]
         verdict = ""
         if topology.memory is not None:
-            share = f"{100 * program.peak / topology.memory:.0f}%"
-            verdict = "too large" if too_large(program, topology) else share
-        rows.append([program.name, *cells, gigabytes(program.peak), verdict])
+            share = f"{100 * function.peak / topology.memory:.0f}%"
+            verdict = "too large" if too_large(function, topology) else share
+        rows.append([function.name, *cells, gigabytes(function.peak), verdict])
     return aligned(rows)
 
 
 def work_table(outcome: Outcome) -> list[str]:
-    """A line a program: FLOPs of all devices, and GB that each device receives."""
+    """A line for each function: FLOPs of all devices, GB of collectives on each device."""
     rows = [["per execution", "matmul TFLOPs", "model TFLOPs", "collectives: GB per device"]]
-    for program in outcome.programs:
-        if not program.matmul_flops:
+    for function in outcome.functions:
+        if not function.matmul_flops:
             continue
-        moved = ", ".join(f"{kind} {gigabytes(n)}" for kind, n in program.collectives.items())
-        wanted = model_flops(outcome.job, program)
+        moved = ", ".join(f"{kind} {gigabytes(n)}" for kind, n in function.collectives.items())
+        wanted = model_flops(outcome.job, function)
         rows.append(
             [
-                program.name,
-                f"{program.matmul_flops / 1e12:.2f}",
+                function.name,
+                f"{function.matmul_flops / 1e12:.2f}",
                 f"{wanted / 1e12:.2f}" if wanted else "",
                 moved or "none",
             ]
@@ -89,38 +98,37 @@ def work_table(outcome: Outcome) -> list[str]:
 
 
 def aligned(rows: list[list[str]]) -> list[str]:
-    """Columns under each other, the first one and the last to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    last = len(widths) - 1
-    return [
-        "  ".join(
-            cell.ljust(width) if place in (0, last) else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    """Lines of a table. The first column and the last are aligned to the left."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    last = len(rows[0]) - 1
+    for column in range(last + 1):
+        table.add_column(justify="left" if column in (0, last) else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    out = io.StringIO()
+    Console(file=out, width=WIDEST, color_system=None).print(table)
+    return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
 def uneven(job: Job) -> list[str]:
-    """What the mesh does not divide, so that it is replicated on every device."""
+    """A line for each dimension that the mesh does not divide and so replicates."""
     found = []
     rows = job.training.batch_size * (1 + job.method.retain_pairs)
     if rows % job.data:
         found.append(
-            f"a micro-batch of {rows} rows is not sharded over {job.data} devices: every device computes "
-            "all of it"
+            f"a micro-batch of {rows} sequences is replicated: {job.data} devices do not divide it"
         )
     samples = drawn_by(job).samples
     prompts = job.training.sampled_at_once(samples)
     if prompts % job.data:
         better = samples * (prompts // job.data * job.data or job.data)
         found.append(
-            f"{prompts} prompts decoded at a time are not sharded over {job.data} devices: every device "
-            f"decodes all of them; training.rows={better} would be sharded"
+            f"{prompts} prompts decoded at a time are replicated: {job.data} devices do not divide "
+            f"them; training.rows={better} would be sharded"
         )
     if job.cfg.num_kv_heads % job.model_axis:
         found.append(
-            f"{job.cfg.num_kv_heads} key/value heads are not sharded over {job.model_axis} devices: every "
-            "device holds their whole cache"
+            f"the cache of {job.cfg.num_kv_heads} key/value heads is replicated: "
+            f"{job.model_axis} devices do not divide them"
         )
     return found

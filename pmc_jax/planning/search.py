@@ -1,4 +1,4 @@
-"""Whether a run fits, and the nearest change of its settings that makes it fit."""
+"""Whether a run fits, and the smallest change of its settings with which it fits."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pmc_jax.planning.devices import Topology
-from pmc_jax.planning.programs import Job, Program, compile_phase, drawn_by, least_bytes
+from pmc_jax.planning.phases import Compiled, Job, compile_phase, drawn_by, least_bytes
 
 Change = dict[str, Any]
 """Settings by their keys on the command line."""
@@ -14,16 +14,16 @@ Change = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What was compiled for a job, and whether it fits; None where the memory is not known."""
+    """The compiled functions of a job, and whether they fit; None if the memory is unknown."""
 
     job: Job
-    programs: tuple[Program, ...]
+    functions: tuple[Compiled, ...]
     fits: bool | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """A change that was compiled for some phases, and whether they fit with it."""
+    """A change with which some phases were compiled, and whether they fit."""
 
     change: Change
     phases: tuple[str, ...]
@@ -31,12 +31,12 @@ class Attempt:
 
 
 def typed(change: Change) -> str:
-    """A change as it is typed."""
+    """A change as it is typed on the command line."""
     return " ".join(f"{key}={value}" for key, value in change.items())
 
 
 def changed(job: Job, change: Change) -> Job:
-    """The job with other settings."""
+    """The job with changed settings."""
     for key, value in change.items():
         group, _, name = key.partition(".")
         if key == "mesh":
@@ -54,13 +54,16 @@ def changed(job: Job, change: Change) -> Job:
 
 
 def other_remat(job: Job) -> list[Change]:
-    """Policies that keep less."""
+    """Rematerialisation policies that keep less."""
     policies = ("none", "dots", "full")
     return [{"model.remat": name} for name in policies[policies.index(job.remat) + 1 :]]
 
 
 def fewer_rows(job: Job) -> list[Change]:
-    """Half as many decoded responses, and again half; prompts that the mesh divides evenly."""
+    """Fewer responses decoded at a time: a half, a quarter, an eighth.
+
+    The mesh divides the number of prompts evenly.
+    """
     samples, found = drawn_by(job).samples, []
     prompts = job.training.sampled_at_once(samples)
     for part in (1, 2, 4, 8):
@@ -74,7 +77,7 @@ def fewer_rows(job: Job) -> list[Change]:
 def other_parts(job: Job) -> list[Change]:
     """The same optimizer batch in more and smaller micro-batches, or in one.
 
-    One alone has no sum of gradients beside its own.
+    A single micro-batch needs no memory for a sum of gradients.
     """
     size, count = job.training.batch_size, job.training.accumulation
     sizes = [size // part for part in (2, 4, 8) if size % part == 0]
@@ -85,51 +88,51 @@ def other_parts(job: Job) -> list[Change]:
 
 
 def other_meshes(job: Job) -> list[Change]:
-    """The same devices laid out otherwise, the most alike first."""
+    """Other layouts of the same devices, those most like this one first."""
     count = job.data * job.model_axis
     axes = [m for m in range(1, count + 1) if count % m == 0 and job.cfg.num_heads % m == 0]
     axes.sort(key=lambda m: abs(math.log2(m / job.model_axis)))
     return [{"mesh": f"{count // m}x{m}"} for m in axes if m != job.model_axis]
 
 
-def narrower(job: Job) -> list[Change]:
-    """bfloat16 for gradients, for moments, for both; changes the numbers a little."""
+def bfloat16_instead(job: Job) -> list[Change]:
+    """bfloat16 for gradients, for moments, for both. This changes the results slightly."""
     gradients: Change = {"training.gradient_dtype": "bfloat16"}
     moments: Change = {"optimizer.moment_dtype": "bfloat16"}
     return [gradients, moments, {**gradients, **moments}]
 
 
-def too_large(program: Program, topology: Topology) -> bool:
-    """Whether a program does not fit a device."""
-    if program.refused:
+def too_large(function: Compiled, topology: Topology) -> bool:
+    """Whether a function does not fit a device."""
+    if function.refused:
         return True
-    return topology.memory is not None and program.peak > topology.memory
+    return topology.memory is not None and function.peak > topology.memory
 
 
 Say = Callable[[str], None]
 
 
 def compile_all(job: Job, topology: Topology, phases: Sequence[str], say: Say) -> Outcome:
-    """Compile some phases of a job."""
+    """Compile phases of a job and compare them with the memory of a device."""
     mesh = topology.mesh(job.data, job.model_axis)
-    programs: list[Program] = []
+    functions: list[Compiled] = []
 
-    def on_program(program: Program) -> None:
-        programs.append(program)
-        say(f"{program.name} compiled in {program.seconds:.0f} s")
+    def on_compiled(function: Compiled) -> None:
+        functions.append(function)
+        say(f"{function.name} compiled in {function.seconds:.0f} s")
 
     for phase in phases:
-        compile_phase(job, phase, mesh, on_program)
-    fits = not any(too_large(program, topology) for program in programs)
-    return Outcome(job, tuple(programs), None if topology.memory is None else fits)
+        compile_phase(job, phase, mesh, on_compiled)
+    fits = not any(too_large(function, topology) for function in functions)
+    return Outcome(job, tuple(functions), None if topology.memory is None else fits)
 
 
 PARTS: tuple[tuple[str, ...], ...] = (("train",), ("sample", "answer"))
-"""Phases that the same settings change: what makes one of them fit leaves the other alone."""
+"""Groups of phases: a change that makes one group fit does not affect the other."""
 
 
 def options(job: Job, phases: Sequence[str]) -> list[Change]:
-    """Changes that leave the numbers alone, but for rounding, the nearest first."""
+    """Changes that alter results by rounding alone, the smallest first."""
     if "train" not in phases:
         return [{}, *fewer_rows(job)]
     remat = other_remat(job)
@@ -138,25 +141,25 @@ def options(job: Job, phases: Sequence[str]) -> list[Change]:
 
 
 def bases(job: Job) -> Iterator[Change]:
-    """Changes that concern every phase: none, another mesh, narrower dtypes, both."""
+    """Changes that affect every phase: none, another mesh, bfloat16, both."""
     meshes: list[Change] = [{}, *other_meshes(job)]
-    for dtypes in ({}, *narrower(job)):
+    for dtypes in ({}, *bfloat16_instead(job)):
         for mesh in meshes:
             yield {**mesh, **dtypes}
 
 
 class Budget(Exception):
-    """As many alternatives as were allowed have been compiled."""
+    """Raised when `tries` alternatives have been compiled."""
 
 
 @dataclasses.dataclass
 class Search:
-    """Looks for the nearest change with which a job fits.
+    """A search for the smallest change with which a job fits.
 
     Attributes:
-        tries: attempts that may still be compiled.
-        attempts: those made so far.
-        known: whether phases of a job fit.
+        tries: how many alternatives may still be compiled.
+        attempts: those compiled so far.
+        known: the outcomes so far, by job and phases.
     """
 
     topology: Topology
@@ -166,12 +169,12 @@ class Search:
     known: dict[tuple[Job, tuple[str, ...]], Outcome]
 
     def outcome(self, job: Job, change: Change, phases: tuple[str, ...]) -> Outcome | None:
-        """The phases as compiled, if they fit."""
+        """The outcome of some phases with a change, if they fit."""
         new = changed(job, change)
         mesh = self.topology.mesh(new.data, new.model_axis)
         assert self.topology.memory is not None
         if any(least_bytes(new, phase, mesh) > self.topology.memory for phase in phases):
-            return None  # whatever its temporaries
+            return None  # even without temporaries
         if (new, phases) not in self.known:
             if self.tries == 0:
                 raise Budget
@@ -184,33 +187,33 @@ class Search:
         return found if found.fits else None
 
     def nearest(self, job: Job) -> tuple[Change, Outcome] | None:
-        """The first of all changes that fits, with its programs."""
+        """The first change with which all phases fit, and its outcome."""
         for base in bases(job):
             change: Change = base
-            programs: list[Program] = []
+            functions: list[Compiled] = []
             for phases in PARTS:
                 choices = ({**base, **one} for one in options(changed(job, base), phases))
                 fitting = ((one, self.outcome(job, one, phases)) for one in choices)
                 one, found = next(((a, b) for a, b in fitting if b), ({}, None))
                 if found is None:
                     break
-                change, programs = {**change, **one}, [*programs, *found.programs]
+                change, functions = {**change, **one}, [*functions, *found.functions]
             else:
-                return change, Outcome(changed(job, change), tuple(programs), True)
+                return change, Outcome(changed(job, change), tuple(functions), True)
         return None
 
 
 def nearest_that_fits(
     outcome: Outcome, topology: Topology, tries: int, say: Say
 ) -> tuple[tuple[Change, Outcome] | None, list[Attempt]]:
-    """The nearest change with which a job fits that does not, and what was compiled to find it.
+    """The smallest change with which a job fits, and the alternatives compiled to find it.
 
-    What could not fit whatever its temporaries is passed over without compiling.
+    A change that cannot fit even without temporaries is not compiled.
     """
     known: dict[tuple[Job, tuple[str, ...]], Outcome] = {}
     for phases in PARTS:
-        own = tuple(p for p in outcome.programs if p.name.startswith(phases))
-        fits = not any(too_large(program, topology) for program in own)
+        own = tuple(p for p in outcome.functions if p.name.startswith(phases))
+        fits = not any(too_large(function, topology) for function in own)
         known[outcome.job, phases] = Outcome(outcome.job, own, fits)
     search = Search(topology, tries, say, [], known)
     try:

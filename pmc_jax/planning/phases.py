@@ -1,4 +1,4 @@
-"""The programs of a PMC run, compiled for a mesh without a single weight."""
+"""The phases of a run, compiled for a mesh without any weights."""
 
 import dataclasses
 import math
@@ -33,10 +33,16 @@ from pmc_jax.unlearning.schedule import Training
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is planned: a model and the settings of a run.
+    """A planned run: its model and its settings.
 
-    `data` and `model_axis` lay out the mesh; `prompt_tokens` is the length of the longest
-    prompt; `end_ids` stand for those of a tokenizer, which is not read.
+    Attributes:
+        cfg: the model's shape.
+        dtype, weights_dtype: of matrix products, and of the weights in training.
+        remat: what the backward pass recomputes: "none", "dots" or "full".
+        method, training, optimizer: the settings of the run.
+        data, model_axis: sizes of the mesh axes "data" and "model".
+        prompt_tokens: the length of the longest prompt.
+        end_ids: stand for the tokenizer's, which is not read.
     """
 
     cfg: ModelConfig
@@ -53,18 +59,18 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """A compiled program, and what a device holds while it runs.
+class Compiled:
+    """A compiled function and the memory of a device while it runs.
 
     Attributes:
-        name: what it does.
-        bytes: on one device by kind; "temporaries" are what is left.
+        name: the phase and the step of it, such as "sample: decode".
+        bytes: on one device by kind; "temporaries" are the rest of the compiler's number.
         peak: their sum, in bytes.
-        matmul_flops: on all devices together.
-        xla_flops: of one device as XLA counts them: every loop once.
-        collectives: bytes of results on one device, by kind.
-        refused: the compiler's own words where it found too little memory.
-        seconds: to compile.
+        matmul_flops: FLOPs of matrix products on all devices.
+        xla_flops: FLOPs on one device as XLA counts them: every loop once.
+        collectives: bytes of their results on one device, by kind.
+        refused: the compiler's message if it found too little memory.
+        seconds: the time that compiling took.
     """
 
     name: str
@@ -87,8 +93,8 @@ def shard_bytes(tree: Any) -> int:
     return sum(one(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def _needed(message: str) -> int | None:
-    """Bytes that a compiler says it would take.
+def bytes_needed(message: str) -> int | None:
+    """The bytes that a function needs, from a compiler's message.
 
     `Used 20.54G of 15.75G hbm`, or `memory required for HLO temporaries (59.93G) exceeds …`.
     """
@@ -99,22 +105,22 @@ def _needed(message: str) -> int | None:
     return None
 
 
-def _compile(
+def compile_function(
     name: str,
-    function: Any,
+    jitted: Any,
     arguments: tuple[Any, ...],
     settings: dict[str, Any],
     beside: Mapping[str, int],
     kinds: Mapping[str, int],
-) -> tuple[Program, Any]:
-    """Compile a jitted function, and describe its results.
+) -> tuple[Compiled, Any]:
+    """Compile a jitted function. Also returns its results as abstract arrays.
 
     Args:
-        beside: bytes by kind that a device holds, too, and the function never sees.
-        kinds: bytes by kind of what it sees or makes; what it takes beyond is temporary.
+        beside: bytes by kind of arrays on a device that the function does not use.
+        kinds: bytes by kind of its arguments and results; the rest is temporary.
     """
     started = time.perf_counter()
-    traced = function.trace(*arguments, **settings)
+    traced = jitted.trace(*arguments, **settings)
     flops = matmul_flops(traced.jaxpr)
     held, known = dict(beside), sum(beside.values()) + sum(kinds.values())
     for kind, size in kinds.items():
@@ -123,14 +129,14 @@ def _compile(
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = _needed(str(error))
+        needed = bytes_needed(str(error))
         if needed is None:
             raise
         peak = max(sum(beside.values()) + needed, known)
         held["temporaries"] = peak - known
         refused = " ".join(str(error).split())[:200]
         seconds = time.perf_counter() - started
-        return Program(name, held, peak, flops, 0.0, {}, refused, seconds), lowered.out_info
+        return Compiled(name, held, peak, flops, 0.0, {}, refused, seconds), lowered.out_info
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     own = (
         memory.argument_size_in_bytes
@@ -150,11 +156,11 @@ def _compile(
     )
     seconds = time.perf_counter() - started
     flops_of_xla = float((cost or {}).get("flops", 0.0))
-    return Program(name, held, peak, flops, flops_of_xla, moved, None, seconds), results
+    return Compiled(name, held, peak, flops, flops_of_xla, moved, None, seconds), results
 
 
 def abstract_batch(job: Job) -> Batch:
-    """The batch of an optimizer step, all sequences as long as they may be."""
+    """The batch of an optimizer step in which all sequences have the greatest length."""
     per_part = job.training.batch_size, 0, job.training.batch_size * job.method.retain_pairs
     rows = bucket_rows(-(-sum(per_part) // LONGEST_PER_ROW))
     width = LONGEST_PER_ROW * job.training.max_length
@@ -169,13 +175,13 @@ def abstract_batch(job: Job) -> Batch:
 
 
 def train_state(job: Job, mesh: Mesh) -> TrainState:
-    """Weights and moments."""
+    """Weights and moments, as abstract arrays."""
     optimizer = make_optimizer(job.optimizer, job.cfg, make_schedule(job.optimizer, 2, 1))
     return abstract_state(job.cfg, optimizer, job.weights_dtype, mesh)
 
 
 def weights_to_decode(job: Job, mesh: Mesh) -> Params:
-    """The results of `decoding_params`, in one stack; GPUs have a stack for each layer."""
+    """The result of `decoding_params` in one stack; GPUs have a stack for each layer."""
 
     def one(spec: Any) -> jax.ShapeDtypeStruct:
         axes = [None if axis == "embed" else axis for axis in spec.axes]
@@ -186,16 +192,16 @@ def weights_to_decode(job: Job, mesh: Mesh) -> Params:
 
 
 def gradient_bytes(job: Job, state: TrainState) -> int:
-    """Of gradients on one device: a micro-batch's, and their sum if there are several."""
+    """Bytes of gradients on one device: a micro-batch's, and the sum over several."""
     dtype = jnp.dtype(job.training.gradient_dtype or job.weights_dtype)
     weights = shard_bytes(state.params) // jnp.dtype(job.weights_dtype).itemsize
     return weights * dtype.itemsize * (2 if job.training.accumulation > 1 else 1)
 
 
-def compile_train(job: Job, mesh: Mesh) -> Program:
-    """The optimizer step, without the norm of the update.
+def compile_train(job: Job, mesh: Mesh) -> Compiled:
+    """Compile the optimizer step without the norm of the update.
 
-    A CPU's compiler, which stands in for that of GPUs, would keep a copy of the update for it.
+    XLA's CPU compiler, which stands in for that of GPUs, would keep a copy of the update for it.
     """
     state = train_state(job, mesh)
     optimizer = make_optimizer(job.optimizer, job.cfg, make_schedule(job.optimizer, 2, 1))
@@ -213,7 +219,9 @@ def compile_train(job: Job, mesh: Mesh) -> Program:
         "gradients": gradient_bytes(job, state),
     }
     with on_mesh(mesh):
-        return _compile("train step", step, (state, abstract_batch(job), 1.0, {}), {}, {}, kinds)[0]
+        return compile_function(
+            "train step", step, (state, abstract_batch(job), 1.0, {}), {}, {}, kinds
+        )[0]
 
 
 def drawn_by(job: Job) -> Drawn:
@@ -223,14 +231,14 @@ def drawn_by(job: Job) -> Drawn:
 
 
 def response_room(job: Job) -> int:
-    """Places for response tokens, as `generate` makes them."""
+    """The length of the suffix cache, in tokens, as `generate` makes it."""
     room = job.training.max_length - job.prompt_tokens - 1
     most = drawn_by(job).max_new_tokens
     return bucket_length(room if most is None else min(room, most))
 
 
-Compiled = Callable[[Program], None]
-"""Called with every program when it is compiled."""
+OnCompiled = Callable[[Compiled], None]
+"""Called with every function when it is compiled."""
 
 
 def compile_decoding(
@@ -241,13 +249,13 @@ def compile_decoding(
     samples: int,
     sampling: Sampling,
     beside: Mapping[str, int],
-    on_program: Compiled,
+    on_compiled: OnCompiled,
 ) -> None:
-    """Prefill and decode of `samples` responses to `prompts` prompts, or as many as fit at once.
+    """Compile prefill and decoding of `samples` responses to each of `prompts` prompts.
 
-    The decode chunk is compiled with the cache at its full length; what arranges the rows
-    before it needs less, and is left out unless it is refused. `beside` is what a device holds
-    all the time.
+    If they do not all fit `training.rows`, these are as many prompts as fit. The decode chunk is
+    compiled with the cache at its full length. The function between prefill and decoding needs
+    less memory, so it is reported only if it is refused. `beside` is in memory all the time.
     """
     batch = max(1, min(prompts, job.training.rows // samples))
     width, time_ = bucket_length(job.prompt_tokens), response_room(job)
@@ -259,9 +267,9 @@ def compile_decoding(
 
     static: dict[str, Any] = {"cfg": job.cfg, "sampling": sampling}
     with on_mesh(mesh):
-        # Planned for a mesh, which has XLA's operations: the cache grows as it does for them.
+        # A mesh uses XLA's operations, which decide how the cache grows.
         lengths = suffix_lengths(time_, job.cfg, job.dtype, job.training.decoding)
-        program, (logits, prefix) = _compile(
+        function, (logits, prefix) = compile_function(
             f"{name}: prefill",
             prefill_prompts,
             (params, shaped((batch, width), jnp.int32), shaped((batch, width), jnp.bool_), job.cfg),
@@ -269,12 +277,12 @@ def compile_decoding(
             beside,
             weights,
         )
-        on_program(program)
-        if program.refused:
+        on_compiled(function)
+        if function.refused:
             return
         kept = {**beside, "cache": shard_bytes(prefix), "logits": shard_bytes(logits)}
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (batch, samples)))
-        program, (prefix, state) = _compile(
+        function, (prefix, state) = compile_function(
             f"{name}: begin",
             begin_decoding,
             (
@@ -289,11 +297,11 @@ def compile_decoding(
             {**beside, **weights},
             {kind: kept[kind] for kind in ("cache", "logits")},
         )
-        if program.refused:
-            on_program(program)
+        if function.refused:
+            on_compiled(function)
             return
         cache = {"cache": shard_bytes((prefix, state.suffix))}
-        program, _ = _compile(
+        function, _ = compile_function(
             f"{name}: decode",
             decode_chunk,
             (params, prefix, state, *[shaped((), jnp.int32)] * 2),
@@ -301,41 +309,41 @@ def compile_decoding(
             kept,
             {**weights, **cache},
         )
-        on_program(program)
+        on_compiled(function)
     if len(lengths) > 1:
-        # While the cache grows, the one that was full exists beside the new one.
+        # While the cache grows, the old one and the new one are both in memory.
         full = shard_bytes(state.suffix) * lengths[-2] // lengths[-1]
         held = {**kept, **weights, "cache": kept["cache"] + cache["cache"] + full}
         growing = {**held, "temporaries": 0}
-        on_program(Program(f"{name}: grow", growing, sum(held.values()), 0, 0.0, {}, None, 0.0))
+        on_compiled(Compiled(f"{name}: grow", growing, sum(held.values()), 0, 0.0, {}, None, 0.0))
 
 
 PHASES = ("train", "sample", "answer")
 
 
-def compile_phase(job: Job, phase: str, mesh: Mesh, on_program: Compiled) -> None:
-    """One phase of a run.
+def compile_phase(job: Job, phase: str, mesh: Mesh, on_compiled: OnCompiled) -> None:
+    """Compile the functions of one phase of a run.
 
-    "train" is the optimizer step; "sample" draws the responses of a step, with weights and
-    moments waiting; "answer" decodes greedily as many prompts as fit, before and after, with
-    the weights waiting.
+    "train" is the optimizer step. "sample" draws the responses of a step; weights and moments
+    are in memory beside it. "answer" decodes as many prompts as fit greedily, before and after
+    training; the weights are in memory beside it.
     """
     state = train_state(job, mesh)
     params = {"params": shard_bytes(state.params)}
     waiting = {**params, "moments": shard_bytes(state.opt_state)}
     if phase == "train":
-        on_program(compile_train(job, mesh))
+        on_compiled(compile_train(job, mesh))
     elif phase == "sample":
         drawn, questions = drawn_by(job), job.training.questions_per_step
         sampling = dataclasses.replace(drawn.sampling, stop_ids=job.end_ids)
-        compile_decoding(job, mesh, phase, questions, drawn.samples, sampling, waiting, on_program)
+        compile_decoding(job, mesh, phase, questions, drawn.samples, sampling, waiting, on_compiled)
     else:
         greedy = Sampling(temperature=0.0, stop_ids=job.end_ids)
-        compile_decoding(job, mesh, phase, job.training.rows, 1, greedy, params, on_program)
+        compile_decoding(job, mesh, phase, job.training.rows, 1, greedy, params, on_compiled)
 
 
 def least_bytes(job: Job, phase: str, mesh: Mesh) -> int:
-    """What a phase cannot do without on a device; known without compiling."""
+    """The least memory of a phase on a device: that of its arrays, known without compiling."""
     state = train_state(job, mesh)
     if phase == "train":
         return shard_bytes((state.params, state.opt_state)) + gradient_bytes(job, state)
