@@ -15,7 +15,7 @@ from pmc_jax.assets import WORLD_MODEL
 from pmc_jax.data.prompts import PromptConfig, PromptTemplate, load_tokenizer, make_template
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
-from pmc_jax.model import ModelConfig, choose_mesh, decoding_params, on_mesh
+from pmc_jax.model import ModelConfig, choose_mesh, decoding_params, on_mesh, param_count
 from pmc_jax.model.specs import Params
 from pmc_jax.settings import one_of, path_to
 
@@ -38,7 +38,7 @@ class ModelSource:
     architecture: dict[str, Any] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LanguageModel:
     """A causal language model and everything needed to ask it, train it and save it.
 
@@ -54,13 +54,17 @@ class LanguageModel:
         mesh: the devices that hold the weights; None: one device.
     """
 
-    params: Params = dataclasses.field(repr=False)
+    params: Params
     config: ModelConfig
-    template: PromptTemplate = dataclasses.field(repr=False)
+    template: PromptTemplate
     directory: Path
     dtype: str = "float32"
     remat: str = "none"
     mesh: Mesh | None = None
+
+    def __repr__(self) -> str:
+        count = f"{param_count(self.config):,} parameters"
+        return f"LanguageModel({str(self.directory)!r}, {count}, dtype={self.dtype!r})"
 
     @property
     def weights_dtype(self) -> str:
