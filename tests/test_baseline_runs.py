@@ -87,7 +87,7 @@ def test_a_run_with_references_and_refusals(run, tofu_dir, monkeypatch):
     assert steps[-1]["forget_loss"] < steps[0]["forget_loss"] - 0.1
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["settings"]["method.name"] == "dpo" and summary["tokens_sampled"] == 0
-    assert summary["seconds"].keys() >= {"prepare", "batch", "train", "checkpoint"}
+    assert summary["seconds"].keys() >= {"target_model", "prepare", "train", "checkpoint"}
     page = (whole / "report" / "index.html").read_text(encoding="utf-8")
     assert "direct preference optimisation" in page
     assert "never a training target" not in page and "2507.04219" not in page
