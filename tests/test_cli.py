@@ -29,7 +29,7 @@ from pmc_jax.cli.config import (
     group_names,
     settings_of,
 )
-from pmc_jax.cli.entry_point import check_ahead, entry_point, help_for, parse
+from pmc_jax.cli.entry_point import check_ahead, entry_point, help_for, parse, quoted
 from pmc_jax.errors import UserError
 from pmc_jax.model.language_model import ModelSource
 from pmc_jax.settings import bounded, descriptions, flat, nested, one_of, path_to
@@ -168,7 +168,8 @@ def test_every_setting_is_described_where_it_is_declared(kind):
 
 
 def test_help_is_for_the_chosen_method(monkeypatch, capsys):
-    pages = {name: help_for([f"method={name}"], "train", Config) for name in METHODS}
+    methods = ("pmc", "npo", "altpo", "finetune", "ga", "rmu")
+    pages = {name: help_for([f"method={name}"], "train", Config) for name in methods}
     for name, page in pages.items():
         keys = set(settings_in(page))
         assert {key for key in keys if key.startswith("method.")} == methods_settings(name)
@@ -220,9 +221,7 @@ def example_arguments(name: str) -> list[list[str]]:
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_the_examples_of_help_are_valid(name):
     for arguments in example_arguments(name):
-        arguments = [argument.replace('question=', 'question="') + '"'
-                     if argument.startswith("question=") else argument
-                     for argument in arguments]  # fmt: skip
+        arguments = [quoted(text, free_text_keys(SCHEMAS[name])) for text in arguments]
         check_ahead(parse(arguments, name), name, SCHEMAS[name])
 
 
@@ -296,11 +295,8 @@ def settings_with(name: str) -> Any:
     if name in METHODS:
         return Config(method=METHODS[name]())
     config = SCHEMAS[name]()
-    return (
-        dataclasses.replace(config, method=METHODS["pmc"]())
-        if hasattr(config, "method")
-        else config
-    )
+    has_method = isinstance(config, Config)
+    return dataclasses.replace(config, method=METHODS["pmc"]()) if has_method else config
 
 
 def with_value(name: str, key: str, value: Any) -> Any:
