@@ -155,10 +155,10 @@ def read_retain_log(path: Path) -> RetainLog:
         auc = (log.get("mia_min_k") or {}).get("agg_value")
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: {RETAIN_LOG_LAYOUT}") from None
-    places = {f"forget_truth_ratio, row {index}": score for index, score in scores.items()}
-    for place, value in (places | ({} if auc is None else {"mia_min_k": auc})).items():
+    values = {f"forget_truth_ratio, row {index}": score for index, score in scores.items()}
+    for name, value in (values | ({} if auc is None else {"mia_min_k": auc})).items():
         if not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"{path}: {place}: {value!r} is no number; {RETAIN_LOG_LAYOUT}")
+            raise UserError(f"{path}: {name}: {value!r} is no number; {RETAIN_LOG_LAYOUT}")
     ratios = tuple(map(float, scores.values()))
     found = RetainLog(ratios, None if auc is None else float(auc))
     if not ratios and found.min_k_auc is None:
