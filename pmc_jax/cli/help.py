@@ -60,11 +60,11 @@ def note_on_values(name: str, command: Command, choices: Mapping[str, str | None
 
 
 def sections(
-    command: Command, schema: type, composed: Settings, choices: Mapping[str, str]
+    command: Command, schema: type, composed: Settings, choices: Mapping[str, str | None]
 ) -> Iterator[list[str]]:
     """The settings that apply: those without a group, and then group by group."""
     fields = [field for field in dataclasses.fields(schema) if field.name not in command.unused]
-    method = resolve(choices["method"]) if "method" in composed else None
+    method = resolve(str(choices["method"])) if "method" in composed else None
     single = [field for field in fields if not dataclasses.is_dataclass(field.default_factory)]
     yield ["general:", *entries(schema, "", single, composed)]
     for field in fields:
