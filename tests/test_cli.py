@@ -174,7 +174,7 @@ def test_help_is_for_the_chosen_method(monkeypatch, capsys):
         keys = set(settings_in(page))
         assert {key for key in keys if key.startswith("method.")} == methods_settings(name)
         samples = "method.samples" in keys
-        assert ("training.rows" in keys) == samples
+        assert ("training.decode_batch" in keys) == samples
         assert ("training.prune" in keys) == ("method.selection_temperature" in keys)
     assert "  method.beta=0.1  " in pages["npo"] and "\n  method=npo\n" in pages["npo"]
     out = pmc("train", "method=npo", "-h", monkeypatch=monkeypatch, capsys=capsys)[1]
@@ -255,7 +255,7 @@ def test_what_the_table_of_commands_names_exists():
 
 BOUNDS = {
     "max_length": ("evaluate", 2, True), "confidence": ("evaluate", 0.75, True),
-    "seed": ("train", 0, True), "n": ("ask", 1, True), "rows": ("ask", 1, True),
+    "seed": ("train", 0, True), "n": ("ask", 1, True), "decode_batch": ("ask", 1, True),
     "prompt_tokens": ("plan", 1, True), "tries": ("plan", 0, True),
     "temperature": ("ask", 0, True), "top_k": ("ask", 0, True), "top_p": ("ask", 0, False),
     "max_new_tokens": ("ask", 1, True), "method.samples": ("pmc", 1, True),
@@ -271,7 +271,7 @@ BOUNDS = {
     "method.trained_layers": ("rmu", 1, True), "method.steering": ("rmu", 0, True),
     "training.epochs": ("train", 0, True), "training.batch_size": ("train", 1, True),
     "training.accumulation": ("train", 1, True), "training.max_length": ("train", 2, True),
-    "training.rows": ("train", 1, True), "training.wave": ("train", 0, True),
+    "training.decode_batch": ("train", 1, True), "training.wave": ("train", 0, True),
     "training.chunk": ("train", 1, True), "optimizer.learning_rate": ("train", 0, True),
     "optimizer.warmup_epochs": ("train", 0, True), "optimizer.weight_decay": ("train", 0, True),
     "optimizer.epsilon": ("train", 0, False), "optimizer.max_grad_norm": ("train", 0, False),
@@ -461,7 +461,9 @@ MISTAKES = {
     "printed": (["train", "--cfg", "job", "seeed=1"], r"key seeed; the nearest valid key is seed"),
     "sweep, key": (["train", "-m", "seeed=1,2"], r"key seeed; the nearest valid key is seed"),
     "sweep, type": (["train", "-m", "seed=1,x"], r"seed: .*'x'.*[Ii]nteger"),
-    "sweep, bound": (["train", "seed=1,2", "-m", "training.rows=1,0"], r"training\.rows=0: "),
+    "sweep, bound": (
+        ["train", "seed=1,2", "-m", "training.decode_batch=1,0"], r"training\.decode_batch=0: ",
+    ),
     "sweep, group": (["train", "sweep=nop"], r"sweep=nop: expected one of ablation_epochs, "),
     "no sweep": (["train", "seed=1,2"], r"Ambiguous value .*--multirun"),
     "missing": (["train", "experiment=own"], r"model\.path is missing; give model\.path=… \(a Hug"),
