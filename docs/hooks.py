@@ -19,6 +19,10 @@ OUTSIDE = {
     "benchmarks/LOG.md": "benchmarks/LOG.md",
     "benchmarks/comparison.csv": "benchmarks/comparison.csv",
     "benchmarks/growth.png": "benchmarks/growth.png",
+    "examples/compare_models.py": "examples/compare_models.py",
+    "examples/extending/my_unlearning.py": "examples/extending/my_unlearning.py",
+    "examples/extending/run.py": "examples/extending/run.py",
+    "examples/unlearn_your_model.py": "examples/unlearn_your_model.py",
 }
 """Files of the repository by their place in the site."""
 
