@@ -122,8 +122,8 @@ def theirs(overrides: list[str], directory: Path) -> dict[str, Any]:
     respond([0], do_sample=True, top_k=method.top_k)  # as an evaluation before would have done
     started = time.perf_counter()
     originals: list[str] = []
-    for first in range(0, count, training.rows):
-        asked = list(range(first, min(first + training.rows, count)))
+    for first in range(0, count, training.decode_batch):
+        asked = list(range(first, min(first + training.decode_batch, count)))
         originals += [text_of(row) for row in respond(asked, do_sample=False)]
     seconds["originals"] = time.perf_counter() - started
     best: dict[int, tuple[float, list[int]]] = {}

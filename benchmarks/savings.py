@@ -75,7 +75,7 @@ def demo() -> Setting:
         retain_per_forget=2,
     )  # fmt: skip
     data = DataConfig(path="bundled", forget="forget10", retain="retain90", retain_rows=None)
-    training = Training(epochs=14, batch_size=16, max_length=96, rows=512)
+    training = Training(epochs=14, batch_size=16, max_length=96, decode_batch=512)
     return Setting(ModelSource(), data, pmc, training, 3e-4, 32)
 
 
@@ -83,7 +83,9 @@ def tofu(directory: str, model: str, questions: int, epochs: int) -> Setting:
     """The published settings of Llama-3.2-3B but for the learning rate, on some questions."""
     pmc = PMC(samples=20, temperature=0.9, top_k=50, top_p=0.95, min_len=0, retain_weight=1.25)
     data = DataConfig(path=directory, forget="forget10", retain="retain90", retain_rows=None)
-    training = Training(epochs=epochs, batch_size=8, accumulation=2, max_length=200, rows=320)
+    training = Training(
+        epochs=epochs, batch_size=8, accumulation=2, max_length=200, decode_batch=320
+    )
     return Setting(ModelSource(path=model), data, pmc, training, 3e-4, questions)
 
 

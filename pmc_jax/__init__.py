@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from pmc_jax import theory
     from pmc_jax.api import Unlearned, load_model, unlearn
     from pmc_jax.data import Dataset
     from pmc_jax.data.prompts import PromptConfig
@@ -92,6 +93,8 @@ _WHERE = {
     "pmc_loss": "unlearning.pmc",
     "reward": "unlearning.pmc.reward:rouge_reward",
     "select": "unlearning.pmc",
+    # a module
+    "theory": "theory",
 }
 """The public names, and the modules that define them."""
 
@@ -131,6 +134,7 @@ __all__ = [
     "pmc_loss",
     "reward",
     "select",
+    "theory",
     "unlearn",
 ]
 
@@ -140,7 +144,9 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'pmc_jax' has no attribute {name!r}")
     module, _, attribute = _WHERE[name].partition(":")
-    found = getattr(importlib.import_module(f"pmc_jax.{module}"), attribute or name)
+    found = importlib.import_module(f"pmc_jax.{module}")
+    if module != name:
+        found = getattr(found, attribute or name)
     globals()[name] = found
     return found
 

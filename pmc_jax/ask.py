@@ -55,7 +55,7 @@ def ask(cfg: AskConfig) -> None:
             key=jax.random.key(cfg.seed),
             limits=[cfg.max_new_tokens] * len(questions),
             samples=cfg.n,
-            rows=cfg.rows,
+            rows=cfg.decode_batch,
             dtype=cfg.model.dtype,
             on_batch=lambda prompts, _: progress.update(progress.done + prompts),
         )

@@ -10,7 +10,7 @@ from test_comparison import outcome, write_run
 
 from pmc_jax import report
 from pmc_jax.errors import UserError
-from pmc_jax.reporting.ablation import draw_panel, lines_over, places_of, swept, values_of
+from pmc_jax.reporting.ablation import draw_panel, lines_over, positions_of, swept, values_of
 from pmc_jax.reporting.comparison import compare
 from pmc_jax.reporting.plots import plain_style
 
@@ -104,10 +104,10 @@ def test_each_line_has_a_symbol_of_its_own_at_its_means():
         ([True, False], [False, True], [0, 1], False),
     ],
 )
-def test_values_have_an_order_and_places(values, order, places, logarithmic):
+def test_values_have_an_order_and_positions(values, order, places, logarithmic):
     found = values_of(compare([outcome("pmc", 1, 1, key=value) for value in values]), "key")
     assert found == order
-    assert places_of(found) == (dict(zip(map(repr, order), places, strict=True)), logarithmic)
+    assert positions_of(found) == (dict(zip(map(repr, order), places, strict=True)), logarithmic)
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):

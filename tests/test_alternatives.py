@@ -106,7 +106,7 @@ def tiny(checkpoint_dir) -> LanguageModel:
 def task_of(model: LanguageModel, *, seed: int = 0, rows: int = 64) -> TaskWithAnswers:
     """The two questions, as a method that trains on answers receives them."""
     prompts = [model.template.encode_prompt(question) for question in QUESTIONS]
-    training = Training(max_length=64, rows=rows)
+    training = Training(max_length=64, decode_batch=rows)
     return TaskWithAnswers(model, training, seed, prompts, retain=[], forget=ROWS)
 
 

@@ -309,7 +309,7 @@ def test_refusals_that_are_none(content, data_of, tmp_path):
 
 
 MISTAKES = {
-    "unknown method": (["method=nop"], r"method/nop.*npo"),
+    "unknown method": (["method=nop"], r"method=nop: expected one of .*npo"),
     "another method's key": (
         ["method=npo", "method.samples=3"],
         r"method\.samples is a key of method=pmc, altpo, not of method=npo",

@@ -99,4 +99,4 @@ def test_the_heading_says_what_is_left():
     assert many.note.startswith("First the 3 questions (of 12)")
     assert [e.rouge_after for e in many.examples[:3]] == [0.4, 0.3, 0.2]
     few = example_groups(rows(0.0, 0.5))[0]
-    assert few.note == "Questions whose answers had to go." and len(few.examples) == 2
+    assert few.note == "Questions whose answers should be gone." and len(few.examples) == 2

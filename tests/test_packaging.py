@@ -62,7 +62,7 @@ def test_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel):
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     configs = {f"pmc_jax/{name}" for name in source_files("configs")}
     assert names == source_files("pmc_jax") | source_files("convert") | configs
-    assert "pmc_jax/configs/train.yaml" in names
+    assert {"pmc_jax/py.typed", "pmc_jax/configs/train.yaml"} <= names
     assert "pmc_jax/reporting/page.html.j2" in names
     assert any(name.startswith("pmc_jax/assets/world/data/") for name in names)
     assert any(name.startswith("pmc_jax/assets/world/model/") for name in names)

@@ -64,7 +64,8 @@ def whole(tmp_path_factory):
     """On one device, in float32."""
     return planned(
         tmp_path_factory.mktemp("one"), "topology=cpu:1", "memory=1GB", "training.batch_size=2",
-        "training.accumulation=2", "model.dtype=float32", "model.remat=none", "training.rows=12",
+        "training.accumulation=2", "model.dtype=float32", "model.remat=none",
+        "training.decode_batch=12",
         "training.max_length=96", "prompt_tokens=20", "method.samples=4",
     )  # fmt: skip
 
@@ -117,7 +118,8 @@ def test_flops_are_those_of_the_matrix_products(whole):
 def test_on_a_mesh_everything_is_shared(tmp_path, whole):
     found = planned(
         tmp_path, "topology=cpu:4", "mesh=2x2", "memory=1GB", "training.batch_size=2",
-        "training.accumulation=2", "model.dtype=float32", "model.remat=none", "training.rows=16",
+        "training.accumulation=2", "model.dtype=float32", "model.remat=none",
+        "training.decode_batch=16",
         "training.max_length=96", "prompt_tokens=20", "method.samples=4",
     )  # fmt: skip
     one, four = by_name(whole)["train step"], by_name(found)["train step"]
@@ -136,7 +138,7 @@ def test_what_does_not_fit_is_mended(tmp_path):
     """Between what the train step takes as it is, and what it takes with less kept."""
     arguments = [
         "topology=cpu:2", "training.batch_size=32", "training.accumulation=1",
-        "training.rows=16", "method.samples=4", "model.dtype=float32", "model.remat=none",
+        "training.decode_batch=16", "method.samples=4", "model.dtype=float32", "model.remat=none",
     ]  # fmt: skip
     first = planned(tmp_path, *arguments)
     assert first["fits"] is None and first["nearest"] is None
@@ -152,7 +154,7 @@ def test_what_does_not_fit_is_mended(tmp_path):
 
 JOB = Job(
     CFG, "bfloat16", "float32", "dots", PMC(samples=4),
-    Training(batch_size=8, accumulation=1, rows=64), Optimizer(), 4, 2, 32,
+    Training(batch_size=8, accumulation=1, decode_batch=64), Optimizer(), 4, 2, 32,
 )  # fmt: skip
 
 
@@ -191,7 +193,7 @@ def test_the_nearest_change_comes_first(monkeypatch):
     assert change == {
         "model.remat": "full", "training.batch_size": 2, "training.accumulation": 4,
     }  # fmt: skip
-    one = dataclasses.replace(JOB, training=Training(batch_size=1, accumulation=8, rows=64))
+    one = dataclasses.replace(JOB, training=Training(batch_size=1, accumulation=8, decode_batch=64))
     change, _ = searched(monkeypatch, any_but(accumulation=1), job=one)
     assert change == {
         "model.remat": "full", "training.batch_size": 8, "training.accumulation": 1,
@@ -201,12 +203,15 @@ def test_the_nearest_change_comes_first(monkeypatch):
     change, _ = searched(monkeypatch, any_but(moment_dtype="bfloat16", gradient_dtype="bfloat16"))
     assert change == {"training.gradient_dtype": "bfloat16", "optimizer.moment_dtype": "bfloat16"}
     change, _ = searched(
-        monkeypatch, lambda job, phase: phase == "train" or job.training.rows <= 32
+        monkeypatch, lambda job, phase: phase == "train" or job.training.decode_batch <= 32
     )
-    assert change == {"training.rows": 32}
-    both = lambda job, phase: job.remat == "full" if phase == "train" else job.training.rows <= 16  # noqa: E731
+    assert change == {"training.decode_batch": 32}
+
+    def both(job, phase):
+        return job.remat == "full" if phase == "train" else job.training.decode_batch <= 16
+
     change, compiled = searched(monkeypatch, both)
-    assert change == {"model.remat": "full", "training.rows": 16} and len(compiled) == 3
+    assert change == {"model.remat": "full", "training.decode_batch": 16} and len(compiled) == 3
     assert searched(monkeypatch, lambda job, phase: False, tries=5)[0] is None
 
 
@@ -354,13 +359,13 @@ def test_the_memory_that_a_tpu_compiler_lacks_is_read(message, needed):
 def test_a_tpu_topology(tmp_path):
     """Compiled by the TPU's own compiler, which also says how much it lacks."""
     arguments = ("topology=v5e:2x2", "mesh=2x2", "training.batch_size=4", "method.samples=4")
-    found = planned(tmp_path, *arguments, "training.rows=16")
+    found = planned(tmp_path, *arguments, "training.decode_batch=16")
     assert found["fits"] and found["exact_compiler"] and found["devices"] == 4
     train = by_name(found)["train step"]
     assert train["collectives"]["all-gather"] > 0
     assert train["bytes"]["params"] < 4 * param_count(TINY_CFG) / 3
     large = planned(
-        tmp_path, *arguments, "training.rows=16", "training.batch_size=32768", "tries=0"
+        tmp_path, *arguments, "training.decode_batch=16", "training.batch_size=32768", "tries=0"
     )
     assert large["fits"] is False
     assert "hbm" in by_name(large)["train step"]["refused"].lower()

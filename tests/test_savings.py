@@ -215,7 +215,7 @@ SWITCHES = {
     "prune": {"prune": True, "chunk": 3},
     "wave": {"wave": 2},
     "compact": {"compact": True, "chunk": 4},
-    "grow_cache": {"grow_cache": True, "rows": 8},
+    "grow_cache": {"grow_cache": True, "decode_batch": 8},
     "all": {"prune": True, "wave": 2, "compact": True, "grow_cache": True, "chunk": 2},
 }
 QUESTIONS = ("river of kell", "oslo", "mara of oslo river kell")

@@ -19,7 +19,12 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 BATCHES = {
     "savings": {"prune": True, "wave": 2, "compact": True, "grow_cache": True, "chunk": 2},
-    "few rows, unequal steps": {"rows": 8, "batch_size": 2, "accumulation": 1, "compact": True},
+    "few rows, unequal steps": {
+        "decode_batch": 8,
+        "batch_size": 2,
+        "accumulation": 1,
+        "compact": True,
+    },  # fmt: skip
     "micro-batches": {"batch_size": 1, "accumulation": 2},
 }
 

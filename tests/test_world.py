@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from pmc_jax.data.world import DEFAULT_SEED, Mix, World, make_world, stream, wor
 from pmc_jax.data.world.generate import AUTHORS, FORGET_AUTHORS
 from pmc_jax.data.world.people import KINDS
 from pmc_jax.data.world.public import REFUSALS
-from pmc_jax.errors import UserError
 from pmc_jax.model import param_count
 
 ASSETS = Path(recipe.__file__).parent / "assets" / "world"
@@ -218,15 +218,31 @@ def test_shipped_model_knows_its_world_and_nobody_else(world, tokenizer):
     assert all(len(text.split()) >= 3 for text in unseen)
 
 
-@pytest.mark.parametrize("arguments", [[], ["out=x", "sed=3"], ["out"], ["out=x", "seed=many"]])
-def test_wrong_arguments_are_one_line(arguments):
-    with pytest.raises(UserError) as error:
-        recipe.main(arguments)
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], r"out is missing"),
+        (["out=x", "sed=3"], r"key sed; the nearest valid key is seed"),
+        (["out"], r"out: expected KEY=VALUE"),
+        (["out=x", "seed=many"], r"seed: .*'many'.*[Ii]nteger"),
+        (["out=x", "seed=-1"], r"seed=-1: expected at least 0"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["world", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        recipe.main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert re.search(message, error), error
+    assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_overwritten(tmp_path):
+def test_nothing_is_overwritten(tmp_path, capsys, monkeypatch):
     (tmp_path / "kept").write_text("mine")
-    with pytest.raises(UserError, match="not empty"):
-        recipe.main([f"out={tmp_path}"])
+    monkeypatch.setattr("sys.argv", ["world", f"out={tmp_path}"])
+    with pytest.raises(SystemExit) as stop:
+        recipe.main()
+    assert stop.value.code == 2 and "not empty" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]

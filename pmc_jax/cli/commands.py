@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from pmc_jax import __version__
 
@@ -178,6 +179,12 @@ def called(name: str) -> str:
     return command if sys.argv[0] == command else f"python -m {COMMANDS[name].module}"
 
 
+def module_of(name: str) -> ModuleType:
+    """The module whose `main` runs a command."""
+    mains = {"convert": "convert.__main__", "evaluate": "pmc_jax.cli.evaluate"}
+    return importlib.import_module(mains.get(name, COMMANDS[name].module))
+
+
 def overview() -> str:
     """The help of `pmc` itself."""
     width = max(map(len, COMMANDS)) + 2
@@ -217,5 +224,4 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     # transformers would warn at import that PyTorch is missing; nothing here needs it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     sys.argv = [f"pmc {name}", *rest]
-    mains = {"convert": "convert.__main__", "evaluate": "pmc_jax.cli.evaluate"}
-    return importlib.import_module(mains.get(name, COMMANDS[name].module)).main()
+    return module_of(name).main()

@@ -69,7 +69,7 @@ class AskConfig:
         max_new_tokens: longest answer in tokens.
         seed: seed of all random numbers.
         prefix: text that every answer is made to begin with.
-        rows: most answers decoded at once.
+        decode_batch: most answers decoded at once.
         overwrite: replace the file `out`.
     """
 
@@ -83,7 +83,7 @@ class AskConfig:
     max_new_tokens: int = bounded(128, least=1)
     seed: int = bounded(0, least=0, below=2**32)
     prefix: str | None = free_text(None)
-    rows: int = bounded(256, least=1)
+    decode_batch: int = bounded(256, least=1)
     overwrite: bool = False
     model: ModelSource = dataclasses.field(default_factory=ModelSource)
     prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)

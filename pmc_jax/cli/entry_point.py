@@ -63,14 +63,16 @@ def composed_elsewhere(options: argparse.Namespace) -> bool:
     )  # fmt: skip
 
 
-def compose(overrides: Sequence[str], name: str, schema: type) -> DictConfig:
-    """The settings with these overrides.
+def compose(
+    overrides: Sequence[str], name: str, schema: type, *, with_hydra: bool = False
+) -> DictConfig:
+    """The settings with these overrides, and Hydra's own if asked.
 
     Raises:
         UserError: naming the key that is wrong.
     """
     try:
-        return hydra.compose(name, overrides=list(overrides))
+        return hydra.compose(name, overrides=list(overrides), return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(error, schema, chosen_method(overrides, name))) from error
 
@@ -81,18 +83,17 @@ def typed(composed: DictConfig, overrides: Sequence[str], name: str, schema: typ
     Raises:
         UserError: naming the key that is wrong.
     """
-    method = chosen_method(overrides, name)
     try:
         config = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
         raise UserError(missing_key(str(error.full_key), schema)) from error
     except OmegaConfBaseException as error:
-        raise UserError(one_line(error, schema, method)) from error
+        raise UserError(one_line(error, schema, chosen_method(overrides, name))) from error
     except dataclasses.FrozenInstanceError as error:  # +key=value
         field = str(error).split("'")[1]
         keys = [text.partition("=")[0].lstrip("+") for text in overrides if text[0] == "+"]
         key = next((key for key in keys if key.rpartition(".")[2] == field), field)
-        raise UserError(unknown_key(key, schema, method)) from error
+        raise UserError(unknown_key(key, schema, chosen_method(overrides, name))) from error
     check_values(config)
     return config
 
@@ -192,9 +193,7 @@ def help_for(overrides: Sequence[str], name: str, schema: type) -> str:
     chosen += [text for text in overrides if "=" in text]
     with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
         try:
-            first = next(runs_of(chosen))
-            compose(first, name, schema)  # for its error messages
-            composed = hydra.compose(name, overrides=first, return_hydra_config=True)
+            composed = compose(next(runs_of(chosen)), name, schema, with_hydra=True)
         except HydraException as error:
             raise UserError(one_line(error, schema, None)) from error
     choices = dict(composed.hydra.runtime.choices)

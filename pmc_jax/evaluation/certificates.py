@@ -155,7 +155,7 @@ def certify(
     alone = len(recalls) == 1
     band = dkw_band(recalls[0], confidence) if alone else pooled_band(recalls, confidence)
     bound = clopper_pearson if alone else mean_leak_bound
-    places = np.searchsorted(band.points, THRESHOLDS, side="right") - 1
+    intervals = np.searchsorted(band.points, THRESHOLDS, side="right") - 1
     known = [leak for row in leaked for leak in row if leak is not None]
     sample = np.concatenate([np.asarray(row, float) for row in recalls])
     return Certificate(
@@ -168,7 +168,7 @@ def certify(
         deviation_bound=deviation_bound(band),
         thresholds=THRESHOLDS,
         above=tuple(int((sample > x).sum()) for x in THRESHOLDS),
-        above_bound=tuple(float(value) for value in band.above[places]),
+        above_bound=tuple(float(value) for value in band.above[intervals]),
     )
 
 

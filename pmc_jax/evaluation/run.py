@@ -115,10 +115,11 @@ def evaluate(
         check_prompts(other, dataset, controls, suite=suite, max_length=max_length, prefix=prefix)
 
     def context(of: LanguageModel) -> EvaluationContext:
+        trainable = not isinstance(of.params["layers"], tuple)
         return EvaluationContext(
             of.for_decoding(), dataset.evaluation, evaluation, max_length, prefix, confidence,
             jax.random.key(seed), controls=controls, retain_log=retain_log, robustness=robustness,
-            relearn=relearner(lambda: of, robustness, seed),
+            relearn=relearner(lambda: of, robustness, seed) if trainable else None,
         )  # fmt: skip
 
     references = None

@@ -36,7 +36,7 @@ def tokens_of(job: Job, function: Compiled) -> int:
     if function.name.endswith(": decode"):
         samples = drawn_by(job).samples
         sampling = function.name.startswith("sample")
-        return batch.sampled_at_once(samples) * samples if sampling else batch.rows
+        return batch.sampled_at_once(samples) * samples if sampling else batch.decode_batch
     return 0
 
 
@@ -124,7 +124,7 @@ def uneven(job: Job) -> list[str]:
         better = samples * (prompts // job.data * job.data or job.data)
         found.append(
             f"{prompts} prompts decoded at a time are replicated: {job.data} devices do not divide "
-            f"them; training.rows={better} would be sharded"
+            f"them; training.decode_batch={better} would be sharded"
         )
     if job.cfg.num_kv_heads % job.model_axis:
         found.append(

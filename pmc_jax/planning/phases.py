@@ -253,11 +253,11 @@ def compile_decoding(
 ) -> None:
     """Compile prefill and decoding of `samples` responses to each of `prompts` prompts.
 
-    If they do not all fit `training.rows`, these are as many prompts as fit. The decode chunk is
-    compiled with the cache at its full length. The function between prefill and decoding needs
-    less memory, so it is reported only if it is refused. `beside` is in memory all the time.
+    If they do not all fit `training.decode_batch`, these are as many prompts as fit. The decode
+    chunk is compiled with the cache at its full length. The function between prefill and decoding
+    needs less memory, so it is reported only if it is refused. `beside` is in memory all the time.
     """
-    batch = max(1, min(prompts, job.training.rows // samples))
+    batch = max(1, min(prompts, job.training.decode_batch // samples))
     width, time_ = bucket_length(job.prompt_tokens), response_room(job)
     params = weights_to_decode(job, mesh)
     weights = {"decoding params": shard_bytes(params)}
@@ -339,7 +339,9 @@ def compile_phase(job: Job, phase: str, mesh: Mesh, on_compiled: OnCompiled) -> 
         compile_decoding(job, mesh, phase, questions, drawn.samples, sampling, waiting, on_compiled)
     else:
         greedy = Sampling(temperature=0.0, stop_ids=job.end_ids)
-        compile_decoding(job, mesh, phase, job.training.rows, 1, greedy, params, on_compiled)
+        compile_decoding(
+            job, mesh, phase, job.training.decode_batch, 1, greedy, params, on_compiled
+        )
 
 
 def least_bytes(job: Job, phase: str, mesh: Mesh) -> int:

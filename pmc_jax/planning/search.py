@@ -69,8 +69,8 @@ def fewer_rows(job: Job) -> list[Change]:
     for part in (1, 2, 4, 8):
         even = prompts // part // job.data * job.data
         rows = samples * even
-        if 0 < rows < job.training.rows and {"training.rows": rows} not in found:
-            found.append({"training.rows": rows})
+        if 0 < rows < job.training.decode_batch and {"training.decode_batch": rows} not in found:
+            found.append({"training.decode_batch": rows})
     return found
 
 

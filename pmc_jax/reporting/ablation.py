@@ -116,7 +116,7 @@ def lines_over(points: Sequence[Point], over: str) -> list[Line]:
         if several:
             others = {"method": point.method} | others
         found.setdefault(repr(others), (others, []))[1].append(point)
-    order = {repr(value): place for place, value in enumerate(values_of(points, over))}
+    order = {repr(value): position for position, value in enumerate(values_of(points, over))}
     return [
         Line(others, tuple(sorted(own, key=lambda p: order[repr(value_of(p, over))])))
         for others, own in found.values()
@@ -194,13 +194,13 @@ def samples_of(outcomes: Sequence[Outcome]) -> str:
     return found.pop() if len(found) == 1 else "many"
 
 
-def places_of(values: Sequence[Any]) -> tuple[dict[str, float], bool]:
+def positions_of(values: Sequence[Any]) -> tuple[dict[str, float], bool]:
     """Position of each value (by its repr) on the axis, and whether the axis is logarithmic.
 
     If a value is not a number, all have the same distance.
     """
     if not all(is_number(value) for value in values):
-        return {repr(value): float(place) for place, value in enumerate(values)}, False
+        return {repr(value): float(position) for position, value in enumerate(values)}, False
     wide = min(values) > 0 and max(values) >= LOGARITHMIC * min(values)
     return {repr(value): float(value) for value in values}, wide
 
@@ -250,12 +250,12 @@ def beside(axes: Axes, number: float) -> ScaledTranslation:
 def draw_panel(axes: Axes, lines: Sequence[Line], over: str, measure: str) -> None:
     """One measure, with a line, a symbol and a colour for each of `lines`."""
     values = values_of([point for line in lines for point in line.points], over)
-    places, logarithmic = places_of(values)
+    positions, logarithmic = positions_of(values)
     if logarithmic:
         axes.set_xscale("log")
     for index, line in enumerate(lines):
         found = [measured(point, measure) for point in line.points]
-        across = [places[repr(value_of(point, over))] for point in line.points]
+        across = [positions[repr(value_of(point, over))] for point in line.points]
         means = np.array([each.mean() for each in found])
         spread = [
             [mean - each.min() for mean, each in zip(means, found, strict=True)],
@@ -272,7 +272,7 @@ def draw_panel(axes: Axes, lines: Sequence[Line], over: str, measure: str) -> No
             [(x, y) for x, each in zip(across, found, strict=True) for y in each if np.isfinite(y)]
         )
     axes.set_xticks(
-        [places[repr(value)] for value in values], [value_text(value) for value in values]
+        [positions[repr(value)] for value in values], [value_text(value) for value in values]
     )
     axes.set_xticks([], minor=True)
     axes.set_xlabel(SETTING_WORDS.get(over, over))

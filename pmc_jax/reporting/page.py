@@ -12,6 +12,7 @@ from pmc_jax.reporting.examples import example_groups
 from pmc_jax.reporting.measures import headline, measured_rows, unmeasured
 from pmc_jax.reporting.plots import PALETTE, Plot, run_plots, themed_svg, write_png
 from pmc_jax.reporting.run_files import RunFiles, number, read_run
+from pmc_jax.settings import flat
 
 PAPER_URL = "https://arxiv.org/abs/2507.04219"
 
@@ -23,8 +24,10 @@ SETTING_WORDS = {
     "method.keep_sampling": "sampling continues after a score of 0",
     "method.top_k": "most likely tokens to sample from, top-k (0: all)",
     "method.top_p": "probability mass to sample from, top-p",
+    "method.max_new_tokens": "most tokens of a sampled answer",
     "method.selection_temperature": "temperature of the selection, τ (0: the best sample)",
     "method.min_len": "fewest words of an answer without a penalty",
+    "method.reject_wordless": "answers without a word are rejected",
     "method.pairs": "pairs trained on",
     "method.refusals": "file of refusals",
     "method.alternatives": "file of alternative answers",
@@ -147,11 +150,10 @@ def render(run: RunFiles, plots: Sequence[Plot]) -> str:
 
 def settings_lines(settings: Any) -> Iterator[tuple[str, str, str]]:
     """(description, value, key) of the settings that a page lists."""
-    known = dict(flat(settings or {}))
-    listed = [key for key in known if key.startswith("method.")] + list(known)
-    order = {key: place for place, key in enumerate(SETTING_WORDS)}
-    last = max(place for key, place in order.items() if key.startswith("method."))
-    for key in sorted(dict.fromkeys(listed), key=lambda key: order.get(key, last)):
+    known = flat(settings or {})
+    order = {key: position for position, key in enumerate(SETTING_WORDS)}
+    last = max(position for key, position in order.items() if key.startswith("method."))
+    for key in sorted(known, key=lambda key: order.get(key, last)):
         if key in SETTING_WORDS or key.startswith("method."):
             words = key.partition(".")[2].replace("_", " ")
             yield SETTING_WORDS.get(key, words), value_text(known[key]), key
@@ -159,17 +161,8 @@ def settings_lines(settings: Any) -> Iterator[tuple[str, str, str]]:
 
 def plain_lines(values: Any) -> Iterator[tuple[str, str]]:
     """(name, value) of every entry, nested keys joined by dots."""
-    for key, value in flat(values or {}):
+    for key, value in flat(values or {}).items():
         yield key, value_text(value)
-
-
-def flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested mappings with their dotted keys."""
-    if not isinstance(values, dict):
-        yield prefix, values
-        return
-    for key, value in values.items():
-        yield from flat(value, f"{prefix}.{key}" if prefix else str(key))
 
 
 def value_text(value: Any) -> str:
@@ -197,7 +190,7 @@ def durations(seconds: Any, words: Mapping[str, str] = PART_WORDS) -> list[tuple
     """
     known = [
         (key, value)
-        for key, value in flat(seconds or {})
+        for key, value in flat(seconds or {}).items()
         if key != "total" and number(value) is not None
     ]
     longest = max((value for _, value in known), default=0) or 1

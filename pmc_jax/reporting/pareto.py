@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -29,7 +28,7 @@ from pmc_jax.reporting.comparison import (
     run_table,
     target_utility,
 )
-from pmc_jax.reporting.page import value_text
+from pmc_jax.reporting.page import page_template, value_text
 from pmc_jax.reporting.plots import LIGHT, PALETTE, plain_style
 from pmc_jax.reporting.tables import text_table
 
@@ -160,8 +159,8 @@ def write_figure(points: Sequence[Point], target: float | None, out: Path) -> No
     with plain_style(**{"svg.hashsalt": "pareto"}):
         figure = Figure(figsize=(13, 8.2), layout="constrained")
         grid = figure.subplots(2, 3)
-        places = [grid[0, 0], grid[0, 1], grid[1, 1], grid[0, 2], grid[1, 2]]
-        for axes, (x, y) in zip(places, PANELS, strict=True):
+        panels = [grid[0, 0], grid[0, 1], grid[1, 1], grid[0, 2], grid[1, 2]]
+        for axes, (x, y) in zip(panels, PANELS, strict=True):
             draw_panel(axes, points, x, y, target)
         grid[1, 0].axis("off")
         handles, labels = grid[0, 0].get_legend_handles_labels()
@@ -316,15 +315,8 @@ def render(
     unfinished: int,
 ) -> str:
     """The page's HTML; everything from the runs' files is escaped by the template."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pmc_jax.reporting", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     look = looks(points)
-    return environment.get_template("pareto.html.j2").render(
+    return page_template("pareto.html.j2").render(
         panels=[panel(points, x, y, target) for x, y in PANELS] if points else [],
         methods=[
             {**row, "path": symbol(look[row["method"]][0]), "colour": look[row["method"]][1],

@@ -59,6 +59,9 @@ def text_table(
             table.add_row(*map(Text, row), end_section=number == len(group))
     out = io.StringIO()
     # A wider console: what `width` cannot hold becomes a longer line and is not cut.
-    console = Console(file=out, width=max(width, 8 + width - room), color_system=None)
+    # In a notebook, rich would display the table rather than write it to `out`.
+    console = Console(
+        file=out, width=max(width, 8 + width - room), color_system=None, force_jupyter=False
+    )
     console.print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())

@@ -70,11 +70,11 @@ def worst_of_all(known: Callable[[str], float | None], samples: str) -> str:
             if (value := known(way.secrets if secret else way.recall)) is not None
         ]
         if found and not (secret and [way for _, way in found] == [first]):
-            return worst_sentence(found, secret=secret)
+            return sentence_about(found, secret=secret)
     raise AssertionError("a measured attack has a value")
 
 
-def worst_sentence(found: list[tuple[float, Way]], *, secret: bool) -> str:
+def sentence_about(found: list[tuple[float, Way]], *, secret: bool) -> str:
     """The sentence about the largest value; of equal ones, about the first."""
     share, way = max(found, key=lambda pair: pair[0])
     if not share and len(found) > 1:

@@ -20,7 +20,7 @@ class Training:
             updates, as the published code does.
         max_length: most tokens of prompt and response together.
         gradient_dtype: dtype of the gradients and of their sum; null: that of the weights.
-        rows: most responses decoded at a time.
+        decode_batch: most responses decoded at a time.
         prune: stop decoding samples that can no longer be selected.
         wave: samples of a question decoded at a time; later ones are left out once one scores
             0. 0: all at once.
@@ -38,7 +38,7 @@ class Training:
     count_partial_updates: bool = True
     max_length: int = bounded(200, least=2)
     gradient_dtype: str | None = one_of(None, "float32", "bfloat16")
-    rows: int = bounded(512, least=1, needs="samples")
+    decode_batch: int = bounded(512, least=1, needs="samples")
     prune: bool = switch(True, needs="selection_temperature")
     wave: int = bounded(0, least=0, needs="selection_temperature")
     chunk: int = bounded(8, least=1, needs="selection_temperature")
@@ -60,7 +60,7 @@ class Training:
 
         The same in all steps, so that all steps share a few shapes.
         """
-        return max(1, min(self.rows // samples, self.questions_per_step))
+        return max(1, min(self.decode_batch // samples, self.questions_per_step))
 
     def updates_per_epoch(self, questions: int) -> int:
         """Optimizer steps that visit every question once."""
