@@ -1,5 +1,6 @@
 """The documents name files, tests, modules, commands and settings that exist."""
 
+import ast
 import importlib
 import inspect
 import re
@@ -59,8 +60,11 @@ def code(path: Path) -> str:
 def commands(path: Path) -> list[list[str]]:
     """The words of every call of `pmc` in a document's code."""
     lines = code(path).replace("\\\n", " ").splitlines()
-    calls = (re.search(r"\bpmc [a-z].*?(?= && | &$|; done|\" *$|$)", line) for line in lines)
-    return [shlex.split(call[0], comments=True) for call in calls if call]
+    calls = (re.search(r"\bpmc [a-z].*?(?= && | &$|; done|$)", line) for line in lines)
+    texts = [
+        call[0] if call[0].count('"') % 2 == 0 else call[0].rstrip('"') for call in calls if call
+    ]
+    return [shlex.split(text, comments=True) for text in texts]
 
 
 def sections(path: Path) -> set[str]:
@@ -146,9 +150,44 @@ def test_single_settings_exist(path):
     functions = (getattr(pmc_jax, name) for name in ("load_model", "unlearn", "evaluate"))
     arguments = {name for each in functions for name in inspect.signature(each).parameters}
     known = set().union(*KEYS.values(), GROUPS, arguments)
-    known |= {"key", *(key.partition(".")[2] for key in known)}  # in a table of one section's settings
+    known |= {
+        "key",
+        *(key.partition(".")[2] for key in known),
+    }  # in a table of one section's settings
     spans = re.findall(r"`([a-z_.]+)=[^`\n]*`", path.read_text("utf-8"))
     assert not {key for key in spans if key not in known and not key.startswith("hydra")}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of this repository that a module imports."""
+    nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+    named = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    named |= {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    return {name for name in named if name.partition(".")[0] in ("pmc_jax", "convert")}
+
+
+def test_imports_point_down():
+    """A part imports only from its own row of the table in `architecture.md`, and rows below."""
+    page = (ROOT / "docs/architecture.md").read_text("utf-8")
+    first_cells = re.findall(r"^\| (`.*?`) \|", page, re.M)
+    rows = [re.findall(r"`(?:pmc_jax/)?([a-z_]+)(?:/|\.py)`", cell) for cell in first_cells]
+    rank = {name: number for number, row in enumerate(rows) for name in row}
+    rank["assets"] = rank["data"]  # files alone
+    packages = {
+        path.name for path in (ROOT / "pmc_jax").iterdir() if (path / "__init__.py").exists()
+    }
+    assert packages <= rank.keys()
+    modules = [*(ROOT / "pmc_jax").rglob("*.py"), *(ROOT / "convert").glob("*.py")]
+    entrances = ROOT / "pmc_jax/__init__.py", ROOT / "convert/__main__.py"
+    upwards = []
+    for path in {*modules} - {*entrances}:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        own = parts[1] if parts[0] == "pmc_jax" else "convert"
+        for name in imports(path) - {"pmc_jax"}:
+            other = name.split(".")[1] if name.startswith("pmc_jax") else "convert"
+            if rank[other] < rank[own]:
+                upwards.append((path.name, name))
+    assert not upwards
 
 
 def test_every_public_name_is_in_the_reference():
@@ -158,7 +197,7 @@ def test_every_public_name_is_in_the_reference():
     )
     for module, name, heading in documented:
         assert getattr(pmc_jax, heading) is getattr(importlib.import_module(module), name)
-    assert {heading for *_, heading in documented} == {*pmc_jax.__all__} - {"__version__"}
+    assert {heading for *_, heading in documented} == {*pmc_jax.__all__} - {"__version__", "theory"}
 
 
 def test_readme_is_short():
