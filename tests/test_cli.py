@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pmc_jax.model.language_model import ModelSource
 
 from convert.__main__ import main as convert
 from convert.__main__ import parse as parse_conversion
@@ -32,6 +31,7 @@ from pmc_jax.cli.config import (
 )
 from pmc_jax.cli.entry_point import check_ahead, entry_point, help_for, parse, quoted
 from pmc_jax.errors import UserError
+from pmc_jax.language_model import ModelSource
 from pmc_jax.settings import bounded, descriptions, flat, nested, one_of, path_to
 
 ROOT = Path(__file__).parent.parent
