@@ -158,9 +158,7 @@ def whole_run(
     return {
         "tokens": sum(record.measures["tokens_sampled"] for record in records),
         "estimated_saved": sum(record.measures["tokens_saved"] for record in records),
-        "first_epoch": sum(
-            n for n, record in zip(sampled, records, strict=True) if not record.epoch
-        ),
+        "first_epoch": sum(r.measures["tokens_sampled"] for r in records if r.epoch == 0),
         "score": float(np.mean(state.method.score)),
         "seconds": sum(record.seconds["total"] for record in records),
         "host_seconds": sum(host),

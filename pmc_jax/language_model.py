@@ -186,7 +186,13 @@ def load_language_model(
 
 
 def path_of(source: ModelSource) -> str | Path:
-    """Where the model is; the bundled one is in the package."""
+    """Where the model is; the bundled one is in the package.
+
+    Raises:
+        UserError: if the settings name no model.
+    """
+    if not source.path:
+        raise UserError("model.path is missing; expected a model directory or a hub id")
     return WORLD_MODEL if source.path == "bundled" else source.path
 
 

@@ -90,7 +90,10 @@ def test_a_run_with_references_and_refusals(run, tofu_dir, monkeypatch):
     assert summary["seconds"].keys() >= {"target_model", "prepare", "train", "checkpoint"}
     page = (whole / "report" / "index.html").read_text(encoding="utf-8")
     assert "direct preference optimisation" in page
-    assert "never a training target" not in page and "2507.04219" not in page
+    assert "never a training target" not in page
+    # The paper of PMC is the source of the measures, not of the method.
+    before, _, footer = page.rpartition("<p>Measures: ")
+    assert "2507.04219" not in before and "2507.04219" in footer.partition("</p>")[0]
     assert {"model", "report", "checkpoints", "samples.jsonl", "config.yaml"} <= {
         path.name for path in whole.iterdir()
     }

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pmc_jax.model.language_model import ModelSource
 
 from convert.__main__ import main as convert
 from convert.__main__ import parse as parse_conversion
@@ -32,6 +31,7 @@ from pmc_jax.cli.config import (
 )
 from pmc_jax.cli.entry_point import check_ahead, entry_point, help_for, parse, quoted
 from pmc_jax.errors import UserError
+from pmc_jax.language_model import ModelSource
 from pmc_jax.settings import bounded, descriptions, flat, nested, one_of, path_to
 
 ROOT = Path(__file__).parent.parent
@@ -275,13 +275,13 @@ BOUNDS = {
     "training.chunk": ("train", 1, True), "optimizer.learning_rate": ("train", 0, True),
     "optimizer.warmup_epochs": ("train", 0, True), "optimizer.weight_decay": ("train", 0, True),
     "optimizer.epsilon": ("train", 0, False), "optimizer.max_grad_norm": ("train", 0, False),
-    "evaluation.max_new_tokens": ("train", 1, True), "evaluation.rows": ("train", 1, True),
+    "evaluation.max_new_tokens": ("train", 1, True), "evaluation.decode_batch": ("train", 1, True),
     "evaluation.attack_samples": ("evaluate", 0, True),
     "evaluation.attack_temperature": ("evaluate", 0, False),
     "evaluation.attack_top_k": ("evaluate", 0, True),
-    "evaluation.attack_top_p": ("evaluate", 0, False), "aftermath.rows": ("evaluate", 1, True),
-    "aftermath.batch_size": ("evaluate", 1, True),
-    "aftermath.learning_rate": ("evaluate", 0, False), "checkpoints.every": ("train", 1, True),
+    "evaluation.attack_top_p": ("evaluate", 0, False), "robustness.examples": ("evaluate", 1, True),
+    "robustness.batch_size": ("evaluate", 1, True),
+    "robustness.learning_rate": ("evaluate", 0, False), "checkpoints.every": ("train", 1, True),
     "checkpoints.keep": ("train", 1, True), "distributed.num_processes": ("train", 1, True),
     "distributed.process_id": ("train", 0, True),
     "distributed.heartbeat_timeout_seconds": ("train", 5, True),

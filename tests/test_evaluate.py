@@ -367,7 +367,7 @@ def test_a_damaged_part_says_how_it_is_measured_again(run, damage, capsys):
 
 @pytest.mark.slow
 def test_the_bundled_model_remembers(run):
-    """It was taught these authors: nothing is forgotten, and the certificate says so."""
+    """It was trained on these authors: nothing is forgotten, and the certificate says so."""
     directory = run(
         "model.path=bundled", "data.path=bundled", "data.retain_rows=null", "max_length=200",
         "evaluation.max_new_tokens=null", "evaluation.attack_samples=20",

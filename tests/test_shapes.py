@@ -24,7 +24,7 @@ BATCHES = {
         "batch_size": 2,
         "accumulation": 1,
         "compact": True,
-    },  # fmt: skip
+    },
     "micro-batches": {"batch_size": 1, "accumulation": 2},
 }
 
