@@ -101,7 +101,8 @@ def checksum(bits: UInt32[Array | np.ndarray, "..."]) -> UInt32[Array, ""]:
 def words(leaf: Array | np.ndarray) -> UInt32[Array | np.ndarray, "..."]:
     """An array's bits as 32-bit words (one per element where elements are smaller)."""
     if isinstance(leaf, np.ndarray):
-        return np.ascontiguousarray(leaf).reshape(-1).view(np.uint32)
+        narrow = {1: np.uint8, 2: np.uint16}.get(leaf.dtype.itemsize, np.uint32)
+        return np.ascontiguousarray(leaf).reshape(-1).view(narrow).astype(np.uint32)
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
     return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
 

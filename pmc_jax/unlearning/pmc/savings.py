@@ -62,8 +62,8 @@ def pruning(
 ) -> PruneBatch | None:
     """Which samples of `questions` need no further decoding, as `generate` asks for it.
 
-    Without `training.prune`, or where the reward has no bound, the bound of a sample is 0: one
-    that scores 0 still spares those after it.
+    None if there is nothing to save. If the reward has no bound, or without `training.prune`,
+    samples are cut only in waves: once one scores 0, those after it are left out.
     """
     pmc, task = run.method, run.task
     if pmc.selection_temperature > 0 or not (task.training.prune or task.training.wave):
@@ -80,10 +80,10 @@ def pruning(
         settled = task.model.template.decode_settled(tokens)
         return lower(run.prepared["originals"][question], settled)
 
-    def prune(places: Sequence[int], found: Responses) -> Bool[np.ndarray, "batch samples"]:
+    def prune(indices: Sequence[int], found: Responses) -> Bool[np.ndarray, "batch samples"]:
         scores, bounds = np.full(found.status.shape, np.inf), np.zeros(found.status.shape)
         remembered = np.full(len(scores), np.inf)
-        asked = [questions[place] for place in places]
+        asked = [questions[index] for index in indices]
         remembered[: len(asked)] = memory.score[asked]
         for row, j in np.argwhere(found.status[: len(asked)] == FINISHED).tolist():
             scores[row, j] = score(asked[row], tuple(found.tokens_of(row, j)))
