@@ -11,12 +11,12 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt32
 
 from pmc_jax.decoding import FINISHED, RUNNING, PruneBatch, Responses
 from pmc_jax.unlearning.method import Run, Tokens
 from pmc_jax.unlearning.pmc.memory import ResponseMemory
-from pmc_jax.unlearning.pmc.reward import reward_of, score_sample
+from pmc_jax.unlearning.pmc.reward import original_answer, reward_of, score_sample
 from pmc_jax.unlearning.pmc.settings import PMCSettings
 
 
@@ -78,7 +78,7 @@ def pruning(
     def bound(question: int, tokens: Tokens) -> float:
         assert lower is not None
         settled = task.model.template.decode_settled(tokens)
-        return lower(run.prepared["originals"][question], settled)
+        return lower(original_answer(run, question), settled)
 
     def prune(indices: Sequence[int], found: Responses) -> Bool[np.ndarray, "batch samples"]:
         scores, bounds = np.full(found.status.shape, np.inf), np.zeros(found.status.shape)
@@ -93,6 +93,18 @@ def pruning(
         return cannot_be_selected(remembered, scores, bounds)
 
     return prune
+
+
+def padded_to_step(
+    run: Run[PMCSettings],
+    questions: Sequence[int],
+    scores: Float[np.ndarray, "questions samples"],
+) -> tuple[UInt32[np.ndarray, " step"], Float[np.ndarray, "step samples"]]:
+    """Question ids and scores, padded to the questions of a whole step: one shape for all."""
+    count = run.task.training.questions_per_step
+    ids, padded = np.zeros(count, np.uint32), np.zeros((count, scores.shape[1]))
+    ids[: len(questions)], padded[: len(questions)] = questions, scores
+    return ids, padded
 
 
 def tokens_saved(
