@@ -27,7 +27,7 @@ GROUPS = {
 Settings = Mapping[str, Any]
 
 
-def help_page(name: str, schema: type, composed: Settings, choices: Mapping[str, str]) -> str:
+def help_page(name: str, schema: type, composed: Settings, choices: Mapping[str, Any]) -> str:
     """The help of a command for composed settings and the choices of Hydra's groups."""
     command = COMMANDS[name]
     parts = [[f"usage: {usage(name)}"], [introduction(name)]]
@@ -39,7 +39,7 @@ def help_page(name: str, schema: type, composed: Settings, choices: Mapping[str,
     return "\n\n".join("\n".join(part) for part in parts)
 
 
-def group_lines(command: Command, choices: Mapping[str, str]) -> Iterator[str]:
+def group_lines(command: Command, choices: Mapping[str, Any]) -> Iterator[str]:
     """Hydra's groups and the names that each can have."""
     yield "groups (a name stands for many settings):"
     for group in command.groups:
@@ -48,7 +48,7 @@ def group_lines(command: Command, choices: Mapping[str, str]) -> Iterator[str]:
         yield from indented(f"{GROUPS[group]}: {', '.join(group_names(group))}", 6)
 
 
-def note_on_values(name: str, command: Command, choices: Mapping[str, str]) -> Iterator[str]:
+def note_on_values(name: str, command: Command, choices: Mapping[str, Any]) -> Iterator[str]:
     """Which values the page shows."""
     groups = [group for group in command.groups if group != "sweep"]
     now = ", ".join(f"{group}={choices[group]}" for group in groups)
@@ -58,7 +58,7 @@ def note_on_values(name: str, command: Command, choices: Mapping[str, str]) -> I
 
 
 def sections(
-    command: Command, schema: type, composed: Settings, choices: Mapping[str, str]
+    command: Command, schema: type, composed: Settings, choices: Mapping[str, Any]
 ) -> Iterator[list[str]]:
     """The settings that apply: those without a group, and then group by group."""
     fields = [field for field in dataclasses.fields(schema) if field.name not in command.unused]
