@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pmc_jax.data import Dataset
     from pmc_jax.data.prompts import PromptConfig
     from pmc_jax.errors import Stopped, UserError
+    from pmc_jax.evaluation.context import RobustnessConfig
     from pmc_jax.evaluation.quality import EvaluationConfig
     from pmc_jax.evaluation.run import Evaluation, evaluate
     from pmc_jax.language_model import LanguageModel
@@ -69,6 +70,7 @@ _WHERE = {
     "Training": "unlearning.schedule",
     "Optimizer": "training.optimizer",
     "EvaluationConfig": "evaluation.quality",
+    "RobustnessConfig": "evaluation.context",
     "PromptConfig": "data.prompts",
     "CheckpointConfig": "runs.checkpoints",
     "LoggingConfig": "runs.metrics",
@@ -122,6 +124,7 @@ __all__ = [
     "Optimizer",
     "PromptConfig",
     "RetainOnly",
+    "RobustnessConfig",
     "SatImp",
     "SimNPO",
     "StepRecord",

@@ -23,7 +23,8 @@ DOCUMENTS = [
     *sorted((ROOT / "benchmarks").glob("*.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-CURRENT = [path for path in DOCUMENTS if path.name != "LOG.md"]  # a log names what was there then
+CURRENT = [path for path in DOCUMENTS if path.name not in ("CHANGELOG.md", "LOG.md")]
+"""The documents without those that name what was there before."""
 GROUPS = ("data", "experiment", "method", "model", "sweep")
 SCHEMAS = {
     "train": Config,
