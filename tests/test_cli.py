@@ -148,12 +148,12 @@ def test_every_setting_has_a_line_of_its_own(name):
 
 
 KINDS = [*SCHEMAS.values(), *METHODS.values()]
-KINDS += {
+KINDS += [
     type(getattr(schema(), field.name))
     for schema in SCHEMAS.values()
     for field in dataclasses.fields(schema)
     if dataclasses.is_dataclass(field.default_factory)
-}
+]
 
 
 @pytest.mark.parametrize("kind", dict.fromkeys(KINDS), ids=lambda kind: kind.__name__)
