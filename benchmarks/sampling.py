@@ -225,7 +225,7 @@ def selected(
 ) -> None:
     """One step's selected responses, our way."""
     samples = sample_responses(run, memory, params, step, questions)
-    scores, _ = score_samples(run, questions, samples)
+    scores = score_samples(run, questions, samples)
     remember_best(run, memory, step, questions, samples, scores)
 
 

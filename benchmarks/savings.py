@@ -181,7 +181,7 @@ def differences(run: Run[PMC], params: Params, dtype: str) -> tuple[int, int]:
         for first in range(0, len(questions), size):
             asked = questions[first : first + size]
             samples = sample_responses(now, memory, params, 0, asked)
-            scores, _ = score_samples(now, asked, samples)
+            scores = score_samples(now, asked, samples)
             memory = remember_best(now, memory, 0, asked, samples, scores)
         memories.append(memory)
     return len(questions) - same_responses(*memories), len(questions)

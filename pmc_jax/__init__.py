@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pmc_jax.api import Unlearned, load_model, unlearn
     from pmc_jax.data import Dataset
     from pmc_jax.data.prompts import PromptConfig
-    from pmc_jax.errors import UserError
+    from pmc_jax.errors import Stopped, UserError
     from pmc_jax.evaluation.context import RobustnessConfig
     from pmc_jax.evaluation.quality import EvaluationConfig
     from pmc_jax.evaluation.run import Evaluation, evaluate
@@ -65,6 +65,7 @@ _WHERE = {
     "Evaluation": "evaluation.run",
     "StepRecord": "training.loop",
     "UserError": "errors",
+    "Stopped": "errors",
     # settings
     "Training": "unlearning.schedule",
     "Optimizer": "training.optimizer",
@@ -127,6 +128,7 @@ __all__ = [
     "SatImp",
     "SimNPO",
     "StepRecord",
+    "Stopped",
     "Training",
     "Unlearned",
     "UserError",

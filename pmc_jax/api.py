@@ -33,13 +33,13 @@ from pmc_jax.language_model import (
 from pmc_jax.model import on_mesh
 from pmc_jax.reporting import write_report
 from pmc_jax.runs.checkpoints import CheckpointConfig
-from pmc_jax.runs.directory import SUMMARY, begin_run, holds_run
+from pmc_jax.runs.directory import SUMMARY, begin_run, check_outside, holds_run
 from pmc_jax.runs.metrics import LoggingConfig
 from pmc_jax.runs.summary import step_seconds, summarise
 from pmc_jax.runtime.processes import from_first, is_first
 from pmc_jax.runtime.progress import stage, token_stage
 from pmc_jax.runtime.timing import timed
-from pmc_jax.settings import check, flat
+from pmc_jax.settings import check, flat, recorded
 from pmc_jax.training.loop import StepRecord
 from pmc_jax.training.optimizer import Optimizer
 from pmc_jax.training.run import Trained, prepare_inputs, train_model
@@ -77,15 +77,7 @@ def load_model(
     check(source, "model.")
     if dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise UserError('dtype="float64" needs jax.config.update("jax_enable_x64", True) first')
-    if prompt is None:
-        prompt = BUNDLED_PROMPT if source.path == "bundled" else PromptConfig()
-    return load_language_model(source, prompt, mesh_of(source, mesh))
-
-
-BUNDLED_PROMPT = PromptConfig(
-    template="plain", question="Question: {question}\nAnswer:", answer=" {answer}"
-)
-"""How the bundled model was trained to be asked."""
+    return load_language_model(source, prompt or PromptConfig(), mesh_of(source, mesh))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,14 +139,22 @@ def unlearn(
     Raises:
         UserError: naming what is wrong with data, settings, or the directory; or if the loss or
             the weights are no longer finite.
+        Stopped: after SIGTERM in a run with `out`, with the last step saved; the same call
+            continues it.
     """
     method, training = method or PMC(), training or Training()
     optimizer, logging = optimizer or Optimizer(), logging or LoggingConfig()
     checkpoints = checkpoints or CheckpointConfig()
     groups = {"method": method, "training": training, "optimizer": optimizer}
-    for name, group in {**groups, "checkpoints": checkpoints}.items():
+    checked: dict[str, Any] = {**groups, "checkpoints": checkpoints}
+    for name, group in (checked | ({"evaluation": evaluation} if evaluation else {})).items():
         check(group, f"{name}.")
     directory = None if out is None else Path(out)
+    if directory is not None:
+        read = [("model.path", str(model.directory))]
+        check_outside(directory, read + [(f"method.{k}", getattr(method, k)) for k in method.reads])
+    if isinstance(model.params["layers"], tuple):
+        raise UserError("the weights are laid out for decoding; expected those of load_model")
     if settings is None:
         settings = settings_of_call(model, groups, evaluation, seed)
     if directory is not None and from_first(
@@ -274,15 +274,11 @@ def settings_of_call(
     seed: int,
 ) -> dict[str, Any]:
     """The settings of a call of `unlearn` by dotted key, as its run records them."""
-    template = model.template
-    nested = {
-        "seed": seed,
-        "model": {"path": str(model.directory), "dtype": model.dtype, "remat": model.remat},
-        "prompt": dataclasses.asdict(template.cfg),
-        **{name: dataclasses.asdict(group) for name, group in groups.items()},
-    }
+    source = {"path": str(model.directory), "dtype": model.dtype, "remat": model.remat}
+    named = {"prompt": model.template.cfg, **groups}
     if evaluation is not None:
-        nested["evaluation"] = dataclasses.asdict(evaluation)
+        named["evaluation"] = evaluation
+    nested = {"seed": seed, "model": source, **{k: recorded(v) for k, v in named.items()}}
     return flat(nested)
 
 

@@ -16,7 +16,7 @@ from pmc_jax.data import load_dataset
 from pmc_jax.language_model import load_language_model, mesh_of
 from pmc_jax.reporting import format_examples, format_table, write_report
 from pmc_jax.reporting.run_files import read_run
-from pmc_jax.runs.directory import place_of
+from pmc_jax.runs.directory import directory_of
 from pmc_jax.runtime.processes import from_first, is_first, join
 from pmc_jax.runtime.timing import timed
 from pmc_jax.settings import recorded
@@ -32,7 +32,7 @@ def train(config: Config) -> None:
     join(config.distributed)
     read = [("model.path", config.model.path), ("data.path", config.data.path)]
     read += [(f"method.{key}", getattr(config.method, key)) for key in config.method.reads]
-    directory = place_of(config.runs_dir, config.name, read)
+    directory = directory_of(config.runs_dir, config.name, read)
     settings = recorded(config, without=NOT_SETTINGS)
     if from_first(lambda: is_finished(directory, settings, overwrite=config.overwrite)):
         if is_first():

@@ -18,21 +18,22 @@ from pmc_jax import __version__, report, settings
 from pmc_jax.cli import commands
 from pmc_jax.cli.commands import COMMANDS, WIDTH
 from pmc_jax.cli.config import (
-    METHODS,
     AskConfig,
     Config,
-    EvaluateConfig,
     PlanConfig,
     WorldConfig,
     check_values,
     free_text_keys,
     group_names,
-    settings_of,
 )
 from pmc_jax.cli.entry_point import check_ahead, entry_point, help_for, parse, quoted
 from pmc_jax.errors import UserError
+from pmc_jax.evaluation.config import EvaluateConfig
 from pmc_jax.language_model import ModelSource
-from pmc_jax.settings import bounded, descriptions, flat, nested, one_of, path_to
+from pmc_jax.settings import bounded, descriptions, flat, nested, one_of, path_to, recorded
+from pmc_jax.unlearning.method import methods
+
+METHODS = methods()
 
 ROOT = Path(__file__).parent.parent
 
@@ -147,12 +148,12 @@ def test_every_setting_has_a_line_of_its_own(name):
 
 
 KINDS = [*SCHEMAS.values(), *METHODS.values()]
-KINDS += {
+KINDS += [
     type(getattr(schema(), field.name))
     for schema in SCHEMAS.values()
     for field in dataclasses.fields(schema)
     if dataclasses.is_dataclass(field.default_factory)
-}
+]
 
 
 @pytest.mark.parametrize("kind", dict.fromkeys(KINDS), ids=lambda kind: kind.__name__)
@@ -423,7 +424,7 @@ def test_two_spellings_of_a_path_are_the_same_setting():
     }  # fmt: skip
     assert settings.recorded(Paths()) == {"one": None, "several": None, "text": ""}
     assert settings.recorded(Paths(one="")) == {"one": "", "several": None, "text": ""}
-    found = settings_of(Config(model=ModelSource(path="org/name/")))
+    found = recorded(Config(model=ModelSource(path="org/name/")))
     assert found["model.path"] == "org/name" and not any("distributed" in key for key in found)
 
 

@@ -22,8 +22,8 @@ from pmc_jax.training.batch import Batch
 from pmc_jax.training.objective import make_objective
 from pmc_jax.training.optimizer import (
     Optimizer,
+    cast_moments,
     make_optimizer,
-    narrowed,
     scale_by_adam,
     stochastically_rounded,
 )
@@ -184,7 +184,7 @@ def test_roundings_are_independent_between_elements_steps_moments_and_leaves():
     halfway = {name: jnp.full(size, 1 + 2.0**-8) for name in "ab"}
     for step in range(2):
         state = optax.ScaleByAdamState(jnp.int32(step), halfway, halfway)
-        for leaf in jax.tree.leaves(narrowed(state, jnp.bfloat16)):
+        for leaf in jax.tree.leaves(cast_moments(state, jnp.bfloat16)):
             ups += [np.asarray(leaf, np.float32)] if leaf.shape else []
     assert len(ups) == 8 and all(set(np.unique(up)) == {1, 1 + 2.0**-7} for up in ups)
     ups = [up > 1 for up in ups]

@@ -278,7 +278,8 @@ def test_equal_samples_are_scored_once(words_model, monkeypatch, x64):
 
     monkeypatch.setattr("pmc_jax.unlearning.pmc.reward.response_score", noting)
     samples = [[template.encode_answer(answer) for answer in ("mara", "oslo", "mara")]] * 2
-    scores, whole = score_samples(run, [0, 1], samples)
+    scores = score_samples(run, [0, 1], samples)
+    whole = np.isfinite(scores)
     assert whole.all()
     memory = remember_best(run, state.method, 0, [0, 1], samples, scores)
     assert scored == [(originals[i], word) for i in (0, 1) for word in ("mara", "oslo")]

@@ -403,7 +403,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, capsys):
     with pytest.raises(SystemExit) as stop:
         run("optimizer.learning_rate=1e30", "optimizer.schedule=constant")
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and "no longer finite at step" in error
+    assert stop.value.code == 2
+    assert re.search(r"(loss is (nan|inf|-inf)|a weight is not finite) at step \d", error)
     assert "last good checkpoint" in error and "(questions [" in error
 
 

@@ -47,7 +47,8 @@ class MaximumEntropy(BaselineMethod):
 
 def names_in(text: str) -> set[str]:
     """Words with a capital letter, a rough guess at names."""
-    return {word.strip(".,;:!?'\"") for word in text.split() if word[:1].isupper()}
+    words = (word.strip(".,;:!?'\"") for word in text.split())
+    return {word for word in words if word[:1].isupper()}
 
 
 def forgotten_names(original: str, response: str) -> float:

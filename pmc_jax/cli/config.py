@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,9 +181,13 @@ def group_names(group: str) -> list[str]:
     return sorted(path.stem for path in (config_directory() / group).glob("*.yaml"))
 
 
-def free_text_keys(schema: type) -> set[str]:
-    """The keys whose values the command line takes literally."""
-    own = (settings.fields_of(kind(), "method.") for kind in methods().values())
+def free_text_keys(schema: type, outside: Sequence[str] = ()) -> set[str]:
+    """The keys whose values the command line takes literally.
+
+    `outside` are methods from outside the package, `package.module:Name`.
+    """
+    kinds = [*methods().values(), *map(resolve, outside)]
+    own = (settings.fields_of(kind(), "method.") for kind in kinds)
     fields = itertools.chain(settings.fields_of(schema()), *own)
     return {key for key, field, _ in fields if field.metadata.get("free_text")}
 

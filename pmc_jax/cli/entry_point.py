@@ -278,14 +278,15 @@ def entry_point(
     def main() -> None:
         # transformers would warn at import that PyTorch is missing; nothing here needs it.
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        free_text = free_text_keys(schema)
-        arguments = [quoted(argument, free_text) for argument in sys.argv[1:]]
-        options = parse(arguments, name)
         if os.getcwd() not in sys.path:  # for methods and rewards of one's own
             sys.path.append(os.getcwd())
         try:
-            for method in outside_methods(options.overrides):
+            outside = outside_methods(sys.argv[1:])
+            for method in outside:
                 store_method(method)
+            free_text = free_text_keys(schema, outside)
+            arguments = [quoted(argument, free_text) for argument in sys.argv[1:]]
+            options = parse(arguments, name)
             if options.help:
                 print(help_for(options.overrides, name, schema))
                 return

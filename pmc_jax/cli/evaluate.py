@@ -21,7 +21,7 @@ from pmc_jax.evaluation.inputs import check_model, load_inputs
 from pmc_jax.evaluation.models import model_paths
 from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.robustness import check_robustness
-from pmc_jax.runs.directory import SUMMARY, begin_run, holds_run, place_of
+from pmc_jax.runs.directory import SUMMARY, begin_run, directory_of, holds_run
 from pmc_jax.runtime.processes import from_first, is_first, join
 from pmc_jax.settings import recorded
 
@@ -37,7 +37,7 @@ def evaluate(config: EvaluateConfig) -> None:
     read = [("model.path", config.model.path), ("data.path", config.data.path)]
     read += [("compare", path) for path in list(paths.values())[1:]]
     read += [("retain_logs", config.retain_logs), ("reference_model", config.reference_model)]
-    directory = place_of(config.evaluations_dir, config.name, read)
+    directory = directory_of(config.evaluations_dir, config.name, read)
     settings = recorded(config, without=NOT_SETTINGS)
     directories = {name: directory / "models" / name for name in paths}
 

@@ -12,7 +12,7 @@ Pair = tuple[Sequence[int], Sequence[int]]
 """Prompt and answer as token ids."""
 
 PER_ROW, LONGEST_PER_ROW = 4, 2
-"""Sequences of mean length that a row has room for, unless so many of the longest take less."""
+"""A row has room for 4 sequences of mean length, but for at most 2 of `max_length`."""
 
 Item = TypeVar("Item")
 
@@ -51,7 +51,7 @@ def row_width(lengths: Sequence[int], max_length: int) -> int:
 
 
 def first_fit(lengths: Mapping[int, int], width: int) -> list[list[int]]:
-    """Rows of at most `width` tokens: sequences, longest first, go where there is room first.
+    """Rows of at most `width` tokens: each sequence, longest first, goes into the first with room.
 
     `lengths` are the sequences' by number; rows hold their numbers.
     """
@@ -77,8 +77,8 @@ def packed(parts: Sequence[Mapping[int, Pair]], width: int, multiple: int = 1) -
 
     Args:
         parts: for each micro-batch its sequences by their number, from 1.
-        multiple: what the number of rows, which is one of a few, is a multiple of. Rows without
-            a sequence are padding.
+        multiple: the number of rows is rounded up to a bucket, and then to a multiple of this.
+            Rows without a sequence are padding.
 
     Raises:
         ValueError: if a sequence has no prompt, no answer, or more than `width` tokens.

@@ -21,7 +21,7 @@ from pmc_jax.evaluation.tofu import RetainLog
 from pmc_jax.language_model import LanguageModel
 from pmc_jax.model import on_mesh, param_count
 from pmc_jax.reporting.side_by_side import comparison_table
-from pmc_jax.settings import flat
+from pmc_jax.settings import check, flat
 
 PREFIX = "The answer is:"
 
@@ -107,6 +107,7 @@ def evaluate(
     if suite not in SUITES:
         raise UserError(f"suite={suite}: expected one of {', '.join(SUITES)}")
     evaluation = evaluation or EvaluationConfig()
+    check(evaluation, "evaluation.")
     robustness = robustness or RobustnessConfig()
     controls = dataset.controls if controls is None else controls
     check_robustness(robustness)

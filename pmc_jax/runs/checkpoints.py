@@ -58,7 +58,7 @@ def open_checkpoints(directory: Path, cfg: CheckpointConfig) -> Iterator[ocp.Che
         yield manager
         finish(manager)
     finally:
-        with suppress(Exception):  # one that came to nothing has been told of already
+        with suppress(Exception):  # a failed write has been reported already
             manager.close()
 
 
@@ -101,7 +101,8 @@ def checksum(bits: UInt32[Array | np.ndarray, "..."]) -> UInt32[Array, ""]:
 def words(leaf: Array | np.ndarray) -> UInt32[Array | np.ndarray, "..."]:
     """An array's bits as 32-bit words (one per element where elements are smaller)."""
     if isinstance(leaf, np.ndarray):
-        return np.ascontiguousarray(leaf).reshape(-1).view(np.uint32)
+        narrow = {1: np.uint8, 2: np.uint16}.get(leaf.dtype.itemsize, np.uint32)
+        return np.ascontiguousarray(leaf).reshape(-1).view(narrow).astype(np.uint32)
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
     return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
 
@@ -112,7 +113,7 @@ def _checksums(leaves: dict[str, Array | np.ndarray]) -> dict[str, Array]:
 
 
 def checksums(state: dict[str, Any]) -> dict[str, int]:
-    """The checksum of every array by its dotted path, computed by one program."""
+    """The checksum of every array by its dotted path, computed by one compiled function."""
     leaves = {  # NumPy's as words, since JAX would round 64-bit numbers
         path: words(leaf) if isinstance(leaf, np.ndarray) else leaf
         for path, leaf in flat(state).items()
@@ -212,8 +213,8 @@ def restore_latest(manager: ocp.CheckpointManager, like: S) -> tuple[S, dict[str
 
 def set_aside(directory: Path, steps: Sequence[int]) -> None:
     """Move the checkpoints `steps` to `corrupt/` beside the others, under free names."""
-    place = directory.parent / "corrupt"
-    place.mkdir(exist_ok=True)
+    aside = directory.parent / "corrupt"
+    aside.mkdir(exist_ok=True)
     for step in steps:
-        number = sum(path.name.split(".")[0] == str(step) for path in place.iterdir())
-        (directory / str(step)).rename(place / (f"{step}.{number}" if number else str(step)))
+        number = sum(path.name.split(".")[0] == str(step) for path in aside.iterdir())
+        (directory / str(step)).rename(aside / (f"{step}.{number}" if number else str(step)))

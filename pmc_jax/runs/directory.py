@@ -22,21 +22,35 @@ SHARED_SECONDS = 60
 """How long a network's file system may take to show to one machine what another wrote."""
 
 KINDS = ({"method.name", "method.samples"}, {"suite"})
-"""Settings, any of each, by which a run of one command is told from one of another."""
+"""Settings that tell the commands apart: a run of training has one of the first set, an
+evaluation one of the second."""
 
 
-def place_of(parent: str, name: str, read: Iterable[tuple[str, str | None]]) -> Path:
-    """Where the run `name` leaves its files: never a place that holds what it reads.
+def directory_of(parent: str, name: str, read: Iterable[tuple[str, str | None]]) -> Path:
+    """The directory of the run `name`. It must not contain anything that the run reads.
 
-    `read` has the paths with the settings that name them.
+    Args:
+        read: settings that name files, with their values.
+
+    Raises:
+        UserError: for a name that is no plain directory name, or a file within the directory.
     """
     if Path(name).name != name or name in ("", ".", ".."):
         raise UserError(f"name={name}: expected a plain directory name")
     directory = Path(parent) / name
+    check_outside(directory, read)
+    return directory
+
+
+def check_outside(directory: Path, read: Iterable[tuple[str, str | None]]) -> None:
+    """Check that nothing a run reads lies in its own directory, which it may replace.
+
+    Raises:
+        UserError: naming the setting whose file lies there.
+    """
     for key, value in read:
         if value and Path(value).expanduser().resolve().is_relative_to(directory.resolve()):
             raise UserError(f"{key}={value} lies in {directory}; choose another name=…")
-    return directory
 
 
 def holds_run(directory: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> bool:

@@ -20,7 +20,7 @@ class LoggingConfig:
     Attributes:
         tensorboard: write TensorBoard event files.
         wandb: send them to Weights & Biases (extra `wandb`).
-        update_norm: log the norm of each update, which takes a CPU a copy of it.
+        update_norm: log the norm of each update; on a CPU this needs memory for a copy of it.
     """
 
     tensorboard: bool = True

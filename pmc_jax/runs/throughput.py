@@ -31,7 +31,7 @@ def speeds(row: Mapping[str, Any], parameters: int) -> dict[str, float]:
     """
     trained = row["tokens_trained"] / row["seconds"]["train"]
     found = {"train_tokens": trained}
-    if row.get("tokens_sampled"):
+    if row.get("tokens_sampled") and "sample" in row["seconds"]:
         found["sample_tokens"] = row["tokens_sampled"] / row["seconds"]["sample"]
     found["train_model_flops"] = FLOPS_PER_TOKEN * parameters * trained
     peak = peak_flops(jax.devices()[0].device_kind)

@@ -1,1 +1,1 @@
-"""Optimizer, train step, the PMC loop, and checkpoints."""
+"""The training loop, its batches, objective, step and optimizer: the same for every method."""

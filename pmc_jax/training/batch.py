@@ -107,6 +107,12 @@ def step_batch(run: Run[Method], step: int, chosen: StepExamples) -> tuple[Batch
     task, training, template = run.task, run.task.training, run.task.model.template
     per_question = run.method.retain_pairs
     questions = len(run.questions(step))
+    for kind, answers in (("forget", chosen.forget), ("preferred", chosen.preferred)):
+        if len(answers) not in (0, questions):
+            raise ValueError(
+                f"{run.method.name}: step_examples gave {len(answers)} {kind} answers; expected "
+                f"one for each of the step's {questions} questions, or none"
+            )
     drawn = retain_draw(task.seed, step, per_question * questions, max(len(run.examples.retain), 1))
     sequences = {
         "forget": chosen.forget,

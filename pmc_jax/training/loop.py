@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -75,7 +74,7 @@ class StepRecord:
         return cls(**{name: row[name] for name in own}, measures=measures)
 
     def line(self) -> str:
-        """What a person watches, in under 60 columns."""
+        """What a person watches, in at most 60 columns."""
         speed = self.tokens_trained / self.seconds["train"]
         return f"{self.note or f'loss {self.loss:.3f}'}  training {speed:,.0f} tokens/s"
 
@@ -249,9 +248,13 @@ def not_finite(record: StepRecord, files: RunFiles | None) -> UserError:
     kept = ""
     if files is not None:
         finish(files.manager)
-        where = Path(files.manager.directory)
-        kept = f"last good checkpoint: {files.manager.latest_step()} in {where}; "
+        last = files.manager.latest_step()
+        found = "none" if last is None else last
+        kept = f"last good checkpoint: {found} in {files.manager.directory}; "
+    what = f"loss is {record.loss}"
+    if math.isfinite(record.loss):
+        what = "a weight is not finite"
     return UserError(
-        f"loss is {record.loss} and the weights are no longer finite at step {record.step} "
-        f"(questions {record.questions}); {kept}try a lower optimizer.learning_rate"
+        f"{what} at step {record.step} (questions {record.questions}); {kept}try a lower "
+        "optimizer.learning_rate"
     )

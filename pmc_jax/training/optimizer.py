@@ -59,7 +59,7 @@ def make_schedule(cfg: Optimizer, updates: int, updates_per_epoch: float) -> opt
 
 
 def only_where(trained: Params) -> optax.GradientTransformation:
-    """No update where `trained` is False, not even of the sign of a zero."""
+    """No update where `trained` is False. −0.0 leaves even the sign of a zero as it is."""
 
     def held(updates: optax.Updates) -> optax.Updates:
         return jax.tree.map(lambda u, own: jnp.where(own, u, -0.0), updates, trained)
@@ -81,8 +81,8 @@ def stochastically_rounded(
     return jnp.where(jnp.isfinite(x), cut, x).astype(jnp.bfloat16)
 
 
-def narrowed(state: optax.ScaleByAdamState, dtype: DTypeLike) -> optax.ScaleByAdamState:
-    """Both moments in `dtype`, bfloat16 stochastically rounded.
+def cast_moments(state: optax.ScaleByAdamState, dtype: DTypeLike) -> optax.ScaleByAdamState:
+    """Both moments cast to `dtype`, to bfloat16 with stochastic rounding.
 
     Rounded to the nearest, a second moment in bfloat16 would never fall: β₂ = 0.999 takes
     0.1% of it away, less than half the distance between two neighbours.
@@ -121,7 +121,7 @@ def scale_by_adam(cfg: Optimizer) -> optax.GradientTransformation:
     ) -> tuple[Any, optax.ScaleByAdamState]:
         mu, nu = (optax.tree.cast_like(moment, gradients) for moment in (state.mu, state.nu))
         updates, wide = adam.update(gradients, state._replace(mu=mu, nu=nu), params)
-        return updates, narrowed(wide, dtype)
+        return updates, cast_moments(wide, dtype)
 
     return optax.GradientTransformation(init, update)
 

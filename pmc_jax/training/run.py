@@ -1,6 +1,7 @@
 """A run: what a method receives, what it prepares, and its training from the first step on."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -80,6 +81,11 @@ def prepare_inputs(
     else:
         task = Task(**received)
     examples = method.examples_of(task)
+    if method.retain_pairs and not examples.retain:
+        raise ValueError(
+            f"{method.name}: retain_pairs is {method.retain_pairs}, but examples_of gave no "
+            "retain pairs"
+        )
     hashes = {
         **fingerprints(dataset, encoded),
         "answers trained on": digest([example.answer for example in examples.forget]),
@@ -148,7 +154,8 @@ def train_model(
         seconds = {"checkpoint": 0.0}
         with timed(seconds, "target_model"):
             found = method.prepare(task, inputs.examples, params)
-        return {"prepared": found, "seconds": seconds}
+        # As JSON here too, so that a continued run sees the same values.
+        return {"prepared": json.loads(json.dumps(found)), "seconds": seconds}
 
     with ExitStack() as stack:
         restored, manager = None, None

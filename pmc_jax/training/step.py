@@ -167,8 +167,8 @@ def updated(
 ) -> tuple[TrainState, Norms]:
     """The state after one update, and the norms of what led there.
 
-    The gradients are there only after their norm, which else would keep a copy in memory. That
-    of the updates keeps one on a CPU.
+    The barrier makes XLA compute the norm before it reuses the gradients' memory; otherwise it
+    would keep a copy. On a CPU the norm of the updates still costs one.
     """
     norm = euclidean_norm(gradients)
     gradients, norm = jax.lax.optimization_barrier((gradients, norm))

@@ -28,10 +28,10 @@ class Targets:
     gradients of its parts add up to those of the whole.
 
     Attributes:
-        losses: the cost of each token: its NLL, or what the method has in its place.
+        losses: the cost of each token: its NLL, or the method's own cost.
         mask: True at answer and end tokens.
         segments: the number of a token's answer, from 1; 0 elsewhere.
-        reference: N_ref of each answer; an answer without tokens is filler.
+        reference: N_ref of each answer; a slot without an answer has no tokens, and 0 here.
         tokens, answers: how many the whole optimizer batch has.
     """
 
@@ -86,8 +86,9 @@ class TokenLoss:
     """What a token costs.
 
     Attributes:
-        values: a function of logits as `model.token_values` takes it; with a `layer`, a function
-            of the activations after that layer and of what they are compared with.
+        values: `values(logits, tokens)`; with `target`, `values(logits, target_logits, tokens)`;
+            with a `layer`, `values(activations, goal)`, where the goal is the target model's
+            activations (`target`) or `frozen["control"]`. One number for each token.
         target: whether the cost compares with the frozen target model.
         layer: see `values`.
     """

@@ -65,7 +65,11 @@ class Task:
     refusals: Sequence[str] = ()
 
     def key(self, stream: int = 0) -> PRNGKeyArray:
-        """The RNG key of one stream of random numbers."""
+        """The RNG key of one stream of random numbers.
+
+        0 is for PMC's samples, 1 for evaluation, 2 for AltPO's alternatives; take 16 or more for a
+        method of your own.
+        """
         return jax.random.fold_in(jax.random.key(self.seed), stream)
 
     def answered(self, prompts: Sequence[Tokens], answers: Sequence[str]) -> list[Example]:
@@ -133,7 +137,7 @@ class StepExamples(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """The responses that a method samples for every question: how many, how, and how long."""
+    """How a method samples responses: their number, the sampler and the length limit."""
 
     samples: int
     sampling: Sampling
@@ -216,8 +220,9 @@ class Method:
     def prepare(self, task: Task, examples: Examples, params: Params) -> dict[str, Any]:
         """What the target model with weights `params` decides before the first step.
 
-        The result is a JSON object. It is kept with the checkpoints, so that a run that is
-        continued does not need the target model for it.
+        The result is a JSON object: its keys are strings, and NumPy values must become lists and
+        numbers. It is kept with the checkpoints, so that a run that is continued does not need
+        the target model for it.
         """
         return {}
 
@@ -227,12 +232,24 @@ class Method:
         """The examples, completed by what `prepare` found."""
         return examples
 
-    def frozen(self, task: Task, params: Params) -> Any:
-        """Arrays that every step reads and none changes, from the target model's weights."""
+    def frozen(self, task: Task, params: Params) -> dict[str, Any]:
+        """Arrays that every step reads and none changes.
+
+        "params" are the target model's weights, or those of them that training changes; a token
+        loss with `target` compares with them. "control" is what a token loss with a `layer` and
+        without `target` compares with. Copy what you keep (`frozen_params`), since training
+        donates `params`.
+        """
+        if any(loss.target for loss in self.token_losses(task.model.config).values()):
+            return {"params": frozen_params(params, task.model.config, task.model.dtype)}
         return {}
 
     def initial_state(self, task: Task) -> Any:
-        """What the method remembers from step to step: a pytree of NumPy arrays."""
+        """What the method remembers from step to step, which checkpoints hold.
+
+        A pytree (dicts, lists, `flax.struct` dataclasses) of NumPy arrays whose shapes do not
+        change.
+        """
         return {}
 
     def lines(self, run: "Run[Method]") -> list[str]:
@@ -249,11 +266,8 @@ class Method:
         """What an optimizer step trains on; `params` are the current weights."""
         examples, epoch = run.examples, run.epoch(step)
         forget = [examples.forget[i] for i in questions] if examples.forget else []
-        preferred = [
-            own[epoch % len(own)]
-            for own in (examples.preferred[i] for i in questions if examples.preferred)
-        ]
-        return StepExamples(forget, preferred, state)
+        turns = [examples.preferred[i] for i in questions] if examples.preferred else []
+        return StepExamples(forget, [own[epoch % len(own)] for own in turns], state)
 
     @property
     def drawn(self) -> Drawn | None:
@@ -340,19 +354,13 @@ class BaselineMethod(RetainingMethod):
 
     def examples_of(self, task: Task) -> Examples:
         """The true answers, and the retain pairs."""
-        assert isinstance(task, TaskWithAnswers)
+        assert isinstance(task, TaskWithAnswers), "sees_answers must be True to see true answers"
         return Examples(len(task.prompts), task.true_answers(), retain=self.retained(task))
 
     def token_losses(self, config: ModelConfig) -> dict[str, TokenLoss]:
         """Tokens cost their NLL, those of retain answers what `retain_loss` says."""
         retain = KL if self.retain_loss == "kl" and self.retain_weight > 0 else NLL
         return {**super().token_losses(config), "retain": retain}
-
-    def frozen(self, task: Task, params: Params) -> Any:
-        """The target model's weights where a token's cost compares with them."""
-        if any(loss.target for loss in self.token_losses(task.model.config).values()):
-            return {"params": frozen_params(params, task.model.config, task.model.dtype)}
-        return {}
 
 
 BUILT_IN = {
@@ -389,8 +397,8 @@ def imported(setting: str, reference: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{setting}={reference}: cannot be imported ({error}); expected package.module:Name "
-            "of something that Python finds from here"
+            f"{setting}={reference}: cannot be imported ({error}); expected package.module:Name, "
+            "importable from the current directory or the Python path"
         ) from error
 
 
@@ -403,6 +411,13 @@ def resolve(name: str) -> type[Method]:
     found = imported("method", BUILT_IN.get(name, name))
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(f"method={name}: is no subclass of pmc_jax.unlearning.method.Method")
+    if "__dataclass_fields__" not in vars(found):
+        raise UserError(f"method={name}: expected @dataclasses.dataclass(frozen=True) on the class")
+    if not found.name or (":" in name and found.name in BUILT_IN):
+        raise UserError(
+            f"method={name}: expected a default for the field `name` that no method of the "
+            f"package has, found {found.name!r}"
+        )
     return found
 
 

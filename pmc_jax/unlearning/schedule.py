@@ -74,7 +74,9 @@ class Training:
 
     def total_updates(self, questions: int) -> int:
         """Optimizer steps of a whole run."""
-        return int(self.epochs * self.epoch_length(questions))
+        if self.count_partial_updates:
+            return self.epochs * self.updates_per_epoch(questions)
+        return self.epochs * questions // self.questions_per_step
 
     def visited(self, seed: int, step: int, questions: int) -> list[int]:
         """The questions of a step: a slice of its epoch's permutation, none twice."""

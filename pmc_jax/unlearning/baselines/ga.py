@@ -25,7 +25,7 @@ class GA(Method):
 
     def examples_of(self, task: Task) -> Examples:
         """The true answers."""
-        assert isinstance(task, TaskWithAnswers)
+        assert isinstance(task, TaskWithAnswers)  # sees_answers
         return Examples(len(task.prompts), task.true_answers())
 
     def loss(self, forget: Targets, preferred: Targets) -> Float[Array, ""]:

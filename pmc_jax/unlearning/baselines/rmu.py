@@ -111,9 +111,9 @@ def steered_layer(method: RMU, cfg: ModelConfig) -> int:
 
 
 def activation_distance(
-    states: Float[Array, "*places embed"], goal: Float[Array, "*goals embed"]
-) -> Float[Array, "*places"]:
-    """‖h − goal‖²/d at each place, in at least fp32."""
+    states: Float[Array, "*positions embed"], goal: Float[Array, "*goals embed"]
+) -> Float[Array, "*positions"]:
+    """‖h − goal‖²/d at each position, in at least fp32."""
     wide = jnp.promote_types(states.dtype, jnp.float32)
     return jnp.mean((states.astype(wide) - goal.astype(wide)) ** 2, axis=-1)
 

@@ -15,7 +15,7 @@ To be read in this order:
 6. `sampling`:  y0, and n samples of each question from the current weights
 7. `step`:      Algorithm 1: sample, score, remember, train
 
-`savings` and `shapes` save time alone: no response that is selected depends on them.
+`savings` and `shapes` only save time: no selected response depends on them, except by rounding.
 """
 
 from pmc_jax.unlearning.pmc.memory import (

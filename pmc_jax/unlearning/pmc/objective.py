@@ -24,6 +24,9 @@ def pmc_loss(
 ) -> Float[Array, ""]:
     """The objective for one whole batch: E[−log p_θ(x̂ | q)] + λ E[−log p_θ(y | q)].
 
+    Training computes the same from `collapse_loss` and `retain_loss`, whose means run over all
+    micro-batches; this is the objective in one function, for use on its own.
+
     Args:
         nll: −log p_θ of every token given those before it.
         selected: True at the tokens of selected responses, end tokens included.

@@ -126,11 +126,16 @@ def response_score(
     return min(score + short_answer_penalty(response, min_len), 1.0)
 
 
+def original_answer(run: Run[PMCSettings], question: int) -> str:
+    """y0(q), the target model's greedy answer (`sampling.original_answers`)."""
+    return run.prepared["originals"][question]
+
+
 def score_sample(run: Run[PMCSettings], question: int, tokens: Tokens) -> float:
     """The score of a finished sample of a question."""
     pmc = run.method
     return response_score(
-        run.prepared["originals"][question],
+        original_answer(run, question),
         run.task.model.template.decode(tokens),
         min_len=pmc.min_len,
         reject_wordless=pmc.reject_wordless,

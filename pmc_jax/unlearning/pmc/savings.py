@@ -11,12 +11,12 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt32
 
 from pmc_jax.decoding import FINISHED, RUNNING, PruneBatch, Responses
 from pmc_jax.unlearning.method import Run, Tokens
 from pmc_jax.unlearning.pmc.memory import ResponseMemory
-from pmc_jax.unlearning.pmc.reward import reward_of, score_sample
+from pmc_jax.unlearning.pmc.reward import original_answer, reward_of, score_sample
 from pmc_jax.unlearning.pmc.settings import PMCSettings
 
 
@@ -62,8 +62,8 @@ def pruning(
 ) -> PruneBatch | None:
     """Which samples of `questions` need no further decoding, as `generate` asks for it.
 
-    Without `training.prune`, or where the reward has no bound, the bound of a sample is 0: one
-    that scores 0 still spares those after it.
+    None if there is nothing to save. If the reward has no bound, or without `training.prune`,
+    samples are cut only in waves: once one scores 0, those after it are left out.
     """
     pmc, task = run.method, run.task
     if pmc.selection_temperature > 0 or not (task.training.prune or task.training.wave):
@@ -78,12 +78,12 @@ def pruning(
     def bound(question: int, tokens: Tokens) -> float:
         assert lower is not None
         settled = task.model.template.decode_settled(tokens)
-        return lower(run.prepared["originals"][question], settled)
+        return lower(original_answer(run, question), settled)
 
-    def prune(places: Sequence[int], found: Responses) -> Bool[np.ndarray, "batch samples"]:
+    def prune(indices: Sequence[int], found: Responses) -> Bool[np.ndarray, "batch samples"]:
         scores, bounds = np.full(found.status.shape, np.inf), np.zeros(found.status.shape)
         remembered = np.full(len(scores), np.inf)
-        asked = [questions[place] for place in places]
+        asked = [questions[index] for index in indices]
         remembered[: len(asked)] = memory.score[asked]
         for row, j in np.argwhere(found.status[: len(asked)] == FINISHED).tolist():
             scores[row, j] = score(asked[row], tuple(found.tokens_of(row, j)))
@@ -93,6 +93,18 @@ def pruning(
         return cannot_be_selected(remembered, scores, bounds)
 
     return prune
+
+
+def padded_to_step(
+    run: Run[PMCSettings],
+    questions: Sequence[int],
+    scores: Float[np.ndarray, "questions samples"],
+) -> tuple[UInt32[np.ndarray, " step"], Float[np.ndarray, "step samples"]]:
+    """Question ids and scores, padded to the questions of a whole step: one shape for all."""
+    count = run.task.training.questions_per_step
+    ids, padded = np.zeros(count, np.uint32), np.zeros((count, scores.shape[1]))
+    ids[: len(questions)], padded[: len(questions)] = questions, scores
+    return ids, padded
 
 
 def tokens_saved(

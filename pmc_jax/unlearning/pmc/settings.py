@@ -10,7 +10,7 @@ from pmc_jax.unlearning.method import RetainingMethod
 
 @dataclasses.dataclass(frozen=True)
 class PMCSettings(RetainingMethod):
-    """What to sample, how to select, and how much retain data holds the rest in place.
+    """Settings of PMC: sampling, selection and the retain loss.
 
     The published values are in `configs/settings/tofu_phi_1_5/pmc.yaml` and
     `configs/settings/tofu_llama3_2_3b/pmc.yaml` (section 5 and appendix of the paper).
@@ -58,7 +58,13 @@ class PMCSettings(RetainingMethod):
         """A function given as the reward becomes its reference, so that settings stay data."""
         function: Any = self.reward
         if callable(function):
-            object.__setattr__(self, "reward", f"{function.__module__}:{function.__qualname__}")
+            name = getattr(function, "__qualname__", "")
+            if not name.isidentifier():
+                raise UserError(
+                    "method.reward: expected a function at the top level of a module; a lambda, a "
+                    "nested function or a method cannot be found again when a run continues"
+                )
+            object.__setattr__(self, "reward", f"{function.__module__}:{name}")
 
     def check(self) -> None:
         """Check settings that depend on each other.

@@ -21,7 +21,7 @@ class RunShapes:
         prompts: (rows, tokens) of prefill.
         rows: (groups, slots) of decoding.
         caches: lengths of the suffix cache, in tokens.
-        training: (rows, tokens) of a micro-training.
+        training: (rows, tokens) of a micro-batch.
     """
 
     prompts: list[tuple[int, int]]

@@ -1,19 +1,32 @@
-"""Algorithm 1 of the paper: sample, score, remember, train."""
+"""Algorithm 1 of the paper: sample, score, remember; then train.
+
+`PMC.step_examples` is one visit of a step's questions and returns the responses to train on.
+`training.loop.take_step` calls it, adds `retain_per_forget` retain pairs for each question, drawn
+uniformly with replacement, and makes one AdamW update on `loss` + λ · `retain_term`.
+"""
 
 import dataclasses
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from pmc_jax.decoding import is_whole
 from pmc_jax.model import to_devices
 from pmc_jax.model.specs import Params
+from pmc_jax.runtime.timing import timed
 from pmc_jax.unlearning.losses import Targets
-from pmc_jax.unlearning.method import Drawn, Example, Examples, Method, Run, StepExamples, Task
+from pmc_jax.unlearning.method import (
+    Drawn,
+    Example,
+    Examples,
+    Method,
+    Run,
+    StepExamples,
+    Task,
+)
 from pmc_jax.unlearning.pmc.memory import (
     ResponseMemory,
     empty_memory,
@@ -28,7 +41,7 @@ from pmc_jax.unlearning.pmc.sampling import (
     sample_responses,
     sampler,
 )
-from pmc_jax.unlearning.pmc.savings import tokens_saved
+from pmc_jax.unlearning.pmc.savings import padded_to_step, tokens_saved
 from pmc_jax.unlearning.pmc.selection import select, selection_keys
 from pmc_jax.unlearning.pmc.settings import PMCSettings
 from pmc_jax.unlearning.pmc.shapes import run_shapes
@@ -64,34 +77,20 @@ class PMC(PMCSettings):
         3. Select x̂ and remember it, unless the remembered response scores less.
         4. Train on the remembered response, whether or not it was sampled in this step.
         """
-        started = time.perf_counter()
         memory: ResponseMemory = state
+        seconds: dict[str, float] = {}
         asked = needs_sampling(memory, questions, always=self.keep_sampling)
-        samples = sample_responses(run, memory, params, step, asked)
-        sampled = time.perf_counter()
-        scores, whole = score_samples(run, asked, samples)
-        memory = remember_best(run, memory, step, asked, samples, scores)
-        examples = [
+        with timed(seconds, "sample"):
+            samples = sample_responses(run, memory, params, step, asked)
+        with timed(seconds, "score"):
+            scores = score_samples(run, asked, samples)
+            memory = remember_best(run, memory, step, asked, samples, scores)
+        trained = [
             Example(run.task.prompts[i], memory.tokens[i, : memory.length[i]].tolist())
             for i in questions
         ]
-        scored = time.perf_counter()
-        tokens = sum(len(response) for row in samples for response in row)
-        mean_score = float(np.mean(memory.score[questions]))
-        speed = f"{tokens / (sampled - started):,.0f} tokens/s" if tokens else "none"
-        return StepExamples(
-            forget=examples,
-            preferred=[],
-            state=memory,
-            measures={
-                "mean_selected_score": mean_score,
-                "questions_sampled": len(asked),
-                "tokens_sampled": tokens,
-                "tokens_saved": tokens_saved(samples, whole),
-            },
-            seconds={"sample": sampled - started, "score": scored - sampled},
-            note=f"score {mean_score:.2f}  sampling {speed}",
-        )
+        measures = step_measures(memory, questions, samples, scores)
+        return StepExamples(trained, [], memory, measures, seconds, note(measures, seconds))
 
     def loss(self, forget: Targets, preferred: Targets) -> Float[Array, ""]:
         """The first expectation of the objective."""
@@ -117,21 +116,17 @@ class PMC(PMCSettings):
 
 def score_samples(
     run: Run[PMCSettings], questions: Sequence[int], samples: Samples
-) -> tuple[Float[np.ndarray, "questions samples"], Bool[np.ndarray, "questions samples"]]:
-    """The scores of all samples, and which of them came to their end.
-
-    One that was cut short (`savings`) has the score infinity.
-    """
+) -> Float[np.ndarray, "questions samples"]:
+    """The scores of all samples; infinity for one that was cut short (`savings`)."""
     stop_ids = run.task.model.template.stop_ids
-    shape = len(questions), run.method.samples
-    scores, whole = np.full(shape, np.inf), np.zeros(shape, bool)
+    scores = np.full((len(questions), run.method.samples), np.inf)
     score = cache(partial(score_sample, run))
     for row, (i, own) in enumerate(zip(questions, samples, strict=True)):
         limit = sample_limit(run, i)
         for j, tokens in enumerate(own):
             if is_whole(tokens, limit, stop_ids):
-                whole[row, j], scores[row, j] = True, score(i, tuple(tokens))
-    return scores, whole
+                scores[row, j] = score(i, tuple(tokens))
+    return scores
 
 
 def remember_best(
@@ -160,13 +155,32 @@ def select_samples(
     questions: Sequence[int],
     scores: Float[np.ndarray, "questions samples"],
 ) -> list[int]:
-    """The index of the selected sample of each question.
-
-    Padded to the questions of a whole step, so that all steps share one shape.
-    """
-    count = run.task.training.questions_per_step
-    ids, padded = np.zeros(count, np.uint32), np.zeros((count, scores.shape[1]))
-    ids[: len(questions)], padded[: len(questions)] = questions, scores
+    """The index of the selected sample of each question."""
     temperature = run.method.selection_temperature
-    keys = selection_keys(run.task.key(), step, to_devices(ids)) if temperature > 0 else None
+    if temperature == 0:
+        return select(scores).tolist()
+    ids, padded = padded_to_step(run, questions, scores)
+    keys = selection_keys(run.task.key(), step, to_devices(ids))
     return select(padded, temperature, keys)[: len(questions)].tolist()
+
+
+def step_measures(
+    memory: ResponseMemory,
+    questions: Sequence[int],
+    samples: Samples,
+    scores: Float[np.ndarray, "questions samples"],
+) -> dict[str, int | float]:
+    """What a step's line in `metrics.jsonl` says of sampling and selection."""
+    return {
+        "mean_selected_score": float(np.mean(memory.score[questions])),
+        "questions_sampled": len(samples),
+        "tokens_sampled": sum(len(response) for own in samples for response in own),
+        "tokens_saved": tokens_saved(samples, np.isfinite(scores)),
+    }
+
+
+def note(measures: Mapping[str, int | float], seconds: Mapping[str, float]) -> str:
+    """What a person watching a run sees of a step."""
+    tokens = measures["tokens_sampled"]
+    speed = f"{tokens / seconds['sample']:,.0f} tokens/s" if tokens else "none"
+    return f"score {measures['mean_selected_score']:.2f}  sampling {speed}"
