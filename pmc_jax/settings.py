@@ -26,8 +26,6 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from flax.traverse_util import flatten_dict, unflatten_dict
-
 from pmc_jax.errors import UserError
 
 BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
@@ -82,6 +80,8 @@ def _field(default: Any, **metadata: Any) -> Any:
 
 def flat(settings: Any) -> dict[str, Any]:
     """Dotted keys and values of settings: a dataclass or a nested mapping of them."""
+    from flax.traverse_util import flatten_dict  # which imports JAX; reading data needs none
+
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
         settings = dataclasses.asdict(settings)
     return {".".join(map(str, path)): value for path, value in flatten_dict(settings).items()}
@@ -89,6 +89,8 @@ def flat(settings: Any) -> dict[str, Any]:
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The nested mapping of dotted keys."""
+    from flax.traverse_util import unflatten_dict
+
     return unflatten_dict(dict(settings), sep=".")
 
 

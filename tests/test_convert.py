@@ -159,7 +159,7 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(source, tmp_path, m
     with pytest.raises(ValueError):
         export_checkpoint(params, checkpoint.cfg, source, tmp_path / "back")
     other = ModelConfig(**{**checkpoint.cfg.__dict__, "norm_eps": 0.5})
-    with pytest.raises(UserError, match=r"config\.json: describes another model"):
+    with pytest.raises(UserError, match=r"config\.json: not the configuration of these parameters"):
         export_checkpoint(checkpoint.params, other, source, tmp_path / "back")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "there"]
 
@@ -262,7 +262,7 @@ def test_a_hub_id_is_downloaded_without_code_or_pickles(monkeypatch, source):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(UserError) as caught:
         resolve("someone/model")
-    assert "someone/model: neither a local directory" in str(caught.value)
+    assert "someone/model: no such directory" in str(caught.value)
     assert "no route to host at all" in str(caught.value)
 
 

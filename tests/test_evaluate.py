@@ -247,7 +247,7 @@ MISTAKES = {
     "missing comparison": (["compare=./nowhere"], r"\./nowhere: no such directory"),
     "wrong compare": (["compare={a: b}"], r"compare=.*: expected a directory or a list"),
     "no retain log": (["retain_logs=pyproject.toml"], r"expected OpenUnlearning's TOFU_EVAL\.json"),
-    "retain log": (["retain_logs=./nowhere"], r"nowhere: cannot be read"),
+    "retain log": (["retain_logs=./nowhere"], r"nowhere: no such file; expected OpenUnl"),
     "steps": (["robustness.steps=[4,2]"], r"robustness\.steps=\[4, 2\]: expected increasing"),
     "bits": (["robustness.bits=[1]"], r"robustness\.bits=\[1\]: expected numbers of bits"),
     "examples": (["robustness.examples=0"], r"robustness\.examples=0: expected at least 1"),

@@ -7,6 +7,7 @@ import sys
 import jax
 import pytest
 
+from pmc_jax.cli.evaluate import main
 from pmc_jax.data import DataConfig, load_dataset
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import EvaluationConfig
@@ -33,7 +34,7 @@ def test_it_measures_what_the_command_measures(
         "evaluation.max_new_tokens=8", "evaluation.attack_samples=3",
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", command)
-    evaluate.main()
+    main()
     summary = json.loads((tmp_path / "one/summary.json").read_text())
     (name,) = summary["models"]
     found = evaluate(tiny_model, dataset, evaluation=SETTINGS, max_length=64)

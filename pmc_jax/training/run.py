@@ -188,6 +188,11 @@ def train_model(
         shown: Stage = stack.enter_context(progress(method.name, run.total, first))
         for line in method.lines(run):
             shown.say(line)
+        if run.total == 1 and schedule(0) == 0:
+            shown.say(
+                "warning: the learning rate of the only step is 0 (warm-up), so nothing is "
+                "trained; expected more training.epochs or optimizer.warmup_epochs=0"
+            )
         state, records = train(
             run,
             make_train_step(
