@@ -275,7 +275,7 @@ def settings_of_call(
 ) -> dict[str, Any]:
     """The settings of a call of `unlearn` by dotted key, as its run records them."""
     source = {"path": str(model.directory), "dtype": model.dtype, "remat": model.remat}
-    named = {"prompt": model.template.cfg, **groups}
+    named = {"prompt": model.template.config, **groups}
     if evaluation is not None:
         named["evaluation"] = evaluation
     nested = {"seed": seed, "model": source, **{k: recorded(v) for k, v in named.items()}}
@@ -306,4 +306,4 @@ def finished(directory: Path, model: LanguageModel) -> Unlearned:
 def exported_model(model: LanguageModel, directory: Path) -> LanguageModel:
     """The model that a run has exported, as it was rounded to the stored dtypes."""
     source = ModelSource(str(directory / "model"), model.dtype, model.remat)
-    return load_language_model(source, model.template.cfg, model.mesh)
+    return load_language_model(source, model.template.config, model.mesh)

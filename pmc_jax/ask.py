@@ -18,45 +18,47 @@ from pmc_jax.language_model import load_language_model
 from pmc_jax.runtime.progress import stage
 
 
-def read_questions(cfg: AskConfig) -> list[tuple[str, str | None]]:
+def read_questions(config: AskConfig) -> list[tuple[str, str | None]]:
     """(question, system prompt) from the command line or the file.
 
     Raises:
         UserError: if the arguments contradict each other, or the answers would replace a file.
     """
-    if (cfg.question is None) == (cfg.questions is None):
+    if (config.question is None) == (config.questions is None):
         raise UserError('expected either question="…" or questions=FILE out=FILE')
-    if cfg.out is not None and Path(cfg.out).is_dir():
-        raise UserError(f"out={cfg.out} is a directory; expected a file")
-    if cfg.out is not None and Path(cfg.out).exists() and not cfg.overwrite:
-        raise UserError(f"out={cfg.out} exists already; overwrite=true replaces it")
-    if cfg.question is not None:
-        return [(cfg.question, None)]
-    if cfg.out is None:
-        raise UserError(f"questions={cfg.questions} needs out=FILE for the answers")
-    records = read_records(Path(str(cfg.questions)))
+    if config.out is not None and Path(config.out).is_dir():
+        raise UserError(f"out={config.out} is a directory; expected a file")
+    if config.out is not None and Path(config.out).exists() and not config.overwrite:
+        raise UserError(f"out={config.out} exists already; overwrite=true replaces it")
+    if config.question is not None:
+        return [(config.question, None)]
+    if config.out is None:
+        raise UserError(f"questions={config.questions} needs out=FILE for the answers")
+    records = read_records(Path(str(config.questions)))
     return [(record.text("question"), record.optional_text("system")) for record in records]
 
 
-def ask(cfg: AskConfig) -> None:
+def ask(config: AskConfig) -> None:
     """Decode `n` answers to each question, and print them or write them to a file."""
-    questions = read_questions(cfg)
-    if cfg.model.dtype == "float64":
+    questions = read_questions(config)
+    if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    model = load_language_model(cfg.model, cfg.prompt)
+    model = load_language_model(config.model, config.prompt)
     template = model.template
-    prefix = template.encode_prefix(cfg.prefix) if cfg.prefix else []
+    prefix = template.encode_prefix(config.prefix) if config.prefix else []
     with stage("asking", len(questions)) as progress:
         responses = generate(
             model.for_decoding().params,
             [template.encode_prompt(text, system) + prefix for text, system in questions],
             cfg=model.config,
-            sampling=Sampling(cfg.temperature, cfg.top_k, cfg.top_p, stop_ids=template.stop_ids),
-            key=jax.random.key(cfg.seed),
-            limits=[cfg.max_new_tokens] * len(questions),
-            samples=cfg.n,
-            rows=cfg.decode_batch,
-            dtype=cfg.model.dtype,
+            sampling=Sampling(
+                config.temperature, config.top_k, config.top_p, stop_ids=template.stop_ids
+            ),
+            key=jax.random.key(config.seed),
+            limits=[config.max_new_tokens] * len(questions),
+            samples=config.n,
+            rows=config.decode_batch,
+            dtype=config.model.dtype,
             on_batch=lambda prompts, _: progress.update(progress.done + prompts),
         )
     answers = [
@@ -67,9 +69,9 @@ def ask(cfg: AskConfig) -> None:
         }
         for (question, _), row in zip(questions, responses, strict=True)
     ]
-    if cfg.out is not None:
-        write_json_lines(Path(cfg.out), answers)
-        print(f"{len(answers)} questions answered in {cfg.out}")
+    if config.out is not None:
+        write_json_lines(Path(config.out), answers)
+        print(f"{len(answers)} questions answered in {config.out}")
         return
     for answer in answers[0]["answers"]:
         print(answer)

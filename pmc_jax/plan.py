@@ -30,37 +30,37 @@ from pmc_jax.planning.search import (
 from pmc_jax.settings import flat
 
 
-def job_of(cfg: PlanConfig, topology: Topology) -> Job:
+def job_of(config: PlanConfig, topology: Topology) -> Job:
     """The planned run.
 
     Raises:
         UserError: for a method that samples nothing, or settings that do not go together.
     """
-    if cfg.method.drawn is None:
-        raise UserError(f"method={cfg.method.name}: expected a method that samples, such as pmc")
-    if cfg.prompt_tokens > cfg.training.max_length - 2:
+    if config.method.drawn is None:
+        raise UserError(f"method={config.method.name}: expected a method that samples, such as pmc")
+    if config.prompt_tokens > config.training.max_length - 2:
         raise UserError(
-            f"prompt_tokens={cfg.prompt_tokens}: expected at most {cfg.training.max_length - 2}, "
-            "which leaves two tokens of training.max_length for a response"
+            f"prompt_tokens={config.prompt_tokens}: expected at most "
+            f"{config.training.max_length - 2}, which leaves two tokens of training.max_length for a response"
         )
-    model, count = planned_config(cfg.model), len(topology.devices)
-    if cfg.mesh == "auto":
-        data, axis = auto_layout(count, topology.memory, model, cfg.model.dtype)
+    model, count = planned_config(config.model), len(topology.devices)
+    if config.mesh == "auto":
+        data, axis = auto_layout(count, topology.memory, model, config.model.dtype)
     else:
-        data, axis = mesh_layout(cfg.mesh)
+        data, axis = mesh_layout(config.mesh)
         if data * axis != count:
-            raise UserError(f"mesh={cfg.mesh}: {topology.name} has {count} devices")
+            raise UserError(f"mesh={config.mesh}: {topology.name} has {count} devices")
     return Job(
         cfg=model,
-        dtype=cfg.model.dtype,
-        weights_dtype=weights_dtype(cfg.model.dtype),
-        remat=cfg.model.remat,
-        method=cfg.method,
-        training=cfg.training,
-        optimizer=cfg.optimizer,
+        dtype=config.model.dtype,
+        weights_dtype=weights_dtype(config.model.dtype),
+        remat=config.model.remat,
+        method=config.method,
+        training=config.training,
+        optimizer=config.optimizer,
         data=data,
         model_axis=axis,
-        prompt_tokens=cfg.prompt_tokens,
+        prompt_tokens=config.prompt_tokens,
     )
 
 
@@ -70,15 +70,15 @@ def show(outcome: Outcome, topology: Topology) -> None:
         print("\n" + "\n".join(table) if table else "", flush=True)
 
 
-def plan(cfg: PlanConfig) -> None:
+def plan(config: PlanConfig) -> None:
     """Compile the run, print what it needs, and look for settings that fit."""
     # Code for other devices cannot run here, so a cache of it is of no use.
     jax.config.update("jax_enable_compilation_cache", False)
-    topology = find_topology(cfg.topology, cfg.memory)
-    job, started = job_of(cfg, topology), time.perf_counter()
+    topology = find_topology(config.topology, config.memory)
+    job, started = job_of(config, topology), time.perf_counter()
     memory = f"{topology.memory / 1e9:.1f} GB each" if topology.memory else "memory not given"
     print(
-        f"{cfg.name}: {param_count(job.cfg):,} parameters on {topology.name} ({memory}) "
+        f"{config.name}: {param_count(job.cfg):,} parameters on {topology.name} ({memory}) "
         f"as {job.data}x{job.model_axis}"
     )
     if not topology.exact:
@@ -97,13 +97,13 @@ def plan(cfg: PlanConfig) -> None:
         print("\nfits")
     else:
         print("\ndoes not fit; trying other settings …", flush=True)
-        nearest, attempts = nearest_that_fits(outcome, topology, cfg.tries, say)
+        nearest, attempts = nearest_that_fits(outcome, topology, config.tries, say)
         if nearest is None:
             print(f"found nothing that fits; compiled {len(attempts)} alternatives")
         else:
             show(nearest[1], topology)
             print(f"\nfits with {typed(nearest[0])}")
-    if cfg.out:
+    if config.out:
         result = {
             "topology": topology.name,
             "devices": len(topology.devices),
@@ -113,10 +113,10 @@ def plan(cfg: PlanConfig) -> None:
             **outcome_json(outcome),
             "nearest": nearest and {"change": nearest[0], **outcome_json(nearest[1])},
             "attempts": [dataclasses.asdict(attempt) for attempt in attempts],
-            "settings": flat(cfg),
+            "settings": flat(config),
         }
-        write_json(Path(cfg.out), result)
-        print(f"Numbers: {cfg.out}")
+        write_json(Path(config.out), result)
+        print(f"Numbers: {config.out}")
 
 
 main = entry_point(plan, "plan", PlanConfig)

@@ -170,16 +170,16 @@ def make(out: Path, seed: int) -> None:
     write_model(params, tokenizer, out / "model")
 
 
-def world(cfg: WorldConfig) -> None:
+def world(config: WorldConfig) -> None:
     """Make the world in a new directory.
 
     Raises:
         UserError: if the directory holds something already.
     """
-    directory = Path(cfg.out).expanduser()
+    directory = Path(config.out).expanduser()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"out={cfg.out}: not empty; expected a new or empty directory")
-    make(directory, cfg.seed)
+        raise UserError(f"out={config.out}: not empty; expected a new or empty directory")
+    make(directory, config.seed)
 
 
 # The shipped model was compiled with XLA's own settings.

@@ -8,8 +8,8 @@ from pmc_jax.data.tofu import DataFiles, tofu_files
 from pmc_jax.errors import UserError
 
 
-def load_dataset(cfg: DataConfig, *, download_controls: bool = False) -> Dataset:
-    """Read the data set that `cfg` describes.
+def load_dataset(config: DataConfig, *, download_controls: bool = False) -> Dataset:
+    """Read the data set that `config` describes.
 
     Args:
         download_controls: whether to download the files of `Dataset.controls` too, if the data
@@ -18,21 +18,21 @@ def load_dataset(cfg: DataConfig, *, download_controls: bool = False) -> Dataset
     Raises:
         UserError: naming file, row and field, if the data is malformed.
     """
-    files = data_files(cfg, download_controls=download_controls)
-    return Dataset.from_records(read_data_files(files), cfg.retain_rows)
+    files = data_files(config, download_controls=download_controls)
+    return Dataset.from_records(read_data_files(files), config.retain_rows)
 
 
-def data_files(cfg: DataConfig, *, download_controls: bool = False) -> DataFiles:
-    """The files of the data set that `cfg` describes, downloaded if need be."""
-    if cfg.format == "tofu":
-        return tofu_files(cfg, controls=download_controls)
-    if cfg.format == "jsonl":
-        return _jsonl_files(cfg)
-    raise UserError(f"data.format={cfg.format}: expected tofu or jsonl")
+def data_files(config: DataConfig, *, download_controls: bool = False) -> DataFiles:
+    """The files of the data set that `config` describes, downloaded if need be."""
+    if config.format == "tofu":
+        return tofu_files(config, controls=download_controls)
+    if config.format == "jsonl":
+        return _jsonl_files(config)
+    raise UserError(f"data.format={config.format}: expected tofu or jsonl")
 
 
-def _jsonl_files(cfg: DataConfig) -> DataFiles:
-    base = Path(cfg.path or ".").expanduser()
+def _jsonl_files(config: DataConfig) -> DataFiles:
+    base = Path(config.path or ".").expanduser()
 
     def resolve(option: str, name: str) -> Path:
         path = base / Path(name).expanduser()
@@ -44,10 +44,10 @@ def _jsonl_files(cfg: DataConfig) -> DataFiles:
         return resolve(option, name) if name else None
 
     return DataFiles(
-        forget=resolve("forget", cfg.forget),
-        retain=resolve("retain", cfg.retain),
-        world_facts=optional("world_facts", cfg.world_facts),
-        real_authors=optional("real_authors", cfg.real_authors),
-        holdout=optional("holdout", cfg.holdout),
-        text=optional("text", cfg.text),
+        forget=resolve("forget", config.forget),
+        retain=resolve("retain", config.retain),
+        world_facts=optional("world_facts", config.world_facts),
+        real_authors=optional("real_authors", config.real_authors),
+        holdout=optional("holdout", config.holdout),
+        text=optional("text", config.text),
     )

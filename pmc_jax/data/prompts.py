@@ -110,7 +110,7 @@ def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def make_template(
-    tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig, eos_token_ids: Collection[int] = ()
+    tokenizer: PreTrainedTokenizerBase, config: PromptConfig, eos_token_ids: Collection[int] = ()
 ) -> PromptTemplate:
     """The prompt template for a tokenizer.
 
@@ -120,15 +120,17 @@ def make_template(
     Raises:
         UserError: if the configuration is invalid, or no token ends a response.
     """
-    if cfg.template not in ("auto", "chat", "plain"):
-        raise UserError(f"prompt.template={cfg.template}: expected auto, chat or plain")
-    chat = cfg.template == "chat" or (cfg.template == "auto" and bool(tokenizer.chat_template))
+    if config.template not in ("auto", "chat", "plain"):
+        raise UserError(f"prompt.template={config.template}: expected auto, chat or plain")
+    chat = config.template == "chat" or (
+        config.template == "auto" and bool(tokenizer.chat_template)
+    )
     if chat and not tokenizer.chat_template:
         raise UserError(
             "prompt.template=chat: the tokenizer has no chat template; use prompt.template=plain"
         )
     for name in ("question", "answer"):
-        pattern = getattr(cfg, name)
+        pattern = getattr(config, name)
         if not chat and pattern.count(f"{{{name}}}") != 1:
             raise UserError(f"prompt.{name}={pattern!r}: must contain {{{name}}} once")
         if not chat and "\\n" in pattern:
@@ -137,7 +139,7 @@ def make_template(
                 "$'prompt.%s=…\\n…' contains a line break",
                 name, name,
             )  # fmt: skip
-    return PromptTemplate(tokenizer, cfg, chat, tuple(eos_token_ids))
+    return PromptTemplate(tokenizer, config, chat, tuple(eos_token_ids))
 
 
 @lru_cache(maxsize=1 << 15)
@@ -158,12 +160,12 @@ class PromptTemplate:
     The ids of a prompt and of an answer together are the ids of the whole text.
 
     Attributes:
-        chat: whether the tokenizer's chat template is used, not the plain patterns of `cfg`.
+        chat: whether the tokenizer's chat template is used, not the plain patterns of `config`.
         eos_token_ids: ids that end a response besides the template's own.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    cfg: PromptConfig
+    config: PromptConfig
     chat: bool
     eos_token_ids: tuple[int, ...] = ()
 
@@ -183,7 +185,7 @@ class PromptTemplate:
     def encode_answer(self, answer: str) -> list[int]:
         """The ids of a response with this answer, end token included."""
         if not self.chat:
-            text = self._probe_prompt + self.cfg.answer.replace("{answer}", answer)
+            text = self._probe_prompt + self.config.answer.replace("{answer}", answer)
             return [*self._response_ids(text), self.end_id]
         ids = self._response_ids(self._render(PROBE, None, answer))
         while ids and ids[-1] != self.end_id and self.end_id in ids:
@@ -194,7 +196,7 @@ class PromptTemplate:
         """The first ids of a response whose answer begins with `text`."""
         if self.chat:
             return self._response_ids(self._render(PROBE, None, text, unfinished=True))
-        before = self.cfg.answer.partition("{answer}")[0]
+        before = self.config.answer.partition("{answer}")[0]
         return self._response_ids(self._probe_prompt + before + text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -267,7 +269,7 @@ class PromptTemplate:
     @cached_property
     def _answer_tag(self) -> str:
         """The plain template's text before the answer in a response."""
-        return "" if self.chat else self.cfg.answer.partition("{answer}")[0].lstrip()
+        return "" if self.chat else self.config.answer.partition("{answer}")[0].lstrip()
 
     def _text(self, ids: Sequence[int]) -> str:
         return _decoded(self.tokenizer, tuple(ids))
@@ -307,8 +309,8 @@ class PromptTemplate:
     def _prompt_text(self, question: str, system: str | None) -> str:
         if self.chat:
             return self._render(question, system)
-        system = self.cfg.system if system is None else system
-        prompt = self.cfg.question.replace("{question}", question)
+        system = self.config.system if system is None else system
+        prompt = self.config.question.replace("{question}", question)
         return f"{system}\n\n{prompt}" if system else prompt
 
     def _render(
@@ -319,7 +321,7 @@ class PromptTemplate:
         unfinished: bool = False,
     ) -> str:
         """The chat template's text of a prompt or, with an answer, of a conversation."""
-        system = self.cfg.system if system is None else system
+        system = self.config.system if system is None else system
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": question})
         if answer is not None:
@@ -331,7 +333,7 @@ class PromptTemplate:
                 tokenize=False,
                 add_generation_prompt=answer is None,
                 continue_final_message=unfinished,
-                date_string=self.cfg.date_string or DATE_STRING,
+                date_string=self.config.date_string or DATE_STRING,
                 enable_thinking=False,
             )
             return str(text)

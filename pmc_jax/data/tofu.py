@@ -36,8 +36,8 @@ class DataFiles:
     text: Path | None = None
 
 
-def tofu_files(cfg: DataConfig, *, controls: bool = False) -> DataFiles:
-    """Find the files in `cfg.path` or in the package, or download them from `cfg.hub`.
+def tofu_files(config: DataConfig, *, controls: bool = False) -> DataFiles:
+    """Find the files in `config.path` or in the package, or download them from `config.hub`.
 
     Args:
         controls: whether to download the files of `Controls` too.
@@ -45,35 +45,35 @@ def tofu_files(cfg: DataConfig, *, controls: bool = False) -> DataFiles:
     Raises:
         UserError: if there is no such directory or split, or the hub cannot be reached.
     """
-    if cfg.path is None:
-        directory = _download(cfg, controls)
-    elif cfg.path == "bundled":
+    if config.path is None:
+        directory = _download(config, controls)
+    elif config.path == "bundled":
         directory = WORLD_DATA
     else:
-        directory = Path(cfg.path).expanduser()
+        directory = Path(config.path).expanduser()
     if not directory.is_dir():
         raise UserError(f"data.path={directory}: no such directory")
-    facts, authors = cfg.world_facts or "world_facts", cfg.real_authors or "real_authors"
-    named = {"world_facts": cfg.world_facts, "real_authors": cfg.real_authors}
-    for option, name in (named | {"holdout": cfg.holdout}).items():
+    facts, authors = config.world_facts or "world_facts", config.real_authors or "real_authors"
+    named = {"world_facts": config.world_facts, "real_authors": config.real_authors}
+    for option, name in (named | {"holdout": config.holdout}).items():
         if name and not (_find(directory, f"{name}_perturbed") or _find(directory, name)):
             raise UserError(f"data.{option}={name}: no such file in {directory}")
     return DataFiles(
-        forget=_split(directory, "forget", cfg.forget),
-        retain=_split(directory, "retain", cfg.retain),
-        perturbed=_find(directory, f"{cfg.forget}_perturbed"),
+        forget=_split(directory, "forget", config.forget),
+        retain=_split(directory, "retain", config.retain),
+        perturbed=_find(directory, f"{config.forget}_perturbed"),
         world_facts=_find(directory, f"{facts}_perturbed") or _find(directory, facts),
         real_authors=_find(directory, f"{authors}_perturbed") or _find(directory, authors),
         refusals=_find(directory, REFUSALS),
         retain_perturbed=_find(directory, RETAIN_PERTURBED),
-        holdout=_find(directory, _holdout(cfg)),
-        text=Path(cfg.text).expanduser() if cfg.text else _existing(directory / TEXT),
+        holdout=_find(directory, _holdout(config)),
+        text=Path(config.text).expanduser() if config.text else _existing(directory / TEXT),
     )
 
 
-def _holdout(cfg: DataConfig) -> str:
+def _holdout(config: DataConfig) -> str:
     """The split that no model was trained on: `holdout10` for `forget10`."""
-    return cfg.holdout or cfg.forget.replace("forget", "holdout", 1)
+    return config.holdout or config.forget.replace("forget", "holdout", 1)
 
 
 def _existing(path: Path) -> Path | None:
@@ -97,36 +97,36 @@ def _split(directory: Path, option: str, name: str) -> Path:
     return path
 
 
-def _download(cfg: DataConfig, controls: bool) -> Path:
+def _download(config: DataConfig, controls: bool) -> Path:
     """Download the files that are needed, and no others; returns their directory."""
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
     def fetch(name: str) -> Path | None:
         try:
-            path = huggingface_hub.hf_hub_download(cfg.hub, f"{name}.json", repo_type="dataset")
+            path = huggingface_hub.hf_hub_download(config.hub, f"{name}.json", repo_type="dataset")
         except RemoteEntryNotFoundError:
             return None
         except (LocalEntryNotFoundError, OSError, ValueError) as e:
             raise UserError(
-                f"data.hub={cfg.hub}: cannot get {name}.json ({type(e).__name__}); without access "
-                "to the hub, pass data.path=DIRECTORY with the files of the data set"
+                f"data.hub={config.hub}: cannot get {name}.json ({type(e).__name__}); without "
+                "access to the hub, pass data.path=DIRECTORY with the files of the data set"
             ) from None
         return Path(path)
 
     def require(option: str, name: str) -> Path:
         path = fetch(name)
         if path is None:
-            raise UserError(f"data.{option}={name}: no such split in the data set {cfg.hub}")
+            raise UserError(f"data.{option}={name}: no such split in the data set {config.hub}")
         return path
 
-    directory = require("forget", cfg.forget).parent
-    require("retain", cfg.retain)
-    fetch(f"{cfg.forget}_perturbed")
-    for name in (cfg.world_facts or "world_facts", cfg.real_authors or "real_authors"):
+    directory = require("forget", config.forget).parent
+    require("retain", config.retain)
+    fetch(f"{config.forget}_perturbed")
+    for name in (config.world_facts or "world_facts", config.real_authors or "real_authors"):
         if fetch(f"{name}_perturbed") is None:
             fetch(name)
     if controls:
         fetch(RETAIN_PERTURBED)
-        fetch(_holdout(cfg))
+        fetch(_holdout(config))
     return directory

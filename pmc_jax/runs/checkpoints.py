@@ -46,13 +46,13 @@ class CorruptCheckpoint(Exception):
 
 
 @contextmanager
-def open_checkpoints(directory: Path, cfg: CheckpointConfig) -> Iterator[ocp.CheckpointManager]:
+def open_checkpoints(directory: Path, config: CheckpointConfig) -> Iterator[ocp.CheckpointManager]:
     """The checkpoints under `directory`, which is made if absent. All are written at the end.
 
     Raises:
         UserError: as `finish`.
     """
-    options = ocp.CheckpointManagerOptions(max_to_keep=cfg.keep, create=True)
+    options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, create=True)
     manager = ocp.CheckpointManager(directory.resolve(), options=options)
     try:
         yield manager

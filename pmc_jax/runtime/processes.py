@@ -61,41 +61,41 @@ def is_first() -> bool:
     return not several() or jax.process_index() == 0
 
 
-def join(cfg: DistributedConfig) -> None:
+def join(config: DistributedConfig) -> None:
     """Connect to the other processes; call it before any other use of JAX.
 
     Raises:
         UserError: if settings are missing, or the others do not connect in time.
     """
-    given = (cfg.coordinator_address, cfg.num_processes, cfg.process_id)
-    if jax.distributed.is_initialized() or (not cfg.auto and given == (None, None, None)):
+    given = (config.coordinator_address, config.num_processes, config.process_id)
+    if jax.distributed.is_initialized() or (not config.auto and given == (None, None, None)):
         return
-    if not cfg.auto and None in given:
+    if not config.auto and None in given:
         raise UserError(
             "distributed: expected coordinator_address=HOST:PORT, num_processes and process_id, "
             "or auto=true"
         )
-    address = cfg.coordinator_address
+    address = config.coordinator_address
     if address is not None and not re.fullmatch(r".+:\d+", address):
         raise UserError(f"distributed.coordinator_address={address}: expected HOST:PORT")
     restore = explain_aborts(
         "distributed: the processes did not find each other within "
-        f"{cfg.initialization_timeout_seconds} s"
+        f"{config.initialization_timeout_seconds} s"
     )
     # JAX would always catch SIGTERM; `note_termination` does so while there is a step to save.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             *given,
-            cluster_detection_method=None if cfg.auto else "deactivate",
-            heartbeat_timeout_seconds=cfg.heartbeat_timeout_seconds,
-            initialization_timeout=cfg.initialization_timeout_seconds,
+            cluster_detection_method=None if config.auto else "deactivate",
+            heartbeat_timeout_seconds=config.heartbeat_timeout_seconds,
+            initialization_timeout=config.initialization_timeout_seconds,
             # The others wait at the end while process 0 writes the report.
             shutdown_timeout_seconds=3600,
         )
     except (ValueError, TypeError, RuntimeError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
-        hint = "; auto=true asks SLURM, Open MPI, TPU pods and Kubernetes" if cfg.auto else ""
+        hint = "; auto=true asks SLURM, Open MPI, TPU pods and Kubernetes" if config.auto else ""
         raise UserError(
             f"distributed: the processes did not find each other ({reason}){hint}"
         ) from error

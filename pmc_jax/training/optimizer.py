@@ -41,18 +41,18 @@ class Optimizer:
     moment_dtype: str | None = one_of(None, "float32", "bfloat16")
 
 
-def make_schedule(cfg: Optimizer, updates: int, updates_per_epoch: float) -> optax.Schedule:
+def make_schedule(settings: Optimizer, updates: int, updates_per_epoch: float) -> optax.Schedule:
     """Learning rate of update k of T = `updates`, with w warm-up updates.
 
     lr·k/w for k < w, else lr·(T−k)/(T−w); the first is 0 if w > 0.
     """
-    if cfg.schedule == "constant":
-        return optax.constant_schedule(cfg.learning_rate)
-    warmup = min(round(cfg.warmup_epochs * updates_per_epoch), updates)
+    if settings.schedule == "constant":
+        return optax.constant_schedule(settings.learning_rate)
+    warmup = min(round(settings.warmup_epochs * updates_per_epoch), updates)
     return optax.join_schedules(
         [
-            optax.linear_schedule(0.0, cfg.learning_rate, max(warmup, 1)),
-            optax.linear_schedule(cfg.learning_rate, 0.0, max(updates - warmup, 1)),
+            optax.linear_schedule(0.0, settings.learning_rate, max(warmup, 1)),
+            optax.linear_schedule(settings.learning_rate, 0.0, max(updates - warmup, 1)),
         ],
         [warmup],
     )
@@ -104,12 +104,12 @@ def cast_moments(state: optax.ScaleByAdamState, dtype: DTypeLike) -> optax.Scale
     )
 
 
-def scale_by_adam(cfg: Optimizer) -> optax.GradientTransformation:
-    """Adam's direction; between updates its moments are in `cfg.moment_dtype`."""
-    adam = optax.scale_by_adam(b1=cfg.beta1, b2=cfg.beta2, eps=cfg.epsilon)
-    if cfg.moment_dtype is None:
+def scale_by_adam(settings: Optimizer) -> optax.GradientTransformation:
+    """Adam's direction; between updates its moments are in `settings.moment_dtype`."""
+    adam = optax.scale_by_adam(b1=settings.beta1, b2=settings.beta2, eps=settings.epsilon)
+    if settings.moment_dtype is None:
         return adam
-    dtype = jnp.dtype(cfg.moment_dtype)
+    dtype = jnp.dtype(settings.moment_dtype)
 
     def init(params: Any) -> optax.ScaleByAdamState:
         state = adam.init(params)
@@ -127,7 +127,7 @@ def scale_by_adam(cfg: Optimizer) -> optax.GradientTransformation:
 
 
 def make_optimizer(
-    cfg: Optimizer,
+    settings: Optimizer,
     model: ModelConfig,
     schedule: optax.Schedule,
     trained: Params | None = None,
@@ -138,13 +138,13 @@ def make_optimizer(
     everywhere. Gradients are 0 elsewhere.
     """
     adamw = optax.chain(
-        scale_by_adam(cfg),
-        optax.add_decayed_weights(cfg.weight_decay, decay_mask(model)),
+        scale_by_adam(settings),
+        optax.add_decayed_weights(settings.weight_decay, decay_mask(model)),
         optax.scale_by_learning_rate(schedule),
     )
     parts = [adamw]
-    if cfg.max_grad_norm is not None:
-        parts.insert(0, optax.clip_by_global_norm(cfg.max_grad_norm))
+    if settings.max_grad_norm is not None:
+        parts.insert(0, optax.clip_by_global_norm(settings.max_grad_norm))
     if trained is not None:
         parts.append(only_where(trained))
     return parts[0] if len(parts) == 1 else optax.chain(*parts)
