@@ -41,7 +41,8 @@ def job_of(config: PlanConfig, topology: Topology) -> Job:
     if config.prompt_tokens > config.training.max_length - 2:
         raise UserError(
             f"prompt_tokens={config.prompt_tokens}: expected at most "
-            f"{config.training.max_length - 2}, which leaves two tokens of training.max_length for a response"
+            f"{config.training.max_length - 2}, which leaves two tokens of training.max_length "
+            "for a response"
         )
     model, count = planned_config(config.model), len(topology.devices)
     if config.mesh == "auto":

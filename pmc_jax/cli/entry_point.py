@@ -202,6 +202,14 @@ def help_for(overrides: Sequence[str], name: str, schema: type) -> str:
     return help_page(name, schema, settings, choices)
 
 
+def show(text: str) -> None:
+    """Print a text; a reader that closes the pipe early, such as `head`, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def quoted(argument: str, free_text: Collection[str]) -> str:
     """`key=text` of a free-text key with the text in quotes, as Hydra's grammar wants it."""
     key, equals, text = argument.partition("=")
@@ -288,7 +296,7 @@ def entry_point(
             arguments = [quoted(argument, free_text) for argument in sys.argv[1:]]
             options = parse(arguments, name)
             if options.help:
-                print(help_for(options.overrides, name, schema))
+                show(help_for(options.overrides, name, schema))
                 return
             if not composed_elsewhere(options):
                 check_ahead(options, name, schema)
