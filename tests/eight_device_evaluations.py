@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from pmc_jax.cli.config import config_directory
-from pmc_jax.evaluate import evaluate
+from pmc_jax.cli.evaluate import evaluate
 
 
 def go(directory: str, data: str, mesh: str) -> None:

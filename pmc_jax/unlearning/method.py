@@ -413,7 +413,8 @@ def resolve(name: str) -> type[Method]:
         raise UserError(f"method={name}: is no subclass of pmc_jax.unlearning.method.Method")
     if "__dataclass_fields__" not in vars(found):
         raise UserError(f"method={name}: expected @dataclasses.dataclass(frozen=True) on the class")
-    if not found.name or (":" in name and found.name in BUILT_IN):
+    own = BUILT_IN.get(found.name)
+    if not found.name or (own and found is not imported("method", own)):
         raise UserError(
             f"method={name}: expected a default for the field `name` that no method of the "
             f"package has, found {found.name!r}"
