@@ -15,6 +15,8 @@ from convert.load import rows_of, stored_shape
 from pmc_jax.cli.config import config_directory
 from pmc_jax.data.prompts import PromptConfig
 from pmc_jax.model import param_count
+from pmc_jax.training.optimizer import make_schedule
+from pmc_jax.unlearning.schedule import Training
 
 # What the hub counts in each model's files. Those of Qwen3-1.7B hold the tied embedding twice.
 PUBLISHED = {
@@ -106,3 +108,23 @@ def test_experiments_have_the_published_settings(name):
         assert OmegaConf.select(config, key) == value, key
     assert config.optimizer.weight_decay == 0.01 and config.optimizer.max_grad_norm is None
     assert config.training.max_length == 200 and config.data.forget == "forget10"
+
+
+@pytest.mark.parametrize(
+    ("name", "updates", "warmup"), [("tofu_phi_1_5", 250, 6), ("tofu_llama3_2_3b", 750, 25)]
+)
+def test_experiments_make_the_published_updates(name, updates, warmup):
+    """With forget10's 400 questions: the schedule peaks after warm-up and ends at 0."""
+    with initialize_config_dir(str(Path(config_directory()).resolve()), version_base="1.3"):
+        composed = compose("train", overrides=[f"experiment={name}", "model.path=somewhere"])
+    config = OmegaConf.to_object(composed)
+    assert config.training.total_updates(400) == updates
+    schedule = make_schedule(config.optimizer, updates, config.training.epoch_length(400))
+    rates = [float(schedule(step)) for step in range(updates + 1)]
+    assert rates[0] == rates[updates] == 0 and max(rates) == rates[warmup]
+    assert rates[: warmup + 1] == sorted(rates[: warmup + 1])
+    assert rates[1] == pytest.approx(config.optimizer.learning_rate / warmup, rel=1e-6)
+    phi = Training(epochs=40, batch_size=16, accumulation=4)
+    assert phi.total_updates(400) == 280 and phi.updates_per_epoch(400) == 7
+    # Not 122, which is what floating point makes of 30 · 4.1.
+    assert Training(epochs=30, batch_size=10, count_partial_updates=False).total_updates(41) == 123
