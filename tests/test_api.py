@@ -122,6 +122,7 @@ def test_an_unknown_dtype_is_named(checkpoint_dir):
         pmc.load_model(checkpoint_dir, dtype="float16")
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_by_seed(tiny_model, data):
     questions = [row.question for row in data.forget]
     sampled = {"samples": 4, "temperature": 1.0, "max_new_tokens": 6}
@@ -161,7 +162,7 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop", [0, 2])
+@pytest.mark.parametrize("stop", slow_but([0], [0, 2]))
 def test_an_interrupted_run_continues_to_the_same_weights(stop, unlearn, unlearned, tmp_path):
     def interrupt(record: pmc.StepRecord) -> None:
         if record.step == stop:

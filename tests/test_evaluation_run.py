@@ -47,6 +47,7 @@ def test_it_measures_what_the_command_measures(
         assert {**ours, **times} == {**stored, **times}
 
 
+@pytest.mark.slow
 def test_a_model_beside_the_one_before(tiny_model, dataset):
     """Weights of training go in; a model against itself has the same measures."""
     quiet = tiny_model.with_params(jax.tree.map(lambda leaf: 0.9 * leaf, tiny_model.params))

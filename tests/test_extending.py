@@ -87,8 +87,7 @@ def page(directory: Path) -> str:
 
 
 # --- the method ------------------------------------------------------------------------------
-
-
+@pytest.mark.slow
 def test_the_method_from_the_shell_and_from_python(toy, command, tiny_model, tofu_dir, tmp_path):
     directory = command("method=toy_package.my_unlearning:MaximumEntropy", "method.strength=0.5")
     assert toy.MaximumEntropy.sentence in page(directory)
@@ -138,8 +137,7 @@ def test_help_lists_the_settings_of_the_method(command, capsys):
 
 
 # --- the reward ------------------------------------------------------------------------------
-
-
+@pytest.mark.slow
 def test_the_reward_from_the_shell_and_from_python(toy, command, tiny_model, tofu_dir):
     settings = ("method.samples=3", "method.max_new_tokens=8")
     directory = command("method.reward=toy_package.my_unlearning:forgotten_names", *settings)
