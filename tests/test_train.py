@@ -139,6 +139,21 @@ def test_the_same_command_again_and_other_settings(run, capsys):
     assert [row["questions"] for row in metrics(directory)] != questions
 
 
+def test_a_run_of_an_older_layout_is_refused(run, capsys):
+    directory = run()
+    inputs = json.loads((directory / "inputs.json").read_text())
+    del inputs["layout"]
+    (directory / "inputs.json").write_text(json.dumps(inputs))
+    before = {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert f"{directory} holds a run of an older version of pmc_jax" in error
+    assert {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()} == before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [1, 3, 5])
 def test_a_stopped_run_continues_bit_for_bit(run, stop_at, monkeypatch):

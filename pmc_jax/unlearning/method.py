@@ -212,10 +212,12 @@ class Method:
     def examples_of(self, task: Task) -> Examples:
         """What the method trains on, read and encoded before anything is written.
 
+        Every method says this for itself.
+
         Raises:
             UserError: for what is wrong with a file, or with a setting for this model.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must override examples_of")
 
     def prepare(self, task: Task, examples: Examples, params: Params) -> dict[str, Any]:
         """What the target model with weights `params` decides before the first step.
