@@ -72,7 +72,7 @@ def measure(params: Params, work: Work, repetitions: int) -> dict[str, float]:
         return generate(
             params, tokens.tolist(), cfg=CFG, sampling=SAMPLING, key=jax.random.key(0),
             limits=[work.response] * work.prompts, samples=work.samples,
-            rows=BASE.prompts * work.samples, decoding=Decoding(chunk=work.response),
+            decode_batch=BASE.prompts * work.samples, decoding=Decoding(chunk=work.response),
         )  # fmt: skip
 
     found = {}

@@ -57,7 +57,7 @@ def ask(config: AskConfig) -> None:
             key=jax.random.key(config.seed),
             limits=[config.max_new_tokens] * len(questions),
             samples=config.n,
-            rows=config.decode_batch,
+            decode_batch=config.decode_batch,
             dtype=config.model.dtype,
             on_batch=lambda prompts, _: progress.update(progress.done + prompts),
         )

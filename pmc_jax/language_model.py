@@ -119,7 +119,7 @@ class LanguageModel:
                 key=jax.random.key(seed),
                 limits=[max_new_tokens] * len(prompts),
                 samples=samples,
-                rows=decode_batch,
+                decode_batch=decode_batch,
                 dtype=self.dtype,
             )
         return [[template.decode(tokens) for tokens in own] for own in responses]

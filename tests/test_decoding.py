@@ -57,7 +57,7 @@ def test_greedy_equals_transformers_generate_token_for_token(tiny, rng):
     model, checkpoint = tiny
     prompts, stops = some_prompts(200, rng), (1, 17, 40)
     limit = 2 * FIRST_LENGTH + 5
-    found = decode(checkpoint, prompts, Sampling(0.0, stop_ids=stops), limit, rows=64)
+    found = decode(checkpoint, prompts, Sampling(0.0, stop_ids=stops), limit, decode_batch=64)
     lengths = set()
     # Prompts of one length at a time, so that theirs need no padding.
     for width in {len(prompt) for prompt in prompts}:
@@ -113,11 +113,11 @@ def test_a_response_does_not_depend_on_its_batch(tiny, rng, x64):
     prompts = some_prompts(9, rng)
     sampling = Sampling(1.0, top_k=30, top_p=0.9, stop_ids=(1,))
 
-    def run(chosen, samples, rows, **options):
+    def run(chosen, samples, decode_batch, **options):
         return generate(
             params, [prompts[i] for i in chosen], cfg=checkpoint.cfg, sampling=sampling,
             key=jax.random.key(3), limits=[20] * len(chosen), samples=samples, step=5,
-            question_ids=chosen, rows=rows, dtype=jnp.float64, **options,
+            question_ids=chosen, decode_batch=decode_batch, dtype=jnp.float64, **options,
         )  # fmt: skip
 
     whole = run(range(9), 4, 512)
@@ -344,7 +344,7 @@ def test_sampled_pairs_of_tokens_follow_the_model(tiny):
         for b in np.flatnonzero(second)
     }
     sampling = Sampling(temperature, top_k, top_p)
-    (responses,) = decode(checkpoint, [prompt], sampling, 2, samples=20_000, rows=20_000)
+    (responses,) = decode(checkpoint, [prompt], sampling, 2, samples=20_000, decode_batch=20_000)
     counts = dict.fromkeys(joint, 0)
     for response in responses:
         counts[tuple(response)] += 1
@@ -458,7 +458,8 @@ def test_shapes_are_few_so_that_nothing_recompiles(tiny, rng):
     def compiled(counts, **options):
         for count in counts:
             prompts = [rng.integers(0, 97, rng.integers(9, 16)).tolist() for _ in range(count)]
-            decode(checkpoint, prompts, Sampling(1.0, stop_ids=(1,)), 12, rows=64, **options)
+            sampling = Sampling(1.0, stop_ids=(1,))
+            decode(checkpoint, prompts, sampling, 12, decode_batch=64, **options)
         return sampler.prefill_prompts._cache_size(), sampler.decode_chunk._cache_size()
 
     still = {"decoding": Decoding(compact=False)}

@@ -37,7 +37,7 @@ def published(run, state, train_step):
             sampling=Sampling(pmc.temperature, stop_ids=template.stop_ids), key=task.key(),
             limits=[min(pmc.max_new_tokens, 48 - len(prompt) - 1) for prompt in prompts],
             samples=pmc.samples, step=step, question_ids=sampled, dtype=model.dtype,
-            decoding=task.training.decoding, rows=12,
+            decoding=task.training.decoding, decode_batch=12,
         )  # fmt: skip
         for i, row in zip(sampled, responses, strict=True):
             texts = [template.decode(response) for response in row]

@@ -46,7 +46,7 @@ def check_longrope(rope: RopeConfig, prompt: int, limit: int) -> None:
         )
 
 
-MAX_ROWS = 512
+DECODE_BATCH = 512
 """The default limit of responses that are decoded at a time."""
 
 PruneBatch = Callable[[Sequence[int], Responses], Bool[np.ndarray, "batch samples"]]
@@ -66,7 +66,7 @@ def generate(
     step: int = 0,
     question_ids: Sequence[int] | None = None,
     longest_prompt: int = 0,
-    rows: int | None = None,
+    decode_batch: int | None = None,
     dtype: DTypeLike = jnp.float32,
     decoding: Decoding = DECODING,
     wave: int = 0,
@@ -75,10 +75,10 @@ def generate(
 ) -> list[list[list[int]]]:
     """Decode `samples` responses to each prompt: token ids `[prompt][sample][token]`.
 
-    Prompts of similar length form a batch. A batch has at most `rows` responses, but at least
-    one prompt, and one of the few shapes of `layout.shapes`. The RNG key of a response follows
-    from key, step, question id and sample (`row_keys`), so a response does not depend on its
-    batch. Responses include their stop token.
+    Prompts of similar length form a batch. A batch has at most `decode_batch` responses, but at
+    least one prompt, and one of the few shapes of `layout.shapes`. The RNG key of a response
+    follows from key, step, question id and sample (`row_keys`), so a response does not depend on
+    its batch. Responses include their stop token.
 
     Args:
         temperature: replaces the temperature of `sampling`, which must not be 0. The functions
@@ -87,8 +87,9 @@ def generate(
         question_ids: by default, the prompt's index in `prompts`.
         longest_prompt: the length of the longest prompt of all calls that share compiled
             functions, if this call has only shorter prompts.
-        rows: the maximum number of responses that are decoded at a time; None: all, up to 512.
-            Calls with the same number share compiled functions, however few prompts they have.
+        decode_batch: the maximum number of responses that are decoded at a time; None: all, up
+            to 512. Calls with the same number share compiled functions, however few prompts they
+            have.
         decoding: how to do the work; no setting changes a response.
         wave: how many samples of a prompt to decode at a time; 0: all.
         prune: called at the start of a wave and between chunks. A response that it drops is
@@ -102,9 +103,9 @@ def generate(
         check_longrope(cfg.rope, len(prompt), most)
     ids = range(len(prompts)) if question_ids is None else question_ids
     widest = bucket_length(max(longest_prompt, *map(len, prompts), 0))
-    if rows is None:
-        rows = min(len(prompts) * samples, MAX_ROWS)
-    largest = max(1, rows // samples)
+    if decode_batch is None:
+        decode_batch = min(len(prompts) * samples, DECODE_BATCH)
+    largest = max(1, decode_batch // samples)
     choices = shapes(largest, samples, wave=wave, compact=decoding.compact)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     responses: list[list[list[int]]] = [[] for _ in prompts]

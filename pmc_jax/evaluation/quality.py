@@ -129,7 +129,7 @@ def answers(
         key=key,
         limits=[n if max_new_tokens is None else min(n, max_new_tokens) for n in room],
         samples=samples,
-        rows=decode_batch,
+        decode_batch=decode_batch,
         dtype=model.dtype,
         on_batch=on_batch,
     )

@@ -197,7 +197,7 @@ def sample_alternatives(method: AltPO, task: TaskWithAnswers, params: Params) ->
             for prompt in task.prompts
         ],
         samples=method.samples,
-        rows=training.decode_batch,
+        decode_batch=training.decode_batch,
         dtype=model.dtype,
     )
     found = []

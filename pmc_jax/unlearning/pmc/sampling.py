@@ -38,7 +38,7 @@ def original_answers(task: Task, params: Params, max_new_tokens: int | None) -> 
         sampling=Sampling(temperature=0.0, stop_ids=model.template.stop_ids),
         key=jax.random.key(0),  # greedy decoding draws nothing
         limits=[response_limit(p, training.max_length, max_new_tokens) for p in task.prompts],
-        rows=training.decode_batch,
+        decode_batch=training.decode_batch,
         dtype=model.dtype,
     )
     return [model.template.decode(row[0]) for row in responses]

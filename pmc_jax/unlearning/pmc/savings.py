@@ -27,7 +27,7 @@ def savings(
     training, samples = run.task.training, run.method.samples
     return {
         "longest_prompt": max(map(len, run.task.prompts)),
-        "rows": training.sampled_at_once(samples) * samples,
+        "decode_batch": training.sampled_at_once(samples) * samples,
         "decoding": training.decoding,
         "wave": training.wave,
         "prune": pruning(run, memory, questions),
