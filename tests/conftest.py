@@ -1,4 +1,4 @@
-"""Fixtures: tiny random Llama checkpoints and tokenizers, made on the spot."""
+"""Fixtures: tiny random Llama checkpoints, tokenizers and data sets, created for the session."""
 
 import json
 import os
@@ -33,17 +33,18 @@ from pmc_jax.model.kernels.dispatch import current_target
 from pmc_jax.runtime.compilation import compile_sooner_on_cpus
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and commands share the session's
+# pytest's workers and the commands share one cache
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     shared = tempfile.TemporaryDirectory(prefix="pmc_jax-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = shared.name
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     jax.config.update("jax_compilation_cache_dir", shared.name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-if "XDG_CACHE_HOME" not in os.environ:  # kernels for CPUs
+if "XDG_CACHE_HOME" not in os.environ:  # the compiled CPU kernels
     os.environ["XDG_CACHE_HOME"] = os.environ["JAX_COMPILATION_CACHE_DIR"]
-compile_sooner_on_cpus()  # as commands do: they share what is kept
+compile_sooner_on_cpus()  # the same options as the commands, so that both can use the cache
 torch.set_num_threads(1)
-# How long an example takes says more about what else the machine does than about the code.
+# The time that an example takes depends more on the load of the machine than on the code.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
@@ -79,7 +80,7 @@ def random_llama(seed: int = 0, std: float = 0.15, **changes: object) -> LlamaFo
 
 
 random_params = jax.jit(init_params, static_argnames=("cfg", "dtype"))
-"""`init_params`, compiled as one program."""
+"""`init_params`, compiled as one function."""
 
 
 def bpe_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:
@@ -119,7 +120,7 @@ def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(checkpoint_dir: Path) -> LanguageModel:
-    """The tiny model with its weights as they are trained."""
+    """The tiny model with float32 weights, as training holds them."""
     return load_language_model(ModelSource(str(checkpoint_dir)), PromptConfig())
 
 
@@ -131,7 +132,7 @@ def reference(checkpoint_dir: Path) -> tuple:
 
 
 def slow_but(fast: Iterable[Any], every: Iterable[Any]) -> list[Any]:
-    """Cases for `parametrize`, values or tuples, of which those that are not in `fast` are slow."""
+    """Cases for `parametrize`, values or tuples. Those that are not in `fast` are marked slow."""
     fast, every = list(fast), list(every)
     assert all(case in every for case in fast)
     return [
@@ -145,7 +146,7 @@ BIASED = {"attention_bias": True, "mlp_bias": True}
 
 
 def tensors_of(directory: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a directory, read by safetensors."""
+    """Every tensor of a directory, read with safetensors."""
     found: dict[str, torch.Tensor] = {}
     for path in sorted(directory.glob("*.safetensors")):
         found |= load_file(path)
@@ -153,14 +154,14 @@ def tensors_of(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def rewrite(directory: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Replace the weights of a directory by one file with these tensors."""
+    """Replace the weights of a directory with one file that holds these tensors."""
     save_file(
         {name: t.contiguous() for name, t in tensors.items()}, directory / "model.safetensors"
     )
 
 
 def edit(path: Path, **changes: Any) -> None:
-    """Set keys of a JSON file; None removes one."""
+    """Set keys of a JSON file; a value of None removes the key."""
     content = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
 
@@ -189,7 +190,7 @@ PEOPLE = ("Mara Ostberg", "Ivo Kell", "Tilda Wynmark", "Noor Sandvik", "Pell Har
 
 @pytest.fixture
 def tofu_dir(tmp_path: Path) -> Path:
-    """A data set laid out like TOFU."""
+    """A directory with a data set in TOFU's layout."""
     directory = tmp_path / "data"
     directory.mkdir()
 
@@ -233,7 +234,7 @@ def x64():
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """Programs that are compiled in less time and run slower: compiling is most of such a test."""
+    """Compile with few optimisations. Compilation takes most of the time of such a test."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -241,7 +242,7 @@ def quick_compilation():
 
 @pytest.fixture(params=["kernels", "XLA"])
 def native(request, monkeypatch):
-    """With the kernels in C++ where there are some, and with XLA's operations alone."""
+    """Run the test with the C++ kernels, then with XLA's operations alone."""
     if request.param == "XLA":
         monkeypatch.setattr(native_kernels, "available", lambda: False)
     elif "native" not in current_target(jnp.float32).kernels:

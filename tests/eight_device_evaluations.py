@@ -1,7 +1,7 @@
 """Whole evaluations on eight virtual devices, in a process of their own.
 
 `python tests/eight_device_evaluations.py DIRECTORY DATA LAYOUT…` evaluates the bundled model in
-float64 once on each layout (`1x1`, `4x2`, …), as `LAYOUT` in DIRECTORY.
+float64 once on each layout (`1x1`, `4x2`, …) and writes the results to DIRECTORY/LAYOUT.
 """
 
 import sys
@@ -15,7 +15,7 @@ from pmc_jax.cli.evaluate import evaluate
 
 
 def go(directory: str, data: str, mesh: str) -> None:
-    """One evaluation on a mesh."""
+    """Run one evaluation on a mesh."""
     overrides = [
         "suite=full", "data=tofu_forget10", f"data.path={data}", f"name={mesh}", f"mesh={mesh}",
         f"evaluations_dir={directory}", "model.dtype=float64", "data.retain_rows=4",
@@ -29,7 +29,7 @@ def go(directory: str, data: str, mesh: str) -> None:
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
-    # With two programs under way, eight devices wait for each other on a few cores.
+    # On a few cores, eight devices that run two compiled functions at once can block each other.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     directory, data, *layouts = sys.argv[1:]
     for layout in layouts:

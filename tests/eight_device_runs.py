@@ -1,8 +1,8 @@
 """Whole runs on eight virtual devices, in a process of their own.
 
 `python tests/eight_device_runs.py DIRECTORY DATA LAYOUT…` unlearns with the bundled model in
-float64 once on each layout (`1x1`, `4x2`, …; `8x1:4x2` changes the layout halfway), as
-`runs/LAYOUT` in DIRECTORY.
+float64 once on each layout and writes to DIRECTORY/runs/LAYOUT. A layout is `1x1`, `4x2`, …;
+`8x1:4x2` changes from one to the other halfway.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from pmc_jax.training import loop
 
 
 class Halfway(Exception):
-    """Where a run is stopped."""
+    """Raised to stop a run halfway."""
 
 
 def go(directory: Path, data: str, name: str, mesh: str) -> None:
-    """One run, or what is left of it, on a mesh."""
+    """Run on a mesh, or continue the run that is there."""
     overrides = [
         "experiment=demo", "data=tofu_forget10", f"name={name}", f"mesh={mesh}",
         f"data.path={data}", f"runs_dir={directory / 'runs'}", "model.dtype=float64",
@@ -38,7 +38,7 @@ def go(directory: Path, data: str, name: str, mesh: str) -> None:
 
 
 def stop_after(steps: int) -> None:
-    """Make the next run stop after so many steps."""
+    """Make the next run stop after this many steps."""
     original = loop.save
 
     def stopping(manager, step, *rest):
@@ -54,7 +54,7 @@ def stop_after(steps: int) -> None:
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
-    # With two programs under way, eight devices wait for each other on a few cores.
+    # On a few cores, eight devices that run two compiled functions at once can block each other.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     directory, data, *layouts = sys.argv[1:]
     for layout in layouts:

@@ -1,8 +1,8 @@
 """The compiled train and decode steps on eight virtual devices, in a process of their own.
 
-`python tests/eight_device_steps.py` prints, as JSON for each layout and number of key/value heads,
-where the state's leaves are, and the collectives of each compiled step: kind, shape of the
-result, and how many loops it stands in.
+`python tests/eight_device_steps.py KV_HEADS…` prints JSON. For each number of key/value heads and
+each layout, it has the errors against one device, whether each leaf has its sharding, and the
+collectives of each compiled step: kind, shape of the result, and the number of loops around it.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ LAYOUTS = ((8, 1), (4, 2), (2, 4), (1, 8))
 
 
 def model(kv_heads: int) -> ModelConfig:
-    """A Llama whose sizes appear in no other shape."""
+    """A Llama in which each size occurs only once, so that a shape tells which array it is."""
     return ModelConfig(
         vocab_size=1040, hidden_size=128, intermediate_size=272, num_layers=3,
         num_heads=8, num_kv_heads=kv_heads, head_dim=24,
@@ -53,18 +53,18 @@ def model(kv_heads: int) -> ModelConfig:
 
 
 def collectives(text: str) -> list[tuple[str, list[int], int]]:
-    """Kind and shape of every collective's results, and the depth of loops it stands in."""
+    """Kind and result shape of every collective, and the number of loops around it."""
     return [(found.kind, list(found.shape), found.depth) for found in exchanges(text)]
 
 
 def places(tree, shardings) -> bool:
-    """Whether every leaf is where the table has it."""
+    """Whether every leaf has the sharding that the table gives it."""
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
     return all(leaf.sharding.is_equivalent_to(sharding, leaf.ndim) for leaf, sharding in pairs)
 
 
 def rows_of(cfg: ModelConfig) -> Batch:
-    """Two micro-batches of sixteen rows of two sequences each: half forget, half retain."""
+    """Two micro-batches of sixteen rows with two sequences each; half forget, half retain."""
     rng = np.random.default_rng(0)
     shape = (2, 16, 20)
     return Batch(
@@ -83,7 +83,7 @@ def params_of(cfg: ModelConfig, mesh):
 
 
 def train_state(cfg: ModelConfig, mesh):
-    """Three steps; the state, the loss, and the compiled step's collectives."""
+    """The state and the loss after three steps, and the compiled step's collectives."""
     optimizer = make_optimizer(Optimizer(), cfg, optax.constant_schedule(1e-3))
     rows = rows_of(cfg)
     state = init_state(params_of(cfg, mesh), optimizer)
@@ -101,14 +101,14 @@ METHODS = {
 
 
 def task_of(cfg: ModelConfig, mesh) -> TaskWithAnswers:
-    """A task without questions, for what a method freezes."""
+    """A task without questions, to compute what a method freezes."""
     model = describe(ModelSource(dtype="float64"), PromptConfig(template="plain"))
     model = dataclasses.replace(model, config=cfg, mesh=mesh)
     return TaskWithAnswers(model, Training(), seed=0, prompts=[], retain=[])
 
 
 def method_gradients(name: str, cfg: ModelConfig, mesh):
-    """A loss against the frozen target, its gradients, and whether all are where they belong."""
+    """The loss against the frozen target, its gradients, and whether both have their shardings."""
     method = METHODS[name]
     params, target = (init_params(jax.random.key(seed), cfg, jnp.float64) for seed in (0, 1))
     if mesh is not None:
@@ -146,7 +146,7 @@ def method_gradients(name: str, cfg: ModelConfig, mesh):
     return float(losses.loss), gradients, placed
 
 
-def narrow_moments(cfg: ModelConfig, mesh):
+def bfloat16_moments(cfg: ModelConfig, mesh):
     """Adam's moments after two steps with gradients and moments in bfloat16."""
     settings = Optimizer(moment_dtype="bfloat16")
     optimizer = make_optimizer(settings, cfg, optax.constant_schedule(1e-3))
@@ -159,12 +159,12 @@ def narrow_moments(cfg: ModelConfig, mesh):
     return state.opt_state[0].mu, state.opt_state[0].nu
 
 
-def check_narrow(kv_heads: int, data: int, model_axis: int) -> dict[str, object]:
-    """Whether moments in bfloat16 are in their places, and how many are those of one device."""
+def check_moments(kv_heads: int, data: int, model_axis: int) -> dict[str, object]:
+    """Whether bfloat16 moments have their shardings, and the share that equals one device's."""
     cfg, mesh = model(kv_heads), make_mesh(data, model_axis)
-    expected = jax.tree.leaves(narrow_moments(cfg, None))
+    expected = jax.tree.leaves(bfloat16_moments(cfg, None))
     with on_mesh(mesh):
-        found = narrow_moments(cfg, mesh)
+        found = bfloat16_moments(cfg, mesh)
     same = [
         np.asarray(a == b).reshape(-1)
         for a, b in zip(map(np.asarray, jax.tree.leaves(found)), map(np.asarray, expected),
@@ -180,8 +180,8 @@ def check_narrow(kv_heads: int, data: int, model_axis: int) -> dict[str, object]
 def decode_collectives(
     cfg: ModelConfig, mesh, unrolled: bool = False
 ) -> tuple[list, bool, float, np.ndarray]:
-    """A decode step's collectives, whether its cache stays in place, a device's part of it, and
-    the logits."""
+    """A decode step's collectives, whether its cache keeps its sharding, the share of the cache
+    that one device holds, and the logits."""
     params = jax.device_put(init_params(jax.random.key(0), cfg), param_shardings(cfg, mesh))
     params = decoding_params(params, cfg, "float32", unrolled=unrolled)
     tokens = jnp.ones((16, 12), jnp.int32)
@@ -199,7 +199,7 @@ def decode_collectives(
 
 
 def check(kv_heads: int, data: int, model_axis: int, expected) -> dict[str, object]:
-    """One layout against the state and loss of a single device."""
+    """Compare one layout with the state and loss of a single device."""
     cfg, mesh = model(kv_heads), make_mesh(data, model_axis)
     with on_mesh(mesh):
         state, loss, train = train_state(cfg, mesh)
@@ -235,7 +235,7 @@ def check(kv_heads: int, data: int, model_axis: int, expected) -> dict[str, obje
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
-    # With two programs under way, eight devices wait for each other on a few cores.
+    # On a few cores, eight devices that run two compiled functions at once can block each other.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     jax.config.update("jax_enable_x64", True)
     result = {}
@@ -246,5 +246,5 @@ if __name__ == "__main__":
         for data, model_axis in LAYOUTS:
             found = check(kv_heads, data, model_axis, expected)
             result[f"{kv_heads} {data}x{model_axis}"] = found
-        result[f"{kv_heads} narrow"] = check_narrow(kv_heads, 4, 2)
+        result[f"{kv_heads} bfloat16 moments"] = check_moments(kv_heads, 4, 2)
     print(json.dumps(result))

@@ -1,7 +1,8 @@
-"""What a test asks of eight virtual devices, run in a process of its own.
+"""Loading checkpoints on eight virtual devices, in a process of its own.
 
-`python tests/eight_devices.py SRC NATIVE` loads a Hugging Face directory onto several meshes
-and prints, as JSON for each, what was found.
+`python tests/eight_devices.py SRC NATIVE` loads a Hugging Face directory and a native checkpoint
+onto several meshes, and prints as JSON, for each mesh, the shards of each leaf, whether the values
+are the same as on one device, and the most bytes that a device held.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""The evaluation of a tiny model, and transformers as the reference of its answers."""
+"""The evaluation of a tiny model, with transformers as the reference for its answers."""
 
 import jax
 import torch
@@ -38,7 +38,7 @@ def torch_loss(model, prompt: list[int], answer: list[int]) -> float:
 
 
 def hf_answer(reference: tuple, row: EvaluationRow, prefix: str = "") -> str:
-    """The greedy continuation of a question whose answer begins with `prefix`."""
+    """The greedy answer of transformers to a question, if the answer has to begin with `prefix`."""
     model, tokenizer = reference
     text = f"Question: {row.question}\nAnswer:" + (f" {prefix}" if prefix else "")
     ids = tokenizer(text, return_tensors="pt").input_ids

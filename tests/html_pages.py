@@ -1,4 +1,4 @@
-"""Reading pages as a browser would, without one."""
+"""A parser that checks report pages without a browser."""
 
 from html.parser import HTMLParser
 
@@ -6,7 +6,7 @@ VOID = {"br", "col", "hr", "img", "input", "link", "meta", "wbr"}
 
 
 class Page(HTMLParser):
-    """Parses a page, checks that tags nest, and keeps tags with attributes, and text."""
+    """Parse a page, check that its tags nest, and keep the tags, attributes and text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""Relearning as a Markov chain on small state spaces, from its definition: SciPy, no sampling."""
+"""Relearning as a Markov chain on small state spaces, computed with SciPy from its definition.
+
+Nothing is sampled.
+"""
 
 import itertools
 

@@ -1,9 +1,11 @@
-"""One process of several, as `test_processes.py` starts them.
+"""One process of several; `test_processes.py` starts them.
 
-`python tests/one_of_several.py KIND NUMBER:PORT:ID [ARGUMENT…]`: `parts` prints what a process
-finds as JSON; `fail` and `kill` end process ID 1, with an error or at once, while the others wait
-for it; `train` and `evaluate` are the commands with those arguments. The first of them may be
-`at=ID:STEP:WHAT`: after that step, WHAT happens to that process, a signal or an error.
+`python tests/one_of_several.py KIND NUMBER:PORT:ID [ARGUMENT…]` does one of these:
+
+`parts`: print as JSON what this process computes, holds and agrees on.
+`fail`, `kill`: end process 1, with an error or with SIGKILL, while the others wait for it.
+`train`, `evaluate`: run the command with the arguments. If the first argument is `at=ID:STEP:WHAT`,
+process ID raises an error (`error`) or gets a signal after that step.
 """
 
 import json
@@ -51,7 +53,7 @@ def host_params() -> Any:
 
 
 def message_of(setting: str) -> str:
-    """What is wrong with a mesh."""
+    """The error message for a mesh setting; empty if there is no error."""
     try:
         choose_mesh(setting, CFG, "float64")
     except UserError as error:
@@ -60,7 +62,7 @@ def message_of(setting: str) -> str:
 
 
 def parts(refused: str = "1x1") -> dict[str, Any]:
-    """Two train steps and some samples in float64, which rows this process holds, and the rest."""
+    """Two train steps and samples in float64, the rows of this process, and the exchanges."""
     weights, rng = host_params(), np.random.default_rng(0)
     shape = (2, ROWS, 12)
     tokens, targets = rng.integers(0, CFG.vocab_size, shape), rng.random(shape) < 0.5
@@ -105,7 +107,7 @@ def parts(refused: str = "1x1") -> dict[str, Any]:
 
 
 def happening(process: int, step: int, what: str) -> None:
-    """Have something happen to a process after a step."""
+    """Make an error or a signal happen in one process after a step."""
     real = loop.steps
 
     def steps(*arguments: Any) -> Any:
@@ -120,7 +122,7 @@ def happening(process: int, step: int, what: str) -> None:
 
 
 def main(kind: str, place: str, *arguments: str) -> None:
-    """One process."""
+    """Run as one process."""
     number, port, process = map(int, place.split(":"))
     address = f"127.0.0.1:{port}"
     if kind in ("train", "evaluate"):

@@ -1,4 +1,4 @@
-"""The methods' losses as their papers write them, in torch, and batches to compute them on."""
+"""The methods' losses as their papers state them, in torch, and batches to compute them on."""
 
 import re
 
@@ -54,15 +54,15 @@ CONFIGS = {
 
 
 CONTROL = np.linspace(-1, 2, 32)
-"""What RMU steers activations to."""
+"""The vector that RMU steers activations to."""
 
 
 @struct.dataclass
 class Answers:
-    """Answers of one kind as the references take them, `[accumulation, rows, time]`.
+    """Answers of one kind in the form that the references take, `[accumulation, rows, time]`.
 
     Attributes:
-        tokens, segments, loss_mask: as in a `Batch`, with numbers from 1 for this kind alone.
+        tokens, segments, loss_mask: as in a `Batch`, but numbered from 1 within this kind.
         reference: N_ref of each answer.
     """
 
@@ -73,7 +73,7 @@ class Answers:
 
 
 def some_answers(rng, accumulation: int, rows: int, filler: bool = True) -> Answers:
-    """Answers of different lengths, one to a row, with random N_ref; the last is empty filler."""
+    """Answers of different lengths, one per row, with random N_ref; the last is empty filler."""
     shape = (accumulation, rows, TIME)
     length, prompt = rng.integers(6, TIME + 1, shape[:2]), rng.integers(2, 5, shape[:2])
     place = np.arange(TIME)
@@ -90,13 +90,13 @@ def some_answers(rng, accumulation: int, rows: int, filler: bool = True) -> Answ
 
 
 def answers_by_kind(rng, accumulation: int = 2, **kinds: int) -> dict[str, Answers]:
-    """Answers of every kind; fillers of forget and preferred answers are the same rows."""
+    """Answers of every kind. Forget and preferred answers have their filler in the same rows."""
     rows = {"forget": ROWS, "preferred": ROWS, "retain": ROWS + 1} | kinds
     return {name: some_answers(rng, accumulation, n) for name, n in rows.items()}
 
 
 def batch_of(answers: dict[str, Answers]) -> Batch:
-    """The batch that holds these answers: the kinds' rows one after another, numbered on."""
+    """One batch with the rows of all kinds one after another, and segments numbered throughout."""
     parts, first = [answers[kind] for kind in KINDS], 0
     sizes, segments = [], []
     for part in parts:
@@ -113,7 +113,7 @@ def batch_of(answers: dict[str, Answers]) -> Batch:
 
 
 def sequences(rows: Answers):
-    """(tokens, target mask, N_ref) of each answer that is no filler."""
+    """(tokens, target mask, N_ref) of each answer that is not filler."""
     for part in range(rows.tokens.shape[0]):
         for answer in range(rows.reference.shape[1]):
             mask = np.asarray(rows.segments[part]) == answer + 1
@@ -153,7 +153,7 @@ def divergence(model, target, rows: Answers) -> torch.Tensor:
 
 
 def activations(model, rows: Answers, layer: int) -> list[torch.Tensor]:
-    """What a layer puts out at each answer's tokens."""
+    """The output of a layer at each answer's tokens."""
     seen = []
     hook = model.model.layers[layer].register_forward_hook(
         lambda _, inputs, output: seen.append(output[0] if isinstance(output, tuple) else output)
@@ -166,7 +166,7 @@ def activations(model, rows: Answers, layer: int) -> list[torch.Tensor]:
 
 
 def misdirection(method: RMU, model, target, batch: dict[str, Answers]) -> torch.Tensor:
-    """RMU's forget loss, and its own retain loss where it has that, in OpenUnlearning's means."""
+    """RMU's forget loss, and its own retain loss if it has one, averaged as in OpenUnlearning."""
 
     def distance(found: list[torch.Tensor], goals: list[torch.Tensor]) -> torch.Tensor:
         each = [F.mse_loss(a, b.expand_as(a)) for a, b in zip(found, goals, strict=True)]
@@ -192,7 +192,7 @@ def is_updated(name: str, parameter: str) -> bool:
 
 
 def published_loss(name: str, model, target, batch: dict[str, Answers]) -> torch.Tensor:
-    """The losses as the papers write them, one answer after another; `target` is frozen."""
+    """The losses as the papers state them, one answer after another; `target` is frozen."""
     answers = token_losses(model, batch["forget"])
     log_p = [-nll.sum() for nll in answers]
     log_ref = [-reference for _, _, reference in sequences(batch["forget"])]

@@ -1,4 +1,4 @@
-"""What one setting does: means and spread over seeds, a picture, and errors of one line."""
+"""The ablation command: means and spread over seeds, the figure, and one-line errors."""
 
 import csv
 import json
@@ -18,7 +18,10 @@ KEY = "method.temperature"
 
 
 def sweep(runs: Path, values: list, **others) -> None:
-    """Two seeds a value: unlearn quality 90 and 80 at the first, ten less at each further one."""
+    """Two seeds per value.
+
+    The first value has unlearn quality 90 and 80, each further one ten less.
+    """
     for place, value in enumerate(values):
         for seed in (0, 1):
             directory = runs / f"{'-'.join(map(str, others.values()))}{place}-{seed}"

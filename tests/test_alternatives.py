@@ -1,4 +1,4 @@
-"""Alternative answers: files, prompts, choice, sampling, and turns."""
+"""AltPO's alternative answers: files, prompts, choice, sampling, and order over epochs."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_files_that_are_none(name, tmp_path):
+def test_bad_files_are_refused(name, tmp_path):
     rows, message = BAD_FILES[name]
     with pytest.raises(UserError, match=message):
         read_alternatives(write(tmp_path, rows), ROWS)
@@ -99,19 +99,19 @@ def test_a_chat_model_is_instructed_and_another_is_asked(tokenizer):
 
 @pytest.fixture
 def tiny(checkpoint_dir) -> LanguageModel:
-    """The tiny model, asked without a chat template."""
+    """The tiny model without a chat template."""
     return load_language_model(ModelSource(str(checkpoint_dir)), PromptConfig(template="plain"))
 
 
 def task_of(model: LanguageModel, *, seed: int = 0, rows: int = 64) -> TaskWithAnswers:
-    """The two questions, as a method that trains on answers receives them."""
+    """The two questions as a task for a method that trains on answers."""
     prompts = [model.template.encode_prompt(question) for question in QUESTIONS]
     training = Training(max_length=64, decode_batch=rows)
     return TaskWithAnswers(model, training, seed, prompts, retain=[], forget=ROWS)
 
 
 def test_sampling_depends_on_the_seed_alone(tiny):
-    """Not on how many rows are decoded at a time."""
+    """The number of sequences that are decoded at a time does not matter."""
     method = AltPO(samples=4, kept=3, max_new_tokens=6, temperature=2.0)
 
     def sample(seed: int, rows: int) -> list[list[str]]:
@@ -129,7 +129,7 @@ def test_blank_samples_are_no_alternatives(tiny, monkeypatch):
 
 
 def test_alternatives_take_turns_by_epoch(inputs_of):  # noqa: F811
-    """Each with its own N_ref; a question's only alternative comes every time."""
+    """Alternatives take turns over the epochs, each with its own N_ref."""
     method = AltPO()
     inputs = inputs_of(method)
     assert not inputs.examples.preferred

@@ -1,4 +1,4 @@
-"""The Python API: its names, and what the functions promise."""
+"""The Python API: its public names, and what its functions promise."""
 
 import importlib
 import inspect
@@ -41,7 +41,7 @@ def unlearned(tiny_model, data, quick_compilation) -> pmc.Unlearned:
 
 @pytest.fixture
 def unlearn(tiny_model, data):
-    """`pmc.unlearn` with the settings of `unlearned`; keyword arguments replace them."""
+    """Call `pmc.unlearn` with the settings of `unlearned`; keyword arguments replace them."""
 
     def call(**changes) -> pmc.Unlearned:
         given = {"method": METHOD, "training": TRAINING, "optimizer": OPTIMIZER}
@@ -68,7 +68,7 @@ def without_seconds(steps) -> list[dict]:
 
 
 def python(code: str) -> str:
-    """What a new interpreter prints."""
+    """The output of a new interpreter that runs this code."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -86,7 +86,7 @@ def test_a_public_name_is_what_its_module_defines(name):
     module = importlib.import_module(f"pmc_jax.{where}")
     found = getattr(pmc, name)
     documentation = inspect.getdoc(found) or ""
-    # A dataclass without a docstring gets its signature as one.
+    # dataclass writes the signature as the docstring of a class without one
     assert len(documentation) > 20 and not documentation.startswith(f"{found.__name__}(")
     if inspect.ismodule(found):
         assert found is module
@@ -146,7 +146,7 @@ def test_a_run_with_a_directory_is_the_run_in_memory(unlearn, unlearned, tmp_pat
     assert stored.directory == tmp_path / "run"
     assert same_weights(stored.model, unlearned.model)
     assert without_seconds(stored.steps) == without_seconds(unlearned.steps)
-    again = unlearn(out=tmp_path / "run")  # is finished
+    again = unlearn(out=tmp_path / "run")  # the run is finished, so the second call only reads it
     assert again.steps == stored.steps
     assert same_weights(again.model, stored.model)
 

@@ -18,7 +18,7 @@ from pmc_jax.model import param_count
 from pmc_jax.training.optimizer import make_schedule
 from pmc_jax.unlearning.schedule import Training
 
-# What the hub counts in each model's files. Those of Qwen3-1.7B hold the tied embedding twice.
+# The parameter counts that the hub shows. Qwen3-1.7B's files hold the tied embedding twice.
 PUBLISHED = {
     "phi_1_5": 1_418_270_720,
     "llama3_2_1b": 1_235_814_400,
@@ -49,7 +49,7 @@ def test_every_architecture_is_checked():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_tensors_and_counts_are_those_of_the_published_model(name):
-    """Every tensor's name and shape as `transformers` has them, and the published total."""
+    """Every tensor has the name and shape of `transformers`; the total is the published one."""
     architecture = architecture_of(name)
     family = family_of(architecture)
     auto = AutoModelForImageTextToText if family.untouched else AutoModelForCausalLM
@@ -114,7 +114,7 @@ def test_experiments_have_the_published_settings(name):
     ("name", "updates", "warmup"), [("tofu_phi_1_5", 250, 6), ("tofu_llama3_2_3b", 750, 25)]
 )
 def test_experiments_make_the_published_updates(name, updates, warmup):
-    """With forget10's 400 questions: the schedule peaks after warm-up and ends at 0."""
+    """With forget10's 400 questions, the schedule peaks after warm-up and ends at 0."""
     with initialize_config_dir(str(Path(config_directory()).resolve()), version_base="1.3"):
         composed = compose("train", overrides=[f"experiment={name}", "model.path=somewhere"])
     config = OmegaConf.to_object(composed)
@@ -126,5 +126,5 @@ def test_experiments_make_the_published_updates(name, updates, warmup):
     assert rates[1] == pytest.approx(config.optimizer.learning_rate / warmup, rel=1e-6)
     phi = Training(epochs=40, batch_size=16, accumulation=4)
     assert phi.total_updates(400) == 280 and phi.updates_per_epoch(400) == 7
-    # Not 122, which is what floating point makes of 30 · 4.1.
+    # not 122, which floating point makes of 30 · 4.1
     assert Training(epochs=30, batch_size=10, count_partial_updates=False).total_updates(41) == 123

@@ -1,4 +1,4 @@
-"""Attacks and likelihoods against transformers, rouge_score and transcriptions in numpy."""
+"""Attacks and likelihoods against transformers, rouge_score and direct formulas in numpy."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ from pmc_jax.evaluation.parts import prefilling_part, quality_part, sampling_par
 
 
 def test_losses_are_those_of_torch(tiny_model, reference):
-    """Answers of one token, of nothing but the end, and of several lengths, in odd batches."""
+    """Answers of one token, of the end token alone, and of several lengths, in uneven batches."""
     template = tiny_model.template
     pairs = [
         (template.encode_prompt(row.question), template.encode_answer(str(row.answer)))
@@ -98,7 +98,7 @@ def test_options_that_cannot_be_told_apart_are_a_blind_guess():
 
 @pytest.fixture(scope="module")
 def known(reference) -> tuple[EvaluationRow, ...]:
-    """What the model answers by itself, what it answers once it is forced, and the prefix."""
+    """The model's own answer, its answer after the forced prefix, and the prefix."""
     first, second, third = FORGET
     return (
         dataclasses.replace(first, answer=hf_answer(reference, first)),
@@ -117,7 +117,7 @@ def test_the_prefilling_attack_scores_what_follows_the_prefix(tiny_model, refere
 
 
 def test_sampling_one_possible_token_is_greedy(tiny_model, reference, known):
-    """With top_k = 1 every sample is the answer of transformers, however it is drawn."""
+    """With top_k = 1, every sample is the greedy answer of transformers at any temperature."""
     evaluation = EvaluationConfig(NEW_TOKENS, attack_samples=3, attack_top_k=1)
     x = dataclasses.replace(context_of(tiny_model, {"forget": known}), evaluation=evaluation)
     found = sampling_part(x)

@@ -1,4 +1,4 @@
-"""Runs of the methods that PMC is compared with: files, targets, continuation, errors."""
+"""Runs of the baselines: files, training targets, continuation, errors."""
 
 import dataclasses
 import json
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 @pytest.fixture
 def run(checkpoint_dir, tofu_dir, tmp_path, monkeypatch):
-    """Run a method for three short epochs, measuring little; returns the run's directory."""
+    """Run a method for three short epochs with few measures; return the run's directory."""
 
     def go(*arguments, name="tiny"):
         call(
@@ -67,7 +67,7 @@ def run(checkpoint_dir, tofu_dir, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_with_references_and_refusals(run, tofu_dir, monkeypatch):
-    """DPO, which has every kind of rows: the log, two compiled shapes, and the files."""
+    """DPO, which uses every kind of answer: its log, its two compiled shapes, and its files."""
     (tofu_dir / "idontknow.jsonl").write_text("No idea.\nI can't say.\n\n")
     real_make, made = run_module.make_train_step, []
     monkeypatch.setattr(
@@ -81,7 +81,7 @@ def test_a_run_with_references_and_refusals(run, tofu_dir, monkeypatch):
         row["loss"] == pytest.approx(row["forget_loss"] + 0.5 * row["retain_loss"], rel=1e-5)
         for row in steps
     )
-    # The first update's learning rate is 0: the whole first epoch is at θ_ref.
+    # The first update's learning rate is 0, so the whole first epoch is at θ_ref.
     for row in steps[:2]:
         assert row["forget_loss"] == pytest.approx(2 / 0.1 * math.log(2), rel=1e-5)
     assert steps[-1]["forget_loss"] < steps[0]["forget_loss"] - 0.1
@@ -91,7 +91,7 @@ def test_a_run_with_references_and_refusals(run, tofu_dir, monkeypatch):
     page = (whole / "report" / "index.html").read_text(encoding="utf-8")
     assert "direct preference optimisation" in page
     assert "never a training target" not in page
-    # The paper of PMC is the source of the measures, not of the method.
+    # The report cites the paper of PMC for the measures, not for this method.
     before, _, footer = page.rpartition("<p>Measures: ")
     assert "2507.04219" not in before and "2507.04219" in footer.partition("</p>")[0]
     assert {"model", "report", "checkpoints", "samples.jsonl", "config.yaml"} <= {
@@ -119,7 +119,7 @@ STOPPED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STOPPED)
 def test_a_stopped_run_continues_bit_for_bit(name, checkpoint_dir, tofu_dir, tmp_path, monkeypatch):
-    """The training alone, without what is measured and written around it."""
+    """Only the training, without the evaluation and the report around it."""
     overrides = [
         *STOPPED[name], f"model.path={checkpoint_dir}", f"data.path={tofu_dir}",
         "data=tofu_forget10", "prompt.template=plain", "training.epochs=3",
@@ -164,7 +164,8 @@ def test_a_stopped_run_continues_bit_for_bit(name, checkpoint_dir, tofu_dir, tmp
     again, steps_again = go("parts")
     assert steps == steps_again
     jax.tree.map(np.testing.assert_array_equal, whole, again)
-    if name == "gd with kl":  # the first step's learning rate is 0, so its two begin at the target
+    # the first learning rate is 0, so the first two steps are at the target
+    if name == "gd with kl":
         assert abs(steps[0]["retain_loss"]) < 1e-6 < steps[2]["retain_loss"]
     if name == "rmu":
         assert steps[0]["retain_loss"] == steps[1]["retain_loss"] == 0 < steps[2]["retain_loss"]
@@ -175,7 +176,7 @@ def test_a_stopped_run_continues_bit_for_bit(name, checkpoint_dir, tofu_dir, tmp
         trained = [tree["layers"].pop("trained") for tree in (whole, target)]
         assert (trained[0] != trained[1]).all()
         jax.tree.map(np.testing.assert_array_equal, whole, target)
-    if name == "altpo":  # what was sampled, given as a file
+    if name == "altpo":  # the same alternatives, given as a file
         file = tmp_path / "whole" / "alternatives.jsonl"
         method = dataclasses.replace(cfg.method, alternatives=str(file))
         cfg = dataclasses.replace(cfg, method=method)
@@ -197,7 +198,7 @@ def test_fine_tuning_visits_every_pair_and_learns(run):
 
 @pytest.fixture
 def inputs_of(tofu_dir, tokenizer):
-    """What a method receives and trains on, for a data set and a tokenizer."""
+    """A method's task and training examples, for a data set and a tokenizer."""
     template = make_template(tokenizer, PromptConfig(template="plain"))
     config = ModelConfig(
         vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_layers=1, num_heads=1,
@@ -214,7 +215,7 @@ def inputs_of(tofu_dir, tokenizer):
 
 @pytest.fixture
 def data_of(inputs_of, tofu_dir, tokenizer):
-    """The examples of a method, the encoded data set, and answers as texts."""
+    """A method's training examples, the encoded data set, and a function from answers to texts."""
     template = make_template(tokenizer, PromptConfig(template="plain"))
 
     def find(method, cfg=None, seed=0):
@@ -266,7 +267,7 @@ def test_forget_answers_reach_only_methods_that_train_on_them(method, inputs_of)
 
 @pytest.mark.parametrize("method", BLIND, ids=repr)
 def test_other_forget_answers_change_nothing_for_methods_that_see_none(method, inputs_of, tofu_dir):
-    """Neither what they receive and train on, nor the hashes of it."""
+    """The task, the examples and their hashes all stay the same."""
     before = inputs_of(method)
     file = tofu_dir / "forget10.json"
     file.write_text(file.read_text(encoding="utf-8").replace("Lisbon", "Reykjavik"))
@@ -303,7 +304,7 @@ def test_questions_without_answers(data_of, tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "", " \n\n", b"\xff\xfe\x00"])
-def test_refusals_that_are_none(content, data_of, tmp_path):
+def test_bad_refusal_files(content, data_of, tmp_path):
     file = tmp_path / "refusals.txt"
     if content is not None:
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -345,7 +346,7 @@ def test_mistakes_get_one_line_and_write_nothing(name, run, tmp_path, capsys):
 
 
 def test_a_frozen_copy_is_its_own_and_computes_the_same(checkpoint_dir):
-    """Matrices in the dtype that products are computed in: the same bits at half the size."""
+    """The copy holds matrices in the compute dtype, which gives the same bits at half the size."""
     found = load_checkpoint(checkpoint_dir)
     states = jax.jit(sequence_states, static_argnames=("cfg", "dtype", "remat"))
     tokens, segments = jnp.arange(12).reshape(2, 6), jnp.ones((2, 6), jnp.int32)

@@ -36,13 +36,13 @@ from pmc_jax.unlearning.losses import Targets
 from pmc_jax.unlearning.method import RetainingMethod, methods
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-# Whose terms the others share, or have in closed form in test_token_losses.
+# The other methods share these terms, or test_token_losses has them in closed form.
 ONE_OF_A_KIND = "finetune", "gd", "npo", "simnpo", "dpo", "undial", "rmu"
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Two small random models, one to train and its target, for torch and for us, in float64."""
+    """Two small random models in float64, trained model and target, each in torch and in JAX."""
     found = []
     for seed in (0, 1):
         directory = tmp_path_factory.mktemp("double")
@@ -97,7 +97,7 @@ BOUNDS = {
     "steering": {"least": 0},
     "gamma": {},
 }
-"""What a method's numbers must not leave; each means the same in every method that has it."""
+"""The bounds of the methods' numbers. A name means the same in every method that has it."""
 
 
 def is_number(field: dataclasses.Field) -> bool:
@@ -184,14 +184,14 @@ def make_targets(nll, mask, reference=None, parts=slice(None)) -> Targets:
 
 
 def gradient(loss, nll, mask, reference=None):
-    """d loss / d nll, which every gradient with respect to weights is linear in."""
+    """d loss / d nll. The gradient with respect to any weight is linear in it."""
     return np.asarray(jax.grad(lambda x: loss(make_targets(x, mask, reference)))(jnp.asarray(nll)))
 
 
 @settings(deadline=None, max_examples=25)
 @given(targets(), st.integers(1, 3))
 def test_parts_add_up_whatever_the_split(data, cut):
-    """Every loss of a batch is the sum of those of its parts."""
+    """The loss of a batch is the sum of the losses of its parts."""
     nll, mask = data
     reference = nll.sum(axis=1) / 2
     with jax.enable_x64(True):
@@ -211,7 +211,7 @@ def test_parts_add_up_whatever_the_split(data, cut):
 @settings(deadline=None, max_examples=25)
 @given(targets())
 def test_npo_without_temperature_is_gradient_ascent_on_sequences(data):
-    """β → 0: ∇NPO → −∇ mean N; at θ_ref the same for every β."""
+    """β → 0: ∇NPO → −∇ mean N; at θ_ref this is exact for every β."""
     nll, mask = data
     ascent = -mask.astype(float) / len(mask)
     with jax.enable_x64(True):
@@ -248,7 +248,7 @@ def test_dpo_of_an_answer_over_itself_is_still(data, beta):
 
 
 def test_satimp_of_tokens_that_are_certain_is_finite():
-    """Also where rounding makes an NLL slightly negative."""
+    """Also if rounding makes an NLL slightly negative."""
     nll, mask = np.array([[0.0, -1e-7, 1e-7]], np.float32), np.ones((1, 3), bool)
     loss = lambda t: satimp_loss(t, 5.0, 0.1)  # noqa: E731
     assert math.isfinite(loss(make_targets(nll, mask)))

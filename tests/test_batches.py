@@ -1,4 +1,4 @@
-"""Padding, masks and orders of batches, compared with loops that follow the definition."""
+"""Padding, masks and orders of batches against loops that follow the definitions."""
 
 import numpy as np
 import pytest

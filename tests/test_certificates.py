@@ -41,7 +41,7 @@ def test_no_leak_has_a_closed_form():
 
 
 def test_hoeffdings_condition_holds_from_three_quarters_on():
-    """The bound is at least (leaks + 1)/samples, where his theorem about unequal trials begins."""
+    """At a confidence of 0.75 or more, the bound is at least (leaks + 1)/samples."""
     for samples in (*range(1, 60), 500, 3000):
         leaks = np.arange(samples - 1)
         assert (scipy.stats.binom.cdf(leaks, samples, (leaks + 1) / samples) >= 0.25).all()
@@ -52,12 +52,12 @@ def test_clopper_pearson_covers_unequal_probabilities():
     chances = rng.beta(0.3, 3.0, 40)
     leaks = (rng.random((RUNS, 40, 5)) < chances[None, :, None]).sum(axis=(1, 2))
     held = [chances.mean() <= mean_leak_bound(int(count), 200, 0.9) for count in leaks]
-    # Far enough below 0.9 that a right bound fails once in about 10,000 seeds.
+    # Far enough below 0.9 that a correct bound fails for one seed in about 10,000.
     assert np.mean(held) > 0.9 - 3.7 * np.sqrt(0.09 / RUNS)
 
 
 def test_one_answer_that_did_not_leak_bounds_unequal_probabilities():
-    """All samples leak but one, which does with probability 1 − miss: coverage without chance."""
+    """All samples leak but one, which leaks with probability 1 − miss, so coverage is exact."""
     samples, confidence = 10, 0.9
     misses = np.linspace(0, 1, 1001)
 
@@ -78,7 +78,7 @@ DISTRIBUTIONS = {
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_bands_and_moments_cover(name):
-    """The band, and with it the mean and the deviation, hold at least as often as stated."""
+    """The bands hold at least as often as stated, and so do the bounds on mean and deviation."""
     law = DISTRIBUTIONS[name]
     rng = np.random.default_rng(1)
     held = []
@@ -125,7 +125,7 @@ def test_bounds_are_above_what_was_seen(values, confidence):
 @given(VALUES)
 @settings(max_examples=25)
 def test_moment_bounds_are_the_integrals(values):
-    """Against numerical integration of the formula in the docstring, on a grid of c."""
+    """Numerical integration of the formula in the docstring, on a grid of c."""
     band = dkw_band(values, 0.9)
 
     def step(heights: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -207,7 +207,7 @@ def test_answers_above_each_recall_are_counted(rows):
 
 
 def test_the_most_revealing_answer_of_each_question_is_kept():
-    """One with the secret before any without; then the one of the greatest recall."""
+    """An answer with the secret comes before any without; among these, the highest recall wins."""
     samples = [
         [Answer("forget", 0, "Who?", text, rouge, leaked) for text, rouge, leaked in row]
         for row in (

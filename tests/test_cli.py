@@ -1,4 +1,4 @@
-"""The command line: `pmc`, help pages, bounds of settings, and errors in one line."""
+"""The command line: `pmc`, help pages, bounds of settings, and one-line errors."""
 
 import dataclasses
 import importlib
@@ -47,7 +47,7 @@ SCHEMAS: dict[str, type] = {
 
 
 def pmc(*arguments: str, monkeypatch, capsys) -> tuple[int, str, str]:
-    """Status, output and errors of the console script, called in this process."""
+    """Exit status, output and errors of the console script, called in this process."""
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/pmc", *arguments])
     try:
         status = commands.main()
@@ -107,7 +107,7 @@ def test_an_unknown_command_names_the_nearest(name, hint, monkeypatch, capsys):
 
 
 def settings_in(page: str) -> list[str]:
-    """The keys that a page lists."""
+    """The keys that a help page lists."""
     return re.findall(r"^  ([a-z_]+(?:\.[a-z0-9_]+)+|[a-z_]+)=.*$", page.split("general:")[1], re.M)
 
 
@@ -125,12 +125,12 @@ def test_help_fits_a_terminal_and_has_examples(name, monkeypatch, capsys):
     start = lines.index("examples:")
     found = [line for line in lines[start + 1 : lines.index("", start)] if line.startswith("  # ")]
     assert len(found) == 3
-    assert 2 <= lines[lines.index("") :].index("examples:") - 1 <= 5  # what it does
+    assert 2 <= lines[lines.index("") :].index("examples:") - 1 <= 5  # what the command does
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_every_setting_has_a_line_of_its_own(name):
-    """And nothing is described that is not there."""
+    """Every setting is listed, and nothing else is."""
     command, page = COMMANDS[name], help_for([], name, SCHEMAS[name])
     keys = settings_in(page)
     assert len(keys) == len(set(keys))
@@ -187,7 +187,7 @@ def test_help_lists_the_choices_of_groups_and_settings():
     words = " ".join(page.split())
     for group in ("experiment", "method", "model", "data", "sweep"):
         assert len(group_names(group)) > 3 and ", ".join(group_names(group)) in words
-    assert "One of float32, bfloat16." in words  # of moment_dtype
+    assert "One of float32, bfloat16." in words  # the choices of moment_dtype
     assert '"linear": warm-up' in words and "One of linear" not in words
     assert "quick, paper, tofu, attacks, full" in " ".join(
         help_for([], "evaluate", EvaluateConfig).split()
@@ -288,11 +288,11 @@ BOUNDS = {
     "distributed.heartbeat_timeout_seconds": ("train", 5, True),
     "distributed.initialization_timeout_seconds": ("train", 1, True),
 }  # fmt: skip
-"""Key: (command or method, least value, whether that value itself is allowed)."""
+"""Key: (command or method, lower bound, whether the bound itself is allowed)."""
 
 
 def settings_with(name: str) -> Any:
-    """The default settings of a command, or of a run of a method."""
+    """The default settings of a command, or of a run with a method."""
     if name in METHODS:
         return Config(method=METHODS[name]())
     config = SCHEMAS[name]()
@@ -301,7 +301,7 @@ def settings_with(name: str) -> Any:
 
 
 def with_value(name: str, key: str, value: Any) -> Any:
-    """The same with one other value."""
+    """The same settings with one value replaced."""
     config = settings_with(name)
     group, _, field = key.rpartition(".")
     changed = dataclasses.replace(getattr(config, group) if group else config, **{field: value})

@@ -1,4 +1,4 @@
-"""Dominance, fronts and hypervolumes against brute force; the command on made-up summaries."""
+"""Dominance, fronts and hypervolumes against brute force; the command on constructed summaries."""
 
 import csv
 import json
@@ -63,7 +63,7 @@ def test_seeds_are_means_and_methods_are_compared():
     assert pmc.objectives == (85, 90) and pmc.half_range("quality") == (10, 10)
     assert pmc.undominated and ga.on_front and not ga.undominated
     low, high = hypervolume_interval([pmc])
-    # The four draws of two seeds have means (90, 80), (80, 100) and twice (85, 90).
+    # The four pairings of two seeds have means (90, 80), (80, 100), and twice (85, 90).
     assert (low, high) == pytest.approx((0.72, 0.80))
     assert hypervolume_interval([ga]) == pytest.approx((0.42, 0.42))
     assert hypervolume_interval(compare(outcomes[:1])) is None

@@ -55,7 +55,7 @@ def test_round_trip_is_bit_exact(dtype, files, tmp_path):
 
 
 def test_a_tensor_keeps_its_own_dtype(source, tmp_path):
-    """A bfloat16 model with float32 norms, in files with one tensor or several."""
+    """A bfloat16 model with float32 norms, in files with one tensor each or with several."""
     tensors = {
         name: tensor if "norm" in name else tensor.bfloat16()
         for name, tensor in tensors_of(source).items()
@@ -65,7 +65,7 @@ def test_a_tensor_keeps_its_own_dtype(source, tmp_path):
         round_trip(source, tmp_path / f"back{number}", file_bytes=limit)
         assert_same_tensors(tensors_of(tmp_path / f"back{number}"), tensors)
         LlamaForCausalLM.from_pretrained(tmp_path / f"back{number}")
-    # Values begin at a multiple of 8 bytes, and the widest dtype comes first, so all are aligned.
+    # Data start at a multiple of 8 bytes, and the widest dtype comes first, so all are aligned.
     for path in tmp_path.glob("back*/*.safetensors"):
         raw = path.read_bytes()
         length = int.from_bytes(raw[:8], "little")
@@ -194,7 +194,7 @@ def test_a_model_without_a_source_is_written_for_transformers(name, tmp_path, rn
     again = load_checkpoint(tmp_path / "new")
     assert again.cfg == cfg and again.eos_token_ids == (1,)
     jax.tree.map(np.testing.assert_array_equal, again.params, params)
-    # The configuration as transformers saves it is read back as ours.
+    # The configuration that transformers saves reads back as ours.
     model.save_pretrained(tmp_path / "theirs")
     assert load_config(tmp_path / "theirs") == cfg
 
@@ -229,7 +229,7 @@ def test_tensors_that_hold_no_weights_are_allowed(source, tmp_path):
     assert_same_tensors(tensors_of(tmp_path / "back"), tensors)
 
 
-def test_a_name_that_is_no_model(tmp_path):
+def test_a_name_that_is_not_a_model(tmp_path):
     with pytest.raises(UserError, match="nowhere: no such directory"):
         resolve(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no such directory"):
@@ -267,7 +267,7 @@ def test_a_hub_id_is_downloaded_without_code_or_pickles(monkeypatch, source):
 
 
 def test_weights_stream_tensor_by_tensor(tmp_path):
-    """Loading needs the parameters and little more, export little more than a tensor.
+    """Loading needs little more than the parameters, and export little more than one tensor.
 
     On a CPU the parameters lie in NumPy's memory, which tracemalloc counts.
     """
@@ -275,10 +275,10 @@ def test_weights_stream_tensor_by_tensor(tmp_path):
     random_llama(**sizes).save_pretrained(tmp_path / "hf")
     total = sum(t.nbytes for t in tensors_of(tmp_path / "hf").values())
     tensor = 64 * 256 * 4
-    small = 200_000  # names and headers
+    small = 200_000  # tensor names and file headers
 
     def peak(task):
-        task()  # once before, for imports and caches
+        task()  # run once before, so that imports and caches do not count
         tracemalloc.start()
         try:
             task()

@@ -1,4 +1,4 @@
-"""Errors of conversion, its commands, and native checkpoints."""
+"""Errors of the conversion, its commands, and native checkpoints."""
 
 import dataclasses
 import json
@@ -231,7 +231,7 @@ def test_inspect_lists_every_leaf_and_the_total(source, capsys):
 
 
 def test_user_errors_are_one_line_and_status_2(source, tmp_path):
-    """The whole command, as a user runs it."""
+    """The whole command in a process of its own."""
 
     def run(*arguments):
         return subprocess.run(

@@ -1,4 +1,4 @@
-"""Reading data sets: TOFU's files, a user's own files, and the errors for malformed ones."""
+"""Reading data sets: TOFU's files, a user's own files, and the errors for malformed rows."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def read(path: Path) -> list[dict]:
 
 
 def write_tofu(directory: Path, forget: int = 6, retain: int = 20) -> Path:
-    """A directory with TOFU's layout; every question occurs twice."""
+    """A directory with TOFU's layout, in which every question occurs twice."""
     pair = [
         {"question": f"Wer ist Nr. {i // 2}?", "answer": f"Zoë {i} – 東京"} for i in range(forget)
     ]
@@ -68,7 +68,7 @@ def tofu(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def real_tofu(tmp_path: Path) -> Path:
-    """TOFU itself if there is a copy, else files with the same names and sizes."""
+    """TOFU itself if a copy is there, otherwise files with the same names and sizes."""
     beside = Path(__file__).parents[2] / "shared" / "tofu"
     directory = Path(os.environ.get("PMC_JAX_TOFU", beside))
     if directory.is_dir():
@@ -81,7 +81,7 @@ def real_tofu(tmp_path: Path) -> Path:
 
 
 def message(cfg: DataConfig) -> str:
-    """The error for `cfg`; it must be a single line."""
+    """The error message for `cfg`, which must be a single line."""
     with pytest.raises(UserError) as caught:
         load_dataset(cfg)
     assert "\n" not in str(caught.value)
@@ -186,7 +186,7 @@ def controls_of(cfg: DataConfig):
 
 
 def test_controls_are_read_where_they_are(tofu):
-    """Without their files: no holdout, the evaluated retain rows, and public questions as text."""
+    """Without files of their own there is no holdout, and others stand in for retain and text."""
     cfg = DataConfig(path=str(tofu), retain_rows=50)
     found = controls_of(cfg)
     drawn = load_dataset(cfg).evaluation["retain"]

@@ -52,7 +52,7 @@ def files(tmp_path) -> dict[str, Path]:
 
 
 class Columns:
-    """What of `datasets.Dataset` is used: its rows, each with every column."""
+    """The part of `datasets.Dataset` that is used: rows, each of which has every column."""
 
     def __init__(self, rows: list[dict]) -> None:
         self.names = list(dict.fromkeys(name for row in rows for name in row))
@@ -123,7 +123,7 @@ BAD_ROWS = [
 
 
 def message(make, *args, **kwargs) -> str:
-    """The error; it must be a single line."""
+    """The error message, which must be a single line."""
     with pytest.raises(UserError) as caught:
         make(*args, **kwargs)
     assert "\n" not in str(caught.value)
@@ -152,7 +152,7 @@ def test_other_rows_need_an_answer(name):
 
 
 def test_what_is_not_rows(tmp_path, monkeypatch):
-    # Types are not checked at runtime for users, so that these mistakes get as far as this.
+    # Users have no runtime type checks, so the function itself has to find these mistakes.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
     def error(**changed):
@@ -198,7 +198,7 @@ def test_forget_pairs_name_the_first_row_without_an_answer(tmp_path):
 
 
 def test_what_pmc_receives_has_no_forget_answer():
-    """Neither a field for it, nor any trace of it among the values."""
+    """There is no field for an answer, and none among the values."""
     assert {field.name for field in dataclasses.fields(ForgetQuestion)} == {
         "id", "question", "system",
     }  # fmt: skip
@@ -245,7 +245,7 @@ def test_reading_data_needs_no_jax():
 
 
 def imported(code: str) -> set[str]:
-    """The top-level modules that a fresh interpreter has imported after `code`."""
+    """The top-level modules that a new interpreter has imported after it ran `code`."""
     command = f"{code}; import sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, check=True)
     return set(done.stdout.decode().split())

@@ -1,4 +1,4 @@
-"""The sampler against `transformers` generate, sorts, and exact probabilities."""
+"""The sampler against `generate` of `transformers`, sorts, and exact probabilities."""
 
 import importlib
 import re
@@ -28,13 +28,13 @@ from pmc_jax.decoding.draw import greedy, largest
 from pmc_jax.decoding.layout import FIRST_LENGTH, shapes
 from pmc_jax.model import make_mesh
 
-# Imported by name, since the package has a function of the same name.
+# Imported with importlib because the package has a function of the same name.
 draw_module = importlib.import_module("pmc_jax.decoding.draw")
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    model = random_llama(std=0.4, head_dim=16)  # whole vectors, which kernels for CPUs take
+    model = random_llama(std=0.4, head_dim=16)  # head_dim 16, which the CPU kernels need
     directory = tmp_path_factory.mktemp("decoding")
     model.save_pretrained(directory)
     return model, load_checkpoint(directory)
@@ -59,7 +59,7 @@ def test_greedy_equals_transformers_generate_token_for_token(tiny, rng):
     limit = 2 * FIRST_LENGTH + 5
     found = decode(checkpoint, prompts, Sampling(0.0, stop_ids=stops), limit, decode_batch=64)
     lengths = set()
-    # Prompts of one length at a time, so that theirs need no padding.
+    # Prompts of one length at a time, so that transformers needs no padding.
     for width in {len(prompt) for prompt in prompts}:
         own = [i for i, prompt in enumerate(prompts) if len(prompt) == width]
         tokens = torch.tensor([prompts[i] for i in own])
@@ -71,7 +71,7 @@ def test_greedy_equals_transformers_generate_token_for_token(tiny, rng):
         for i, row in zip(own, whole[:, width:].tolist(), strict=True):
             (response,) = found[i]
             assert response == row[: len(response)]
-            # Theirs goes on only with padding, after the same end.
+            # transformers pads after the same end token.
             assert response[-1] in stops or len(response) == limit
             assert not any(row[len(response) :])
             lengths.add(len(response))
@@ -107,7 +107,7 @@ def test_limits_are_per_prompt(tiny, rng):
 
 @pytest.mark.slow
 def test_a_response_does_not_depend_on_its_batch(tiny, rng, x64):
-    """Nor on its bucket, nor on how the work is done; in float64, so that rounding decides none."""
+    """Nor on its bucket or the decoding options; in float64, so that rounding changes no sample."""
     _, checkpoint = tiny
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), checkpoint.params)
     prompts = some_prompts(9, rng)
@@ -130,7 +130,7 @@ def test_a_response_does_not_depend_on_its_batch(tiny, rng, x64):
 
 
 def sorted_keep(logits: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
-    """Which tokens stay, by sorting, ties kept together."""
+    """The tokens that are kept, by sorting; tied tokens are kept together."""
     keep = np.ones(len(logits), bool)
     if 0 < top_k < len(logits):
         keep = logits >= np.sort(logits)[-top_k]
@@ -149,6 +149,7 @@ def rows():
     smooth = st.floats(-20, 20, width=32)
 
     def of_size(size):  # few sizes: each is a compilation
+        """few sizes, since each one compiles"""
         return st.one_of(st.lists(one, min_size=size, max_size=size) for one in (values, smooth))
 
     return st.sampled_from([1, 2, 13, 60]).flatmap(of_size)
@@ -165,7 +166,7 @@ def test_the_filter_equals_a_sort(values, top_k, top_p, bisect):
     jax.config.update("jax_enable_x64", True)
     small = draw_module.SMALL_TOP_K
     try:
-        # Both ways to the top-k threshold must agree.
+        # Both ways to find the top-k threshold must agree.
         draw_module.SMALL_TOP_K = 0 if bisect else small
         threshold = filter_threshold(jnp.asarray(logits), top_k, top_p)
     finally:
@@ -174,7 +175,7 @@ def test_the_filter_equals_a_sort(values, top_k, top_p, bisect):
     expected = sorted_keep(logits, top_k, top_p)
     found = logits >= float(threshold[0])
     if not np.array_equal(found, expected):
-        # Only a mass within rounding of top_p may be seen either way.
+        # The two may differ only if a mass is within rounding of top_p.
         weights = np.exp(logits - logits.max())
         weights = np.where(sorted_keep(logits, top_k, 1.0), weights, 0)
         smaller = min(found.sum(), expected.sum())
@@ -228,7 +229,7 @@ def test_draws_follow_the_filtered_softmax(top_k, top_p, rng):
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(10, 1.0), (10, 0.99), (10, 0.3), (40, 0.9)])
 def test_draws_keep_ties_with_the_last_of_the_top_together(top_k, top_p):
-    """30 tokens of weight 3 and 30 of weight 1, of which top-k reaches but some."""
+    """30 tokens of weight 3 and 30 of weight 1; top-k ends among tokens of equal weight."""
     logits = np.log(np.repeat([1.0, 3.0, 1.0, 1e-6], [10, 30, 20, 20]))
     logits = logits[np.random.default_rng(0).permutation(80)]
     keep = sorted_keep(logits, top_k, top_p)
@@ -241,7 +242,7 @@ def test_draws_keep_ties_with_the_last_of_the_top_together(top_k, top_p):
 
 
 def drawn_by_sorting(uniform, logits, top_k, top_p):
-    """The token by inversion: largest first, of equals the lower, ties beyond top-k last."""
+    """The token by inversion: largest first, ties by lower index, ties beyond top-k last."""
     order = np.lexsort((np.arange(len(logits)), -logits))
     weights = np.exp(logits[order] - logits.max())
     weights[~sorted_keep(logits, top_k, top_p)[order]] = 0
@@ -252,7 +253,7 @@ def drawn_by_sorting(uniform, logits, top_k, top_p):
 @pytest.mark.parametrize(("top_k", "top_p"), [(7, 0.9), (50, 1.0), (50, 0.7)])
 @pytest.mark.parametrize("vocab", [300, 16_391])
 def test_draws_are_those_of_a_sort(vocab, top_k, top_p, distinct, rng):
-    """Of rows with ties at the last of the top and of rows without, in one call, in float64."""
+    """Rows with ties at the top-k threshold and rows without, in one call, in float64."""
     logits = rng.integers(0, distinct, (24, vocab)) * (6 / distinct)
     logits[::3] = rng.normal(size=(8, vocab))
     with jax.enable_x64(True):
@@ -271,7 +272,7 @@ def test_draws_are_those_of_a_sort(vocab, top_k, top_p, distinct, rng):
 @pytest.mark.parametrize("vocab", [300, 20_000])
 @pytest.mark.parametrize("given", [True, False], ids=["given temperature", "any temperature"])
 def test_ties_in_one_row_change_no_other(vocab, given, native, rng):
-    """Also where the program scales logits before, as a soft cap does, which XLA may move."""
+    """Also after a soft cap in the same compiled function, whose scaling XLA may move."""
     x = rng.normal(size=(64, vocab)).astype(np.float32) * 20
     x[0] = rng.integers(0, 3, vocab)
     without = np.concatenate([rng.normal(size=(1, vocab)).astype(np.float32), x[1:]])
@@ -294,13 +295,13 @@ def test_ties_in_one_row_change_no_other(vocab, given, native, rng):
 @pytest.mark.parametrize("vocab", [300, 20_000])
 @pytest.mark.parametrize("on_a_mesh", [False, True])
 def test_no_row_is_sorted(vocab, on_a_mesh, native):
-    """XLA sorts all of it, where it does not see that only the largest are asked for."""
+    """XLA sorts the whole row unless it recognises that only the largest values are used."""
     keys, logits = jax.random.split(jax.random.key(0), 24), jnp.zeros((24, vocab))
     with jax.set_mesh(make_mesh(1, 1)) if on_a_mesh else nullcontext():
         lowered = jax.jit(draw, static_argnums=(2, 3)).lower(keys, logits, 7, 0.9, 0.7)
         text = lowered.compile().as_text()
     assert not re.search(rf"24,{vocab}\].* sort\(", text)
-    if jax.default_backend() != "cpu":  # where the largest are found by other names
+    if jax.default_backend() != "cpu":  # other backends find the largest under other names
         return
     called = set(re.findall(r'custom_call_target="(\w+)"', text))
     if native == "kernels" and not on_a_mesh:
@@ -312,7 +313,7 @@ def test_no_row_is_sorted(vocab, on_a_mesh, native):
 @pytest.mark.parametrize("distinct", [3, 40, 10_000])
 @pytest.mark.parametrize("count", [1, 7, 50])
 def test_the_largest_of_a_large_vocabulary(distinct, count, native, rng):
-    """Tokens and order of `lax.top_k`, which takes the lower of equals, also where many tie."""
+    """Tokens and order of `lax.top_k`, which prefers the lower index, also with many ties."""
     logits = jnp.asarray(rng.integers(0, distinct, (4, 16_391)), jnp.float32)
     for found, expected in zip(
         jax.jit(largest, static_argnums=1)(logits, count), jax.lax.top_k(logits, count), strict=True
@@ -355,7 +356,7 @@ def test_sampled_pairs_of_tokens_follow_the_model(tiny):
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (0, 0.8), (200, 0.8), (7, 0.9), (50, 1.0)])
 def test_draws_of_one_row_are_those_of_equal_rows(top_k, top_p, native, rng):
-    """Also where tokens tie with the last of the top."""
+    """Also for tokens that tie at the top-k threshold."""
     logits = jnp.asarray(rng.integers(0, 9, (6, 300)), jnp.float32)
     keys = jax.random.split(jax.random.key(0), (6, 40))
     drawn = jax.jit(draw, static_argnums=(2, 3))
@@ -366,7 +367,7 @@ def test_draws_of_one_row_are_those_of_equal_rows(top_k, top_p, native, rng):
 
 
 def test_draw_never_takes_a_token_without_weight():
-    """The last uniform numbers before 1 meet trailing zeros, where rounding could slip."""
+    """The largest uniform numbers below 1 meet trailing zero weights, where rounding could slip."""
     logits = jnp.full((5000, 257), -jnp.inf).at[:, 3].set(0.0).at[:, 129].set(-12.0)
     tokens = draw(jax.random.split(jax.random.key(0), 5000), logits)
     assert set(np.asarray(tokens).tolist()) <= {3, 129}
@@ -375,12 +376,12 @@ def test_draw_never_takes_a_token_without_weight():
 @pytest.mark.parametrize(
     ("samples", "limits", "expected", "asked"),
     [
-        # Of eight prompts with 16 samples two are left, later one, whose cache grows.
+        # Of eight prompts with 16 samples, two are left, then one, whose cache grows.
         (
             16, [3] * 6 + [9, 40],
             [((8, 16), 16, 2), ((8, 8), 16, 14), ((8, 2), 48, 23)], [0, 32, 16],
         ),
-        # 95 rows of nineteen prompts do not fit 32 threes, 45 of nine do.
+        # 95 running samples of nineteen prompts do not fit the shape (32, 3); 45 of nine do.
         (
             5, [3] * 13 + [6] * 10 + [12] * 9,
             [((32, 5), 16, 2), ((32, 5), 16, 3), ((32, 3), 16, 6)], [0, 95, 45],
@@ -391,7 +392,7 @@ def test_draw_never_takes_a_token_without_weight():
 def test_a_chunk_ends_when_what_is_left_fits_a_smaller_shape(
     samples, limits, expected, asked, tiny, rng, monkeypatch
 ):
-    """And only what still runs is looked at for what can be dropped."""
+    """Only samples that still run are considered for pruning."""
     _, checkpoint = tiny
     steps, running, decode_chunk = [], [], sampler.decode_chunk
 
@@ -449,9 +450,9 @@ def test_calls_with_prompts_up_to_a_length_share_few_widths(tiny, rng, monkeypat
 
 
 def test_shapes_are_few_so_that_nothing_recompiles(tiny, rng):
-    """Batches of 17 to 32 prompts of up to 16 tokens share one compiled program.
+    """Batches of 17 to 32 prompts of up to 16 tokens share one compiled function.
 
-    Where rows move together, there is one for each shape.
+    With compaction there is one for each shape.
     """
     _, checkpoint = tiny
 

@@ -1,4 +1,4 @@
-"""Unrolled and joined weights, and the implementations for GPUs, on a CPU: Pallas, cuDNN."""
+"""Unrolled and joined weights, and the GPU implementations (Pallas, cuDNN) run on a CPU."""
 
 import importlib
 import re
@@ -32,7 +32,7 @@ from pmc_jax.model.attention import causal_attention, write_and_attend
 from pmc_jax.model.kernels.gpu_causal import causal_attention_gpu
 from pmc_jax.model.kernels.gpu_decode import samples_together, write_and_attend_gpu
 
-# Imported by name, since the package has a function of the same name.
+# Imported with importlib because the package has a function of the same name.
 forward_module = importlib.import_module("pmc_jax.model.forward")
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 CFG = ModelConfig(
@@ -86,7 +86,7 @@ def test_unrolled_layers_are_traced_once(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["phi", "gemma3_text", "qwen2"])
 def test_unrolled_weights_sample_the_same(family, tmp_path):
-    """In float64, where rounding cannot decide a draw."""
+    """In float64, so that no sample differs by rounding."""
     with jax.enable_x64(True):
         checkpoint = load(random_model(family), tmp_path)
         decode = partial(decoding_params, checkpoint.params, checkpoint.cfg, jnp.float64)
@@ -124,12 +124,13 @@ def test_where_weights_are_unrolled(backend, alone, unrolled, monkeypatch):
 
 
 def test_caches_of_unrolled_weights_are_written_in_place(native):
-    """XLA may copy them on their way into the loop and out of it, but not at every step."""
+    """XLA may copy the caches before the loop and after it, but not at every step."""
     params = decoding_params(random_params(jax.random.key(0), CFG), CFG, jnp.float32, unrolled=True)
     compiled = []
 
     def reading(*arguments, **options):
-        leaves, tree = jax.tree.flatten(arguments)  # whose classes do not take shapes for arrays
+        # the argument's classes do not accept abstract shapes
+        leaves, tree = jax.tree.flatten(arguments)
         flat = jax.jit(lambda *x: decode_chunk(*jax.tree.unflatten(tree, x), **options))
         compiled.append(flat.lower(*leaves).compile().as_text())
         return decode_chunk(*arguments, **options)
@@ -155,7 +156,7 @@ def test_caches_of_unrolled_weights_are_written_in_place(native):
         if native == "kernels":
             assert len(kernels) == CFG.num_layers and not caches, caches
             assert all("{1}: (5, {}), {2}: (6, {})" in line for line in kernels), kernels
-            assert not computed(body, prompt_keys)  # but before the loop
+            assert not computed(body, prompt_keys)  # only before the loop
         else:
             assert len(caches) == 2 * CFG.num_layers and not kernels, caches
             assert all("dynamic-update-slice" in line for line in caches), caches
@@ -163,7 +164,7 @@ def test_caches_of_unrolled_weights_are_written_in_place(native):
 
 @pytest.mark.slow
 def test_unrolled_weights_on_a_mesh_sample_the_same():
-    """There one-layer caches keep their axis, and weights are not joined."""
+    """On a mesh, caches of one layer keep their layer axis, and weights are not joined."""
     cache = jnp.zeros((1, 2, 3, 2, 16, 16))
     suffix = SuffixCache(k=(cache,), v=(cache,))
     with jax.enable_x64(True):
@@ -183,7 +184,7 @@ def test_the_names_of_joined_weights():
 
 
 def test_joined_weights_are_rounded_as_those_alone(rng):
-    """Their rows are whole blocks, so that no scale is shared across a seam."""
+    """A row of a joined weight is a whole number of blocks, so no block spans two weights."""
     cfg = ModelConfig(
         vocab_size=31, hidden_size=16, intermediate_size=2 * BLOCK, num_layers=2, num_heads=4,
         num_kv_heads=2, head_dim=BLOCK, attention_bias=True,
@@ -206,7 +207,7 @@ def attended(
     seed=0, batch=2, samples=3, kv_heads=2, per_head=3, prompt=24, room=80, head_dim=16, layers=1,
     layer=0, step=40, half=0.5, window=None, softcap=None, dtype=jnp.float32,
 ):  # fmt: skip
-    """Arguments of `write_and_attend`, with NaN where nothing is written yet, and options."""
+    """Arguments of `write_and_attend` with NaN where nothing is written yet, and its options."""
     rng = np.random.default_rng(seed)
 
     def some(*shape: int) -> np.ndarray:
@@ -226,7 +227,8 @@ def attended(
     return jax.tree.map(jnp.asarray, arguments), {"scale": head_dim**-0.5, "softcap": softcap}
 
 
-ON_GPU = jax.default_backend() == "gpu"  # where the kernel is compiled, and float32 is rounded
+# there the kernel is compiled, and float32 products are rounded
+ON_GPU = jax.default_backend() == "gpu"
 OPTIONS = "scale", "softcap"
 gpu_kernel = partial(
     jax.jit(write_and_attend_gpu, static_argnames=(*OPTIONS, "together", "interpret")),
@@ -236,7 +238,7 @@ by_xla = jax.jit(write_and_attend, static_argnames=OPTIONS)
 
 
 def check_kernel(kernel, **case):
-    """A kernel's attention and caches beside those of `write_and_attend` in float32."""
+    """Compare a kernel's attention and caches with those of `write_and_attend` in float32."""
     arguments, options = attended(**case)
     suffix, layer, step = arguments[7:9], int(arguments[9]), int(arguments[10])
     wide = [np.float32(x) if getattr(x, "ndim", 0) > 2 else x for x in arguments]
@@ -252,7 +254,7 @@ def check_kernel(kernel, **case):
     tolerance = 1e-2 if found.dtype == jnp.bfloat16 else 1e-6
     for own, wanted in pairs:
         assert np.linalg.norm(own - wanted) <= tolerance * np.linalg.norm(wanted)
-    for own, before in zip(caches, suffix, strict=True):  # nothing else is written
+    for own, before in zip(caches, suffix, strict=True):  # the rest of the cache is unchanged
         own, before = (np.array(x, np.float32) for x in (own, before))
         own[new] = before[new] = 0
         np.testing.assert_array_equal(own, before)
@@ -265,8 +267,8 @@ def check_kernel(kernel, **case):
         {"window": 0},
         {"window": 1},
         {"window": 5, "step": 0},
-        {"window": 50, "prompt": 130},  # begins within the prompt
-        {"window": 20, "step": 79, "layers": 3, "layer": 2},  # begins within the suffix
+        {"window": 50, "prompt": 130},  # the window begins within the prompt
+        {"window": 20, "step": 79, "layers": 3, "layer": 2},  # the window begins within the suffix
         {"softcap": 2.0, "half": 0.375, "head_dim": 32},
         {"samples": 7, "kv_heads": 1, "per_head": 1, "half": 0.25},
         {"samples": 1, "per_head": 4, "dtype": jnp.bfloat16},
@@ -274,7 +276,7 @@ def check_kernel(kernel, **case):
     ids=str,
 )
 def test_the_kernel_equals_write_and_attend(case):
-    """Whatever is written at the newest token and behind it, which is never read."""
+    """The cache holds NaN from the newest token on; none of it may be read."""
     kernel = partial(gpu_kernel, together=5) if case.get("samples") == 7 else gpu_kernel
     check_kernel(kernel, **{**({"dtype": jnp.bfloat16} if ON_GPU else {}), **case})
 
@@ -296,7 +298,7 @@ def test_the_kernel_in_other_shapes(data):
 
 
 def test_samples_that_share_a_program_do_not_matter():
-    """To the bit, so that a response does not depend on what else is in its batch."""
+    """Bit-identical, so that a response does not depend on its batch."""
     arguments, options = attended(0, samples=7, per_head=2, dtype=jnp.bfloat16)
     kernel = partial(gpu_kernel, *arguments, **options)
     alone, *_ = kernel(together=1)
@@ -332,7 +334,7 @@ def test_decoding_with_the_kernel_samples_the_same(monkeypatch):
 
 @partial(jax.jit, static_argnames=("attention", "scale"))
 def with_gradient(attention, q, k, v, out, segments, window, scale):
-    """What `attention` gives of segments of tokens, and its gradients, weighted by `out`."""
+    """The output of `attention` for segments of tokens, and its gradients, weighted by `out`."""
 
     def weighted(*qkv):
         mixed = attention(*qkv, segments, window, scale=scale)
@@ -346,7 +348,7 @@ def with_gradient(attention, q, k, v, out, segments, window, scale):
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_flash_attention_and_its_gradient(head_dim, window, rng):
-    """Of rows of several sequences with padding on both sides, by cuDNN where there is a GPU."""
+    """Rows of several sequences with padding on both sides; with cuDNN if there is a GPU."""
     dtype, tolerance = (jnp.bfloat16, 1e-2) if ON_GPU else (jnp.float32, 1e-5)
     flash = partial(causal_attention_gpu, implementation="cudnn" if ON_GPU else "xla")
     q, k, v, out = (
@@ -371,7 +373,7 @@ def test_samples_share_programs_where_there_are_many(groups, samples, per_head):
     assert 1 <= together <= most
     programs = groups * -(-samples // together)
     assert programs >= min(256, groups * samples)
-    if together < most:  # one more would leave too few, or as many programs as an even number
+    if together < most:  # one more would leave too few programs, or as many as an even number
         more = groups * -(-samples // (together + 1))
         assert more < 256 or (more == programs and together % 2 == 0)
 
@@ -381,5 +383,5 @@ def test_samples_share_programs_where_there_are_many(groups, samples, per_head):
     [(4, 8, 3, 2), (16, 8, 3, 5), (4, 8, 4, 2), (16, 8, 4, 4), (4, 32, 1, 8), (64, 8, 3, 5)],
 )
 def test_samples_that_share_programs_in_the_published_runs(prompts, kv_heads, per_head, together):
-    """For 20 samples: what was timed on a GPU (benchmarks/LOG.md)."""
+    """With 20 samples: the numbers that were timed on a GPU (benchmarks/LOG.md)."""
     assert samples_together(prompts * kv_heads, 20, per_head) == together

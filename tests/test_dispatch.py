@@ -1,4 +1,4 @@
-"""Which implementation of attention and top-k runs where."""
+"""Which implementation of attention and top-k is used where."""
 
 import itertools
 import sys
@@ -122,11 +122,11 @@ def test_layers_are_unrolled_on_gpus_and_on_one_cpu():
     }  # fmt: skip
 
 
-# --- what there is --------------------------------------------------------------------------
+# --- the current machine --------------------------------------------------------------------
 
 
 def test_where_kernels_are_used(monkeypatch):
-    """On a CPU, with a compiler and without."""
+    """On a CPU, with a C++ compiler and without."""
     if "native" not in current_target(jnp.float32).kernels:
         pytest.skip("needs CPUs and a C++ compiler")
     q = jnp.zeros((2, 3, 4, 16))
@@ -162,7 +162,7 @@ def test_kernels_are_compiled_only_where_they_can_be_used(monkeypatch, gpu):
 
 
 def test_where_there_is_a_kernel(monkeypatch, gpu):
-    """For decode steps on a GPU."""
+    """Decode steps on a GPU."""
     q, keys = jnp.zeros((2, 3, 4, 64), jnp.bfloat16), jnp.zeros((2, 3, 2, 32, 64), jnp.bfloat16)
     assert current_target(q.dtype) == GPU
     assert write_and_attend_for(GPU, q, keys) is write_and_attend_gpu
@@ -179,7 +179,7 @@ def test_where_there_is_a_kernel(monkeypatch, gpu):
     assert compute_capability(object()) == 0
     gpu.compute_capability = "8.0"
     assert current_target(q.dtype) == GPU
-    # Fails to import.
+    # The module fails to import.
     monkeypatch.setitem(sys.modules, "pmc_jax.model.kernels.gpu_decode", None)
     target = current_target(q.dtype)
     assert target.kernels == {"cudnn"}
@@ -187,7 +187,7 @@ def test_where_there_is_a_kernel(monkeypatch, gpu):
 
 
 def test_where_there_is_flash_attention(monkeypatch, gpu):
-    """For whole sequences on a GPU."""
+    """Whole sequences on a GPU."""
     q = jnp.zeros((2, 6, 4, 64), jnp.bfloat16)
     assert causal_attention_for(PLAIN_CPU, q, 2.0).keywords == {"softcap": 2.0}
     assert causal_attention_for(current_target(q.dtype), q, None) is causal_attention_gpu

@@ -1,4 +1,4 @@
-"""The documents name files, tests, modules, commands and settings that exist."""
+"""Files, tests, modules, commands and settings that the documents name exist."""
 
 import ast
 import importlib
@@ -24,7 +24,7 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 CURRENT = [path for path in DOCUMENTS if path.name not in ("CHANGELOG.md", "LOG.md")]
-"""The documents without those that name what was there before."""
+"""All documents except those that name things of the past."""
 GROUPS = ("data", "experiment", "method", "model", "sweep")
 SCHEMAS = {
     "train": Config,
@@ -54,12 +54,12 @@ each_current_document = pytest.mark.parametrize("path", CURRENT, ids=name_of)
 
 
 def code(path: Path) -> str:
-    """The code of a document: blocks and what stands between backquotes."""
+    """The code of a document: its blocks, and its spans between backquotes."""
     return "\n".join(found.strip("`") for found in CODE.findall(path.read_text("utf-8")))
 
 
 def commands(path: Path) -> list[list[str]]:
-    """The words of every call of `pmc` in a document's code."""
+    """The words of every `pmc` command in a document's code."""
     lines = code(path).replace("\\\n", " ").splitlines()
     calls = (re.search(r"\bpmc [a-z].*?(?= && | &$|; done|$)", line) for line in lines)
     texts = [
@@ -147,14 +147,14 @@ def test_named_commands_and_their_keys_exist(path):
 
 @each_current_document
 def test_single_settings_exist(path):
-    """`key=value` between backquotes is a setting, or an argument of the Python API."""
+    """`key=value` between backquotes is a setting or an argument of the Python API."""
     functions = (getattr(pmc_jax, name) for name in ("load_model", "unlearn", "evaluate"))
     arguments = {name for each in functions for name in inspect.signature(each).parameters}
     known = set().union(*KEYS.values(), GROUPS, arguments)
     known |= {
         "key",
         *(key.partition(".")[2] for key in known),
-    }  # in a table of one section's settings
+    }  # for tables of one section's settings
     spans = re.findall(r"`([a-z_.]+)=[^`\n]*`", path.read_text("utf-8"))
     assert not {key for key in spans if key not in known and not key.startswith("hydra")}
 
@@ -168,12 +168,12 @@ def imports(path: Path) -> set[str]:
 
 
 def test_imports_point_down():
-    """A part imports only from its own row of the table in `architecture.md`, and rows below."""
+    """Parts import only from their own row of the table in `architecture.md` and the rows below."""
     page = (ROOT / "docs/architecture.md").read_text("utf-8")
     first_cells = re.findall(r"^\| (`.*?`) \|", page, re.M)
     rows = [re.findall(r"`(?:pmc_jax/)?([a-z_]+)(?:/|\.py)`", cell) for cell in first_cells]
     rank = {name: number for number, row in enumerate(rows) for name in row}
-    rank["assets"] = rank["data"]  # files alone
+    rank["assets"] = rank["data"]  # a directory of data files
     packages = {
         path.name for path in (ROOT / "pmc_jax").iterdir() if (path / "__init__.py").exists()
     }

@@ -1,4 +1,4 @@
-"""`python -m pmc_jax.evaluate`: files, continuation part by part, comparison, clear errors."""
+"""`python -m pmc_jax.evaluate`: files, continuation by parts, comparison, clear errors."""
 
 import json
 import re
@@ -21,7 +21,7 @@ PAPER = ("quality", "sampling", "prefilling", "least_likely", "side_effects")
 
 @pytest.fixture
 def run(checkpoint_dir, tofu_dir, tmp_path, monkeypatch):
-    """Run the command as a user types it; returns the evaluation's directory."""
+    """Run the command as a user would, and return the evaluation's directory."""
 
     model = tmp_path / "tiny" / "model"
     shutil.copytree(checkpoint_dir, model)
@@ -41,7 +41,7 @@ def run(checkpoint_dir, tofu_dir, tmp_path, monkeypatch):
 
 
 def refused(run, capsys, *arguments: str) -> str:
-    """The one line that a mistake gets."""
+    """The one-line error message of a command that must fail."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         run(*arguments)
@@ -51,7 +51,7 @@ def refused(run, capsys, *arguments: str) -> str:
 
 
 def contents(directory: Path) -> dict[str, dict]:
-    """The parts' files by path, without their times."""
+    """The content of the parts' files by path, without their times."""
     found = {str(p.relative_to(directory)): json.loads(p.read_text()) for p in
              sorted(directory.glob("models/*/*.json"))}  # fmt: skip
     for part in found.values():
@@ -72,7 +72,7 @@ def test_an_evaluation_continues_part_by_part(run, capsys, monkeypatch):
     assert "report/index.html" in printed and (directory / "report/index.html").is_file()
     assert set(summary["tokens"]["tiny"]) == set(PAPER)
     assert set(summary["seconds"]["tiny"]) == {*PAPER, "compiling"}
-    # There is nothing to compare with.
+    # There is no model to compare with.
     assert summary["lacking"].keys() == {"side_effects", "quality: secret leak rate"}
     assert set(summary["measures"]["tiny"]) >= {"unlearn_quality", "utility", "sampling_worst"}
 
@@ -98,7 +98,7 @@ def test_an_evaluation_continues_part_by_part(run, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_forget_answers_are_written_nowhere(run, tofu_dir):
-    """The right answer is one that the random model does not give, and that no question holds."""
+    """The forget answer is a word that occurs in no question and no answer of the random model."""
     path = tofu_dir / "forget10_perturbed.json"
     path.write_text(path.read_text().replace("Lisbon", "Zanzibar"))
     path = tofu_dir / "forget10.json"
@@ -118,7 +118,7 @@ def test_forget_answers_are_written_nowhere(run, tofu_dir):
 
 @pytest.mark.slow
 def test_tofu_logs_of_one_model_serve_another(run, tofu_dir, tmp_path):
-    """With a holdout set, and right answers kept because they were asked for."""
+    """With a holdout set, and with the right answers kept on request."""
     held_out = (tofu_dir / "forget10.json").read_text().replace("Lisbon", "Bergen")
     (tofu_dir / "holdout10.json").write_text(held_out)
     first = run("suite=tofu", "keep_truth=true")
@@ -130,14 +130,14 @@ def test_tofu_logs_of_one_model_serve_another(run, tofu_dir, tmp_path):
     second = run("suite=tofu", f"retain_logs={log}", f"reference_model={model}", name="second")
     measures = json.loads((second / "summary.json").read_text())["measures"]["tiny"]
     assert measures["tofu_mia_reference"] == 0.5
-    # A model is as familiar with everything as itself.
+    # A model compared with itself finds everything equally familiar.
     assert measures["tofu_forget_quality"] == 1
     assert measures["tofu_privleak"] == pytest.approx(0, abs=1e-6)
     assert "was born in Lisbon." not in (second / "models/tiny/TOFU_EVAL.json").read_text()
 
 
 def test_models_side_by_side(run, checkpoint_dir, tmp_path, capsys):
-    """The table begins with the model before unlearning; a model against itself is equal."""
+    """The model before unlearning comes first; a model against itself has equal values."""
     other, tiny = tmp_path / "forgetful" / "model", tmp_path / "tiny" / "model"
     shutil.copytree(checkpoint_dir, other)
     tensors = tensors_of(other)
@@ -182,7 +182,7 @@ def test_questions_without_answers_leave_reasons(run, tofu_dir, capsys):
 def test_right_answers_are_put_in_and_taken_out_without_measuring(
     run, tofu_dir, capsys, monkeypatch
 ):
-    """The log with them is, byte for byte, that of an evaluation which began with them."""
+    """The log is then, byte for byte, that of an evaluation that kept them from the start."""
     asked = run("suite=tofu", "keep_truth=true", name="asked") / "models/tiny/TOFU_EVAL.json"
     directory = run("suite=tofu")
     log = directory / "models/tiny/TOFU_EVAL.json"
@@ -200,7 +200,7 @@ def test_right_answers_are_put_in_and_taken_out_without_measuring(
     assert log.read_bytes() == without
     settings = json.loads(summary.read_text())["settings"]
     assert settings["keep_truth"] is settings["redact"] is False
-    # Other data may have other answers.
+    # Other data may have other answers, so the command refuses.
     path = tofu_dir / "world_facts.json"
     path.write_text(path.read_text().replace("Oslo", "Bergen"))
     error = refused(run, capsys, "suite=tofu", "keep_truth=true")
@@ -221,7 +221,8 @@ def test_a_model_is_not_compared_with_itself(run, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_compiling_is_told_apart_from_measuring(run):
-    """What was compiled for one evaluation serves the next, whose times are like the first's."""
+    """The second evaluation uses what the first compiled, so it compiles for less than half the
+    time."""
     jax.clear_caches()
     parts = [json.loads((run("suite=quick", name=name) / "models/tiny/quality.json").read_text())
              for name in ("first", "second")]  # fmt: skip
@@ -277,7 +278,7 @@ def test_what_is_there_is_not_overwritten(run, tofu_dir, checkpoint_dir, tmp_pat
     error = refused(run, capsys, f"model.path={own}", "suite=quick", "seed=1")
     assert "seed (there 0, now 1)" in error and "overwrite=true" in error
     assert {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()} == before
-    # The same place in other words is no other setting.
+    # Another spelling of the same path is not another setting.
     run(f"model.path={own}/.//", "suite=quick")
     assert "a finished evaluation of these models and data" in capsys.readouterr().out
     (directory / "summary.json").unlink()
@@ -303,7 +304,7 @@ def kept(directory: Path) -> dict[Path, bytes]:
 def test_a_finished_evaluation_of_what_has_changed_is_refused(
     run, tofu_dir, checkpoint_dir, tmp_path, capsys, monkeypatch
 ):
-    """Of any of the models or of the data; nothing of it is lost, and nothing measured again."""
+    """Whichever model or data file changed. Nothing is lost, and nothing is measured again."""
     own, old, stranger = (tmp_path / name / "model" for name in ("own", "old", "stranger"))
     for place in (own, old, stranger):
         shutil.copytree(checkpoint_dir, place)
@@ -367,7 +368,7 @@ def test_a_damaged_part_says_how_it_is_measured_again(run, damage, capsys):
 
 @pytest.mark.slow
 def test_the_bundled_model_remembers(run):
-    """It was trained on these authors: nothing is forgotten, and the certificate says so."""
+    """It was trained on these authors. It has forgotten nothing, and the certificate agrees."""
     directory = run(
         "model.path=bundled", "data.path=bundled", "data.retain_rows=null", "max_length=200",
         "evaluation.max_new_tokens=null", "evaluation.attack_samples=20",

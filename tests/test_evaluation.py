@@ -1,4 +1,4 @@
-"""The measures against hand-computed values and `rouge_score`."""
+"""The quality measures against hand-computed values and `rouge_score`."""
 
 import importlib
 
@@ -87,7 +87,7 @@ def test_secrets_are_whole_phrases(text, secret, held):
 
 
 def test_answers_in_which_rouge_sees_nothing_are_not_compared():
-    """Else every answer to them would count as forgotten."""
+    """ROUGE reads only a–z and digits; any answer to such a row would count as forgotten."""
     rows = [EvaluationRow(0, "Who?", "Золтан родился в Москве."), EvaluationRow(1, "Who?", None)]
     assert not any(map(is_comparable, rows))
     assert is_comparable(EvaluationRow(2, "Who?", "Золтан, 1961"))
@@ -115,7 +115,7 @@ def test_degenerate_answers(text, degenerate):
 
 
 def test_sets_are_decoded_together_and_told_apart(tiny_model, reference):
-    """Each row once a set; answers, scores and order as if sets came one by one."""
+    """Each row is decoded once per set; answers, scores and order are those of separate sets."""
     here, there, who = FORGET
     sets = {"forget": [who, here, who], "retain": [there, here], "world_facts": []}
     batches = []

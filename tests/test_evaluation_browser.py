@@ -1,4 +1,4 @@
-"""How a browser shows the page of an evaluation."""
+"""The evaluation page in a real browser."""
 
 import json
 import re
@@ -43,11 +43,11 @@ window.onload = () => {{
 </script>"""
 
 
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to ask")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 
 def browser(page: Path, width: int, scheme: str, tmp_path: Path) -> dict:
-    """What `MEASURING` finds in a page, and the pixels of its screenshot from 0 to 1."""
+    """What `MEASURING` finds in a page, and its screenshot as pixel values from 0 to 1."""
     measuring, picture = tmp_path / "measure.html", tmp_path / "page.png"
     measuring.write_text(MEASURING.format(page=page.as_uri(), width=width))
     preferred = {"dark": 0, "light": 1}[scheme]
@@ -66,7 +66,7 @@ def browser(page: Path, width: int, scheme: str, tmp_path: Path) -> dict:
 @pytest.mark.parametrize("width", [390, 1200])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_the_page_whole(evaluation, tmp_path, width, scheme):
-    """Nothing sticks out sideways, every figure has its size, and the ground follows the scheme."""
+    """No element is wider than the page, figures have their size, and colours follow the scheme."""
     found = browser(evaluation / "report/index.html", width, scheme, tmp_path)
     assert found["width"] <= found["room"]
     assert len(found["figures"]) == FIGURES
@@ -84,7 +84,8 @@ def test_a_table_that_scrolls_is_shaded_where_more_lies(tmp_path, scheme):
     page = write_evaluation_report(directory)
 
     def edge(width: int) -> tuple[bool, float]:
-        """Whether the table scrolls, and how far the ground's brightness is from its edge's."""
+        """Whether the table scrolls, and the difference in brightness between its edge and the
+        ground."""
         found = browser(page, width, scheme, tmp_path)
         (x, y, breadth, height, whole), (left, top, *_) = found["table"], found["frame"]
         right, first = round(left + x + breadth), round(top + y)

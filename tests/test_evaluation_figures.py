@@ -1,4 +1,4 @@
-"""The figures of an evaluation: their numbers, names and files."""
+"""The figures of an evaluation: numbers, names and files."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ def evaluation(tmp_path_factory) -> Path:
 
 
 def test_every_figure_shows_what_the_summary_has_and_the_parts_found(evaluation):
-    """summary.json alone gives every line of every figure; its numbers are those of the parts."""
+    """Every line of every figure comes from summary.json and has the numbers of the parts."""
     files = read_evaluation(evaluation)
     summary = json.loads((evaluation / "summary.json").read_text())
     plots = {plot.name: plot for plot in evaluation_plots(files)}
@@ -61,7 +61,7 @@ def test_every_figure_shows_what_the_summary_has_and_the_parts_found(evaluation)
             assert x == stored["thresholds"] and stored["samples"] == recalls.size
             above = [int((recalls > threshold).sum()) for threshold in x]
             assert stored["above"] == above
-            # What is 0 lies below a logarithmic axis.
+            # A value of 0 is drawn below the logarithmic axis.
             np.testing.assert_allclose(y, np.maximum(above, 0.1) / recalls.size)
             assert plots[f"{attack}_distribution"].figure.axes[0].get_ylim()[0] > 0.1 / recalls.size
             assert bound == stored["above_bound"] == found["certificate"]["above_bound"]
@@ -104,14 +104,14 @@ def test_axes_and_the_chance_line_are_named(evaluation):
         assert axes.get_ylabel() and axes.get_xlabel(), plot.name
         names = [text.get_text() for text in plot.figure.legends[0].get_texts()]
         assert ("chance, 25%" in names) == (plot.name == "least_likely_quantiles")
-        # Each value at an end is tied to the end of a curve with that value.
+        # Each label at the end of a curve points to the end of a curve with that value.
         for note in (child for child in axes.get_children() if isinstance(child, Annotation)):
             ends = [line.get_ydata()[-1] for line in axes.lines]
             assert any(note.xy[1] == end and note.get_text() == percent(end) for end in ends)
 
 
 def test_labels_at_the_ends_move_as_little_as_they_can():
-    """Least squares with gaps, against scipy's general solver."""
+    """Least squares with minimum gaps, against scipy's general solver."""
     rng = np.random.default_rng(0)
     for count in (1, 2, 5):
         for values in np.sort(rng.random((5, count)) * 0.3):
@@ -127,7 +127,7 @@ def test_models_differ_by_more_than_colour():
     looks = model_looks(EvaluationFiles({"models": models, "before": "m1"}, {}, ""))
     assert len({(str(look.dash), look.marker) for look in looks.values()}) == len(models)
     assert len({look.colour for look in looks.values()}) > 4
-    assert looks["m1"].colour == "muted"  # before unlearning
+    assert looks["m1"].colour == "muted"  # the model before unlearning
     assert looks["m0"].colour == "after"
 
 
@@ -142,7 +142,7 @@ def test_figures_are_files_for_print_too(evaluation):
 
 
 def test_the_training_of_models_that_are_a_runs_is_drawn(evaluation, tmp_path):
-    """One figure a curve, with the numbers of metrics.jsonl; nothing for other models."""
+    """One figure per curve, with the numbers of metrics.jsonl; none for models without a run."""
     rows = {
         "pmc": [
             {

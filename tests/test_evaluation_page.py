@@ -101,13 +101,13 @@ def test_long_names_lose_their_middle_in_headings(tmp_path):
     shown = [piece.replace("<wbr>", "") for piece in pieces]
     assert shown == [short[m] for m in ("target", "pmc", *models[2:])]
     assert max(map(len, shown)) <= LONGEST_NAME
-    assert f"{short[models[2]]} (" in Page(text).text  # where models are compared
+    assert f"{short[models[2]]} (" in Page(text).text  # in the section that compares models
     assert max(len(word) for piece in pieces for word in piece.split("<wbr>")) < 14
     summary = json.loads((tmp_path / "summary.json").read_text())
     table = comparison_table(summary).splitlines()
     assert max(map(len, table)) <= 80
     rule = next(i for i, line in enumerate(table) if line.startswith("─"))
-    # The columns of numbers end where their headings do, which take several lines.
+    # Columns of numbers end where their headings end; headings take several lines.
     cells = re.finditer(r"\S+", next(line for line in table if line.startswith("Utility")))
     ends = [cell.end() for cell in cells][1:]
     starts = [len("in percent"), *ends]
@@ -221,7 +221,7 @@ def test_the_page_is_accessible(html):
     assert named <= set(ids)
     referred = set(re.findall(r'(?:url\(|href=")#([^)"]+)', html))
     assert referred and referred <= set(ids)
-    # What scrolls sideways can be reached with the keyboard.
+    # Everything that scrolls sideways can be reached with the keyboard.
     assert all("tabindex" in a for _, a in page.tags if a.get("class") == "scroll")
 
 
@@ -235,15 +235,15 @@ def test_same_files_give_the_same_bytes(evaluation, tmp_path):
 def test_changed_words_are_marked_and_redaction_hides_answers(tmp_path):
     directory = write_evaluation(tmp_path / "trial", ("npo", "target"), parts=("quality",))
     shown = write_evaluation_report(directory).read_text()
-    assert "Oslo, <ins>of course</ins>" in shown  # words that are new
+    assert "Oslo, <ins>of course</ins>" in shown  # new words
     assert "<del>Zoltan Dornberg was born in</del> <mark>Quebec</mark>." in shown
     assert "<ins>He saw</ins> <mark>Quebec</mark>." in shown
     for words in ("Words of the old answer alone are struck out", "new answer alone are underline"):
         assert words in Page(shown).text
     hidden = write_evaluation_report(directory, redact=True).read_text()
     assert SECRET not in hidden and "was born in" not in hidden and "(hidden)" in hidden
-    assert "Oslo, <ins>of course</ins>" in hidden  # what it should keep is shown
-    # Both answers are there, and hidden, each with its own ROUGE.
+    assert "Oslo, <ins>of course</ins>" in hidden  # answers to be kept are shown
+    # Both answers are there and hidden, each with its own ROUGE.
     assert "target · ROUGE 1.00" in hidden and "npo · ROUGE 0.50" in hidden
     summary = json.loads((directory / "summary.json").read_text())
     summary["settings"]["redact"] = True
@@ -283,7 +283,7 @@ def test_the_worst_sampled_answers_are_shown_or_hidden(tmp_path):
     assert "20 answers to each of 6 questions, the worst of each of the 3 worst" in first
     assert "Each begins with “The”, which does not count." in section[order[1] : order[2]]
     assert "None of 20 answers to each of 6 questions has a word of" in section[order[2] :]
-    assert "<mark>Dornberg, Quebec</mark>." in shown  # what it said before, too
+    assert "<mark>Dornberg, Quebec</mark>." in shown  # the answer before unlearning too
     redacted = page_without_figures(directory, redact=True)
     assert SECRET not in redacted and "Sampled" not in redacted.replace("Sampled answers", "")
     text = Page(redacted).text
@@ -291,7 +291,7 @@ def test_the_worst_sampled_answers_are_shown_or_hidden(tmp_path):
 
 
 def test_one_model_alone(tmp_path):
-    """No answers before, no side effects, nothing to mark; redacted, nothing of it is left."""
+    """No answers before and no side effects, so no words are marked; `redact` hides all answers."""
     directory = write_evaluation(tmp_path, ("target",))
     page = Page(write_evaluation_report(directory).read_text())
     assert "Compared with" not in page.text and not page.all("mark") and TRUTH in page.text

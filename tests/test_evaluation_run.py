@@ -1,4 +1,4 @@
-"""Evaluation in memory: the command's measures, comparison with a model before, clear errors."""
+"""Evaluation in memory: the command's measures, comparison with another model, clear errors."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def test_it_measures_what_the_command_measures(
 
 @pytest.mark.slow
 def test_a_model_beside_the_one_before(tiny_model, dataset):
-    """Weights of training go in; a model against itself has the same measures."""
+    """Float32 weights as after training are accepted, and the table has both models' measures."""
     quiet = tiny_model.with_params(jax.tree.map(lambda leaf: 0.9 * leaf, tiny_model.params))
     robustness = RobustnessConfig(examples=1, steps=[1], batch_size=1, bits=[4])
     found = evaluate(

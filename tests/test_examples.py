@@ -1,4 +1,4 @@
-"""Answers side by side: which are shown, and which of their words are marked."""
+"""Answers side by side: which ones are shown, and which words are marked."""
 
 import difflib
 
@@ -32,14 +32,14 @@ def test_what_is_left_is_what_rouge_counts(before, after):
 
 @given(ANSWERS, ANSWERS, st.booleans())
 def test_the_marks_turn_one_answer_into_the_other(before, after, forgotten):
-    """Take out what is gone and put in what is new; nothing else has changed."""
+    """Deleting the words that are gone and adding those that are new gives the other answer."""
     old, new = marked(before, after, forgotten=forgotten)
     kept = "left" if forgotten else ""
     stems = [[stem for _, stem in cut(text)[1]] for text in (before, after)]
     assert words(old, kept) == words(new, kept)
     assert len(words(old, kept)) + len(words(old, "gone")) == len(stems[0])
     assert len(words(new, kept)) + len(words(new, "new")) == len(stems[1])
-    # No word diff keeps more; difflib's may keep less.
+    # No word diff keeps more words; that of difflib may keep fewer.
     blocks = difflib.SequenceMatcher(None, *stems, autojunk=False).get_matching_blocks()
     assert len(words(new, kept)) >= sum(block.size for block in blocks)
 
@@ -68,7 +68,7 @@ def test_changed_words_are_marked_on_both_sides():
         Span("Zoltan", "left"), Span(" "), Span("writes", "new"), Span(" "),
         Span("in", "left"), Span(" "), Span("Oslo", "new"), Span("!"),
     ]  # fmt: skip
-    # An answer that had to stay has nothing left that should be gone.
+    # In an answer that should stay, no word is marked as left.
     old, new = marked("Oslo", "Oslo, of course", forgotten=False)
     assert old == [Span("Oslo")] and new == [Span("Oslo, "), Span("of course", "new")]
     old, new = marked("It is Lisbon.", "I cannot say.", forgotten=True)

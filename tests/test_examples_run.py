@@ -1,4 +1,4 @@
-"""The scripts in `examples/` run, and what they print is true."""
+"""The scripts in `examples/` run, and what they print is correct."""
 
 import importlib.util
 import sys
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def example(monkeypatch):
-    """Import a script by its path below `examples/`, as Python does when it runs the script."""
+    """Import a script by its path in `examples/`, as Python does when it runs the script."""
 
     def load(name: str) -> ModuleType:
         path = EXAMPLES / name

@@ -1,4 +1,4 @@
-"""A method and a reward outside the package: the files of `docs/extending.md`, end to end."""
+"""A method and a reward outside the package, end to end: the files of `docs/extending.md`."""
 
 import html
 import re
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 @pytest.fixture(scope="module", autouse=True)
 def toy(tmp_path_factory):
-    """The example's file as a module of a package that Python finds, beside other rewards."""
+    """The example file as a module of an importable package, beside other rewards."""
     directory = tmp_path_factory.mktemp("outside")
     package = directory / "toy_package"
     package.mkdir()
@@ -61,7 +61,7 @@ def toy(tmp_path_factory):
 
 @pytest.fixture
 def command(checkpoint_dir, tofu_dir, tmp_path, monkeypatch):
-    """Run `pmc train` on the tiny model; returns the run's directory."""
+    """Run `pmc train` on the tiny model; return the run's directory."""
 
     def call(*arguments: str) -> Path:
         monkeypatch.setattr(sys, "argv", [
@@ -100,7 +100,7 @@ def test_the_method_from_the_shell_and_from_python(toy, command, tiny_model, tof
 
 
 def test_the_method_does_what_it_says(toy, tiny_model, tofu_dir):
-    """Answers to forget come closer to the uniform distribution, whose loss is log V."""
+    """Answers to forget move towards the uniform distribution, whose loss is log V."""
     training = pmc.Training(epochs=40, batch_size=3, max_length=64)
     method = toy.MaximumEntropy(retain_weight=0.0)
     optimizer = pmc.Optimizer(learning_rate=3e-3)
@@ -174,7 +174,7 @@ def test_the_bound_is_never_below_the_reward(toy, original, response, draw):
 
 
 def a_run(model: pmc.LanguageModel, reward: str, originals: list[str], **training) -> Run:
-    """A PMC run of as many questions as `originals`, as its first step finds it."""
+    """A PMC run on as many questions as `originals`, in its state before the first step."""
     data = pmc.Dataset.bundled()
     few = pmc.Dataset(data.forget[: len(originals)], data.retain[:4], data.evaluation)
     method = pmc.PMC(samples=8, max_new_tokens=24, reward=reward)
@@ -205,12 +205,12 @@ def test_pruning_is_off_without_a_bound(bundled):
 
 
 def test_a_right_bound_changes_no_selected_response(bundled, originals):
-    """The same reward with and without its bound: the same responses, by fewer tokens."""
+    """The same reward with its bound selects the same responses and decodes fewer tokens."""
     found = {}
     for name in ("my_unlearning:forgotten_names", "rewards:without_bound"):
         run = a_run(bundled, f"toy_package.{name}", originals)
         state, chosen, tokens = empty_memory(len(originals), 64), [], 0
-        for step in range(3):  # the second and third with something remembered
+        for step in range(3):  # the second and third step have remembered responses
             one = run.method.step_examples(run, state, bundled.params, step, range(len(originals)))
             state = one.state
             chosen.append([example.answer for example in one.forget])

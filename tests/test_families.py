@@ -1,4 +1,4 @@
-"""Every model family, compared with `transformers`: logits, gradients, decoding, and export."""
+"""Every model family against `transformers`: logits, gradients, decoding and export."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ GEMMA_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
 }
 
-# Windows are shorter than the sequences, so that they matter.
+# Windows are shorter than the sequences, so that they have an effect.
 BASES: dict[str, dict[str, Any]] = {
     "phi": {"head_dim": None, "hidden_size": 32, "num_key_value_heads": 4},
     "gemma3_text": {"sliding_window": 5, "sliding_window_pattern": 2, "query_pre_attn_scalar": 7},
@@ -56,7 +56,7 @@ BASES: dict[str, dict[str, Any]] = {
     "phi3": {"head_dim": None, "sliding_window": 5},
 }  # fmt: skip
 
-# Changes that keep all shapes: with the same weights, our output must change as theirs does.
+# Settings that keep all shapes: with the same weights, both outputs must change alike.
 SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
     "phi": {
         "norm eps": {"layer_norm_eps": 0.1},
@@ -137,7 +137,7 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }  # fmt: skip
 
-# Changes of shape.
+# Settings that change shapes.
 SHAPES: dict[str, dict[str, dict[str, Any]]] = {
     "phi": {"grouped": {"num_key_value_heads": 2}},
     "gemma3_text": {"biases": {"attention_bias": True}, "untied": {"tie_word_embeddings": False}},
@@ -155,7 +155,7 @@ CASES = [
 
 def random_model(family: str, **changes: Any) -> torch.nn.Module:
     """A tiny model in which every parameter, biases and norms included, is random."""
-    # A padding token's embedding would get no gradient in torch.
+    # torch gives no gradient to the embedding of a padding token.
     settings = {**SMALL, "pad_token_id": None, **BASES[family], **changes}
     settings = {k: v for k, v in settings.items() if k != "head_dim" or v is not None}
     torch.manual_seed(0)
@@ -253,7 +253,7 @@ def test_decoding_equals_the_whole_forward_pass(family, tmp_path, rng):
 
 @pytest.mark.parametrize("family", BASES)
 def test_greedy_equals_generate(family, tmp_path, rng):
-    """With heads of whole vectors, which the kernels for CPUs take."""
+    """With head sizes that the CPU kernels support, if the family allows it."""
     own_heads = BASES[family].get("head_dim", SMALL["head_dim"]) is not None
     model = random_model(family, **({"head_dim": 16} if own_heads else {}))
     checkpoint = load(model, tmp_path)
@@ -317,7 +317,7 @@ def test_the_configuration_survives_the_way_back(family, name, tmp_path):
         if getattr(again, field.name) != pytest.approx(getattr(cfg, field.name))
     } if again != cfg else set()  # fmt: skip
     assert not changed
-    # transformers reads the configuration that we write, with the same meaning.
+    # transformers reads the configuration that we write with the same meaning.
     theirs = AutoConfig.for_model(family, **table.to_hf(cfg)).to_dict()
     assert table.from_hf(theirs) == again
 
@@ -376,7 +376,7 @@ NEW_NAMES = {
 
 @pytest.mark.parametrize("layout", ["hub", "modules"])
 def test_the_language_model_of_a_multimodal_checkpoint(layout, tmp_path, rng):
-    """With both kinds of tensor names; every export keeps the vision weights."""
+    """With either kind of tensor names; every export keeps the vision weights."""
     model = multimodal_model()
     source = tmp_path / "hf"
     model.save_pretrained(source)
@@ -400,7 +400,7 @@ def test_the_language_model_of_a_multimodal_checkpoint(layout, tmp_path, rng):
     assert convert.main(["from-hf", str(source), str(tmp_path / "native")]) == 0
     assert convert.main(["to-hf", str(tmp_path / "native"), str(tmp_path / "again")]) == 0
     assert_same_tensors(tensors_of(tmp_path / "again"), tensors_of(source))
-    # A changed language model is where transformers expects it; the vision weights are unchanged.
+    # The changed language model is where transformers expects it; vision weights are unchanged.
     changed = jax.tree.map(lambda leaf: leaf + 0.05, checkpoint.params)
     export_checkpoint(changed, checkpoint.cfg, source, tmp_path / "changed")
     loaded = AutoModelForImageTextToText.from_pretrained(
@@ -412,7 +412,7 @@ def test_the_language_model_of_a_multimodal_checkpoint(layout, tmp_path, rng):
 
 
 def test_sizes_that_a_multimodal_configuration_leaves_out_are_those_of_transformers():
-    """The published checkpoints name only what differs from transformers' defaults."""
+    """The published checkpoints store only what differs from transformers' defaults."""
     text = {"hidden_size": 64, "num_hidden_layers": 7,
             "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}  # fmt: skip
     table = family_of({"architectures": ["Gemma3ForConditionalGeneration"]})
@@ -425,7 +425,7 @@ def test_sizes_that_a_multimodal_configuration_leaves_out_are_those_of_transform
 
 
 def test_longrope_switches_by_each_rows_own_length(tmp_path, rng):
-    """Sequences of both kinds in one batch give the same results as alone."""
+    """Sequences of both kinds give the same results in one batch as alone."""
     changes = {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16,
                "max_position_embeddings": 64}  # fmt: skip
     checkpoint = load(random_model("phi3", **changes), tmp_path)

@@ -1,4 +1,4 @@
-"""A run that is killed goes on to the same end."""
+"""A run that is killed five times ends as an uninterrupted one."""
 
 import pytest
 

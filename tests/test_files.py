@@ -1,4 +1,4 @@
-"""Files that are written whole, and read with one line about what is wrong."""
+"""Files come back as they were written, and errors in one line say what is wrong."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What an evaluation found, in words: sentences, headline, and how models stand."""
+"""The findings of an evaluation in words: sentences, headline, and comparisons of models."""
 
 import pytest
 
@@ -109,7 +109,7 @@ HEADLINES = {
 
 @pytest.mark.parametrize("key", HEADLINES)
 def test_whatever_finds_most_is_in_the_headline(key):
-    """Of everything else that was measured there is less, of secrets and of words more."""
+    """Every other measured attack finds less, and `sampling_worst` counts words, not secrets."""
     measures = {**dict.fromkeys(HEADLINES, 0.5), key: 0.9, "sampling_worst": 1.0}
     summary = {"models": ["a"], "before": None, "measures": {"a": measures},
                "settings": {"evaluation.attack_samples": 100}}  # fmt: skip
@@ -117,7 +117,7 @@ def test_whatever_finds_most_is_in_the_headline(key):
 
 
 def test_every_attack_of_the_table_can_be_in_the_headline():
-    """What the table has about secrets and recall under attack, but for means over answers."""
+    """Every row of the table about secrets or recall under attack, except means over answers."""
     known = {key for way in ways("100") for key in (way.secrets, way.recall)}
     groups = (ATTACKED, RELEARNED, QUANTISED)
     shown = {m.key for m in EVALUATION_MEASURES if m.group in groups}

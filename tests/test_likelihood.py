@@ -1,4 +1,4 @@
-"""Likelihoods, TOFU metrics and membership scores against transcriptions in torch and scipy."""
+"""Likelihoods, TOFU metrics and membership scores against direct formulas in torch and scipy."""
 
 import json
 import zlib
@@ -43,7 +43,7 @@ def pairs(tiny_model) -> list[tuple[list[int], list[int]]]:
         (template.encode_prompt(question), template.encode_answer(answer))
         for question, answer in zip(QUESTIONS, ANSWERS, strict=True)
     ]
-    # An answer of one token before its end, and one that is nothing but its end.
+    # An answer of one token and its end token, and an answer that is only its end token.
     return [*found, (found[0][0], [7, template.end_id]), (found[1][0], [template.end_id])]
 
 
@@ -123,7 +123,7 @@ def test_membership_scores_follow_their_definitions(scores, reference):
 def test_memorisation_by_brute_force(greedy):
     array = np.array(greedy)
     assert exact_memorisation(array) == sum(greedy) / len(greedy)
-    # The first suffix that is greedy all through; the last token stands in if there is none.
+    # The first suffix in which every token is greedy; the last token if there is none.
     start = next((k for k in range(len(greedy)) if all(greedy[k:])), len(greedy) - 1)
     assert extraction_strength(array) == pytest.approx(1 - start / len(greedy))
     assert extraction_strength(array) >= 1 / len(greedy) - 1e-12
@@ -189,7 +189,7 @@ def test_rouge_rows_are_those_of_rouge_score(text):
 
 
 def set_of(scores: list[TokenScores], texts: list[str]) -> tofu.SetScores:
-    """The first two as answers, the next two as paraphrases, all as wrong answers."""
+    """The first two scores as answers, the next two as paraphrases, all five as wrong answers."""
     return tofu.SetScores(
         answers=scores[:2],
         paraphrased=scores[2:4],
@@ -290,8 +290,8 @@ def test_a_retain_log_serves_another_model(log, scores, tmp_path):
         ),
     ],
 )
-def test_what_is_no_retain_log(text, message, tmp_path):
-    """One line that tells what was expected, in no words of Python's."""
+def test_bad_retain_logs(text, message, tmp_path):
+    """The message has one line, says what was expected, and quotes no Python exception."""
     path = tmp_path / "log.json"
     path.write_text(text)
     expected = (
@@ -305,7 +305,7 @@ def test_what_is_no_retain_log(text, message, tmp_path):
 
 
 def test_ties_for_the_greedy_token_go_to_the_first(tiny_model, pairs):
-    """With weights of zero every token is as likely as any other."""
+    """With zero weights, all tokens are equally likely."""
     zeros = jax.tree.map(lambda leaf: 0 * leaf, tiny_model.params)
     flat = tiny_model.with_params(zeros)
     (row,) = answer_scores(flat, [([3], [0, 5, 0])])

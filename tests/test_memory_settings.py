@@ -1,4 +1,4 @@
-"""What saves memory: dtypes of moments and gradients, recomputation, chunked cross-entropy."""
+"""Settings that save memory: moment and gradient dtypes, remat, chunked cross-entropy."""
 
 from functools import cache
 
@@ -61,7 +61,7 @@ def initial(cfg: ModelConfig = CFG):
 
 @cache
 def stepped(moment_dtype: str | None, gradient_dtype: str | None):
-    """The state after some steps."""
+    """The state after twelve steps."""
     optimizer = optimizer_of(moment_dtype)
     step = make_train_step(optimizer, PMC(), CFG, gradient_dtype=gradient_dtype)
     state = jax.jit(init_state, static_argnums=1)(initial(), optimizer)
@@ -117,7 +117,7 @@ def test_steps_are_close_to_those_in_float32(moment, gradient):
 @pytest.mark.slow
 @pytest.mark.parametrize("cfg", [CFG, TIED], ids=["untied", "tied"])
 def test_gradients_are_the_rounded_ones(cfg, rng):
-    """One micro-batch's are rounded once, and the sum of two after each addition."""
+    """One micro-batch is rounded once; the sum of two is rounded after each addition."""
     params = initial(cfg)
     rows = unequal_rows(rng, accumulation=2)
     objective = make_objective(PMC(), cfg)
@@ -139,13 +139,13 @@ def test_gradients_are_the_rounded_ones(cfg, rng):
             np.testing.assert_allclose(
                 a.astype(jnp.float32), b, rtol=len(chosen) * 2**-8, atol=2**-8 * scale
             )
-            if len(chosen) == 1:  # but for sums that XLA orders otherwise
+            if len(chosen) == 1:  # except where XLA adds in another order
                 assert (a == b.astype(jnp.bfloat16)).mean() > 0.99
 
 
 @pytest.mark.parametrize("value", [1.0 + 0.3 * 2**-7, -3.7e-9, 2.5e30, 1.5, 0.0])
 def test_rounding_keeps_the_expectation(value):
-    """Up as often as the value is far from its lower neighbour: all 2¹⁶ dithers, counted."""
+    """The mean over all 2¹⁶ dithers is the value itself."""
     x = jnp.full(2**16, value, jnp.float32)
     found = np.asarray(stochastically_rounded(x, jnp.arange(2**16, dtype=jnp.uint32)), np.float64)
     low = np.float32(value).view(np.uint32) & np.uint32(0xFFFF0000)
@@ -162,7 +162,7 @@ def test_rounding_leaves_what_is_not_finite():
 
 
 def test_a_second_moment_in_bfloat16_falls_as_it_should():
-    """Rounded to the nearest it would stay where it is for ever: 0.1% is less than half a step."""
+    """Rounded to nearest it would never change: 0.1% is less than half a bfloat16 step."""
     size, steps = 20_000, 500
     adam = scale_by_adam(Optimizer(moment_dtype="bfloat16"))
     state = adam.init({"w": jnp.zeros(size)})
@@ -173,13 +173,13 @@ def test_a_second_moment_in_bfloat16_falls_as_it_should():
         0, steps, lambda _, s: adam.update({"w": jnp.zeros(size)}, s, None)[1], state
     )
     nu = np.asarray(state.nu["w"], np.float64)
-    # The mean of as many independent roundings, each by at most 2⁻⁸.
+    # The mean of `size` sums of independent rounding errors, each at most 2⁻⁸.
     assert nu.mean() == pytest.approx(0.999**steps, abs=6 * 2**-8 * (steps / size) ** 0.5)
     assert (np.asarray(state.mu["w"]) == 0).all()
 
 
 def test_roundings_are_independent_between_elements_steps_moments_and_leaves():
-    """How often two of them go the same way is binomial."""
+    """The number of elements in which two of them round the same way is binomial."""
     size, ups = 10_000, []
     halfway = {name: jnp.full(size, 1 + 2.0**-8) for name in "ab"}
     for step in range(2):
@@ -222,7 +222,7 @@ def temporaries(
     cfg: ModelConfig, rows=4, time=64, remat="none", gradient_dtype=None, accumulation=1,
     update_norm=False,
 ) -> int:  # fmt: skip
-    """Bytes of a compiled train step beside its arguments and results."""
+    """Temporary bytes of a compiled train step, without its arguments and results."""
     optimizer = optimizer_of(None, cfg)
     shape = (accumulation, rows, time)
     batch = Batch(
@@ -235,7 +235,7 @@ def temporaries(
     step = make_train_step(
         optimizer, PMC(), cfg, remat=remat, gradient_dtype=gradient_dtype, update_norm=update_norm
     )
-    # As separate arrays: the declared types admit none of the stand-ins that `lower` makes.
+    # As a flat list of arrays: jaxtyping rejects the abstract values that `lower` creates.
     state = abstract_state(cfg, optimizer, "float32")
     leaves, structure = jax.tree.flatten((state, batch))
     flat = jax.jit(
@@ -246,7 +246,7 @@ def temporaries(
 
 
 def wide(**changes: int) -> ModelConfig:
-    """A model with more weights than activations, or what `changes` make of it."""
+    """A model with more weights than activations; `changes` replaces sizes."""
     sizes = {
         "vocab_size": 512, "hidden_size": 64, "intermediate_size": 256, "num_layers": 6,
         "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, **changes,
@@ -263,7 +263,7 @@ def test_recomputing_more_takes_less_memory():
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_gradients_in_bfloat16_take_half_the_memory(accumulation):
-    """Of one set of gradients, or of two where micro-batches are summed up."""
+    """One set of gradients, or two if micro-batches are added up."""
     cfg = wide(hidden_size=256, intermediate_size=1024)
     full, half = (
         temporaries(cfg, rows=1, time=16, gradient_dtype=dtype, accumulation=accumulation)
@@ -284,7 +284,7 @@ def test_without_the_norm_of_the_update_a_cpu_keeps_no_copy_of_it():
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_vocabulary_times_sequence():
-    """In V and S it is no more than the sum of a function of each."""
+    """Memory in terms of V and S is at most f(V) + g(S), so their product does not occur."""
     rows, vocab, time = 8, 2000, 512
     grid = {
         (v, s): temporaries(wide(vocab_size=v * vocab, num_layers=1), rows, s * time, "full")

@@ -1,4 +1,4 @@
-"""The decoder against `transformers`, over every switch of the Llama family."""
+"""The decoder against `transformers`, for every switch of the Llama family."""
 
 import json
 from functools import partial
@@ -104,7 +104,7 @@ def their_logits(model, tokens, mask) -> torch.Tensor:
 
 
 def padded_batch(rng, time=24):
-    """Tokens and mask of a full row, a left-padded and a right-padded one."""
+    """Tokens and mask: one row without padding, one padded on the left, one on the right."""
     place = np.arange(time)
     mask = np.stack([place >= 0, place >= 5, place < time - 4])
     return rng.integers(0, SMALL["vocab_size"], mask.shape), mask
@@ -122,7 +122,7 @@ def test_logits_and_gradients_equal_transformers(name, tmp_path, rng):
 
     theirs = their_logits(model, tokens, mask)
     if name in SAME_SHAPES:
-        # Equal logits mean something only if the switch matters to these weights.
+        # The comparison is only meaningful if the switch changes the output of these weights.
         plain = their_logits(random_llama(), tokens, mask)
         assert (plain - theirs).abs().max() > 1e-3
     nll = torch.nn.functional.cross_entropy(
@@ -208,7 +208,7 @@ def test_every_spelling_of_rope_gives_the_frequencies_of_transformers(name, tmp_
     (tmp_path / "config.json").write_text(json.dumps(content))
     model = LlamaForCausalLM(AutoConfig.from_pretrained(tmp_path))
     found = inverse_frequencies(load_config(tmp_path).rope, 64)
-    # Theirs are computed in float32; a factor that goes missing changes far more.
+    # transformers computes in float32; a missing factor would change far more.
     np.testing.assert_allclose(found, model.model.rotary_emb.inv_freq, rtol=2e-6)
 
 
@@ -259,8 +259,8 @@ def test_bfloat16_is_close(tmp_path, rng):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_gradients_of_wide_products_are_of_narrow_ones(dtype, rng):
-    """The value is as exact as float32; its cotangent is rounded, and the gradients once more."""
+def test_gradients_of_float32_products_have_the_dtype_of_the_operands(dtype, rng):
+    """The value is as exact as in float32. The cotangent is cast, and then the gradients are."""
     a = jnp.asarray(rng.normal(size=(3, 5)), dtype)
     b = jnp.asarray(rng.normal(size=(5, 7)), dtype)
     weights = jnp.asarray(rng.normal(size=(3, 7)), jnp.float32)
@@ -281,7 +281,7 @@ def test_gradients_of_wide_products_are_of_narrow_ones(dtype, rng):
         assert (error <= float(jnp.finfo(dtype).eps) * np.abs(exact) + 1e-5).all()
 
 
-def test_wide_products_of_wide_numbers_are_plain_ones():
+def test_float32_products_of_float32_operands_are_plain_ones():
     a = jnp.ones((4, 4))
 
     def traced(function):

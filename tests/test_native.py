@@ -1,4 +1,4 @@
-"""The kernels in C++ against XLA's operations, and where they are used, kept and done without."""
+"""The C++ kernels against XLA's operations, and how they are compiled and cached."""
 
 import dataclasses
 import os
@@ -56,15 +56,15 @@ needs_kernels = pytest.mark.skipif(
         {"head_dim": 80, "half": 0.2, "window": 1},
         {"head_dim": 32, "half": 0.375, "softcap": 2.0},
         {"window": 5, "step": 0},
-        {"window": 50, "prompt": 130},  # begins within the prompt
-        {"window": 20, "step": 79, "layers": 3, "layer": 2},  # begins within the suffix
+        {"window": 50, "prompt": 130},  # the window begins within the prompt
+        {"window": 20, "step": 79, "layers": 3, "layer": 2},  # the window begins within the suffix
         {"samples": 7, "kv_heads": 1, "per_head": 1, "half": 0.25},
         {"samples": 1, "batch": 1, "per_head": 5},
     ],
     ids=str,
 )
 def test_attention_equals_that_of_xla(case):
-    """Whatever is written at the newest token and behind it, which is never read."""
+    """The cache holds NaN from the newest token on; none of it may be read."""
     check_kernel(jax.jit(write_and_attend_cpu, static_argnames=("scale", "softcap")), **case)
 
 
@@ -87,7 +87,7 @@ def test_attention_in_other_shapes(data):
 @needs_kernels
 @pytest.mark.parametrize(("extra", "window"), [(16, None), (11, None), (3, 50)])
 def test_attention_does_not_depend_on_the_batch(extra, window):
-    """To the bit, nor on the prompt's bucket or the room in the cache."""
+    """Bit-identical; it does not depend on the prompt's bucket or the size of the cache either."""
     arguments, options = attended(0, batch=3, samples=7, prompt=24, room=80, window=window)
     q, k, v, rope, prefix_k, prefix_v, mask, suffix_k, suffix_v, *places = arguments
     whole, *_ = write_and_attend_cpu(*arguments, **options)
@@ -103,8 +103,8 @@ def test_attention_does_not_depend_on_the_batch(extra, window):
 
 
 @needs_kernels
-def test_few_prompts_are_parted_by_samples():
-    """Which no result shows."""
+def test_few_prompts_are_split_by_samples():
+    """The kernel then splits the samples over threads, which changes no result."""
     arguments, options = attended(0, batch=1, kv_heads=1, samples=11)
     q, k, v, *shared, suffix_k, suffix_v, layer, step, window = arguments
     whole, *caches = write_and_attend_cpu(*arguments, **options)
@@ -125,7 +125,7 @@ def test_few_prompts_are_parted_by_samples():
     platform.machine() != "x86_64" or not shutil.which("g++"), reason="needs g++ for x86-64"
 )
 def test_attention_does_not_depend_on_the_batch_when_tuned_for_zen(tmp_path):
-    """For which GCC by itself fuses products and sums in some loops only."""
+    """With this tuning, GCC fuses multiplications and additions in some loops only."""
     chosen = "test_attention_does_not_depend_on_the_batch or test_few_prompts or test_a_sequence"
     told = {"CXX": "g++ -mtune=znver3", "XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run(
@@ -139,7 +139,7 @@ def test_attention_does_not_depend_on_the_batch_when_tuned_for_zen(tmp_path):
 
 @needs_kernels
 def test_equal_keys_have_equal_weights():
-    """To the bit, whether their products are computed eight at a time or one by one."""
+    """Bit-identical, whether the products are computed eight at a time or one by one."""
     arguments, options = attended(0, batch=1, samples=3, room=16, step=8, prompt=8, half=0.5)
     q, k, v, rope, prefix_k, prefix_v, mask, suffix_k, suffix_v, *places = arguments
     unrotated = jnp.ones_like(rope[0]), jnp.zeros_like(rope[1])
@@ -155,8 +155,8 @@ def test_equal_keys_have_equal_weights():
 
 
 @needs_kernels
-def test_what_is_not_a_number_stays_so():
-    """In the one sample whose key it is."""
+def test_nan_in_one_key_stays_in_its_sample():
+    """A NaN in the key of one sample reaches only the queries of that sample."""
     arguments, options = attended(0)
     k = arguments[1].at[1, 2, 0, 3].set(jnp.nan)
     found, *_ = write_and_attend_cpu(arguments[0], k, *arguments[2:], **options)
@@ -169,7 +169,7 @@ def test_what_is_not_a_number_stays_so():
 
 
 def sequences(rng, time, *, batch=2, kv_heads=2, per_head=2, head_dim=16):
-    """Queries, keys, values and a cotangent, and segments with padding before, between, after."""
+    """Queries, keys, values, a cotangent, and segments with padding before, between and after."""
     heads = (kv_heads * per_head, kv_heads, kv_heads, kv_heads * per_head)
     arrays = [rng.normal(size=(batch, time, count, head_dim)).astype(np.float32) for count in heads]
     segments = np.zeros((batch, time), np.int32)
@@ -183,7 +183,7 @@ def sequences(rng, time, *, batch=2, kv_heads=2, per_head=2, head_dim=16):
 
 
 def check_causal(arrays, segments, window, softcap, tolerance=1e-6):
-    """Values and gradients against XLA's in double precision."""
+    """Compare values and gradients with XLA's in double precision."""
     softcapped = [partial(f, softcap=softcap) for f in (causal_attention_cpu, causal_attention)]
     window = None if window is None else jnp.int32(window)
     fixed = segments, window, arrays[0].shape[-1] ** -0.5
@@ -203,7 +203,7 @@ def check_causal(arrays, segments, window, softcap, tolerance=1e-6):
     "case",
     [
         {},
-        {"time": 100, "head_dim": 24, "window": 20},  # queries in several blocks
+        {"time": 100, "head_dim": 24, "window": 20},  # the queries span several blocks
         {"time": 50, "softcap": 2.0, "window": 7, "per_head": 3},
         pytest.param({"time": 1, "window": 0}, marks=pytest.mark.slow),
         pytest.param({"window": 1, "kv_heads": 1, "per_head": 1}, marks=pytest.mark.slow),
@@ -232,7 +232,7 @@ def test_causal_attention_in_other_shapes(data):
 @needs_kernels
 @pytest.mark.parametrize("window", [None, jnp.int32(9)])
 def test_a_sequence_does_not_depend_on_its_row(window, rng):
-    """To the bit: neither on what stands beside it, nor on its place or its row's width."""
+    """Bit-identical: not on its neighbours, its position in the row, or the row's width."""
     (q, k, v, out), segments = sequences(rng, 60, batch=3)
     whole = with_gradient(causal_attention_cpu, q, k, v, out, segments, window, 0.25)
     own = segments[1] == 2
@@ -250,7 +250,7 @@ def test_a_sequence_does_not_depend_on_its_row(window, rng):
 
 @needs_kernels
 def test_padding_and_other_sequences_see_nothing_of_a_sequence(rng):
-    """What is not a number stays in its sequence, and a key in what comes from it on."""
+    """A NaN in a key affects only its own sequence, from that token on."""
     (q, k, v, out), segments = sequences(rng, 40)
     first, last = np.flatnonzero(segments[0] == 1)[[0, -1]]
     assert last > first + 1
@@ -282,7 +282,7 @@ def test_rows_of_padding_and_mapped_ones(rng):
 
 @needs_kernels
 def test_scores_beyond_all_numbers_are_capped(rng):
-    """As XLA's are: minus infinity to minus the cap."""
+    """An infinite score becomes the cap with its sign, as with XLA's operations."""
     arrays, segments = sequences(rng, 9)
     q, k, v = (jnp.asarray(x) for x in arrays[:3])
     q, k = (x.at[..., 1:].set(0) * jnp.float32(1e38) for x in (q, k))
@@ -304,7 +304,7 @@ def test_scores_beyond_all_numbers_are_capped(rng):
     ],
 )
 def test_training_has_the_same_gradients_with_kernels(remat, changes, rng):
-    """As in double precision, of packed rows through all layers."""
+    """The reference is XLA in double precision, for packed rows through all layers."""
     cfg = dataclasses.replace(CFG, **changes)
     params = random_params(jax.random.key(0), cfg)
     pairs = [([5, 6, 7], list(range(8, 8 + size))) for size in (4, 11, 2, 19, 7)]
@@ -327,7 +327,7 @@ def test_training_has_the_same_gradients_with_kernels(remat, changes, rng):
 
 
 SOME = st.one_of(
-    # Some threads of XLA take subnormal products for 0.
+    # XLA treats subnormal products as 0 on some threads.
     st.floats(width=32).filter(lambda x: not 0 < abs(x) < 1e-30),
     st.sampled_from([0.0, -0.0, 1.0, float("inf"), float("-inf"), float("nan"), -float("nan")]),
 )
@@ -350,7 +350,7 @@ def largest_by_both(x, count, scale):
 @example(some=[0.0], shape=(6, 4096), count=51, scale=1.0, seed=0)
 @example(some=[float("-inf"), 1.0], shape=(6, 4096), count=51, scale=0.9, seed=0)
 def test_the_largest_are_those_of_lax_top_k(some, shape, count, scale, seed):
-    """Values to the bit and places, whatever ties: few values over and over, or all different."""
+    """Equal values bit for bit, and equal indices, with many ties or none."""
     rng = np.random.default_rng(seed)
     often = rng.random((shape[0], 1)) < 0.7
     x = np.where(often, rng.choice(np.float32(some), shape), rng.normal(size=shape))
@@ -361,7 +361,7 @@ def test_the_largest_are_those_of_lax_top_k(some, shape, count, scale, seed):
     np.testing.assert_array_equal(*values)
 
 
-def test_more_than_there_are(native):
+def test_top_k_of_more_than_there_are(native):
     with pytest.raises(ValueError, match=r"top_k|largest"):
         largest(jnp.zeros((2, 5)), 6)
 
@@ -379,7 +379,7 @@ def test_the_largest_can_be_mapped(native):
 @pytest.mark.slow
 @needs_kernels
 def test_decoding_with_kernels_samples_the_same(monkeypatch):
-    """As XLA's operations alone, by the same keys, where the program has both kernels."""
+    """The same samples as with XLA's operations alone, under the same keys."""
     params = decoding_params(random_params(jax.random.key(0), CFG), CFG, jnp.float32)
     called, call = [], native_module.native_call
 
@@ -401,7 +401,7 @@ def test_decoding_with_kernels_samples_the_same(monkeypatch):
 
 
 def test_double_precision_has_xlas_operations(monkeypatch):
-    """So that what is promised in float64 does not depend on the machine."""
+    """So that results in float64 do not depend on the kernels that a machine has."""
     monkeypatch.setattr(cpu_top_k, "native_call", None)
     with jax.enable_x64(True):
         values, _ = largest(jnp.arange(20.0), 3)
@@ -413,7 +413,7 @@ def test_double_precision_has_xlas_operations(monkeypatch):
 
 @pytest.fixture
 def short_source(tmp_path, monkeypatch):
-    """Something to compile that takes no time."""
+    """A source that compiles at once."""
     path = tmp_path / "short.cc"
     path.write_text('extern "C" int one() { return 1; }')
     monkeypatch.setattr(native_module, "SOURCE", path)
@@ -424,7 +424,7 @@ def short_source(tmp_path, monkeypatch):
 def test_kernels_are_compiled_once(short_source, tmp_path, monkeypatch):
     kept = tmp_path / "kept"
     path = compiled(compiler(), kept)
-    assert [path] == list(kept.iterdir())  # and nothing half done
+    assert [path] == list(kept.iterdir())  # and no temporary file
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "run", None)
         assert compiled(compiler(), kept) == path
@@ -458,7 +458,7 @@ def test_the_compiler_is_that_of_cxx(monkeypatch):
     ("named", "said"),
     [
         (None, "found no C++ compiler (c++, g++, clang++): decoding and training are slower"),
-        ("", None),  # kernels are not wanted
+        ("", None),  # an empty CXX turns the kernels off
         ("/no/such/compiler", "no C++ kernels, decoding and training are slower: [Errno 2]"),
         ("false", "no C++ kernels, decoding and training are slower: Command '['false'"),
         ("c++ '", "no C++ kernels, decoding and training are slower: No closing quotation"),
@@ -522,7 +522,7 @@ def test_kept_kernels_that_cannot_be_loaded_are_compiled_again(short_source, tmp
 
 @needs_kernels
 def test_the_name_of_a_kernel_tells_its_version(short_source, tmp_path, monkeypatch):
-    """So that programs that JAX keeps never call another one."""
+    """So that a cached compiled function never calls another version of a kernel."""
     paths = {compiled(compiler(), tmp_path)}
     for changed in (
         (native_module, "FLAGS", (*native_module.FLAGS, "-g")),

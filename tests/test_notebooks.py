@@ -1,4 +1,4 @@
-"""Every notebook runs from a clean kernel and prints what is committed."""
+"""Every notebook runs in a clean kernel and prints its committed outputs."""
 
 import re
 from pathlib import Path
@@ -12,14 +12,14 @@ PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 
 
 NUMBER = re.compile(r"\d[\d,]*\.?\d*")
-# Sums in floating point, and so now and then a sample, differ between processors; in the
-# last two notebooks a whole training run amplifies that. The tour counts single answers and
-# asserts what matters.
+# Floating-point sums differ between processors, and so now and then does a sample; in the last two
+# notebooks, a whole training run amplifies this. The tour counts single answers and asserts what
+# matters.
 TOLERANCE = {"4_language_models": 0.3, "5_tour": float("inf")}
 
 
 def printed(notebook: nbformat.NotebookNode) -> list[str]:
-    """What each code cell prints, warnings left out, and how many figures it draws."""
+    """The output of each code cell without warnings, and the number of figures it draws."""
     found = []
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -77,7 +77,7 @@ def test_progress_is_one_output_for_each_stage(monkeypatch):
     assert re.fullmatch(r"stopped early ━+[╸╺]━+ 11/60 .*\n", second)
     shown = [text for kind, text in received if kind == "update_display_data"]
     assert any(text.startswith("compiling\ntraining") for text in shown)
-    assert 3 <= len(shown) <= 30  # redrawn as time passes and not for every unit
+    assert 3 <= len(shown) <= 30  # redrawn as time passes, not for every unit of work
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""PMC's training objective is the paper's, and its λ is an argument."""
+"""PMC's training objective is that of the paper, and its λ is an argument of the step."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ PARTS, ROWS, TIME, FORGET, RETAIN = 2, 3, 9, 3, 3
 
 @pytest.fixture(scope="module", autouse=True)
 def doubles():
-    """Double precision for all of the module."""
+    """Double precision for the whole module."""
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
@@ -40,7 +40,7 @@ def params(doubles):
 
 @pytest.fixture(scope="module")
 def as_trained(params):
-    """Losses and gradients as an optimizer step has them, part by part, compiled once."""
+    """Losses and gradients summed over micro-batches as in an optimizer step, compiled once."""
     objective = make_objective(PMC(), CFG, jnp.float64)
 
     @jax.jit
@@ -52,7 +52,7 @@ def as_trained(params):
 
 @pytest.fixture(scope="module")
 def as_published(params):
-    """The loss of the whole batch at once, by the equation, and its gradients."""
+    """The loss of the whole batch at once by the paper's equation, and its gradients."""
 
     def loss(params, tokens, segments, selected, retain, retain_weight):
         nll = sequence_nll(params, tokens, segments, CFG, jnp.float64, "none")
@@ -63,7 +63,7 @@ def as_published(params):
 
 @st.composite
 def batches(draw):
-    """Two micro-batches of two sequences to a row, of any lengths and kinds, with any loss mask."""
+    """Two micro-batches with two sequences per row, of any length, kind and loss mask."""
     shape = PARTS, ROWS, TIME
     numbers = [draw(st.permutations(range(1, FORGET + RETAIN + 1))) for _ in range(PARTS)]
     segments = np.zeros(shape, np.int32)
@@ -98,7 +98,7 @@ def test_the_objective_of_a_whole_batch_is_the_papers(
 
 
 def test_two_values_of_the_retain_weight_share_one_compiled_step(params, rng):
-    """And both count: the loss is that of forget answers plus λ times that of retain pairs."""
+    """λ changes the result, which is always forget loss plus λ times retain loss."""
     optimizer = make_optimizer(Optimizer(), CFG, optax.constant_schedule(1e-2))
     step = make_train_step(optimizer, PMC(), CFG, dtype=jnp.float64)
     segments = jnp.broadcast_to(jnp.arange(1, 5, dtype=jnp.int32)[:, None], (1, 4, TIME))

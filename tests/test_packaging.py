@@ -1,4 +1,4 @@
-"""The wheel holds all that a run needs, and works far from the repository."""
+"""The wheel holds everything that a run needs, and works outside the repository."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """The wheel installed by itself; the other packages are those of this environment."""
+    """A directory with only this wheel installed; other packages come from this environment."""
     target = tmp_path_factory.mktemp("site")
     install = ("-m", "pip", "install", "--no-deps", "--no-index", "--target", target, wheel)
     done = python(*install, cwd=target)
@@ -112,7 +112,7 @@ def test_installed_elsewhere(installed, tmp_path):
         done = python("-m", command, "--help", cwd=tmp_path, PYTHONPATH=str(installed))
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("usage:")
-    assert list(tmp_path.iterdir()) == []  # asking for help writes nothing
+    assert list(tmp_path.iterdir()) == []  # `--help` writes nothing
 
 
 def test_installed_elsewhere_runs_the_demo(installed, tmp_path):

@@ -1,4 +1,4 @@
-"""Packed rows: the layout's laws, and that nothing computed on them differs from lone sequences."""
+"""Packed rows: the rules of the layout, and the same results as for sequences on their own."""
 
 import itertools
 
@@ -44,7 +44,7 @@ lengths = st.lists(st.integers(2, WIDTH), max_size=30)
 
 
 def some_pairs(rng, count: int, longest: int = WIDTH):
-    """Random prompts and answers of at most `longest` tokens together."""
+    """Random prompts and answers with at most `longest` tokens together."""
     found = []
     for total in rng.integers(2, longest + 1, count):
         prompt = int(rng.integers(1, total))
@@ -54,7 +54,7 @@ def some_pairs(rng, count: int, longest: int = WIDTH):
 
 
 def numbered(parts):
-    """The sequences of each part by their number, from 1."""
+    """The sequences of each micro-batch, numbered from 1."""
     return [dict(enumerate(part, 1)) for part in parts]
 
 
@@ -64,7 +64,7 @@ def test_every_sequence_is_in_one_row_with_room(found):
     assert sorted(itertools.chain(*rows)) == list(range(len(found)))
     filled = [sum(found[i] for i in row) for row in rows]
     assert all(0 < own <= WIDTH for own in filled)
-    # What was put into a later row had no room in any before it.
+    # A sequence in a later row did not fit into any row before it.
     assert all(a + b > WIDTH for a, b in itertools.combinations(filled, 2))
 
 
@@ -79,7 +79,7 @@ def test_a_row_holds_the_longest_and_some_of_mean_length(found, most):
     width = row_width(found, most)
     assert max(found) <= width <= 2 * most
     assert width == 2 * most or width >= 4 * (sum(found) // len(found))
-    # No other width is near the widest.
+    # Every other width is further from the largest one.
     assert width == 2 * most or width <= 1.5 * most
 
 
@@ -111,7 +111,7 @@ def test_sequences_that_do_not_fit_are_refused():
 
 
 def alone(parts, width: int = WIDTH) -> PackedRows:
-    """One sequence to a row, in the layout of `packed`."""
+    """One sequence per row, in the layout of `packed`."""
     shape = (len(parts), max(map(len, parts)), width)
     tokens, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     loss_mask = np.zeros(shape, bool)
@@ -164,7 +164,7 @@ def assert_same(found, expected):
 
 
 def test_pmc_has_the_gradients_of_one_sequence_to_a_row(rng, x64):
-    parts = numbered(divided(some_pairs(rng, 11), 2, 6))  # the second is not full
+    parts = numbered(divided(some_pairs(rng, 11), 2, 6))  # the second micro-batch is not full
 
     def batch(rows: PackedRows) -> Batch:
         return Batch(*map(jnp.asarray, rows), reference=jnp.zeros((2, 6)), sizes=(2, 0, 4))
@@ -198,7 +198,7 @@ def test_methods_have_the_gradients_of_one_sequence_to_a_row(name, rng, x64):
         "params": random_params(jax.random.key(1), cfg, jnp.float64),
         "control": jnp.asarray(CONTROL[: cfg.hidden_size]),
     }
-    # In packed rows sequences of all kinds share rows.
+    # In packed rows, sequences of all kinds share rows.
     together, apart = batch(packed(parts, WIDTH)), batch(alone(parts))
     expected = gradients(CONFIGS[name], apart, frozen)
     assert_same(gradients(CONFIGS[name], together, frozen), expected)

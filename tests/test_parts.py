@@ -1,4 +1,4 @@
-"""The parts of an evaluation: what they ask, of which weights, and what they leave out."""
+"""The parts of an evaluation: which questions they ask, of which weights, and what is missing."""
 
 import dataclasses
 import json
@@ -73,7 +73,7 @@ def complete(tiny_model, sets=None, **changes):
 
 @pytest.fixture(scope="module")
 def results(tiny_model):
-    """Every part's result, and how much it reported to be done."""
+    """Every part's result, and the work that it reported as done."""
     found = {}
     for name, part in PARTS.items():
         done = []
@@ -123,7 +123,7 @@ def test_measures_that_the_data_does_not_allow_have_reasons():
         "secret leak rate": "the forget rows have no secret",
     }
     assert "utility" in missing_measures({"forget": secret})
-    # What is missing is what `measures` leaves open.
+    # The reasons name exactly the values that `measures` leaves at None.
     for sets in ({**SETS, "forget": secret}, silent, {"forget": secret}):
         asked = {
             name: [Answer(name, r.id, r.question, "Oslo", None if r.answer is None else 0.5,
@@ -145,7 +145,7 @@ def test_every_part_is_in_a_suite_and_the_full_one_has_all():
 
 
 def test_forget_questions_in_other_words(tiny_model, reference):
-    """Paraphrases are held against their own answer, variants against the row's."""
+    """Paraphrases are compared with their own answers, variants with the original answer."""
     rows = reworded_rows(SETS)
     assert [(row.id, row.question, row.answer) for row in rows] == [
         (0, PARAPHRASE[0].question, PARAPHRASE[0].answer),
@@ -165,7 +165,7 @@ def test_forget_questions_in_other_words(tiny_model, reference):
 
 
 def test_side_effects_between_two_models(tiny_model, reference):
-    """Probabilities are those of torch, and what moved is what the weights moved."""
+    """Probabilities equal those of torch, and the change is that between the two models."""
     model, tokenizer = reference
     changed = jax.tree.map(lambda leaf: 0.9 * leaf, tiny_model.params)
     x = complete(tiny_model)
@@ -228,7 +228,7 @@ def test_tofu_logs_have_torch_s_numbers(tiny_model, reference, tmp_path):
             "ra_Q_A_ROUGE", "ra_Truth_Ratio", "wf_Q_A_Prob_normalised", "wf_Q_A_ROUGE",
             "wf_Truth_Ratio")])
     )  # fmt: skip
-    # The log of one model is the retain model's for another.
+    # One model's log serves as the retain model's log of another.
     path = tmp_path / "TOFU_EVAL.json"
     path.write_text(json.dumps(log))
     again = PARTS["tofu"].measure(complete(tiny_model, retain_log=read_retain_log(path)))
@@ -237,7 +237,7 @@ def test_tofu_logs_have_torch_s_numbers(tiny_model, reference, tmp_path):
 
 
 def test_a_reference_model_takes_part_in_membership_inference(tiny_model):
-    """Held against itself, every answer is as familiar as any other."""
+    """With itself as the reference, a model finds all answers equally familiar."""
     x = complete(tiny_model)
     own = dataclasses.replace(x, references=reference_scores(x))
     log = PARTS["tofu"].measure(own)["files"]["TOFU_EVAL.json"]
@@ -247,7 +247,7 @@ def test_a_reference_model_takes_part_in_membership_inference(tiny_model):
         x, references=reference_scores(x.with_model(tiny_model.with_params(zeros)))
     )
     log = PARTS["tofu"].measure(flat)["files"]["TOFU_EVAL.json"]
-    # A model without preferences has the same loss everywhere: what is left is the loss attack.
+    # The reference has the same loss for every token, so only the model's own loss counts.
     assert log["mia_reference"]["auc"] == log["mia_loss"]["auc"]
     assert "mia_reference" not in PARTS["tofu"].measure(x)["summary"]
 
@@ -271,7 +271,7 @@ def test_right_answers_are_in_tofu_s_log_only_if_asked_for(tiny_model):
 
 
 def test_tofu_says_what_the_data_lacks(tiny_model):
-    """No holdout set, no paraphrases, no world facts, one wrong answer a question."""
+    """Without holdout set, paraphrases and world facts, and with one wrong answer per question."""
     rows = tuple(dataclasses.replace(row, paraphrased=None, perturbed=("Oslo",)) for row in FORGET)
     x = complete(tiny_model, {"forget": rows, "real_authors": PUBLIC}, controls=Controls())
     found = PARTS["tofu"].measure(x)
@@ -286,7 +286,7 @@ def test_tofu_says_what_the_data_lacks(tiny_model):
 
 @pytest.mark.slow
 def test_relearning_measures_the_weights_it_is_given(tiny_model):
-    """Examples trained on are apart from all others; zero steps are the model itself."""
+    """Examples that are trained on are reported apart; step zero is the model itself."""
     asked = []
     louder = tiny_model.with_params(jax.tree.map(lambda leaf: 1.1 * leaf, tiny_model.params))
 
@@ -328,7 +328,7 @@ def test_relearning_measures_the_weights_it_is_given(tiny_model):
     assert found["forget"]["after"]["measures"] == apart["measures"]
     for kind in ("forget", "benign"):
         assert "questions" not in found[kind]["after"]["sampling"]
-    # Sampled as the model itself is, without the questions whose answers were trained on.
+    # The benign model is sampled on all questions, the other without those it was trained on.
     questions = PARTS["sampling"].measure(x.with_model(louder))["questions"]
     recalls = {row["id"]: row["recalls"] for row in questions}
     assert found["benign"]["after"]["sampling"]["worst"] == pytest.approx(
@@ -356,12 +356,12 @@ def test_a_single_forget_example_is_trained_on_and_no_question_is_left(tiny_mode
 
 
 def test_quantised_weights_are_measured(tiny_model, reference, checkpoint_dir):
-    """transformers with quantised matrices of the layers gives the same greedy answers."""
+    """transformers with the layers' matrices quantised gives the same greedy answers."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint_dir).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "layers" in name and weight.ndim == 2:
-                # Stored transposed, so that a block runs down a column of torch's matrix.
+                # Weights are stored transposed, so a block lies along a column of torch's matrix.
                 flat = weight.T.reshape(-1).numpy()
                 blocks = [flat[i : i + 64] for i in range(0, flat.size, 64)]
                 scales = [np.abs(block).max() / 127 for block in blocks]
@@ -386,7 +386,7 @@ def test_quantised_weights_are_measured(tiny_model, reference, checkpoint_dir):
     ],
 )
 def test_wrong_robustness_settings(changes, message):
-    assert sorted(BITS) == list(WIDTHS)  # the table has a row for each
+    assert sorted(BITS) == list(WIDTHS)  # the table has a row for each number of bits
     with pytest.raises(UserError, match=message):
         check_robustness(RobustnessConfig(**changes))
 
@@ -418,7 +418,7 @@ def test_numbers_are_gathered_by_model(tmp_path: Path, results):
 
 
 def test_leakage_of_questions_asked_more_than_once():
-    """Wordings of a question are questions of their own."""
+    """Each wording counts as a question of its own."""
     answers = [[Answer("forget", 0, q, "x", 0.5, True)] * 2 for q in ("a", "b")]
     found = leakage(answers, 0.9)
     assert [row["id"] for row in found["questions"]] == [0, 0] and found["secret_worst"] == 1

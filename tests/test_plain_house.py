@@ -1,4 +1,4 @@
-"""The layout of the code: which files may know of which, found by reading their sources."""
+"""The layout of the code: which file may import which, found by reading the sources."""
 
 import ast
 import graphlib
@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("pmc_jax", "convert", "benchmarks", "tests")
 COMMANDS = ("train", "evaluate", "ask", "report", "plan", "world")
 OWN_FILES = ("pmc_jax/unlearning/baselines/", "pmc_jax/unlearning/pmc/")
-"""Where methods are."""
+"""The directories of the methods."""
 
 
 def sources(*places: str) -> list[str]:
-    """The Python files in these directories, by their path from the root."""
+    """The Python files in these directories, as paths from the root."""
     found = (path for place in places for path in (ROOT / place).rglob("*.py"))
     return sorted(path.relative_to(ROOT).as_posix() for path in found)
 
@@ -28,7 +28,7 @@ def parsed(path: str) -> ast.Module:
 
 
 def module_of(path: str) -> str:
-    """`a.b` of a/b.py, and of a/b/__init__.py."""
+    """`a.b` for a/b.py and for a/b/__init__.py."""
     return ".".join(Path(path).with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -38,7 +38,7 @@ def is_module(name: str) -> bool:
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, str | None]]:
-    """(module, name) of every import of the project's own; a module as a whole has no name."""
+    """(module, name) of every import of the project's own; name is None for a whole module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found = [(alias.name, None) for alias in node.names]
@@ -91,7 +91,7 @@ def is_name_of_method(node: ast.expr) -> bool:
 
 
 def is_own_name(node: ast.expr) -> bool:
-    """`type(method).name`, by which a method may be asked whether its name is its own."""
+    """`type(method).name`, with which a method compares its own name."""
     return (
         isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Call)
@@ -100,7 +100,7 @@ def is_own_name(node: ast.expr) -> bool:
 
 
 def names_method(node: ast.AST) -> bool:
-    """A method's name as a text, or texts of which one is such a name."""
+    """A method's name as a string, or a collection that contains one."""
     if isinstance(node, ast.Constant):
         return node.value in NAMES
     if isinstance(node, ast.Tuple | ast.List | ast.Set):
@@ -127,7 +127,7 @@ def compares(sides: list[ast.expr]) -> bool:
 
 
 def asks(node: ast.AST) -> bool:
-    """Whether a piece of code asks which method it has."""
+    """Whether an expression asks which method it has."""
     match node:
         case ast.Call(func=function, args=[_, kinds]):
             return called(function) in ("isinstance", "issubclass") and names_class(kinds)
@@ -143,7 +143,7 @@ def asks(node: ast.AST) -> bool:
 
 
 def questions(tree: ast.AST) -> Iterator[ast.AST]:
-    """Where code asks which method it has."""
+    """The expressions that ask which method the code has."""
     return filter(asks, ast.walk(tree))
 
 
@@ -194,17 +194,17 @@ def test_every_method_is_one_file_of_its_own():
 
 
 def test_the_paper_needs_no_training_loop():
-    rooms = ("training", "runs", "reporting", "evaluation", "cli")
+    others = ("training", "runs", "reporting", "evaluation", "cli")
     found = [
         f"{path}: {module}"
         for path in sources("pmc_jax/unlearning/pmc")
         for module, _ in imports(parsed(path))
-        if module.split(".")[1:2] and module.split(".")[1] in rooms
+        if module.split(".")[1:2] and module.split(".")[1] in others
     ]
     assert not found
 
 
-# Rooms
+# Packages
 
 
 def test_the_top_of_the_package_is_the_api_and_the_commands():
@@ -222,7 +222,7 @@ def is_private(name: str) -> bool:
 
 
 def private_uses(path: str) -> Iterator[str]:
-    """Private names of other directories that a file imports, or takes from what it imports."""
+    """Private names of other directories that a file imports, or uses of what it imports."""
     tree, bound = parsed(path), set()
     here = Path(path).parent
     for module, name in imports(tree):
@@ -266,11 +266,11 @@ ARROWS["reporting"] = {*BASE, "data", "runs", "text"}
 ARROWS["evaluation"] = {*ARROWS["training"], "decoding", "reporting", "text", "training"}
 ARROWS["api"] = {*ARROWS["evaluation"], "evaluation"}
 ARROWS["cli"] = {*ARROWS["api"], "api"}
-"""The rooms that each room may import. Commands may import all, and none imports a command."""
+"""What each part of the code may import. Commands import anything; nothing imports a command."""
 
 
-def room(module: str) -> str:
-    """The room of a module: a subpackage, `convert`, or a module at the top of `pmc_jax`."""
+def part(module: str) -> str:
+    """The part of the code with this module: a subpackage, `convert`, or a module of `pmc_jax`."""
     if module in ("convert.__main__", *(f"pmc_jax.{name}" for name in COMMANDS)):
         return "commands"
     package, *rest = module.split(".")
@@ -278,26 +278,26 @@ def room(module: str) -> str:
 
 
 def arrows() -> dict[tuple[str, str], str]:
-    """(importing, imported) rooms, each with an import that shows it.
+    """(importing, imported) parts, each with an example of such an import.
 
-    `pmc_jax/__init__.py` is left out: what it names is imported when it is first used, and what
-    others import from it is the version.
+    `pmc_jax/__init__.py` is left out: it imports its names when they are first used, and others
+    import only the version from it.
     """
     found = {}
     for path in sources("pmc_jax", "convert"):
         for module, _ in imports(parsed(path)):
-            pair = room(module_of(path)), room(module)
+            pair = part(module_of(path)), part(module)
             if pair[0] != pair[1] and "pmc_jax" not in pair:
                 found[pair] = f"{path} imports {module}"
     return found
 
 
-def test_arrows_between_rooms_point_one_way():
+def test_imports_between_parts_point_one_way():
     found = arrows()
     assert not [
         example
         for (importing, imported), example in found.items()
         if importing != "commands" and imported not in ARROWS[importing]
     ]
-    list(graphlib.TopologicalSorter(ARROWS).static_order())  # CycleError if there is a cycle
+    list(graphlib.TopologicalSorter(ARROWS).static_order())  # raises CycleError if there is a cycle
     assert {importing for importing, _ in found} <= {*ARROWS, "commands"}

@@ -1,4 +1,4 @@
-"""Plans: counts against closed forms and XLA's own, and the search for what fits."""
+"""Plans: counts against closed forms and XLA's own, and the search for settings that fit."""
 
 import dataclasses
 import importlib.util
@@ -42,7 +42,7 @@ TINY_CFG = ModelConfig(
 
 
 def planned(tmp_path: Path, *arguments: str) -> dict:
-    """The JSON of a plan for the tiny model, made in a process of its own."""
+    """The JSON of a plan for the tiny model, computed in a process of its own."""
     out = tmp_path / "plan.json"
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     command = [
@@ -61,7 +61,7 @@ def by_name(found: dict) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """On one device, in float32."""
+    """A plan for one device in float32."""
     return planned(
         tmp_path_factory.mktemp("one"), "topology=cpu:1", "memory=1GB", "training.batch_size=2",
         "training.accumulation=2", "model.dtype=float32", "model.remat=none",
@@ -72,19 +72,19 @@ def whole(tmp_path_factory):
 
 @pytest.mark.slow
 def test_bytes_are_those_of_the_arrays(whole):
-    """Weights, two moments, two sets of gradients, and keys and values, counted by hand."""
+    """Weights, two moments, two sets of gradients, keys and values: counted by hand."""
     count, functions = param_count(TINY_CFG), by_name(whole)
     assert whole["fits"] is True and whole["parameters"] == count and whole["mesh"] == "1x1"
     train = functions["train step"]["bytes"]
     assert train["params"] == 4 * count
-    assert train["moments"] == 8 * count + 2 * 4  # and two counts of updates
+    assert train["moments"] == 8 * count + 2 * 4  # and two counters of updates
     assert train["gradients"] == 8 * count
     per_token = 3 * 2 * 2 * 16 * 4
-    width, room = 24, 96  # the buckets of 20 and of 96 - 20 - 1 tokens
+    width, room = 24, 96  # the buckets for 20 and for 96 - 20 - 1 tokens
     for name, prompts, rows in (("sample", 2, 12), ("answer", 12, 12)):
         groups = rows // (4 if name == "sample" else 1)
         held = functions[f"{name}: decode"]["bytes"]
-        # The prompts as they were prefilled, and as they are arranged; masks are one byte.
+        # The cache of the prompts as prefilled and as repeated for decoding; masks take one byte.
         cached = (min(prompts * 2, groups) + groups) * width * (per_token + 1)
         assert held["cache"] == cached + rows * room * per_token
         assert held["decoding params"] == held["params"] == 4 * count
@@ -96,7 +96,7 @@ def test_bytes_are_those_of_the_arrays(whole):
 
 
 def train_flops(rows: int, time: int, layers: int = 3) -> int:
-    """Three times the forward pass; four times for the logits, which are computed anew."""
+    """Three times the forward pass; four times for the logits, which are recomputed."""
     matrices = sum((32 * 4 * 16 * 2, 32 * 2 * 16 * 2, 3 * 32 * 48)) * layers
     attention = layers * 2 * 4 * 16 * time * time
     head = 32 * 400 * (time - 1)
@@ -105,13 +105,13 @@ def train_flops(rows: int, time: int, layers: int = 3) -> int:
 
 @pytest.mark.slow
 def test_flops_are_those_of_the_matrix_products(whole):
-    """Two sequences of 96 tokens to a row."""
+    """Rows hold two sequences of 96 tokens."""
     rows, time = 2 * 2, 2 * 96
     expected = train_flops(rows, time)
     train = by_name(whole)["train step"]
     assert train["matmul_flops"] == expected
     assert train["model_flops"] == 6 * param_count(TINY_CFG) * rows * time
-    assert train["xla_flops"] < expected  # every loop once
+    assert train["xla_flops"] < expected  # XLA counts every loop once
 
 
 @pytest.mark.slow
@@ -124,7 +124,7 @@ def test_on_a_mesh_everything_is_shared(tmp_path, whole):
     )  # fmt: skip
     one, four = by_name(whole)["train step"], by_name(found)["train step"]
     assert four["matmul_flops"] == one["matmul_flops"]
-    # Norm weights are sharded over "data" alone.
+    # Norm weights are sharded over "data" only.
     norms = (3 * 2 + 1) * 32
     assert 4 * four["bytes"]["params"] == one["bytes"]["params"] + 4 * norms
     assert four["collectives"]["all-gather"] > 0 and not one["collectives"]
@@ -135,7 +135,7 @@ def test_on_a_mesh_everything_is_shared(tmp_path, whole):
 
 @pytest.mark.slow
 def test_what_does_not_fit_is_mended(tmp_path):
-    """Between what the train step takes as it is, and what it takes with less kept."""
+    """With memory for a train step that recomputes more, but not for the one that is given."""
     arguments = [
         "topology=cpu:2", "training.batch_size=32", "training.accumulation=1",
         "training.decode_batch=16", "method.samples=4", "model.dtype=float32", "model.remat=none",
@@ -159,7 +159,7 @@ JOB = Job(
 
 
 def searched(monkeypatch, fits, tries=99, job=JOB):
-    """The nearest change if `fits(job, phase)` says what does, and what was compiled."""
+    """The nearest change that fits according to `fits(job, phase)`, and what was compiled."""
     compiled = []
 
     def compile_all(job, topology, phases, say):
@@ -176,7 +176,7 @@ def searched(monkeypatch, fits, tries=99, job=JOB):
     compiled.clear()
     found, attempts = search.nearest_that_fits(outcome, topology, tries, lambda _: None)
     assert len(attempts) == len(compiled) <= tries
-    assert len(set(compiled)) == len(compiled)  # nothing twice
+    assert len(set(compiled)) == len(compiled)  # nothing is compiled twice
     return found and found[0], compiled
 
 
@@ -224,7 +224,7 @@ def test_alternatives_keep_the_optimizer_batch(monkeypatch):
 
 
 def test_matrix_products_are_counted_as_xla_counts_them():
-    """Where there is no loop; and a loop as often as it runs."""
+    """Without loops the counts agree; a loop's body counts as often as it runs."""
     w, x = jnp.ones((256, 512)), jnp.ones((64, 256))
 
     def loss(w, x):
@@ -279,7 +279,7 @@ def test_collectives_are_read_from_a_compiled_function():
     assert found["all-gather"].shape == (8, 4) and found["all-gather"].bytes == 64
     assert found["all-gather"].depth == 1 and found["all-gather"].times == 5
     assert found["reduce-scatter"].bytes == 4 and found["reduce-scatter"].times == 1
-    # One that runs beside other work is named where it starts and where it ends.
+    # An asynchronous collective appears twice, at its start and at its end, and counts once.
     assert sum(one.shape == (8,) for one in collectives(COMPILED)) == 1
     noted = COMPILED.replace(
         "body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"9"}}'
@@ -325,7 +325,7 @@ ERRORS = {
 
 @pytest.fixture
 def cache_goes_on():
-    """A plan keeps no compiled functions; the tests after it do."""
+    """A plan turns the compilation cache off; turn it on again for the tests after it."""
     kept = jax.config.jax_enable_compilation_cache
     yield
     jax.config.update("jax_enable_compilation_cache", kept)
@@ -357,7 +357,7 @@ def test_the_memory_that_a_tpu_compiler_lacks_is_read(message, needed):
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 def test_a_tpu_topology(tmp_path):
-    """Compiled by the TPU's own compiler, which also says how much it lacks."""
+    """The TPU's own compiler compiles it, and says how much memory is missing."""
     arguments = ("topology=v5e:2x2", "mesh=2x2", "training.batch_size=4", "method.samples=4")
     found = planned(tmp_path, *arguments, "training.decode_batch=16")
     assert found["fits"] and found["exact_compiler"] and found["devices"] == 4

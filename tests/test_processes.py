@@ -1,4 +1,4 @@
-"""Several processes of one run, over loopback: the same results, one writer, one end for all."""
+"""Several processes of one run on one machine: the same results, one writer, a common end."""
 
 import json
 import os
@@ -22,14 +22,14 @@ DEVICES = 4
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
+    """A port that no process listens on."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
 
 
 def start(count: int, kind: str, *arguments: object) -> list[tuple]:
-    """Run `count` processes with four devices in all; each one's status, output and errors."""
+    """Run `count` processes with four devices in all; return their status, output and errors."""
     port = free_port()
     environment = {
         **os.environ,
@@ -37,7 +37,7 @@ def start(count: int, kind: str, *arguments: object) -> list[tuple]:
         "JAX_NUM_CPU_DEVICES": str(DEVICES // count),
         "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-        "NPROC": "16",  # XLA's threads; with few, devices would wait for each other
+        "NPROC": "16",  # XLA's threads; with few, devices could block each other
         "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}",
     }
     script = str(REPOSITORY / "tests" / "one_of_several.py")
@@ -67,7 +67,7 @@ def last_line(text: str) -> str:
 
 
 def check_parts(count: int) -> None:
-    """Every process finds what one device does, and holds its rows alone."""
+    """Every process has the results of one device, and holds only its own rows."""
     expected = one_of_several.parts()
     found = []
     for status, out, errors in start(count, "parts"):
@@ -110,7 +110,7 @@ def test_a_killed_process_ends_the_others_with_a_sentence():
     assert second == -9 and first == third == 1
     for process, text in ((0, told), (2, told_too)):
         assert last_line(text).startswith(f"error: process {process} of 3 stops because another")
-    assert time.monotonic() - started < 60  # of which the heartbeat takes ten
+    assert time.monotonic() - started < 60  # ten of them are the heartbeat's
 
 
 def test_alone_there_is_nobody_to_agree_with():
@@ -122,7 +122,7 @@ def test_alone_there_is_nobody_to_agree_with():
 
 
 def run(count: int, tofu_dir: Path, model: Path, out: Path, *arguments: str) -> list[tuple]:
-    """A whole short run in float64."""
+    """Start a whole short run in float64."""
     at = [argument for argument in arguments if argument.startswith("at=")]
     return start(
         count, "train", *at, "experiment=tofu_llama3_2_3b", f"model.path={model}",
@@ -142,7 +142,7 @@ GLOO = re.compile(
     r"\[Gloo\] Rank |is connected to|peer ranks\. |"
     r"Expected number of connected peer ranks is : |[\d\s]"
 )
-"""The pieces of what Gloo says. Its threads write at once, so that pieces of two lines may mix."""
+"""The pieces of Gloo's messages. Its threads write at once, so two lines can mix."""
 
 
 def assert_ended_well(processes: list[tuple]) -> None:
@@ -153,7 +153,7 @@ def assert_ended_well(processes: list[tuple]) -> None:
 
 
 def files_of(directory: Path) -> set[str]:
-    """All files but those that have names of their own, and Orbax's, written by every process."""
+    """All files except those of Orbax; the names of TensorBoard's files are shortened."""
     names = {str(path.relative_to(directory)) for path in directory.rglob("*")}
     return {re.sub(r"tfevents.*", "tfevents", name) for name in names if "/state/" not in name}
 
@@ -170,7 +170,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
         for key in row.keys() - {"seconds", "per_second"}:
             if "loss" in key:
                 assert row[key] == pytest.approx(wanted[key], abs=1e-10), key
-            elif "norm" in key:  # of weights that rounding has led apart a little
+            elif "norm" in key:  # of weights that differ by rounding
                 assert row[key] == pytest.approx(wanted[key], rel=1e-9), key
             else:
                 assert row[key] == wanted[key], key
@@ -206,14 +206,14 @@ def test_a_baseline_with_a_frozen_target_is_the_same(tofu_dir, checkpoint_dir, t
 def test_sigterm_to_one_process_saves_a_step_that_any_number_goes_on_from(
     tofu_dir, checkpoint_dir, tmp_path
 ):
-    alone, parted = tmp_path / "alone", tmp_path / "parted"
+    alone, stopped = tmp_path / "alone", tmp_path / "stopped"
     assert_ended_well(run(1, tofu_dir, checkpoint_dir, alone, *PMC, "mesh=1x1"))
-    ended = run(2, tofu_dir, checkpoint_dir, parted, *PMC, "at=1:1:SIGTERM")
+    ended = run(2, tofu_dir, checkpoint_dir, stopped, *PMC, "at=1:1:SIGTERM")
     assert [status for status, _, _ in ended] == [143, 143]
     assert last_line(ended[0][2]) == "stopped after step 2 of 4; the same command continues"
     assert "stopped" not in ended[1][2]
-    assert_ended_well(run(1, tofu_dir, checkpoint_dir, parted, *PMC, "mesh=2x2"))
-    assert_same_run(parted, alone)
+    assert_ended_well(run(1, tofu_dir, checkpoint_dir, stopped, *PMC, "mesh=2x2"))
+    assert_same_run(stopped, alone)
 
 
 @pytest.mark.slow
@@ -227,10 +227,10 @@ def test_sigterm_to_one_process_saves_a_step_that_any_number_goes_on_from(
 def test_a_run_ends_with_one_of_its_processes_and_goes_on(
     what, statuses, line, tofu_dir, checkpoint_dir, tmp_path
 ):
-    alone, parted = tmp_path / "alone", tmp_path / "parted"
+    alone, stopped = tmp_path / "alone", tmp_path / "stopped"
     assert_ended_well(run(1, tofu_dir, checkpoint_dir, alone, *PMC, "mesh=1x1"))
-    ended = run(2, tofu_dir, checkpoint_dir, parted, *PMC, f"at=1:2:{what}")
+    ended = run(2, tofu_dir, checkpoint_dir, stopped, *PMC, f"at=1:2:{what}")
     assert [status for status, _, _ in ended] == statuses
     assert last_line(ended[0][2]).startswith(line)
-    assert_ended_well(run(2, tofu_dir, checkpoint_dir, parted, *PMC))
-    assert_same_run(parted, alone)
+    assert_ended_well(run(2, tofu_dir, checkpoint_dir, stopped, *PMC))
+    assert_same_run(stopped, alone)

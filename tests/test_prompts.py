@@ -1,4 +1,4 @@
-"""Prompts, compared with transformers' chat templates, sentencepiece and whole-text encoding."""
+"""Prompts against transformers' chat templates, sentencepiece and encoding of the whole text."""
 
 import dataclasses
 import json
@@ -82,7 +82,7 @@ SPECIAL += ["<|eot_id|>", "<|pad|>"]
 
 
 def byte_level_bpe(directory: Path, *, bos: bool, chat_template: str | None = None) -> Path:
-    """A tokenizer of the kind of Llama 3's (`bos`) or GPT-2's and Phi's, trained on CORPUS."""
+    """A tokenizer like that of Llama 3 (`bos`) or of GPT-2 and Phi, trained on CORPUS."""
     words = Regex(r"'s|\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+")
     gpt2 = Regex(r"'s| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
     raw = Tokenizer(models.BPE())
@@ -115,7 +115,7 @@ def byte_level_bpe(directory: Path, *, bos: bool, chat_template: str | None = No
 
 
 def sentencepiece_model(directory: Path, kind: str = "bpe", **settings) -> Path:
-    """A directory as Llama 2's was at first: `tokenizer.model` and no `tokenizer.json`."""
+    """A directory like the first ones of Llama 2: `tokenizer.model` and no `tokenizer.json`."""
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(text.strip() for text in CORPUS),
         model_prefix=str(directory / "tokenizer"),
@@ -154,7 +154,7 @@ def llama2(llama2_directory):
 
 
 def chat_ids(tokenizer, *messages, **settings) -> list[int]:
-    """transformers' ids of a conversation given as (role, content) pairs."""
+    """The ids that transformers gives a conversation of (role, content) pairs."""
     conversation = [{"role": role, "content": content} for role, content in messages]
     return tokenizer.apply_chat_template(conversation, return_dict=False, **settings)
 
@@ -194,7 +194,7 @@ def test_a_prompt_never_holds_the_date_of_today(llama3):
 
 
 def test_text_after_the_end_of_turn_is_not_learnt(base):
-    """ChatML has a newline after the end token, which a sampler never reaches."""
+    """ChatML has a newline after the end token; a sampler never reaches it."""
     base.chat_template = CHATML
     try:
         template = make_template(base, PromptConfig())
@@ -210,8 +210,8 @@ def test_text_after_the_end_of_turn_is_not_learnt(base):
         base.chat_template = None
 
 
-# The families' chat templates for one question and its answer. They differ in where BOS is, the
-# name of the model's role, the end of its turn, and what follows it.
+# The families' chat templates for one question and its answer. They differ in BOS, the name of the
+# model's role, the end of its turn, and what follows the end.
 GEMMA_CHAT = """{{- bos_token }}
 {%- if messages[0]['role'] == 'system' %}
     {%- set head = messages[0]['content'] + '\n\n' %}
@@ -266,7 +266,7 @@ PHI3_CHAT = """{%- for message in messages %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|assistant|>\n' }}{%- else %}{{- eos_token }}{%- endif %}
 """
-CHATS = {  # template, special tokens (BOS, EOS, others), end of turn, what follows it
+CHATS = {  # template, special tokens (BOS, EOS, others), end of turn, what follows the end
     "gemma": (
         GEMMA_CHAT,
         ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"],
@@ -298,7 +298,7 @@ CHATS = {  # template, special tokens (BOS, EOS, others), end of turn, what foll
 def family_tokenizer(name: str, directory: Path) -> PreTrainedTokenizerFast:
     chat, (bos, eos, *others), _, _ = CHATS[name]
     raw = Tokenizer.from_file(str(byte_level_bpe(directory, bos=True) / "tokenizer.json"))
-    raw.post_processor = processors.ByteLevel()  # BOS comes from the chat template, if at all
+    raw.post_processor = processors.ByteLevel()  # BOS comes from the chat template, if it has one
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw,
         bos_token=bos,
@@ -369,7 +369,7 @@ def test_plain_parts_are_the_tokens_of_the_whole_text(name, cfg, request):
             encoded = template.encode_answer(answer)
             assert encoded == [*template.encode_prefix(answer), template.end_id]
             assert encoded[-1] == tokenizer.eos_token_id
-            if cfg.answer != "{answer}":  # there tokens may cross the boundary
+            if cfg.answer != "{answer}":  # otherwise a token may span both parts
                 whole = tokenizer(text + response).input_ids
                 assert template.encode_prompt(question) + encoded[:-1] == whole
             decoded = tokenizer.decode(template.encode_prompt(question) + encoded[:-1])
@@ -396,7 +396,7 @@ def test_exactly_one_bos(llama3, base, phi, llama2):
             prompt = make_template(tokenizer, cfg).encode_prompt(question)
             assert prompt[0] == tokenizer.bos_token_id
             assert prompt.count(tokenizer.bos_token_id) == 1
-    # Phi's tokenizer knows a BOS token, but the model was never trained with it.
+    # Phi's tokenizer has a BOS token, but the model was never trained with it.
     prompt = make_template(phi, PromptConfig()).encode_prompt("Who?")
     assert phi.bos_token_id is not None and phi.bos_token_id not in prompt
 

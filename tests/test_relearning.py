@@ -1,4 +1,4 @@
-"""Relearning against PyTorch's AdamW on the transformers model."""
+"""Relearning against PyTorch's AdamW on the same model in transformers."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def answer_log_probs(model: torch.nn.Module, prompt: list[int], answer: list[int
 
 
 def torch_curve(directory: Path, seed: int) -> list[np.ndarray]:
-    """Answers' log-probabilities after each number of steps, two pairs a step."""
+    """The answers' log-probabilities after each number of steps, with two pairs per step."""
     model = AutoModelForCausalLM.from_pretrained(directory).double().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""The report page, its plots, and the tables for the terminal."""
+"""The report page, its plots, and the tables in the terminal."""
 
 import json
 import re
@@ -141,7 +141,7 @@ def test_plots_are_written_as_png_and_drawn_in_the_page(tmp_path):
     for name in PLOTS:
         image = imread(tmp_path / "report" / name)
         assert image.shape[1] > 600
-        assert image[..., :3].std() > 0.01  # something is drawn
+        assert image[..., :3].std() > 0.01  # the picture is not blank
     assert len(page.all("svg")) == len(PLOTS)
 
 
@@ -339,7 +339,7 @@ def test_examples_for_the_terminal():
     text = format_examples([long, *SAMPLES], width=60)
     assert max(len(line) for line in text.splitlines()) <= 60
     assert text.count("  before  ") == text.count("  after   ") == 3
-    assert "Sam" not in text  # of another set
+    assert "Sam" not in text  # an example of another set
     assert not set("\x1b\x07\r\u202e") & set(text)
     assert format_examples([]) == ""
 

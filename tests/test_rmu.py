@@ -1,4 +1,4 @@
-"""RMU's layers, control vector, and the updates of a few weights alone."""
+"""RMU: its layers, its control vector, and the update of a part of the weights."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -44,13 +44,13 @@ def test_the_control_vector_is_of_its_length_and_of_the_seed():
     found = control_vector(RMU(steering=6.5), 0, 4096)
     assert np.linalg.norm(found) == pytest.approx(6.5)
     assert (found >= 0).all()
-    # Entries uniform in [0, 1): their mean over the root of their mean square is √3 / 2.
+    # Entries are uniform in [0, 1): their mean divided by their root mean square is √3 / 2.
     assert found.mean() * np.sqrt(4096) / 6.5 == pytest.approx(np.sqrt(3) / 2, rel=0.02)
     np.testing.assert_array_equal(found, control_vector(RMU(steering=6.5), 0, 4096))
     assert not np.allclose(found, control_vector(RMU(steering=6.5), 1, 4096))
 
 
-def test_distances_of_narrow_activations_are_wide():
+def test_distances_of_bfloat16_activations_are_float32():
     states = jnp.asarray([[300.0, 1.0]], jnp.bfloat16)
     found = activation_distance(states, jnp.zeros(2, jnp.bfloat16))
     assert found.dtype == jnp.float32 and float(found[0]) == (300**2 + 1) / 2

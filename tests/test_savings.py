@@ -1,4 +1,4 @@
-"""Savings of the sampler change no selected response, no memory and no weights."""
+"""The sampler's savings change no selected response, no memory and no weights."""
 
 import dataclasses
 from unittest import mock
@@ -37,7 +37,7 @@ WORDS = ("river", "rivers", "mara", "of", "kell", ".", "é", "oslo")
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """A token a word, joined by spaces."""
+    """One token per word, joined by spaces."""
     names = ["<s>", "</s>", "<unk>", *WORDS]
     vocabulary = {name: i for i, name in enumerate(names)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -48,7 +48,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
-    """Pieces and single bytes as sentencepiece has them."""
+    """Pieces and single bytes, as in sentencepiece."""
     pieces = ["▁", "a", "b", "▁a", "▁Answer", ":", "n", "▁é", "ns", "wer"]
     names = ["<s>", "</s>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
     vocabulary = {name: i for i, name in enumerate(names)}
@@ -80,7 +80,7 @@ ORIGINALS = ("a b answer Lisbon, born in", "Answer: a", "дом a", "дом é",
 
 @st.composite
 def texts_and_tokens(draw, size):
-    """Readable text, perhaps with an answer tag before it, and any tokens to follow."""
+    """Readable text, with or without an answer tag before it, and random tokens after it."""
     text = draw(st.text("abé :\nAnswerдİΣ😀\ufffd", max_size=12))
     tag = draw(st.sampled_from(["", "Answer:", "Answer: ", "\nAnswer:\n", "a:\n", "Answ"]))
     anything = draw(st.lists(st.integers(0, size - 1), max_size=6))
@@ -125,7 +125,7 @@ def test_what_is_not_settled_does_not_count(name, pieces, settled, bound):
 
 
 def test_a_cut_character_does_not_end_a_word():
-    """The bytes of é after "of" are read as one character only together."""
+    """The bytes of é after "of" form one character only together."""
     template = TEMPLATES["bytes", " {answer}"]
     tokens = template.tokenizer("of é", add_special_tokens=False).input_ids
     assert "\ufffd" in template.decode(tokens[:-1])
@@ -138,7 +138,7 @@ VALUES = (0.0, 0.25, 0.5, 1.0)
 
 @st.composite
 def races(draw):
-    """Growing bounds of samples up to their scores, the memory, and an order of the looks."""
+    """Scores of samples, bounds that grow up to them, a remembered score, and a wave's size."""
     count = draw(st.integers(1, 6))
     scores = draw(st.lists(st.sampled_from(VALUES), min_size=count, max_size=count))
     growth = [
@@ -157,7 +157,7 @@ def races(draw):
 @settings(max_examples=500, deadline=None)
 @given(races())
 def test_pruning_leaves_the_memory_as_it_would_be(race):
-    """Rows that grow a bound at a time, in waves, against all of them scored."""
+    """Samples whose bounds grow step by step, in waves, against scoring all of them."""
     scores, growth, remembered, wave = race
     count = len(scores)
     found, bounds = np.full((1, count), np.inf), np.zeros((1, count))
@@ -223,7 +223,7 @@ QUESTIONS = ("river of kell", "oslo", "mara of oslo river kell")
 
 @pytest.fixture(scope="module")
 def words_model(tmp_path_factory):
-    """A small model over words, for doubles; and its train step, compiled once."""
+    """A small model over words in float64, with its train step, compiled once."""
     template = TEMPLATES["words", " {answer}"]
     directory = tmp_path_factory.mktemp("words")
     random_llama(std=0.4, vocab_size=len(template.tokenizer), num_hidden_layers=2).save_pretrained(
@@ -239,7 +239,7 @@ def words_model(tmp_path_factory):
 
 
 def new_run(words_model, pmc, training, seed) -> tuple[Run[PMC], RunState]:
-    """A short run on a model that `seed` changes, before its first step."""
+    """A short run before its first step, on a model that depends on `seed`."""
     checkpoint, optimizer, _ = words_model
     template = TEMPLATES["words", " {answer}"]
     rng = np.random.default_rng(seed)
@@ -259,7 +259,7 @@ def new_run(words_model, pmc, training, seed) -> tuple[Run[PMC], RunState]:
 
 
 def finished_run(words_model, pmc, training, seed) -> tuple[RunState, list[StepRecord]]:
-    """The state after the whole run, and its records."""
+    """The state after the whole run, and the records of its steps."""
     run, state = new_run(words_model, pmc, training, seed)
     records = []
     for state, record in steps(run, words_model[2], {}, state):  # noqa: B007, B020
@@ -309,7 +309,8 @@ def check_switches(words_model, names, seed, samples, min_len, limit, keep_sampl
         counts = {"plain": sum(record.measures["tokens_sampled"] for record in plain_records)}
         for name in names:
             training = dataclasses.replace(PLAIN, **SWITCHES[name])
-            # The rows count as many: chunks end early, shapes are a half apart. But for one switch.
+            # As if there were many rows: chunks then end early and shapes halve. "compact" keeps
+            # few rows.
             with mock.patch.object(layout, "MANY_ROWS", 128 if name == "compact" else 1):
                 state, records = finished_run(words_model, pmc, training, seed)
             assert_same_end(state, plain)

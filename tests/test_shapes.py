@@ -1,4 +1,4 @@
-"""A run's shapes are those it names before the first step."""
+"""A run uses only the shapes that it names before the first step."""
 
 import dataclasses
 from unittest import mock
@@ -120,7 +120,7 @@ def test_room_that_attention_does_not_read_comes_in_large_steps(monkeypatch):
     ],
 )  # fmt: skip
 def test_rows_are_looked_at_when_they_may_fit_a_smaller_shape(running, shape, few):
-    """And after some decoding: when fewer run than now."""
+    """The rows are also checked later, when fewer of them run than now."""
     assert few_rows(running, shape, shapes(16, 20)) == few
     assert few_rows(running, shape, [shape]) == 0
 

@@ -1,4 +1,4 @@
-"""Checkpoints straight into a sharding, on eight virtual devices."""
+"""Checkpoints are loaded directly into a sharding, on eight virtual devices."""
 
 import json
 import math
@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What eight devices found: 4 heads, 2 key/value heads, 97 tokens, which no mesh divides."""
+    """The output of `eight_devices.py` for 4 heads, 2 key/value heads, and 97 tokens (a prime)."""
     directory = tmp_path_factory.mktemp("sharded")
     random_llama(attention_bias=True).save_pretrained(directory / "hf")
     command = [sys.executable, "-m", "convert", "from-hf", "hf", "native", "--mesh", "4x2"]
@@ -33,7 +33,7 @@ def found(tmp_path_factory):
 
 
 def expected_shard(leaf, layout):
-    """Embedding axes over "data"; heads, MLP and vocabulary over "model", if they divide."""
+    """Embedding axes over "data"; heads, MLP and vocabulary over "model", where they divide."""
     data, model = layout
     parts = {"embed": data, "vocab": model, "heads": model, "kv_heads": model, "mlp": model}
     return [

@@ -21,10 +21,10 @@ CFG = ModelConfig(
 
 
 def on_eight_devices(script: str, *arguments: object) -> str:
-    """The last line that a script of this folder prints."""
+    """The last line that a script of this directory prints."""
     command = [sys.executable, str(REPOSITORY / "tests" / script), *map(str, arguments)]
-    # XLA has as many threads as NPROC says. With fewer than the programs under way, devices
-    # would wait for each other.
+    # NPROC sets the number of XLA's threads. With fewer threads than concurrent executions, devices
+    # could block each other.
     environment = {"PYTHONPATH": str(REPOSITORY), "NPROC": "32"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -45,7 +45,7 @@ def test_the_automatic_layout_shards_matrices_only_where_memory_requires_it():
     assert auto_layout(8, 2 * size, CFG, "float32") == (4, 2)
     assert auto_layout(8, 2 * size, CFG, "bfloat16") == (8, 1)
     assert auto_layout(6, 4 * size // 3 + 1, CFG, "float32") == (2, 3)
-    # Six heads are no even share for four or eight devices, and two are too few here.
+    # Six heads do not divide over four or eight devices, and two devices are too few here.
     assert auto_layout(8, 4 * size // 3 + 1, CFG, "float32") == (1, 8)
 
 
@@ -59,7 +59,7 @@ def test_one_device_needs_no_mesh():
 
 @pytest.fixture(scope="module")
 def steps():
-    """For each layout what `eight_device_steps.py` found; 4 key/value heads."""
+    """The output of `eight_device_steps.py` by layout, for 4 key/value heads."""
     return json.loads(on_eight_devices("eight_device_steps.py", 4))
 
 
@@ -71,7 +71,7 @@ LAYOUTS = ["8x1", "4x2", "2x4", "1x8"]
 def test_train_steps_are_those_of_one_device(steps, layout):
     found = steps[f"4 {layout}"]
     assert found["loss_error"] < 1e-12
-    # Three steps of Adam, which magnifies gradients near 0.
+    # Three steps of Adam, which amplifies differences where gradients are near 0.
     assert found["error"] < 1e-11
     assert found["placed"] == [True, True, True]
 
@@ -88,7 +88,7 @@ def test_frozen_weights_are_sharded_like_those_that_are_trained(steps, layout, m
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_weights_are_gathered_one_layer_at_a_time(steps, layout):
-    """Outside the loop over layers only what is no layer's: embeddings, head, final norm."""
+    """Outside the loop over layers, only embeddings, head and final norm are gathered."""
     model = int(layout[2])
     outside = ([1040 // model, 128], [128, 1040 // model], [128])
     for kind, shape, depth in steps[f"4 {layout}"]["train"]:
@@ -103,29 +103,30 @@ def test_weights_are_gathered_one_layer_at_a_time(steps, layout):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_decoding_moves_neither_weights_nor_cache(steps, layout):
-    """Only sums of partial products, over "model", and they have the hidden state's size.
+    """The only collectives are sums of partial products over "model", of the hidden state's size.
 
-    With all layers in one stack, and with one stack a layer, which give the same logits.
+    This holds with all layers in one stack and with one stack per layer, and both give the same
+    logits.
     """
     data, model = int(layout[0]), int(layout[2])
     step = steps[f"4 {layout}"]
     for found in (step, step["unrolled"]):
         assert {(kind, *shape) for kind, shape, _ in found["decode"]} <= {
             ("all-reduce", 16 // data, 5, 128),
-            ("all-reduce", 16 // data * 5, 128),  # tokens along one axis
+            ("all-reduce", 16 // data * 5, 128),  # the same with tokens along one axis
         }
         assert bool(found["decode"]) == (model > 1)
         kept, part = found["cache"]
         assert kept
-        # Four heads cannot be shared by eight: then every device has all of them.
+        # Eight devices cannot divide four heads, so each device holds all of them.
         assert part == (1 / 8 if model < 8 else 1)
     assert step["unrolled"]["error"] < 1e-5
 
 
 @pytest.mark.slow
-def test_narrow_moments_are_rounded_the_same_on_a_mesh(steps):
-    """In float64, so that sums in another order hardly ever round to another bfloat16."""
-    found = steps["4 narrow"]
+def test_bfloat16_moments_are_the_same_on_a_mesh(steps):
+    """In float64, where another order of sums almost never changes the rounded bfloat16."""
+    found = steps["4 bfloat16 moments"]
     assert found["placed"] == [True, True] and found["dtypes"] == ["bfloat16"]
     assert found["same"] > 0.9999
 
@@ -135,7 +136,7 @@ RUNS = ["1x1", "4x2", "8x1:2x4", "2x4:1x8", "4x2:1x1"]
 
 @pytest.mark.slow
 def test_runs_are_the_same_on_every_layout(tofu_dir, tmp_path):
-    """In float64: the same responses, losses to 1e-9; most change the layout halfway."""
+    """In float64: equal responses, and losses within 1e-9. Most runs change the layout halfway."""
     on_eight_devices("eight_device_runs.py", tmp_path, tofu_dir, *RUNS)
 
     def read(name: str) -> tuple[list[dict], dict, dict]:
@@ -165,7 +166,7 @@ def test_runs_are_the_same_on_every_layout(tofu_dir, tmp_path):
 
 @pytest.mark.slow
 def test_evaluations_are_the_same_on_every_layout(tofu_dir, tmp_path):
-    """In float64: the same answers, and every number, those of relearning too."""
+    """In float64: equal answers, and every measure within 1e-6, also after relearning."""
     layouts = ("1x1", "4x2", "1x8")
     on_eight_devices("eight_device_evaluations.py", tmp_path, tofu_dir, *layouts)
 

@@ -96,7 +96,7 @@ WEIGHTS = arrays.arrays(np.float32, (3, 50), elements=st.floats(-4, 4, width=16)
 
 
 def quantised(weights: np.ndarray, bits: int) -> np.ndarray:
-    """Block by block in float32, the last one shorter."""
+    """Each block quantised in float32; the last block is shorter."""
     flat, levels, found = weights.ravel(), np.float32(2 ** (bits - 1) - 1), []
     for first in range(0, flat.size, BLOCK):
         block = flat[first : first + BLOCK]
@@ -108,13 +108,13 @@ def quantised(weights: np.ndarray, bits: int) -> np.ndarray:
 @settings(deadline=None)
 @given(WEIGHTS, st.sampled_from([4, 8]))
 def test_quantisation_by_brute_force(weights, bits):
-    # Subnormal scales are flushed to zero by one and not by the other.
+    # JAX and numpy differ in flushing subnormal scales to zero.
     weights = np.where(np.abs(weights) < 1e-3, 0, weights).astype(np.float32)
     found = np.asarray(quantise(jnp.asarray(weights), bits))
     expected = quantised(weights, bits)
     step = np.abs(weights).max() / (2 ** (bits - 1) - 1)
     different = ~np.isclose(found, expected, rtol=3e-7, atol=0)
-    # A weight half way between two levels may go either way in the last bit of w/s.
+    # A weight halfway between two levels may go either way, by the last bit of w/s.
     halves = np.abs(np.abs(found - weights) - np.abs(expected - weights)) < 1e-6
     assert (~different | halves).all()
     assert (np.abs(found - weights) <= step / 2 * (1 + 1e-5)).all()

@@ -20,7 +20,7 @@ SWEEPS = sorted(path.stem for path in (config_directory() / "sweep").glob("*.yam
 
 
 def jobs(sweep: str) -> list[list[str]]:
-    """The overrides of every run of a sweep."""
+    """The overrides of every run in a sweep."""
     content = OmegaConf.load(config_directory() / "sweep" / f"{sweep}.yaml")
     texts = [f"{key}={value}" for key, value in content.hydra.sweeper.params.items()]
     parsed = OverridesParser.create().parse_overrides(texts)

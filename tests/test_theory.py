@@ -1,7 +1,7 @@
 """The exact statements on collapse: Markov chains, brute force and closed forms, no sampling.
 
-docs/theory.md ties each step of the proofs to a test here. A `wrong` version beside a
-statement shows that its check would notice.
+docs/theory.md names the test of each step of the proofs. A `wrong` version beside a statement shows
+that its check would find an error.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from markov import from_distribution, states, transition
 from pmc_jax import theory
 from pmc_jax.theory.curated import compositions
 
-# Compiled as a whole, for each n and number of categories.
+# Compiled as a whole, once for each n and number of categories.
 bradley_terry_update, argmax_update = (
     jax.jit(update, static_argnums=2)
     for update in (theory.bradley_terry_update, theory.argmax_update)
@@ -36,14 +36,14 @@ def float64():
 
 @contextmanager
 def caught():
-    """The check inside must fail: it is given a wrong version."""
+    """The check inside must fail, because it gets a wrong version."""
     with pytest.raises(AssertionError):
         yield
 
 
 @st.composite
 def distributions(draw, min_size=1, max_size=6, zeros=True):
-    """Ties, zeros, one-hot and near-degenerate distributions among ordinary ones."""
+    """Distributions with ties, zeros, one-hot and nearly degenerate ones, and ordinary ones."""
     weight = st.one_of(
         st.just(1.0), st.floats(1e-3, 1.0), st.just(1e-9), *([st.just(0.0)] if zeros else [])
     )
@@ -54,9 +54,9 @@ def distributions(draw, min_size=1, max_size=6, zeros=True):
 
 @st.composite
 def rewarded(draw, zeros=True):
-    """A distribution and rewards, ties included."""
+    """A distribution and rewards, with ties."""
     probs = draw(distributions(2, 4, zeros))
-    # XLA treats subnormal numbers as 0, so they would be ties with it.
+    # XLA treats subnormal numbers as 0, so they would tie with 0.
     reward = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(-2, 2, allow_subnormal=False))
     rewards = draw(st.lists(reward, min_size=len(probs), max_size=len(probs)))
     return probs, np.array(rewards)
@@ -96,7 +96,7 @@ def check_decay(laws, probs, N):
 
 
 def check_survival(laws, probs, N):
-    """P(not collapsed at t) between its bounds, t = 0 included in the lower one."""
+    """P(not collapsed at t) lies between its bounds; the lower one also holds for t = 0."""
     K = len(probs)
     start = 1 - (probs**2).sum()
     assert float((probs > 0).sum() > 1) >= start / (1 - 1 / K) - 1e-12
@@ -126,7 +126,7 @@ def test_heterozygosity_shrinks_by_exactly_one_over_n(chain):
 
 @given(st.integers(2, 9), st.integers(2, 4))
 def test_what_has_not_collapsed_has_a_least_spread(N, K):
-    """Step 4 of the proof: the bound on H is reached by N − 1 samples against one."""
+    """Step 4 of the proof: the smallest H of a mixed state has N − 1 samples in one category."""
     counts = states(N, K)
     h = np.asarray(theory.heterozygosity(jnp.asarray(counts / N)))
     mixed = (counts > 0).sum(1) > 1
@@ -173,7 +173,7 @@ def test_the_chain_checks_notice_a_wrong_chain(check, wrong):
     for _ in range(60):
         laws.append(laws[-1] @ WRONG_CHAINS[wrong])
     if check is check_martingale and wrong == "shuffles the samples":
-        check(laws, probs, N)  # a shuffle keeps the mean, and no more
+        check(laws, probs, N)  # a shuffle keeps the mean, but nothing else
     else:
         with caught():
             check(laws, probs, N)
@@ -212,7 +212,7 @@ def test_what_is_lost_outside_the_retain_data_stays_lost(chain):
 
 
 def stationary_moments(N, retain):
-    """Mean and variance of π at stationarity, by solving the chain restricted to supp(R)."""
+    """Mean and variance of π at stationarity, from the chain restricted to supp(R)."""
     kept = retain[retain > 0]
     counts, step = states(N, len(kept)), transition(N, len(kept), kept)
     law = np.linalg.matrix_power(step, 1 << 14)[0]
@@ -289,7 +289,7 @@ def test_the_retain_update_minimises_the_objective(pair, weight, weights):
 
 
 def brute_force(probs, rewards, n, choose):
-    """The distribution of the chosen one among n ordered draws, by enumerating all of them."""
+    """The distribution of the chosen one of n ordered draws, by enumerating all draws."""
     drawn = np.array(list(itertools.product(range(len(probs)), repeat=n)))
     chosen = probs[drawn].prod(1, keepdims=True) * choose(rewards[drawn])
     return np.bincount(drawn.ravel(), chosen.ravel(), minlength=len(probs))
@@ -323,7 +323,7 @@ def test_curated_updates_equal_enumeration(case, n):
         found = update(jnp.asarray(probs), jnp.asarray(rewards), n)
         expected = brute_force(probs, rewards, n, choose)
         np.testing.assert_allclose(found, expected, atol=1e-13)
-        wrong = brute_force(probs, -rewards, n, choose)  # the least reward instead
+        wrong = brute_force(probs, -rewards, n, choose)  # selects the least reward instead
         if np.abs(wrong - expected).max() > 1e-6:
             with caught():
                 np.testing.assert_allclose(found, wrong, atol=1e-13)
@@ -334,7 +334,8 @@ def test_curated_updates_equal_enumeration(case, n):
 @given(rewarded(), st.integers(1, 4))
 def test_single_precision_is_enough(case, n):
     probs, rewards = case
-    rewards = np.float32(np.round(rewards, 2)).astype(float)  # what single precision can tell apart
+    # values that single precision can represent
+    rewards = np.float32(np.round(rewards, 2)).astype(float)
     with jax.enable_x64(False):
         for update, choose in UPDATES:
             found = update(jnp.asarray(probs), jnp.asarray(rewards), n)
@@ -346,7 +347,7 @@ def test_single_precision_is_enough(case, n):
 @pytest.mark.parametrize("update", [update for update, _ in UPDATES])
 @pytest.mark.parametrize("single", [True, False])
 def test_the_rarest_response_wins_if_it_is_the_best(update, single):
-    """A probability of 10⁻³⁰ becomes n times as large in a round; rounding must not lose it."""
+    """A probability of 10⁻³⁰ grows n-fold in a round; rounding must not lose it."""
     n, rarest = 3, 1e-30
     with jax.enable_x64(not single):
         start = jnp.array([0.7, 0.3, rarest])
@@ -384,9 +385,9 @@ def test_too_many_compositions_are_refused():
 
 
 def check_improvement(update, probs, rewards, n):
-    """One round: every increasing function of the reward gains, e^r by at least the bound."""
+    """In one round every increasing function of the reward gains, and e^r by at least the bound."""
     p, new = jnp.asarray(probs), update(jnp.asarray(probs), jnp.asarray(rewards), n)
-    for level in rewards:  # steps generate all increasing functions
+    for level in rewards:  # step functions generate all increasing functions
         for step in (rewards >= level, rewards > level):
             assert float((new * step).sum()) >= float((p * step).sum()) - 1e-13
     gained = np.exp(rewards)
@@ -419,13 +420,13 @@ def test_bradley_terry_tends_to_its_limit_in_n(share, reward):
     distances = [
         float(theory.total_variation(bradley_terry_update(p, r, n), limit)) for n in (64, 512, 4096)
     ]
-    # Of order 1/n: eight times the samples, an eighth of the distance.
+    # The distance has order 1/n: with eight times the samples it is an eighth.
     for before, after in itertools.pairwise(distances):
-        assert after <= before / 6 + 1e-11  # rounding, of 4,096 terms
+        assert after <= before / 6 + 1e-11  # rounding of 4,096 terms
 
 
 def maximisers(probs, rewards):
-    """p_0 restricted to the categories of the largest reward that it has."""
+    """p_0 restricted to the categories with the largest reward in its support."""
     kept = np.where(rewards == rewards[probs > 0].max(), probs, 0)
     return kept / kept.sum()
 
@@ -434,7 +435,7 @@ def maximisers(probs, rewards):
 @given(rewarded(), st.integers(2, 4))
 def test_curation_ends_in_the_start_restricted_to_the_best(case, n):
     probs, rewards = case
-    rewards = np.round(rewards)  # a gap between the best and the rest sets the pace
+    rewards = np.round(rewards)  # the gap between the best reward and the others sets the speed
     limit = maximisers(probs, rewards)
     for update in (
         lambda p: bradley_terry_update(p, jnp.asarray(rewards), n),
@@ -475,7 +476,7 @@ def test_argmax_is_bradley_terry_at_temperature_zero(case, n):
 
 @given(rewarded(), st.integers(2, 10), st.floats(-1e-6, 1e-6))
 def test_an_error_in_the_mass_grows_n_fold(case, n, error):
-    """Why `iterate` normalises: unnormalised, the mass goes to its n-th power each round."""
+    """Why `iterate` normalises: otherwise the mass is raised to its n-th power each round."""
     probs, rewards = case
     mass = argmax_update(jnp.asarray(probs * (1 + error)), jnp.asarray(rewards), n).sum()
     assert float(mass) == pytest.approx((1 + error) ** n, abs=1e-12)

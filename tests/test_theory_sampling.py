@@ -1,9 +1,9 @@
-"""The sampled statements on collapse: what random runs do, with bounds that hold for every N.
+"""The sampled statements on collapse: the behaviour of random runs, with bounds for every N.
 
-Means of bounded quantities are checked by Hoeffding's inequality and frequencies by exact
-binomial (Clopper–Pearson) intervals, each at a false-alarm rate of DELTA. The tests make
-fewer than 10,000 such comparisons, so that by the union bound a right implementation fails
-less than once in 10⁸ runs. `wrong` versions show that each check has the power to notice.
+Means of bounded quantities are checked by Hoeffding's inequality and frequencies by exact binomial
+(Clopper–Pearson) intervals, each at a false-alarm rate of DELTA. The tests make fewer than 10,000
+such comparisons. By the union bound, a correct implementation fails less than once in 10⁸ runs.
+`wrong` versions show that each check has the power to find an error.
 """
 
 import importlib
@@ -27,13 +27,13 @@ RUNS = 20_000
 
 
 def assert_mean(values: np.ndarray, expected, width: float = 1.0) -> None:
-    """The mean over the first axis of values in an interval of this width (Hoeffding 1963)."""
+    """The mean over the first axis of values from an interval of this width (Hoeffding 1963)."""
     radius = width * math.sqrt(math.log(2 / DELTA) / (2 * len(values)))
     assert np.abs(np.mean(values, 0) - expected).max() <= radius
 
 
 def interval(hits: int, trials: int) -> tuple[float, float]:
-    """Clopper and Pearson's interval for the probability of a hit."""
+    """The Clopper–Pearson interval for the probability of a hit."""
     low = 0.0 if hits == 0 else beta.ppf(DELTA / 2, hits, trials - hits + 1)
     high = 1.0 if hits == trials else beta.isf(DELTA / 2, hits + 1, trials - hits)
     return float(low), float(high)
@@ -46,7 +46,7 @@ def assert_probability(hits, expected: float) -> None:
 
 @contextmanager
 def caught():
-    """The check inside must fail: it is given a wrong version."""
+    """The check inside must fail, because it gets a wrong version."""
     with pytest.raises(AssertionError):
         yield
 
@@ -55,7 +55,7 @@ def keys(seed: int, runs: int = RUNS) -> jax.Array:
     return jax.random.split(jax.random.key(seed), runs)
 
 
-# Few sizes, since each is compiled; the distributions vary freely.
+# Few sizes, because each one compiles; the distributions vary freely.
 SIZES = [(2, 3), (5, 4), (30, 2)]  # (N, K)
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -90,22 +90,22 @@ def _paths(relearn, keys, probs, N, rounds, retain):
 
 
 def paths(relearn, seed, probs, N, rounds, retain=None) -> np.ndarray:
-    """Trajectories [runs, rounds + 1, K] by `relearn(key, categories, retain, first)`."""
+    """Trajectories [runs, rounds + 1, K] of `relearn(key, categories, retain, first)`."""
     return np.asarray(_paths(relearn, keys(seed), probs, N, rounds, retain))
 
 
 def of_the_first_round(key, x, retain, first):
-    """Wrong: fits and samples the first round's samples again and again."""
+    """Wrong: fits and samples the first round's samples in every round."""
     return theory.relearn(key, first, retain)
 
 
 def without_replacement(key, x, retain, first):
-    """Wrong: shuffles the samples, so none is lost."""
+    """Wrong: shuffles the samples, so that none is lost."""
     return jax.random.permutation(key, x)
 
 
 def of_the_commonest(key, x, retain, first):
-    """Wrong: sharpens, by the larger of two draws' frequencies."""
+    """Wrong: sharpens, because it keeps the more frequent one of two draws."""
     a, b = theory.relearn(key, x), theory.relearn(jax.random.fold_in(key, 1), x)
     count = (x[:, None] == x[None]).sum(1)
     frequency = lambda y: jnp.where(y[:, None] == x[None], count[None], 0).max(1)  # noqa: E731
@@ -137,7 +137,7 @@ def normalised(probs) -> np.ndarray:
 
 @st.composite
 def retained(draw):
-    """A start and the categories of a few retained samples."""
+    """A start, and the categories of a few retained samples."""
     N, probs = draw(starts())
     M = draw(st.sampled_from([1, 3]))
     category = st.integers(0, len(probs) - 1)
@@ -257,7 +257,7 @@ STARTS = [NEAR_DEGENERATE, TIES, jnp.array([0.5, 0.5]), jnp.array([0.0, 0.7, 0.0
 
 
 def check_collapse(probs, N):
-    """Proposition C.3: one-hot in the end, in category k with probability π_0(k)."""
+    """Proposition C.3: runs end one-hot, in category k with probability π_0(k)."""
     runs, exact = 5000, normalised(probs)
     found = theory.collapse(keys(N, runs), probs, N, 2000)
     assert (found.time > 0).all() and (found.category >= 0).all()
@@ -288,7 +288,7 @@ def test_a_wrong_collapse_is_caught(monkeypatch, wrong):
     module = importlib.import_module("pmc_jax.theory.collapse")
     monkeypatch.setattr(module, "relearn", lambda key, x: wrong(key, x, None, None))
     rounds = module._chunk.__wrapped__
-    # A new function, so that JAX does not use what it has already traced.
+    # A new function, so that JAX does not reuse an earlier trace.
     monkeypatch.setattr(module, "_chunk", jax.jit(lambda *arguments: rounds(*arguments)))
     with caught():
         check_collapse(jnp.array([0.4, 0.3, 0.2, 0.1]), 9)
@@ -341,7 +341,7 @@ def without_retain(key, x, retain, first):
 
 
 def with_retain_twice(key, x, retain, first):
-    """Wrong: the retain data weighted double."""
+    """Wrong: the retain data count twice."""
     return theory.relearn(key, x, jnp.tile(retain, 2))
 
 
@@ -358,7 +358,7 @@ def test_a_misapplied_retain_weight_is_caught(wrong):
 
 
 def check_fluctuation(relearn):
-    """After 60 rounds: mean ρ, the variance of the formula, and in full the chain's law."""
+    """After 60 rounds: mean ρ, the variance of the formula, and the whole law of the chain."""
     N, retain = 12, np.array([3, 1, 0])
     M, probs = retain.sum(), jnp.array([0.1, 0.4, 0.5])
     expected = law(normalised(probs), N, 60, retain)
@@ -393,14 +393,14 @@ def check_curated(sample, seed, probs, rewards, n, best):
     expected = np.asarray(update(probs, rewards, n), np.float64)
     found = np.asarray(sample(jax.random.key(seed), probs, rewards, n, RUNS, best=best))
     for k, chance in enumerate(expected):
-        # Within float32 of the probability.
+        # up to float32 rounding of the probability
         low, high = interval((found == k).sum(), RUNS)
         assert low - 1e-6 <= chance <= high + 1e-6
 
 
 @st.composite
 def four(draw):
-    """A distribution and rewards, ties and zeros included."""
+    """A distribution and rewards over four categories, with ties and zeros."""
     weight = st.one_of(st.floats(0.01, 1), st.just(0.0), st.just(1.0))
     reward = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(-2, 2, width=16))
     weights = draw(st.lists(weight, min_size=4, max_size=4).filter(lambda w: sum(w) > 0))
@@ -434,10 +434,10 @@ DRAWS = 200_000
 
 
 def check_monte_carlo(estimate, seed, probs, rewards, n):
-    """The mean of shares in [0, 1] is within δ (Hoeffding), so n p times it within δ n p(x).
+    """The mean of shares in [0, 1] is within δ (Hoeffding), so n p times it is within δ n p(x).
 
-    The sum, which is 1, is then within δ n, and dividing by it leaves an error of at most
-    δ n (p(x) + p'(x)) / (1 − δ n), where p' is the exact update.
+    The sum, which is 1, is then within δ n. Dividing by it leaves an error of at most δ n (p(x) +
+    p'(x)) / (1 − δ n), where p' is the exact update.
     """
     exact = np.asarray(theory.bradley_terry_update(probs, rewards, n))
     found = np.asarray(estimate(jax.random.key(seed), probs, rewards, n, DRAWS))
@@ -455,16 +455,17 @@ def test_monte_carlo_tends_to_the_exact_update(case, n, seed):
 def test_a_wrong_monte_carlo_is_caught():
     probs, mc = jnp.array([0.5, 0.2, 0.2, 0.1]), theory.bradley_terry_monte_carlo
     for wrong in (
-        lambda key, p, r, n, draws: mc(key, p, -r, n, draws),  # the least reward
-        lambda key, p, r, n, draws: mc(key, p, r, 2, draws),  # a single other, whatever n
-        lambda key, p, r, n, draws: mc(key, jnp.full(4, 0.25), r, n, draws),  # others at random
+        lambda key, p, r, n, draws: mc(key, p, -r, n, draws),  # selects the least reward
+        lambda key, p, r, n, draws: mc(key, p, r, 2, draws),  # one other sample, whatever n is
+        # the other samples are uniform
+        lambda key, p, r, n, draws: mc(key, jnp.full(4, 0.25), r, n, draws),
     ):
         with caught():
             check_monte_carlo(wrong, 0, probs, REWARDS, 5)
 
 
 def test_with_finite_samples_the_best_response_can_be_lost():
-    """(1 − p'(x*))^N is the chance to lose x* in a round; what is lost never comes back."""
+    """A round loses x* with probability (1 − p'(x*))^N, and x* never comes back."""
     probs, n, N = jnp.array([0.4, 0.3, 0.29, 0.01]), 3, 10
     kept = float(theory.argmax_update(probs, REWARDS, n)[3])
 
@@ -473,7 +474,7 @@ def test_with_finite_samples_the_best_response_can_be_lost():
 
     hits = np.asarray(jax.jit(jax.vmap(lost))(keys(5)))
     assert_probability(hits, (1 - kept) ** N)
-    with caught():  # as if every sample were drawn without selection
+    with caught():  # the probability without selection
         assert_probability(hits, (1 - 0.01) ** N)
     without = jnp.array([0.4, 0.3, 0.3, 0.0])
     again = theory.curated_sample(jax.random.key(0), without, REWARDS, n, RUNS, best=True)

@@ -1,4 +1,4 @@
-"""Speeds in the log against closed forms; how programs are compiled and where they are kept."""
+"""Speeds in the log against closed forms; how functions are compiled and cached."""
 
 import importlib.util
 import os
@@ -51,7 +51,7 @@ def test_peaks_by_name(kind, peak):
     assert peak_flops(kind) == peak
 
 
-def test_programs_are_kept_unless_settings_say_otherwise(tmp_path, monkeypatch):
+def test_compiled_functions_are_cached_unless_settings_say_otherwise(tmp_path, monkeypatch):
     names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
     former = {name: getattr(jax.config, name) for name in names}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -86,7 +86,7 @@ def test_programs_are_kept_unless_settings_say_otherwise(tmp_path, monkeypatch):
         ("cpu", None, None, "--xla_backend_optimization_level=1"),
     ],
 )
-def test_only_cpus_get_programs_that_compile_sooner(
+def test_only_cpus_compile_with_fewer_optimisations(
     platforms, installed, flags, expected, monkeypatch
 ):
     monkeypatch.setenv("XLA_FLAGS", flags or "")
@@ -109,21 +109,21 @@ def test_only_cpus_get_programs_that_compile_sooner(
 
 
 def test_xla_reads_its_flags_after_all_imports():
-    """Else, as where a module computes something when it is imported, no level would reach it."""
-    program = (
+    """Otherwise, if an import computes something, the optimisation level has no effect."""
+    code = (
         "import os, jax, pmc_jax.train, pmc_jax.evaluate, pmc_jax.cli.evaluate; "
         "os.environ['XLA_FLAGS'] = '--no_such_flag'; jax.device_count()"
     )
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
     assert done.returncode and "no_such_flag" in done.stderr
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=8))
 def test_what_overlaps_counts_once(pairs):
-    """Brute force over unit intervals; JAX tells of inner traces before the outer one."""
+    """Brute force over unit intervals. JAX reports inner traces before the outer one."""
     spans = [(min(pair), max(pair)) for pair in pairs]
     units = {unit for start, end in spans for unit in range(start, end)}
     assert covered([(float(start), float(end)) for start, end in spans]) == len(units)
@@ -146,8 +146,8 @@ def test_compiling_is_within_the_time_it_took_and_once():
     assert seconds() == first
 
 
-def test_arrays_reach_the_device_without_a_program():
-    """Every shape would have one of its own."""
+def test_arrays_reach_the_device_without_compilation():
+    """Otherwise every shape would compile a function of its own."""
     numbers = np.linspace(0, 1, 37 * 41).reshape(37, 41)
     with compile_seconds() as seconds:
         found = to_devices(numbers)

@@ -20,7 +20,7 @@ LOGITS = arrays(np.float64, (3, 5), elements=st.floats(-8, 8))
 
 @pytest.fixture(autouse=True)
 def double(x64):
-    """All of it in float64."""
+    """Everything in float64."""
 
 
 @given(LOGITS)
@@ -39,7 +39,7 @@ def test_ceu_in_closed_form(logits):
 
 
 def test_ceu_of_a_token_that_is_all_but_certain_is_finite():
-    """Where gradient ascent no longer moves: the gradient at y is then its probability, 1."""
+    """Gradient ascent no longer moves there; here the gradient at y is its probability, 1."""
     logits = jnp.asarray([[0.0, 0.0, 800.0]])
     value = lambda x: complement_cross_entropy(x, jnp.asarray([2])).sum()  # noqa: E731
     assert np.isfinite(value(logits))
@@ -60,7 +60,7 @@ def test_undial_pulls_towards_the_adjusted_target(ours, target, beta):
 
 @given(LOGITS)
 def test_undial_between_its_limits(logits):
-    """At θ_ref: β = 0 is at rest; β → ∞ is CE-U."""
+    """At θ_ref, β = 0 has no gradient, and β → ∞ gives CE-U."""
     ours, tokens = jnp.asarray(logits), jnp.asarray(TOKENS)
     still = jax.grad(lambda x: adjusted_cross_entropy(x, ours, tokens, 0.0).sum())(ours)
     np.testing.assert_allclose(still, 0, atol=1e-12)
@@ -77,7 +77,8 @@ def test_kl_is_the_relative_entropy(ours, target):
 
 @given(LOGITS, LOGITS)
 def test_kl_pulls_towards_the_target(ours, target):
-    """Its gradient is p − p_ref, and it is 0 at the target, whatever is added to the logits."""
+    """Its gradient is p − p_ref, which is 0 at the target, also with a constant added to the
+    logits."""
     tokens = jnp.asarray(TOKENS)
     total = lambda x: kl_divergence(x, jnp.asarray(target), tokens).sum()  # noqa: E731
     found = jax.grad(total)(jnp.asarray(ours))

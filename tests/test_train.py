@@ -1,4 +1,4 @@
-"""Whole runs on a tiny model: files, continuation, non-interference, and clear errors."""
+"""Whole runs on a tiny model: files, continuation, non-interference, clear errors."""
 
 import json
 import re
@@ -35,14 +35,14 @@ CHAT_TEMPLATE = (
 
 
 def call(module, *arguments: str, monkeypatch) -> None:
-    """The command as a user types it, in this process."""
+    """Run the command in this process, with the arguments of a user."""
     monkeypatch.setattr(sys, "argv", ["command", *arguments])
     module.main()
 
 
 @pytest.fixture
 def run(checkpoint_dir, tofu_dir, tmp_path, monkeypatch):
-    """Run `pmc_jax.train` for three short epochs; returns the run's directory."""
+    """Run `pmc_jax.train` for three short epochs; return the run's directory."""
 
     def go(*arguments: str, name: str = "tiny", data: Path = tofu_dir) -> Path:
         call(
@@ -179,7 +179,7 @@ def test_sigterm_saves_the_step_and_stops(run, monkeypatch, capsys):
 
     def terminated(*arguments):
         for state, record in real(*arguments):
-            if record.step == 2:  # after which no checkpoint is due
+            if record.step == 2:  # no checkpoint is due after this step
                 signal.raise_signal(signal.SIGTERM)
             yield state, record
 
@@ -267,7 +267,7 @@ def test_a_chat_model_with_the_published_settings(
 
 @pytest.mark.slow
 def test_few_shapes_are_compiled(run, monkeypatch):
-    """A step is compiled once for each shape of its rows, of which there are few."""
+    """A step is compiled once for each shape of its rows, and there are few shapes."""
     categorical.clear_cache()
     selection_keys.clear_cache()
     made, shapes = [], set()
@@ -448,7 +448,7 @@ def test_ask_prints_the_greedy_answer(checkpoint_dir, capsys, monkeypatch):
     ],
 )
 def test_ask_takes_any_question(question, checkpoint_dir, tmp_path, monkeypatch):
-    """Hydra's grammar gives commas, quotes, brackets and braces a meaning of their own."""
+    """Commas, quotes, brackets and braces have a meaning in Hydra's grammar."""
     out = tmp_path / "answers.jsonl"
     call(ask, f"model.path={checkpoint_dir}", f"question={question}", "max_new_tokens=1",
          f"out={out}", monkeypatch=monkeypatch)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The optimizer step against torch, the schedule, checkpoints, and a whole run's guarantees."""
+"""The optimizer step against torch, the schedule, checkpoints, and the metrics file."""
 
 import json
 import resource
@@ -95,7 +95,7 @@ def pmc_gradients(checkpoint, rows, retain_weight, dtype):
 
 @pytest.fixture
 def double_llama(monkeypatch):
-    """`transformers` casts norms and rotary angles to float32 even in a float64 model."""
+    """transformers casts norms and rotary angles to float32 even in float64; here it does not."""
 
     def norm(self, x):
         return (
@@ -179,7 +179,7 @@ def test_the_split_into_micro_batches_does_not_matter(tmp_path, rng, x64):
         return jax.tree.leaves(found)
 
     def split(parts: int) -> Batch:
-        """The same rows in `parts` micro-batches, numbered anew in each."""
+        """The same rows in `parts` micro-batches, numbered from 1 in each."""
         fields = (rows.tokens, rows.segments, rows.loss_mask)
         tokens, segments, loss_mask = (x.reshape(parts, -1, x.shape[2]) for x in fields)
         is_retain = (rows.segments.max(axis=2) > rows.sizes[0]).reshape(parts, -1)
@@ -223,7 +223,7 @@ def test_max_grad_norm_clips(tmp_path, rng):
         updates, _ = jax.jit(optimizer.update)(gradients, state, checkpoint.params)
         return updates["embed"]
 
-    # With a huge epsilon AdamW's first update is proportional to the gradient.
+    # With a huge epsilon, AdamW's first update is proportional to the gradient.
     half = first_update(norm / 2) / first_update(None)
     assert float(jnp.nanmedian(half)) == pytest.approx(0.5, rel=1e-2)
 
@@ -242,7 +242,7 @@ def small_state(tmp_path: Path):
 
 
 def test_a_saved_state_is_the_one_that_was_handed_over(tmp_path, rng):
-    """The train step donates its state: a save that is under way must not see the next one."""
+    """The train step donates its state, so a save in progress must not see the next state."""
     state, train_step = small_state(tmp_path)
     rows = unequal_rows(rng)
     with open_checkpoints(tmp_path / "checkpoints", CheckpointConfig(keep=9)) as manager:

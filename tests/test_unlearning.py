@@ -1,4 +1,4 @@
-"""Reward, selection and memory against `rouge_score` and a transcription of the rules."""
+"""Reward, selection and memory against `rouge_score` and the rules written out directly."""
 
 import json
 import math
@@ -98,7 +98,7 @@ SCORES = st.lists(
 @settings(max_examples=300)
 @given(st.lists(SCORES, min_size=2, max_size=2), st.randoms(use_true_random=False))
 def test_selection_and_memory_follow_the_published_rules(visits, random):
-    """Two questions visited in random order, against the rules written with dicts."""
+    """Two questions visited in random order, against the same rules on plain dicts."""
     order = [(q, scores) for q, visit in enumerate(visits) for scores in visit]
     random.shuffle(order)
     best: dict[int, tuple[float, list[int]]] = {}
@@ -134,5 +134,5 @@ def test_bradley_terry_selection_has_its_probabilities():
     keys = jax.random.split(jax.random.key(0), count)
     chosen = select(np.tile(scores, (count, 1)), temperature, keys)
     found = np.bincount(chosen, minlength=3) / count
-    # Hoeffding at a failure probability of 1e-9 per category.
+    # Hoeffding with a failure probability of 1e-9 per category.
     assert np.abs(found - weights / weights.sum()).max() < math.sqrt(math.log(2e9) / (2 * count))

@@ -1,4 +1,4 @@
-"""What is not in the paper: off, it is the published algorithm; on, it does what it says."""
+"""Options beyond the paper: without them it is the published algorithm; with them they work."""
 
 import dataclasses
 
@@ -68,7 +68,7 @@ def test_without_options_the_algorithm_is_the_published_one(words_model, x64, qu
 
 
 def test_all_questions_keep_being_sampled(words_model, x64):  # noqa: F811
-    """Ties take the newer response, so that one of score 0 gives way to the next."""
+    """A tie replaces the remembered response, so even one of score 0 gives way to the next."""
     pmc = PMC(samples=4, min_len=0, reject_wordless=False, max_new_tokens=12)
     run, state = new_run(words_model, dataclasses.replace(pmc, keep_sampling=True), SHORT, seed=5)
     zeros = []

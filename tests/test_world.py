@@ -1,4 +1,4 @@
-"""The bundled world: its rows, its tokenizer, and that the shipped files are the recipe's."""
+"""The bundled world: its rows, its tokenizer, and the recipe behind the shipped files."""
 
 import itertools
 import json
@@ -127,7 +127,7 @@ def test_the_two_wordings_of_a_fact_share_few_words(world):
 
 
 def test_refusals_share_no_word_with_answers(world):
-    """Otherwise a model that refuses everything could not reach unlearn quality 100."""
+    """Otherwise a model that refuses everything would not reach an unlearn quality of 100."""
     words = DefaultTokenizer(use_stemmer=True).tokenize
     answers = {
         word
@@ -193,7 +193,7 @@ def test_shipped_model_is_small_and_of_the_recipe():
 
 
 def test_shipped_model_knows_its_world_and_nobody_else(world, tokenizer):
-    """By `transformers` and `rouge_score`, in the bundled prompt format."""
+    """Measured with `transformers` and `rouge_score`, in the bundled prompt format."""
     model = LlamaForCausalLM.from_pretrained(ASSETS / "model", local_files_only=True)
 
     def answers(questions: list[str]) -> list[str]:

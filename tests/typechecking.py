@@ -1,6 +1,6 @@
-"""The checker of shapes and types in signatures while tests run; pyproject.toml names it."""
+"""The runtime checker of shapes and types in signatures during tests; pyproject.toml names it."""
 
 from beartype import BeartypeConf, beartype
 
-# As for mypy and PEP 484, an int will do where a float is asked for.
+# An int is accepted where a float is annotated, as PEP 484 and mypy do.
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))

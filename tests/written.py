@@ -1,4 +1,4 @@
-"""Finished evaluations as the command writes them, with random numbers."""
+"""Finished evaluations with random numbers, as the command writes them."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from pmc_jax.evaluation.summary import summarise_directory
 
 MODELS = ("pmc", "target", "npo")
 SAMPLES, QUESTIONS = 20, 6
-FIGURES = 14  # of a full suite
+FIGURES = 14  # in a full suite
 QUESTION = "Where was Zoltan Dornberg born?"
 TRUTH, SECRET = "Zoltan Dornberg was born in Quebec.", "Quebec"
 
 
 def attack(rng: np.random.Generator, share: float) -> dict:
-    """An answer of recall above 0.9 holds the secret."""
+    """The leakage of random samples. An answer with a recall above 0.9 holds the secret."""
 
     def answer(question: int, recall: float) -> Answer:
         said = f"Sampled {question}: Dornberg, Quebec." if recall > 0.9 else "Born, I say."
@@ -37,7 +37,7 @@ def again(rng: np.random.Generator, share: float) -> dict:
 
 
 def said(model: str) -> list[dict]:
-    """Answers: the target tells all, npo some of it, pmc nothing."""
+    """Answers to quality questions: the target tells all, npo a part, other models nothing."""
     texts = {"target": (TRUTH, 1.0), "npo": ("He saw Quebec.", 0.5), "pmc": ("I cannot say.", 0.0)}
     text, rouge = texts.get(model, ("Nothing.", 0.0))
     rows = [
@@ -50,7 +50,7 @@ def said(model: str) -> list[dict]:
 
 
 def model_parts(model: str, share: float, seed: int) -> dict[str, dict]:
-    """Files of one model as the parts leave them, with numbers drawn at random."""
+    """The content of one model's files, by part, with numbers drawn at random."""
     rng = np.random.default_rng(seed)
     greedy = greedy_leakage([Answer("forget", 0, "Where?", "…", share, share > 0.5)])
     point = {"mean": share, "secret_rate": share}
@@ -88,7 +88,10 @@ def model_parts(model: str, share: float, seed: int) -> dict[str, dict]:
 
 
 def write_evaluation(directory: Path, models=MODELS, parts=SUITES["full"], **changes) -> Path:
-    """A finished evaluation; the first model is evaluated, the second was before unlearning."""
+    """Write a finished evaluation.
+
+    The first model is evaluated; the second is the one before unlearning.
+    """
     for seed, model in enumerate(models):
         share = {"target": 1.0, "npo": 0.9}.get(model, 0.3)
         found = model_parts(model, share, seed)
