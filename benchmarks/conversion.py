@@ -1,10 +1,14 @@
 """Memory and speed of loading a large checkpoint: `python benchmarks/conversion.py`.
 
-Writes a random Llama checkpoint of two billion parameters in several bfloat16 files, then, each
-in a process of its own, reads the bytes alone, through one buffer and into memory that stays,
-loads the model, in the files' dtype and in float32, and converts it to a native checkpoint and
-back. "Beyond" is the memory of the process at its most, less what it was before and less the
-parameters themselves.
+Writes a random Llama checkpoint of two billion parameters in several bfloat16 files. Then it
+measures these tasks, each in a process of its own:
+
+- reading the bytes through one buffer, and into arrays that stay in memory,
+- loading the model in the files' dtype and in float32,
+- converting it to a native checkpoint and back.
+
+"Beyond" is the peak memory of the process, less its memory before the task and less the parameters
+themselves.
 """
 
 import argparse
@@ -38,11 +42,11 @@ PER_FILE = 10**9
 REPETITIONS = 3
 CONVERSIONS = ("from-hf", "to-hf")
 ITEM = {"read": 0, "read and keep": 0, "as stored": 2, "float32": 4, "from-hf": 2, "to-hf": 2}
-"""Bytes of a value in memory, by task."""
+"""Bytes per parameter in memory, by task."""
 
 
 def shape(parameters: float) -> ModelConfig:
-    """A Llama of about so many parameters, by its number of layers."""
+    """A Llama with about this many parameters; the number of layers is chosen."""
     one, two = (ModelConfig(num_layers=n, **MODEL) for n in (1, 2))
     each = param_count(two) - param_count(one)
     return ModelConfig(
@@ -51,7 +55,7 @@ def shape(parameters: float) -> ModelConfig:
 
 
 def write_model(directory: Path, cfg: ModelConfig) -> int:
-    """Write the checkpoint, tensor by tensor; returns its bytes."""
+    """Write the checkpoint tensor by tensor; return its size in bytes."""
     directory.mkdir()
     dtypes = dict.fromkeys(tensor_names(LLAMA, cfg), "BF16")
     tensors = list(plan_tensors(cfg, LLAMA, dtypes))
@@ -68,7 +72,7 @@ def write_model(directory: Path, cfg: ModelConfig) -> int:
 
 
 def memory(field: str) -> int:
-    """Bytes of this process in memory: `VmRSS` now, `VmHWM` at most so far."""
+    """Memory of this process in bytes: `VmRSS` is the current value, `VmHWM` the peak."""
     status = Path("/proc/self/status").read_text()
     return 1024 * next(int(x.split()[1]) for x in status.splitlines() if x.startswith(field))
 
@@ -114,7 +118,7 @@ def places(task: str, directory: Path) -> tuple[Path, Path]:
 
 
 def measure(task: str, directory: Path) -> dict[str, Any]:
-    """Run a task in a process of its own, several times; medians."""
+    """Run a task several times, each in a process of its own; return medians."""
     found = []
     for _ in range(REPETITIONS):
         if task in CONVERSIONS:
@@ -132,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parameters", type=float, default=2e9)
     parser.add_argument("--directory", type=Path)
-    parser.add_argument("--task", help="for the benchmark's own processes")
+    parser.add_argument("--task", help="used by the benchmark's own processes")
     options = parser.parse_args()
     if options.task:
         print(json.dumps(one(options.task, options.directory)))

@@ -1,8 +1,8 @@
 """Where the time of a decode step goes: `python benchmarks/decode_time.py [--models 7M-4k …]`.
 
-Decodes as the raw comparison of `sampling.py` does, under JAX's profiler, and puts every operation
-of the compiled program to a kind, by what the program says of it. Operations may run side by side,
-so that their times add up to about the wall time, not to it. Writes `benchmarks/decode_time.json`.
+Decodes as the raw comparison of `sampling.py` does, under JAX's profiler. Each operation of the
+compiled function is assigned to a kind by its description. Operations may run in parallel, so their
+times can add up to more than the wall time. Writes `benchmarks/decode_time.json`.
 """
 
 import os
@@ -80,7 +80,7 @@ def profiled(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print a table, write the numbers."""
+    """Measure, print a table, and write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     options = parser.parse_args()
@@ -88,7 +88,7 @@ def main() -> None:
     for name in options.models:
         found[name] = row = profiled(name)
         total = sum(row["operations"].values())
-        print(f"{name}: {row['milliseconds']:.1f} ms a token of {PROMPTS * SAMPLES} rows")
+        print(f"{name}: {row['milliseconds']:.1f} ms per token of {PROMPTS * SAMPLES} rows")
         for kind, spent in row["operations"].items():
             print(f"  {kind:<40}{spent:>8.2f} ms{spent / total:>6.0%}", flush=True)
     result = {"load_average": load, "rows": PROMPTS * SAMPLES, "models": found}

@@ -1,10 +1,12 @@
-"""Ways to write the decode loop side by side: `python benchmarks/decode_variants.py [MODEL …]`.
+"""Other ways to write the decode loop: `python benchmarks/decode_variants.py [MODEL …]`.
 
-Each decodes the same rows of the same random model in one compiled program. Beside its time stands
-how many of its tokens are the library's: other keys draw others, and rounding may turn a draw,
-after which a row goes on otherwise. MODEL is a shape of `sampling.py` (1M-4k, …; float32) or of
-`configs/model` (llama3_2_3b, …; bfloat16); without one: two small shapes on a CPU, two published
-ones elsewhere. Writes `benchmarks/decode_variants.json`, whose numbers of other devices stay.
+Each variant decodes the same rows of the same random model in one compiled function. Beside its
+time is the share of tokens that are the same as the library's. Other random keys give other
+samples, and rounding can change a sample, after which its row differs.
+
+MODEL is a shape of `sampling.py` (1M-4k, …; float32) or of `configs/model` (llama3_2_3b, …;
+bfloat16). Without MODEL, two small shapes are measured on a CPU and two published ones elsewhere.
+Writes `benchmarks/decode_variants.json`, and keeps the numbers of other devices in it.
 """
 
 import argparse
@@ -45,7 +47,7 @@ from pmc_jax.model.kernels.dispatch import (
 )
 from pmc_jax.model.specs import Params
 
-# Imported by name, since each package has a function of the same name.
+# Imported with importlib because each package has a function of the same name.
 forward = importlib.import_module("pmc_jax.model.forward")
 draw = importlib.import_module("pmc_jax.decoding.draw")
 
@@ -54,7 +56,7 @@ SAMPLING = Sampling(0.9, 50, 0.95)
 FILE = Path(__file__).parent / "decode_variants.json"
 
 CUDNN = "prompts copied, cuDNN"
-"""The one variant that may be refused, since it is a library's kernel for some shapes."""
+"""The only variant that may fail: the library has this kernel for some shapes only."""
 
 
 def shape_of(name: str) -> tuple[ModelConfig, Any]:
@@ -68,13 +70,14 @@ def shape_of(name: str) -> tuple[ModelConfig, Any]:
     return sampling.shape_of(name), jnp.float32
 
 
-# --- attention, in place of the best ----------------------------------------------
+# --- attention, instead of the default -------------------------------------------
 
 
 def multiplied(  # type: ignore[no-untyped-def]
     q, prefix_k, prefix_v, mask, suffix_k, suffix_v, step, window=None, *, scale, softcap
 ):
-    """The suffix's products as multiplications and sums, which can be fused with the softmax."""
+    """The products with the suffix as multiplications and sums, which XLA can fuse with the
+    softmax."""
     batch, samples, heads, dim = q.shape
     q = q.reshape(batch, samples, prefix_k.shape[1], -1, dim) * scale
     prefix = jnp.einsum("bnhgd,bhsd->bnhgs", q, prefix_k).astype(jnp.float32)
@@ -89,12 +92,12 @@ def multiplied(  # type: ignore[no-untyped-def]
 
 
 def attending(attention: Callable[..., Array]) -> Callable[..., Any]:
-    """What a decode step asks for its attention, to be told this one."""
+    """A replacement for the function that chooses a decode step's attention."""
     return lambda *_: partial(write_and_attend, attention=attention)
 
 
 def copied(implementation: str) -> Callable[..., Array]:
-    """JAX's attention over a copy of the prompt for every sample, as most decoders have it."""
+    """JAX's attention over a copy of the prompt for every sample, as in most decoders."""
 
     def attention(  # type: ignore[no-untyped-def]
         q, prefix_k, prefix_v, mask, suffix_k, suffix_v, step, window=None, *, scale, softcap
@@ -158,7 +161,7 @@ def variants(device: str, vocab: int, dtype: Any) -> dict[str, dict[str, Any]]:
         },
         **{f"top-k: {name}": patches for name, patches in top_k.items()},
     }
-    unrolled = device in ("gpu", "cpu")  # as it is
+    unrolled = device in ("gpu", "cpu")  # as in the library
     other = "layers in a scan" if unrolled else "layers unrolled"
     return {
         "as it is": {},
@@ -196,7 +199,7 @@ def decoded(
 
 
 def compared(name: str, rows: int, repetitions: int) -> dict[str, dict[str, Any]]:
-    """Milliseconds a token of all rows, and the share of tokens that are the library's."""
+    """Milliseconds per token of all rows, and the share of tokens that are the library's."""
     cfg, dtype = shape_of(name)
     weights = init_params(jax.random.key(0), cfg, dtype)
     prompts = -(-rows // SAMPLES)
@@ -217,10 +220,10 @@ def compared(name: str, rows: int, repetitions: int) -> dict[str, dict[str, Any]
             for patch in changes.get("patches", ()):
                 patches.enter_context(mock.patch.object(*patch))
             fixed = changes.get("fixed", False)
-            program = jax.jit(lambda *a, fixed=fixed: decoded(*a, cfg, fixed=fixed))
+            function = jax.jit(lambda *a, fixed=fixed: decoded(*a, cfg, fixed=fixed))
             try:
                 started = time.perf_counter()
-                compiled = program.lower(*arguments).compile()
+                compiled = function.lower(*arguments).compile()
                 compiling = time.perf_counter() - started
                 result = np.asarray(compiled(*arguments))
             except Exception as error:
@@ -244,7 +247,7 @@ def compared(name: str, rows: int, repetitions: int) -> dict[str, dict[str, Any]
 
 
 def main() -> None:
-    """Measure, print a table for each model and number of rows, and keep the numbers."""
+    """Measure, print a table for each model and number of rows, and write the numbers."""
     on_cpu = jax.default_backend() == "cpu"
     parser = argparse.ArgumentParser(description=__doc__)
     default = ["1M-4k", "7M-4k"] if on_cpu else ["llama3_2_1b", "llama3_2_3b"]
@@ -259,7 +262,7 @@ def main() -> None:
             found = compared(name, rows, options.repetitions)
             base = np.median(found["as it is"]["milliseconds"])
             label = f"{name}, {-(-rows // SAMPLES) * SAMPLES} rows"
-            print(f"\n{label} on {device}: milliseconds a token of all rows")
+            print(f"\n{label} on {device}: milliseconds per token of all rows")
             result["models"][label] = found
             for way, row in found.items():
                 if "refused" in row:

@@ -1,13 +1,14 @@
-"""A whole PMC run beside one in PyTorch: `python benchmarks/end_to_end.py [--tofu DIR MODEL]`.
+"""A whole PMC run and the same in PyTorch: `python benchmarks/end_to_end.py [--tofu DIR MODEL]`.
 
-The demo's unlearning on the bundled model, and with `--tofu` that of a part of TOFU from a model
-of its size with the published number of samples: the wall clock from the original answers to the
-last step, ours with checkpoints and metrics, and the same algorithm written with transformers,
-rouge_score and torch as one would write it. Ours runs twice: with an empty store of compiled
-programs, and with one that the same run has filled. Each run is a process of its own; what all of
-them load and evaluate is not counted, nor that kernels in C++ are compiled. All follow the same
-configuration, each repetition with another seed, and their results are measured by the same
-evaluation.
+Measures the demo on the bundled model and, with `--tofu`, a part of TOFU with the published number
+of samples, from a model of the same size. Times are wall-clock time from the original answers to
+the last step. Ours include checkpoints and metrics. The other side is the same algorithm in a
+straightforward form with transformers, rouge_score and torch.
+
+Ours runs twice: with an empty compilation cache, and with the cache that the first run filled. Each
+run is a process of its own. Not counted are loading, evaluation, and the compilation of the C++
+kernels. All runs follow the same configuration, each repetition with another seed, and the same
+evaluation measures their models.
 """
 
 import argparse
@@ -46,7 +47,7 @@ DEMO = ["experiment=demo"]
 
 
 def tofu(directory: str, model: str, epochs: int) -> list[str]:
-    """The published settings of Llama-3.2-3B, with what a small model on a CPU needs."""
+    """The published settings of Llama-3.2-3B, adapted to a small model on a CPU."""
     return [
         "experiment=tofu_llama3_2_3b", f"data.path={directory}", f"model.path={model}",
         "model.dtype=float32", "prompt.template=plain", "prompt.system=null",
@@ -57,13 +58,13 @@ def tofu(directory: str, model: str, epochs: int) -> list[str]:
 
 
 def composed(overrides: list[str]) -> Config:
-    """The configuration that `pmc_jax.train` has with these."""
+    """The configuration of `pmc_jax.train` with these overrides."""
     with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
         return OmegaConf.to_object(hydra.compose("train", overrides))
 
 
 def theirs(overrides: list[str], directory: Path) -> dict[str, Any]:
-    """PMC in PyTorch; leaves the model in `directory` and returns the seconds."""
+    """Run PMC in PyTorch; write the model to `directory` and return the seconds."""
     cfg = composed(overrides)
     method, training, adam = cfg.method, cfg.training, cfg.optimizer
     template = describe(cfg.model, cfg.prompt).template
@@ -178,7 +179,7 @@ def theirs(overrides: list[str], directory: Path) -> dict[str, Any]:
 
 
 def ours(overrides: list[str], directory: Path) -> dict[str, Any]:
-    """Our run in `directory`; returns the seconds from the original answers to the last step."""
+    """Run ours in `directory`; return the seconds from the original answers to the last step."""
     place = [f"runs_dir={directory.parent}", f"name={directory.name}", "overwrite=true"]
     found: dict[str, Any] = {}
 
@@ -214,11 +215,11 @@ def measured(cfg: Config, directory: str) -> dict[str, float]:
 
 THEIRS = "transformers + torch"
 NAMES = {"pmc_jax, nothing compiled": "ours", "pmc_jax": "ours", THEIRS: "theirs"}
-"""What is compared, in turn, by the function that runs it."""
+"""What is compared in turn: by name, the function that runs it."""
 
 
 def apart(side: str, overrides: list[str], directory: Path, cache: Path) -> dict[str, Any]:
-    """What `ours` or `theirs` returns in a process of its own, and what its model is worth."""
+    """The result of `ours` or `theirs` in a process of its own, and the quality of its model."""
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, __file__, f"--{side}", str(directory), *overrides], check=True,
@@ -229,7 +230,7 @@ def apart(side: str, overrides: list[str], directory: Path, cache: Path) -> dict
 
 
 def measure(overrides: list[str], repetitions: int) -> dict[str, Any]:
-    """Runs in turn, each repetition with a seed of its own: seconds, tokens, and quality."""
+    """Run both sides in turn, each repetition with its own seed: seconds, tokens, quality."""
     load, rows = os.getloadavg()[0], {name: [] for name in NAMES}
     with tempfile.TemporaryDirectory() as scratch:
         for seed in range(repetitions):
@@ -243,9 +244,9 @@ def measure(overrides: list[str], repetitions: int) -> dict[str, Any]:
 
 
 def show(title: str, found: dict[str, Any]) -> None:
-    """Print a table: medians over the seeds, and the least and the greatest in brackets.
+    """Print a table: medians over the seeds, with the least and the greatest in brackets.
 
-    Microseconds a token are those of the sampling part, with what it compiles and scores.
+    Microseconds per token are those of the sampling part, with its compilation and scoring.
     """
 
     def over_seeds(values: Sequence[float], digits: int = 1) -> str:
@@ -253,7 +254,7 @@ def show(title: str, found: dict[str, Any]) -> None:
         return f"{np.median(values):,.{digits}f} ({low:,.{digits}f}-{high:,.{digits}f})"
 
     print(f"\n{title} (load {found['load_average']:.1f})")
-    columns = "seconds", "times faster", "tokens sampled", "us a token", "UQ", "U"
+    columns = "seconds", "times as fast", "tokens sampled", "us per token", "UQ", "U"
     print(f"{'':<27}" + "".join(f"{column:>25}" for column in columns))
     reference = [row["seconds"] for row in found["rows"][THEIRS]]
     for name, rows in found["rows"].items():
@@ -274,10 +275,12 @@ def main() -> None:
     """Measure, print tables, and write `benchmarks/end_to_end.json`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--tofu", nargs=2, metavar=("DIR", "MODEL"))
-    parser.add_argument("--epochs", type=int, default=8, help="on TOFU")
+    parser.add_argument(
+        "--tofu", nargs=2, metavar=("DIR", "MODEL"), help="also measure on TOFU's questions in DIR"
+    )
+    parser.add_argument("--epochs", type=int, default=8, help="number of epochs on TOFU")
     for side in ("--ours", "--theirs"):
-        parser.add_argument(side, nargs="+", help="for the benchmark's own processes")
+        parser.add_argument(side, nargs="+", help="used by the benchmark's own processes")
     options = parser.parse_args()
     if options.ours or options.theirs:
         directory, *overrides = options.ours or options.theirs

@@ -1,9 +1,9 @@
-"""Kill a run again and again and see that nothing is lost: `python benchmarks/faults.py`.
+"""Kill a run again and again and check that nothing is lost: `python benchmarks/faults.py`.
 
-The run with the bundled model goes through once undisturbed. Then the same command is started
-again and again and killed at random moments, with SIGKILL, or once in five with SIGTERM, after
-which it may save and end by itself. Every run that gets to its end must have the weights, the
-metrics (but for times) and the answers of the undisturbed one.
+First, a run with the bundled model finishes undisturbed. Then the same command is started again and
+again and killed at random moments with SIGKILL, or, once in five times, with SIGTERM, after which
+it may save and end by itself. Every run that finishes must have the weights, the metrics (except
+for times) and the answers of the undisturbed run.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Any
 
 SETTINGS = ("checkpoints.every=2", "evaluation.attack_samples=0")
-"""Of the run: many saves to interrupt, and no sampling attack to wait for."""
+"""Settings of the run: many saves to interrupt, and no sampling attack to wait for."""
 
 TERMINATED = 128 + signal.SIGTERM
 
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """One interruption: by which signal, and what the run was doing."""
+    """One interruption: the signal, and what the run was doing."""
 
     signal: str
     moment: str
@@ -39,7 +39,7 @@ class Kill:
 
 
 def start(directory: Path, settings: Sequence[str]) -> subprocess.Popen[bytes]:
-    """The run as a process of its own."""
+    """Start the run as a process of its own."""
     command = [sys.executable, "-m", "pmc_jax.train", f"runs_dir={directory.parent}"]
     log = directory.with_suffix(".log").open("ab")
     return subprocess.Popen(
@@ -48,13 +48,13 @@ def start(directory: Path, settings: Sequence[str]) -> subprocess.Popen[bytes]:
 
 
 def steps_logged(directory: Path) -> int:
-    """Whole lines of `metrics.jsonl`."""
+    """The number of complete lines in `metrics.jsonl`."""
     path = directory / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 def moment(directory: Path) -> str:
-    """What a run is doing just now, by its files."""
+    """What a run is doing now, judged by its files."""
     if (directory / "model").exists():
         return "after training"
     checkpoints = directory / "checkpoints"
@@ -74,10 +74,10 @@ def outcome(directory: Path) -> dict[str, Any]:
 
 
 def interrupt(process: subprocess.Popen[bytes], directory: Path, rng: random.Random) -> Kill:
-    """End a running process by a signal.
+    """End a running process with a signal.
 
     Raises:
-        RuntimeError: if one that was asked to end (SIGTERM) fails to.
+        RuntimeError: if the process does not end properly after SIGTERM.
     """
     polite = rng.random() < 0.2
     kill = Kill("SIGTERM" if polite else "SIGKILL", moment(directory), steps_logged(directory))
@@ -93,7 +93,7 @@ def run_with_kills(
 ) -> tuple[list[Kill], int, list[str]]:
     """Kill runs within `seconds` of their start, `kills` times in all.
 
-    Returns the kills, how many runs got to their end, and what differed from `reference`.
+    Returns the kills, the number of runs that finished, and what differed from the undisturbed run.
     """
     found: list[Kill] = []
     wrong: list[str] = []
@@ -122,14 +122,14 @@ def run_with_kills(
 def measure(
     directory: Path, kills: int, seed: int, settings: Sequence[str] = SETTINGS
 ) -> dict[str, Any]:
-    """The undisturbed run, then the kills.
+    """Run undisturbed, then with kills.
 
     Raises:
         RuntimeError: if a run fails.
     """
     undisturbed = directory / "undisturbed"
-    # Twice: programs that are compiled already, and a first evaluation that is there already, are
-    # what a run that was killed begins with.
+    # Twice, because a killed run that starts again also finds compiled functions and the first
+    # evaluation in place.
     for _ in range(2):
         shutil.rmtree(undisturbed, ignore_errors=True)
         started = time.perf_counter()
@@ -155,7 +155,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--directory", type=Path, help="for the runs; a temporary one if not given")
+    parser.add_argument(
+        "--directory", type=Path, help="directory for the runs; the default is a temporary one"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.directory) as scratch:
         result = measure(Path(scratch), options.kills, options.seed)

@@ -1,14 +1,19 @@
 """Decoding and training of the paper's models on one accelerator: `python benchmarks/gpu.py`.
 
-Random weights in the published shapes. For decoding: the time of a step at 64, 320 and 1,280 rows,
-rounded up to whole prompts of n = 20, beside the bound Σ max(bytes / bandwidth, FLOPs / peak) over
-weights, cache and filter; and where the step's time goes, by kind of operation, from JAX's
-profiler (other ways to write it are in `decode_variants.py`). For training: the optimizer step at
-the published batch sizes, in the published micro-batches and in one, its model FLOPs utilisation
-and peak memory. From both, the time of the published run. Bandwidth and peak are those of large
-copies and bfloat16 products, measured in the same process. `--tiny` runs all of it on a small
-model, to see that it works. `--kept --peak 770` measures nothing, and prints what earlier calls
-found with shares of another peak.
+Random weights in the published shapes.
+
+Decoding: the time of a step at 64, 320 and 1,280 rows, rounded up to whole prompts of n = 20; the
+bound Σ max(bytes / bandwidth, FLOPs / peak) over weights, cache and filter; and the time of each
+kind of operation, from JAX's profiler. (`decode_variants.py` measures other ways to write the
+step.)
+
+Training: the time of an optimizer step at the published batch sizes, in the published micro-batches
+and in a single one; its model FLOPs utilisation; and the peak memory.
+
+From both follows the time of the published run. Bandwidth and peak are measured in the same
+process, with large copies and bfloat16 products. `--tiny` runs everything on a small model, as a
+check that it works. `--kept --peak 770` measures nothing; it prints the results of earlier calls
+with shares of another peak.
 """
 
 import os
@@ -48,23 +53,23 @@ from pmc_jax.unlearning.pmc import PMC
 
 MODELS = ("llama3_2_3b", "llama3_2_1b", "phi_1_5", "llama3_1_8b")
 TRAINED = ("llama3_2_3b", "llama3_2_1b", "phi_1_5", "tiny")
-"""Those whose weights, moments and gradients in float32 one device may hold."""
+"""Models whose weights, moments and gradients in float32 may fit on one device."""
 BATCHES = {"phi_1_5": (16, 4), "tiny": (2, 2)}
-"""Questions in a micro-batch, and micro-batches; of the others (8, 2)."""
+"""Questions per micro-batch, and number of micro-batches; (8, 2) for other models."""
 
 ROWS, SAMPLES, PROMPT = (64, 320, 1280), 20, 96
 PUBLISHED_ROWS = 320
-"""Of a step of the published runs: 16 questions times 20 samples, or 64 times 5."""
+"""The rows of a step in the published runs: 16 questions times 20 samples, or 64 times 5."""
 ROOM, FIRST, CHUNK = 128, 64, 32
-"""Decode steps that the cache has room for, the first of those measured, and their number."""
+"""Decode steps that the cache has room for, the first measured step, and how many are measured."""
 MAX_LENGTH, TOKENS = 200, 110
-"""Tokens of a question with its answer on TOFU, at most and about."""
+"""Tokens of a question with its answer on TOFU: the most, and the typical number."""
 ANSWER_TOKENS, VISITS = 60, {"phi_1_5": 40 * 400}
-"""Decode steps until the answers of a step have ended, about; and questions visited in the
-published run, in which the others have 30 epochs of 400."""
+"""The approximate number of decode steps until all answers of a step have ended, and the visits of
+questions in a published run: 30 epochs of 400 for models that are not named here."""
 SAMPLING = Sampling(0.9, 50, 0.95)
 TURNS = 20
-"""Times that a ceiling's product or copy is done in one program, products also a fifth as often."""
+"""Repetitions of the measured product or copy in one call; products also with a fifth of these."""
 TINY = ModelConfig(
     vocab_size=1024, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4,
     num_kv_heads=2, head_dim=16,
@@ -79,7 +84,7 @@ def model(name: str) -> ModelConfig:
 
 
 def seconds(work: Callable[[], Any], repetitions: int = 5) -> float:
-    """Median wall time of a call and its results, compilation not counted."""
+    """Median wall time of a call until its results are ready, without compilation."""
     jax.block_until_ready(work())
     found = []
     for _ in range(repetitions):
@@ -92,8 +97,8 @@ def seconds(work: Callable[[], Any], repetitions: int = 5) -> float:
 def ceilings(size: int) -> dict[str, float]:
     """FLOP/s of bfloat16 products of square matrices, and bytes/s of copies of `size`²·256 bytes.
 
-    Of products the best of two sizes, and of series of two lengths: GPUs lower their clocks in long
-    series of large ones, which then are slower than the products of a step.
+    The products are the best of two sizes and two lengths of series: GPUs lower their clocks in
+    long series of large products, which are then slower than the products of a step.
     """
 
     def flops(size: int, turns: int) -> float:
@@ -114,7 +119,7 @@ def ceilings(size: int) -> dict[str, float]:
 
 
 def step_bound(cfg: ModelConfig, rows: int, found: dict[str, float]) -> dict[str, float]:
-    """Least seconds of one decode step by part, in bfloat16, in the middle of those measured."""
+    """Least seconds of each part of a bfloat16 decode step, in the middle of the measured steps."""
     embed = cfg.vocab_size * cfg.hidden_size
     weights = param_count(cfg) - (0 if cfg.tie_embeddings else embed)
     prompts, written = -(-rows // SAMPLES), FIRST + CHUNK // 2
@@ -134,7 +139,7 @@ def step_bound(cfg: ModelConfig, rows: int, found: dict[str, float]) -> dict[str
 
 @dataclasses.dataclass
 class Steps:
-    """Decode steps from the middle of the cache on, by rows that never end."""
+    """Decode steps from the middle of the cache on, with rows that never end."""
 
     cfg: ModelConfig
     params: Params
@@ -157,7 +162,7 @@ class Steps:
         return prefill_prompts(self.params, tokens, tokens > 0, self.cfg, dtype="bfloat16")
 
     def run(self, length: int = CHUNK) -> Any:
-        """`CHUNK` steps, `length` of them between two looks of the host."""
+        """Take `CHUNK` steps; the host checks after every `length` of them."""
         self.state = dataclasses.replace(self.state, step=jnp.int32(FIRST))
         for end in range(FIRST + length, FIRST + CHUNK + 1, length):
             limits = jnp.int32(end), jnp.int32(0)
@@ -166,14 +171,14 @@ class Steps:
         return self.state.tokens
 
     def seconds(self, length: int = CHUNK) -> float:
-        """Of one step."""
+        """Seconds of one step."""
         return seconds(lambda: self.run(length)) / CHUNK
 
     def by_kind(self) -> dict[str, float]:
-        """Seconds of a step by kind of operation, which may run side by side."""
+        """Seconds of a step by kind of operation; operations may run in parallel."""
         arguments = (self.params, self.own, self.state, jnp.int32(0), jnp.int32(0))
         text = decode_chunk.lower(*arguments, **self.settings).compile().as_text()
-        # A GPU's kernels are called as the operations are, but for the dots.
+        # The names of a GPU's kernels are those of the operations without dots.
         kinds = {name.replace(".", "_"): kind for name, kind in kinds_of(text).items()}
         with tempfile.TemporaryDirectory() as directory:
             with jax.profiler.trace(directory, create_perfetto_trace=True):
@@ -191,7 +196,7 @@ class Steps:
 
 
 def decode(cfg: ModelConfig, params: Params, rows: int, found: dict[str, float]) -> dict[str, Any]:
-    """Seconds of a decode step, and where they go."""
+    """Seconds of a decode step, and how they are spent."""
     steps = Steps(cfg, params, rows)
     whole, count = steps.seconds(), -(-rows // SAMPLES) * SAMPLES
     bound = step_bound(cfg, count, found)
@@ -210,7 +215,7 @@ def decode(cfg: ModelConfig, params: Params, rows: int, found: dict[str, float])
 def train(
     cfg: ModelConfig, questions: int, parts: int, remat: str, found: dict[str, float]
 ) -> dict[str, Any]:
-    """Seconds of an optimizer step with as many retain pairs, packed as a run does it."""
+    """Seconds of an optimizer step with as many retain pairs as questions, packed as in a run."""
     optimizer = make_optimizer(Optimizer(), cfg, optax.constant_schedule(1e-5))
     state = init_state(init_params(jax.random.key(0), cfg, jnp.float32), optimizer)
     drawn = np.random.default_rng(0).normal(TOKENS, TOKENS / 5, 2 * questions * parts)
@@ -246,32 +251,32 @@ def train(
 
 
 def milliseconds(found: dict[str, float]) -> str:
-    """`name 1.23, name 4.56`."""
+    """Formats as `name 1.23, name 4.56`."""
     return ", ".join(f"{name} {spent * 1e3:.2f}" for name, spent in found.items())
 
 
 def show_decode(name: str, row: dict[str, Any]) -> None:
-    """A line for the step, one for its bound, one for where its time goes."""
+    """Print the step, its bound, and its time by kind of operation."""
     print(
         f"{name:<13}{row['rows']:>6}{row['step_seconds'] * 1e3:>9.2f} ms"
         f"{row['tokens_per_second']:>11,.0f} tok/s{row['share_of_bound']:>7.0%} of the bound\n"
         f"{'':<19}bound: {milliseconds(row['bound'])}\n"
         f"{'':<19}spent: {milliseconds(row['by_kind'])}\n"
-        f"{'':<19}looking every 8 steps {row['host_seconds'] * 1e3:.2f}; "
+        f"{'':<19}checks every 8 steps {row['host_seconds'] * 1e3:.2f}; "
         f"prefill {row['prefill_seconds'] * 1e3:.2f}",
         flush=True,
     )
 
 
 def show_train(name: str, label: str, row: dict[str, Any]) -> None:
-    """A line for an optimizer step."""
+    """Print one line for an optimizer step."""
     if "refused" in row:
         print(f"{name:<13}{label:<12}{row['refused'][:70]}", flush=True)
         return
     print(
         f"{name:<13}{label:<12}{row['step_seconds'] * 1e3:>9.1f} ms"
         f"{row['tokens_per_second']:>11,.0f} tok/s{row['utilisation']:>7.0%} utilisation"
-        f"{row['peak_gigabytes']:>7.1f} GB at most so far",
+        f"{row['peak_gigabytes']:>7.1f} GB peak so far",
         flush=True,
     )
 
@@ -280,7 +285,7 @@ def measure(
     name: str, options: argparse.Namespace, found: dict[str, float], own: dict[str, Any],
     keep: Callable[[], None],
 ) -> None:  # fmt: skip
-    """All of one model into `own`, which is kept after every part."""
+    """Measure one model into `own`, which is written after every part."""
     cfg, parts = TINY if name == "tiny" else model(name), options.parts
     weights = init_params(jax.random.key(0), cfg, jnp.bfloat16)
     if "decode" in parts:
@@ -308,7 +313,7 @@ def measure(
 
 
 def show_run(name: str, own: dict[str, Any], count: int) -> None:
-    """What the published run would take, if both halves of a step are known."""
+    """Print the time of the published run, if both halves of a step were measured."""
     steps = [r["step_seconds"] for r in own.get("train", {}).values() if "step_seconds" in r]
     sampled = own.get("decode", {}).get(str(PUBLISHED_ROWS))
     if steps and sampled:
@@ -320,7 +325,7 @@ def show_run(name: str, own: dict[str, Any], count: int) -> None:
 
 
 def show_kept(kept: dict[str, Any], peak: float | None) -> None:
-    """What earlier calls measured, with shares of `peak` FLOP/s, or of the peaks of their own."""
+    """Print earlier results with shares of `peak` FLOP/s, or of the peaks measured with them."""
     for device, models in kept.items():
         print(f"{device}, jax {models['jax']}\n")
         for name in filter(models.__contains__, MODELS):
@@ -336,19 +341,21 @@ def show_kept(kept: dict[str, Any], peak: float | None) -> None:
 
 
 def main() -> None:
-    """Measure, print, and write `benchmarks/gpu.json`, or nothing with `--tiny`.
+    """Measure, print, and write `benchmarks/gpu.json` (nothing with `--tiny`).
 
-    What an earlier call measured on the same kind of device, and this one does not, stays.
+    Results of earlier calls on the same kind of device stay unless they are measured again.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS)
     parser.add_argument("--parts", nargs="*", default=["decode", "train"])
     parser.add_argument("--rows", nargs="*", type=int, default=list(ROWS))
     parser.add_argument("--remat", nargs="*", default=["dots", "none", "full"])
-    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--tiny", action="store_true", help="check that everything runs")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "gpu.json")
-    parser.add_argument("--kept", action="store_true", help="print what earlier calls measured")
-    parser.add_argument("--peak", type=float, help="TFLOP/s that shares of what is kept are of")
+    parser.add_argument("--kept", action="store_true", help="print the results of earlier calls")
+    parser.add_argument(
+        "--peak", type=float, help="with --kept: compute shares of this peak, in TFLOP/s"
+    )
     options = parser.parse_args()
     kept = json.loads(options.out.read_text()) if options.out.exists() else {}
     if options.kept:

@@ -1,8 +1,8 @@
 """How the cost of sampling grows: `python benchmarks/growth.py`.
 
-On a random model of 7 million parameters, one of these at a time changed, the others held: samples
-to a prompt, prompts, tokens of a response, tokens of a prompt. Prefill is timed apart: its prompts
-are run once, whatever n is. The dotted lines are what growth in proportion would be. Writes
+On a random model of 7 million parameters, one of these changes while the others are fixed: samples
+per prompt, prompts, tokens of a response, tokens of a prompt. Prefill is timed on its own: each
+prompt is prefilled once, for any n. Dotted lines show proportional growth. Writes
 `benchmarks/growth.json` and `benchmarks/growth.png`.
 """
 
@@ -39,7 +39,7 @@ SAMPLING = Sampling(0.9, 50, 0.95)
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What is sampled: every response has all of its tokens."""
+    """What is sampled. Every response has its full number of tokens."""
 
     samples: int = 8
     prompts: int = 16
@@ -55,13 +55,13 @@ VALUES = {
     "prompt": [16, 32, 64, 128, 256],
 }
 TITLES = {
-    "samples": "samples to a prompt, n", "prompts": "forget questions",
+    "samples": "samples per prompt, n", "prompts": "forget questions",
     "response": "tokens of a response", "prompt": "tokens of a prompt",
 }  # fmt: skip
 
 
 def measure(params: Params, work: Work, repetitions: int) -> dict[str, float]:
-    """Median seconds of prefill alone and of all, compilation not counted."""
+    """Median seconds of prefill alone and of everything, without compilation."""
     tokens = np.random.default_rng(0).integers(2, CFG.vocab_size, (work.prompts, work.prompt))
 
     def prefill() -> Any:
@@ -88,14 +88,14 @@ def measure(params: Params, work: Work, repetitions: int) -> dict[str, float]:
 
 
 def exponent(values: list[int], seconds: list[float]) -> float:
-    """The slope in logarithms over the upper half: 1 is growth in proportion."""
+    """The slope on logarithmic scales over the upper half; 1 is proportional growth."""
     first = len(values) // 2
     x, y = np.log(values[first:]), np.log(seconds[first:])
     return float(np.polyfit(x, y, 1)[0])
 
 
 def draw(curves: dict[str, Any], path: Path) -> None:
-    """A panel for each quantity, on logarithmic scales."""
+    """Draw a panel for each quantity, on logarithmic scales."""
     figure, axes = plt.subplots(1, len(curves), figsize=(3.4 * len(curves), 3.2), sharey=True)
     styles = {
         "all": ("o", "#1b6ca8", "prefill and decoding"),
@@ -120,7 +120,7 @@ def draw(curves: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure, print, draw."""
+    """Measure, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args()

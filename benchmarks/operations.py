@@ -1,4 +1,4 @@
-"""What JAX's profiler saw of a compiled program, by kind of operation."""
+"""The operations of a compiled function in JAX's profiler, by kind."""
 
 import gzip
 import json
@@ -14,16 +14,16 @@ KINDS = {
 }
 OTHER = "norms, softmax, rotation, the draw"
 CONTAINERS = ("while", "call", "conditional")
-"""Operations whose time is that of what they contain."""
+"""Operations that contain others; their time is that of their content."""
 
 
 def kind_of(described: str) -> str:
-    """The kind of an operation that is described so."""
+    """The kind of an operation with this description."""
     return next((kind for kind, form in KINDS.items() if re.search(form, described)), OTHER)
 
 
 def kinds_of(text: str) -> dict[str, str]:
-    """The kind of each operation of a compiled program."""
+    """The kind of each operation of a compiled function."""
     found = {}
     for line in text.splitlines():
         match = re.match(r"\s*(?:ROOT )?%?([\w.-]+) = .*? ([\w-]+)\(", line)
@@ -37,7 +37,7 @@ def kinds_of(text: str) -> dict[str, str]:
 
 
 def events(directory: Path, module: str) -> list[dict[str, Any]]:
-    """The operations of a program in a profiler's trace."""
+    """The operations of a compiled function in a profiler's trace."""
     (path,) = directory.rglob("perfetto_trace.json.gz")
     with gzip.open(path) as file:
         found = json.load(file)

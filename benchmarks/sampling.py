@@ -1,20 +1,22 @@
-"""Sampling beside `transformers`: `python benchmarks/sampling.py [--models 1M-4k …]`.
+"""Sampling compared with `transformers`: `python benchmarks/sampling.py [--models 1M-4k …]`.
 
 Two comparisons on the same weights, prompts and settings, in one process and in alternation:
 
-- raw decoding: 16 prompts, 10 samples each, as many tokens for all, no stop ids, on random models;
+- raw decoding: 16 prompts, 10 samples each, the same number of tokens for all, no stop ids, on
+  random models;
 - the selected responses of one optimizer step: 16 questions to the bundled model, which knows the
-  answers by heart, 20 samples each, up to the one sample per question that PMC remembers. Beside
-  it `generate`, with every sample scored by `rouge_score`.
+  answers by heart, with 20 samples each, until the one response per question that PMC remembers is
+  found. The other side is `generate`, with every sample scored by `rouge_score`.
 
-The bound is the time that matrix products and memory traffic of the same work would take at the
-rates of a large product and a large copy: the best of several before all else, and, since a shared
-machine is not always as fast, those in turn with the decoding (the median share).
+The bound is the time that the matrix products and the memory traffic of the same work would take at
+the rates of a large product and a large copy. These rates are the best of several measurements at
+the start. A shared machine is not always as fast, so rates measured in turn with the decoding give
+a second share (the median).
 """
 
 import os
 
-# Idle threads of one library must not take the cores from the other.
+# Idle threads of one library must not take cores from the other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -62,7 +64,7 @@ PRODUCT_SIZE, COPIED_FLOATS = 2048, 1 << 27
 
 
 def shape_of(name: str) -> ModelConfig:
-    """The model that `raw` makes under this name."""
+    """The shape of the random model with this name."""
     shape = MODELS[name]
     hidden = shape["hidden_size"]
     return ModelConfig(
@@ -116,10 +118,10 @@ def rates(seconds: dict[str, float]) -> dict[str, float]:
 
 
 def bound_seconds(cfg: ModelConfig, found: dict[str, float]) -> float:
-    """Least time of prefill and decoding of the raw comparison at the ceilings.
+    """Least time of prefill and decoding in the raw comparison, at the measured rates.
 
-    Counts matrix products and attention, and as traffic the weights, the cache as far as it is
-    written and one reading and writing of the logits.
+    Counts matrix products and attention. Memory traffic is the weights, the written part of the
+    cache, and one reading and one writing of the logits.
     """
     rows, item = PROMPTS * SAMPLES, 4
     embed = cfg.vocab_size * cfg.hidden_size
@@ -208,7 +210,7 @@ def raw(name: str, repetitions: int, found: dict[str, float]) -> dict[str, Any]:
 
 
 def demo_run(samples: int, training: Training) -> tuple[Run[PMC], Params]:
-    """PMC on the bundled model and world, before its first step; and the weights."""
+    """PMC on the bundled model and data, before its first step, and the weights."""
     model = load_model()
     data = DataConfig(path="bundled", forget="forget10", retain="retain90", retain_rows=None)
     pmc = PMC(
@@ -223,14 +225,14 @@ def demo_run(samples: int, training: Training) -> tuple[Run[PMC], Params]:
 def selected(
     run: Run[PMC], memory: ResponseMemory, params: Params, questions: Sequence[int], step: int
 ) -> None:
-    """One step's selected responses, our way."""
+    """Find the selected responses of one step in our way."""
     samples = sample_responses(run, memory, params, step, questions)
     scores = score_samples(run, questions, samples)
     remember_best(run, memory, step, questions, samples, scores)
 
 
 def step_comparison(repetitions: int) -> dict[str, Any]:
-    """Seconds to the selected responses of one optimizer step, by how the work is done."""
+    """Seconds to the selected responses of one optimizer step, for each way to do it."""
     training = Training(batch_size=QUESTIONS, max_length=96)
     run, params = demo_run(STEP_SAMPLES, training)
     questions = list(range(QUESTIONS))
@@ -293,7 +295,7 @@ def spread(found: Sequence[float]) -> str:
 
 
 def main() -> None:
-    """Measure, print two tables and, of all models, write `benchmarks/sampling.json`."""
+    """Measure, print two tables, and, with all models, write `benchmarks/sampling.json`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--repetitions", type=int, default=3)

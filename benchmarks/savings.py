@@ -1,13 +1,15 @@
-"""What the exact savings of sampling spare: `python benchmarks/savings.py [--tofu DIR MODEL]`.
+"""What the exact savings of sampling save: `python benchmarks/savings.py [--tofu DIR MODEL]`.
 
-Whole PMC runs on the bundled world, and with `--tofu` on questions of TOFU with a model that knows
-their answers by heart (`benchmarks/README.md` says how one is made), with the same keys each time:
+Runs PMC on the bundled data and, with `--tofu`, on questions of TOFU with a model that knows their
+answers by heart (`benchmarks/README.md` shows how to make one). All runs use the same random keys.
+Measured are:
 
-- tokens decoded with each saving alone, with all, and with none. In float64 all end in the same
-  weights (`tests/test_savings.py`); here, in float32, the remembered responses are compared too;
-- how often rounding lets a remembered response differ, in float32 and in bfloat16, when all
+- the tokens decoded with each saving alone, with all, and with none. In float64 all runs end in the
+  same weights (`tests/test_savings.py`); here, in float32, the remembered responses are compared
+  too;
+- how many remembered responses differ because of rounding, in float32 and in bfloat16, if all
   questions are sampled once from the same weights;
-- the share of a step that the host takes: scoring, decoding text, laid-out batches.
+- the host's share of a step: scoring, decoding to text, building batches.
 """
 
 import os
@@ -80,7 +82,7 @@ def demo() -> Setting:
 
 
 def tofu(directory: str, model: str, questions: int, epochs: int) -> Setting:
-    """The published settings of Llama-3.2-3B but for the learning rate, on some questions."""
+    """The published settings of Llama-3.2-3B except for the learning rate, on some questions."""
     pmc = PMC(samples=20, temperature=0.9, top_k=50, top_p=0.95, min_len=0, retain_weight=1.25)
     data = DataConfig(path=directory, forget="forget10", retain="retain90", retain_rows=None)
     training = Training(
@@ -116,7 +118,7 @@ def changed(run: Run[PMC], dtype: str = "float32", **training: Any) -> Run[PMC]:
 
 @contextlib.contextmanager
 def host_seconds() -> Iterator[list[float]]:
-    """Seconds that scoring, pruning and laying out batches take on the host."""
+    """Seconds that scoring, pruning and building batches take on the host."""
     spent: list[float] = []
 
     def timed(work: Callable[..., Any]) -> Callable[..., Any]:
@@ -145,7 +147,7 @@ def host_seconds() -> Iterator[list[float]]:
 def whole_run(
     run: Run[PMC], params: Params, train_step: TrainStep, changes: dict[str, Any]
 ) -> dict[str, Any]:
-    """A run with some savings: tokens, remembered responses, and where the time went."""
+    """A run with some savings: tokens, remembered responses, and times."""
     run = changed(run, **{**NOTHING, **changes})
     optimizer = make_optimizer(Optimizer(), run.task.model.config, lambda _: 0.0)
     state = RunState(
@@ -167,12 +169,13 @@ def whole_run(
 
 
 def same_responses(a: ResponseMemory, b: ResponseMemory) -> int:
-    """How many questions' remembered responses are equal."""
+    """The number of questions whose remembered responses are equal."""
     return int(((a.tokens == b.tokens).all(axis=1) & (a.length == b.length)).sum())
 
 
 def differences(run: Run[PMC], params: Params, dtype: str) -> tuple[int, int]:
-    """Of all questions, sampled once with and without savings, how many remember another."""
+    """How many remembered responses differ after one sampling with and without savings, and of how
+    many."""
     questions = list(range(len(run.task.prompts)))
     memories = []
     for changes in (SAVINGS["nothing"], SAVINGS["both, in smaller shapes"]):
@@ -188,7 +191,7 @@ def differences(run: Run[PMC], params: Params, dtype: str) -> tuple[int, int]:
 
 
 def measure(name: str, setting: Setting) -> dict[str, Any]:
-    """All of one setting, printed as it is found."""
+    """Measure one setting and print each result."""
     run, params, train_step = prepare(setting)
     print(f"\n{name}: {len(run.task.prompts)} questions, n = {setting.pmc.samples}")
     print(f"{'saving':<26}{'tokens':>10}{'of all':>8}{'same':>8}{'score':>7}{'host':>7}")
@@ -209,16 +212,18 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
         )
     found = {dtype: differences(run, params, dtype) for dtype in ("float32", "bfloat16")}
     for dtype, (differing, count) in found.items():
-        print(f"{dtype}: {differing} of {count} remembered responses differ by rounding")
+        print(f"{dtype}: {differing} of {count} remembered responses differ because of rounding")
     return {"questions": len(run.task.prompts), "savings": rows, "differing": found}
 
 
 def main() -> None:
     """Measure, print, and write `benchmarks/savings.json`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tofu", nargs=2, metavar=("DIR", "MODEL"))
-    parser.add_argument("--questions", type=int, default=96, help="of TOFU")
-    parser.add_argument("--epochs", type=int, default=4, help="on TOFU")
+    parser.add_argument(
+        "--tofu", nargs=2, metavar=("DIR", "MODEL"), help="also measure on TOFU's questions in DIR"
+    )
+    parser.add_argument("--questions", type=int, default=96, help="number of TOFU questions")
+    parser.add_argument("--epochs", type=int, default=4, help="number of epochs on TOFU")
     options = parser.parse_args()
     result = {"load_average": os.getloadavg()[0], "demo": measure("bundled world", demo())}
     if options.tofu:

@@ -1,8 +1,8 @@
-"""Speed of following many runs to collapse: `python benchmarks/theory.py`.
+"""The speed of following many runs to collapse: `python benchmarks/theory.py`.
 
-10,000 runs of relearning, K = 50, N = 100, at most 2,000 rounds, until all have collapsed;
-beside it, on the same machine and in the same process, the ways one would write first:
-`jax.random.multinomial` in a scan and NumPy's `Generator.multinomial` in a loop, each for
+10,000 runs of relearning with K = 50, N = 100 and at most 2,000 rounds, until all have collapsed.
+On the same machine and in the same process, it also times the two obvious implementations:
+`jax.random.multinomial` in a scan, and NumPy's `Generator.multinomial` in a loop. Each runs for a
 few rounds, extrapolated to the rounds that `collapse` needed.
 """
 

@@ -1,7 +1,8 @@
-"""A part of TOFU, for models small enough to learn it by heart on a CPU.
+"""A part of TOFU for models small enough to learn it by heart on a CPU.
 
-`python benchmarks/tofu_subset.py DIR OUT`: the first questions of `forget10` (and their
-paraphrases) and the first rows of `retain90` in DIR, in files of the same names in OUT.
+`python benchmarks/tofu_subset.py DIR OUT` takes the first questions of `forget10` (with their
+paraphrases) and the first rows of `retain90` from DIR, and writes them to files of the same names
+in OUT.
 """
 
 import argparse
@@ -10,7 +11,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Write the files; OUT must not exist."""
+    """Write the files. OUT must not exist."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("out", type=Path, metavar="OUT")
