@@ -110,10 +110,7 @@ def world_tokenizer(world: World, seed: int) -> PreTrainedTokenizerFast:
 
 def training_batch(template: PromptTemplate, pairs: Iterable[Pair]) -> Batch:
     """A batch `[1, pairs, time]` with loss on answers only."""
-    encoded = [
-        (template.encode_prompt(question), template.encode_answer(answer))
-        for question, answer in pairs
-    ]
+    encoded = [template.encode_pair(question, answer) for question, answer in pairs]
     longest = max(len(prompt) + len(answer) for prompt, answer in encoded)
     return pair_batch(encoded, -(-longest // LENGTH_STEP) * LENGTH_STEP)
 

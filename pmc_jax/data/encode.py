@@ -34,10 +34,7 @@ def encode(
     """
     forget = [template.encode_prompt(row.question, row.system) for row in dataset.forget]
     check_lengths("forget", [row.id for row in dataset.forget], forget, max_length)
-    retain = [
-        (template.encode_prompt(row.question, row.system), template.encode_answer(row.answer))
-        for row in dataset.retain
-    ]
+    retain = [template.encode_pair(row.question, row.answer, row.system) for row in dataset.retain]
     prompts = [prompt for prompt, _ in retain]
     check_lengths("retain", [row.id for row in dataset.retain], prompts, max_length)
     used = {token for prompt, answer in retain for token in (*prompt, *answer)}

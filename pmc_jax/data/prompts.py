@@ -37,6 +37,8 @@ class PromptConfig:
         date_string: date in some chat templates; None: 26 Jul 2024.
         question: plain prompt; must contain "{question}".
         answer: plain response; must contain "{answer}".
+        format: "standard": prompt and answer are encoded apart; "openunlearning": together, and
+            split, as OpenUnlearning does.
     """
 
     template: str = one_of("auto", "auto", "chat", "plain")
@@ -44,6 +46,7 @@ class PromptConfig:
     date_string: str | None = None
     question: str = free_text("Question: {question}\nAnswer:")
     answer: str = free_text(" {answer}")
+    format: str = one_of("standard", "standard", "openunlearning")
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
@@ -159,6 +162,11 @@ class PromptTemplate:
 
     The ids of a prompt and of an answer together are the ids of the whole text.
 
+    With the format "openunlearning" the ids are those of OpenUnlearning's
+    `preprocess_chat_instance`. The plain prompt includes what stands before the answer, such as a
+    space. A prompt and its answer are encoded together, and the answer is what follows as many
+    ids as the prompt has. It goes on to the end of the chat template, and to EOS.
+
     Attributes:
         chat: whether the tokenizer's chat template is used, not the plain patterns of `config`.
         eos_token_ids: ids that end a response besides the template's own.
@@ -174,16 +182,38 @@ class PromptTemplate:
 
     def encode_prompt(self, question: str, system: str | None = None) -> list[int]:
         """The ids before the response; with one BOS if the tokenizer or chat template adds any."""
-        ids = self._ids(self._prompt_text(question, system))
-        bos = self.tokenizer.bos_token_id
+        text = self._prompt_text(question, system)
+        if self._as_openunlearning:
+            return self._openunlearning_ids(text)
+        ids, bos = self._ids(text), self.tokenizer.bos_token_id
         if bos is None or not (self._adds_bos or ids[:1] == [bos]):
             return ids
         while ids[:1] == [bos]:
             ids = ids[1:]
         return [bos, *ids]
 
+    def encode_pair(
+        self, question: str, answer: str, system: str | None = None
+    ) -> tuple[list[int], list[int]]:
+        """The ids of a prompt and of its answer, end token included, to train on or to score."""
+        prompt = self.encode_prompt(question, system)
+        if not self._as_openunlearning:
+            return prompt, self.encode_answer(answer)
+        if self.chat:
+            text = self._render(question, system, answer)
+        else:
+            pattern = self.config.answer.removeprefix(self._before_answer)
+            text = self._prompt_text(question, system) + pattern.replace("{answer}", answer)
+        ids = self._openunlearning_ids(text)
+        if ids[-1:] != [self.end_id]:
+            ids.append(self.end_id)
+        size = min(len(prompt), len(ids) - 1)  # an answer has at least its end token
+        return ids[:size], ids[size:]
+
     def encode_answer(self, answer: str) -> list[int]:
         """The ids of a response with this answer, end token included."""
+        if self._as_openunlearning:
+            return self.encode_pair(PROBE, answer)[1]
         if not self.chat:
             text = self._probe_prompt + self.config.answer.replace("{answer}", answer)
             return [*self._response_ids(text), self.end_id]
@@ -196,7 +226,7 @@ class PromptTemplate:
         """The first ids of a response whose answer begins with `text`."""
         if self.chat:
             return self._response_ids(self._render(PROBE, None, text, unfinished=True))
-        before = self.config.answer.partition("{answer}")[0]
+        before = "" if self._as_openunlearning else self._before_answer
         return self._response_ids(self._probe_prompt + before + text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -230,8 +260,11 @@ class PromptTemplate:
 
     @cached_property
     def end_id(self) -> int:
-        """The id that ends a response in training: the chat template's end of turn, else EOS."""
-        if self.chat:
+        """The id that ends a response in training: the chat template's end of turn, else EOS.
+
+        With the format "openunlearning" it is always EOS.
+        """
+        if self.chat and not self._as_openunlearning:
             tail = self._render(PROBE, None, PROBE).rpartition(PROBE)[2]
             ends = [token for token in self._ids(tail) if token in self._special]
             if ends:
@@ -269,7 +302,16 @@ class PromptTemplate:
     @cached_property
     def _answer_tag(self) -> str:
         """The plain template's text before the answer in a response."""
-        return "" if self.chat else self.config.answer.partition("{answer}")[0].lstrip()
+        return "" if self.chat or self._as_openunlearning else self._before_answer.lstrip()
+
+    @property
+    def _as_openunlearning(self) -> bool:
+        return self.config.format == "openunlearning"
+
+    @property
+    def _before_answer(self) -> str:
+        """What the plain pattern has before the answer."""
+        return self.config.answer.partition("{answer}")[0]
 
     def _text(self, ids: Sequence[int]) -> str:
         return _decoded(self.tokenizer, tuple(ids))
@@ -288,6 +330,10 @@ class PromptTemplate:
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+    def _openunlearning_ids(self, text: str) -> list[int]:
+        """The ids of a text; of a plain one with what the tokenizer adds, such as BOS."""
+        return self.tokenizer(text, add_special_tokens=not self.chat, verbose=False).input_ids
 
     def _response_ids(self, text: str) -> list[int]:
         """The ids after the probe prompt in `text`.
@@ -311,6 +357,8 @@ class PromptTemplate:
             return self._render(question, system)
         system = self.config.system if system is None else system
         prompt = self.config.question.replace("{question}", question)
+        if self._as_openunlearning:
+            return (system or "") + prompt + self._before_answer
         return f"{system}\n\n{prompt}" if system else prompt
 
     def _render(
@@ -326,15 +374,16 @@ class PromptTemplate:
         messages.append({"role": "user", "content": question})
         if answer is not None:
             messages.append({"role": "assistant", "content": answer})
+        # Without it the templates of reasoning models start a chain of thought.
+        thinking = {} if self._as_openunlearning else {"enable_thinking": False}
         try:
-            # Without `enable_thinking` the templates of reasoning models start no chain of thought.
             text = self.tokenizer.apply_chat_template(
                 messages,
                 tokenize=False,
                 add_generation_prompt=answer is None,
                 continue_final_message=unfinished,
                 date_string=self.config.date_string or DATE_STRING,
-                enable_thinking=False,
+                **thinking,
             )
             return str(text)
         except Exception as e:  # jinja errors, and whatever a template raises

@@ -50,7 +50,7 @@ def scored(
     """Scores of one text per row as the answer to its question."""
     template = context.model.template
     pairs = [
-        (template.encode_prompt(row.question, row.system), template.encode_answer(text))
+        template.encode_pair(row.question, text, row.system)
         for row, text in zip(rows, texts, strict=True)
     ]
     return answer_scores(context.model, pairs, on_batch=context.on_batch)

@@ -48,7 +48,7 @@ def option_probabilities(
     """Inverse perplexities exp((1/L) Σ log p) of each question's options, over their sum."""
     template = model.template
     pairs = [
-        (template.encode_prompt(choice.question, choice.system), template.encode_answer(option))
+        template.encode_pair(choice.question, option, choice.system)
         for choice in choices
         for option in choice.options
     ]

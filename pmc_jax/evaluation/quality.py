@@ -30,7 +30,8 @@ class EvaluationConfig:
     """How answers are decoded for evaluation.
 
     Attributes:
-        max_new_tokens: longest answer in tokens; None: what `max_length` leaves.
+        max_new_tokens: longest answer in tokens, however long the prompt is; None: what
+            `max_length` leaves.
         decode_batch: most answers decoded at once.
         attack_samples: answers per question in the sampling attack; 0 skips it.
         attack_temperature: temperature of the sampling attack.
@@ -112,7 +113,8 @@ def answers(
 
     Args:
         questions: the name of a set and a row of it, for each question.
-        max_length: the most tokens of prompt and answer together.
+        max_length: the most tokens of prompt and answer together, unless `max_new_tokens` says
+            how many an answer has at most.
         prefix: a text with which every response begins; the answer is what follows.
         decode_batch: most answers decoded at a time.
         on_batch: called with (questions done, tokens) after every batch.
@@ -127,7 +129,7 @@ def answers(
         cfg=model.config,
         sampling=dataclasses.replace(sampling, stop_ids=template.stop_ids),
         key=key,
-        limits=[n if max_new_tokens is None else min(n, max_new_tokens) for n in room],
+        limits=room if max_new_tokens is None else [max_new_tokens] * len(prompts),
         samples=samples,
         decode_batch=decode_batch,
         dtype=model.dtype,

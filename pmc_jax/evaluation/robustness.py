@@ -91,10 +91,7 @@ def untrained_sets(
 def encoded(context: EvaluationContext, rows: Sequence[EvaluationRow]) -> list[Pair]:
     """(prompt, answer with end token) of each row as token ids."""
     template = context.model.template
-    return [
-        (template.encode_prompt(row.question, row.system), template.encode_answer(str(row.answer)))
-        for row in rows
-    ]
+    return [template.encode_pair(row.question, str(row.answer), row.system) for row in rows]
 
 
 def relearning_rows(context: EvaluationContext, kind: str) -> list[EvaluationRow]:

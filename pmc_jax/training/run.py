@@ -75,6 +75,7 @@ def prepare_inputs(
         "prompts": encoded.forget,
         "retain": [Example(*pair) for pair in encoded.retain],
         "refusals": dataset.refusals,
+        "questions": dataset.forget,
     }
     if method.sees_answers:
         task: Task = TaskWithAnswers(**received, forget=dataset.forget_pairs())

@@ -22,7 +22,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pmc_jax.data.encode import check_tokens
-from pmc_jax.data.rows import ForgetPair
+from pmc_jax.data.rows import ForgetPair, ForgetQuestion
 from pmc_jax.decoding import Sampling
 from pmc_jax.errors import UserError
 from pmc_jax.language_model import LanguageModel
@@ -55,6 +55,7 @@ class Task:
         prompts: the forget questions, encoded as prompts.
         retain: the pairs to keep.
         refusals: the data set's refusals, one text each; empty if it has none.
+        questions: the forget questions as texts.
     """
 
     model: LanguageModel
@@ -63,6 +64,7 @@ class Task:
     prompts: Sequence[Tokens]
     retain: Sequence[Example]
     refusals: Sequence[str] = ()
+    questions: Sequence[ForgetQuestion] = ()
 
     def key(self, stream: int = 0) -> PRNGKeyArray:
         """The RNG key of one stream of random numbers.
@@ -72,15 +74,21 @@ class Task:
         """
         return jax.random.fold_in(jax.random.key(self.seed), stream)
 
-    def answered(self, prompts: Sequence[Tokens], answers: Sequence[str]) -> list[Example]:
-        """Prompts with these answers, encoded.
+    def answered(
+        self, questions: Sequence[ForgetQuestion | ForgetPair], answers: Sequence[str]
+    ) -> list[Example]:
+        """Questions with these answers, encoded.
 
         Raises:
             UserError: for a token that the model does not have.
         """
-        encoded = [self.model.template.encode_answer(answer) for answer in answers]
-        check_tokens({0, *(t for tokens in encoded for t in tokens)}, self.model.config.vocab_size)
-        return [Example(*pair) for pair in zip(prompts, encoded, strict=True)]
+        pairs = [
+            self.model.template.encode_pair(row.question, answer, row.system)
+            for row, answer in zip(questions, answers, strict=True)
+        ]
+        used = {0, *(token for _, answer in pairs for token in answer)}
+        check_tokens(used, self.model.config.vocab_size)
+        return [Example(*pair) for pair in pairs]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +103,7 @@ class TaskWithAnswers(Task):
 
     def true_answers(self) -> list[Example]:
         """The forget questions with their true answers, encoded."""
-        return self.answered(self.prompts, [row.answer for row in self.forget])
+        return self.answered(self.forget, [row.answer for row in self.forget])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,6 +86,7 @@ class AltPO(ReferencedMethod):
         self, task: Task, examples: Examples, prepared: Mapping[str, Any]
     ) -> Examples:
         """The examples with sampled alternatives and N_ref."""
+        assert isinstance(task, TaskWithAnswers)
         if "alternatives" in prepared:
             examples = with_alternatives(task, examples, prepared["alternatives"])
         return super().with_prepared(task, examples, prepared)
@@ -103,11 +104,12 @@ class AltPO(ReferencedMethod):
         return dpo_loss(forget, preferred, self.beta)
 
 
-def with_alternatives(task: Task, examples: Examples, texts: Sequence[Sequence[str]]) -> Examples:
+def with_alternatives(
+    task: TaskWithAnswers, examples: Examples, texts: Sequence[Sequence[str]]
+) -> Examples:
     """The same examples with alternative answers preferred to each answer."""
     preferred = [
-        task.answered([example.prompt] * len(own), own)
-        for example, own in zip(examples.forget, texts, strict=True)
+        task.answered([row] * len(own), own) for row, own in zip(task.forget, texts, strict=True)
     ]
     return dataclasses.replace(examples, preferred=preferred)
 

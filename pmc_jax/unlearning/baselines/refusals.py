@@ -32,4 +32,4 @@ def drawn_refusals(task: Task, path: str | None) -> list[Example]:
     """
     texts = read_refusals(path) if path else list(task.refusals) or [DEFAULT_REFUSAL]
     drawn = refusal_draw(task.seed, len(task.prompts), len(texts))
-    return task.answered(task.prompts, [texts[i] for i in drawn])
+    return task.answered(task.questions, [texts[i] for i in drawn])
