@@ -32,7 +32,12 @@ def refuse_existing(destination: Path) -> None:
 
 
 def from_hf(
-    source: str, destination: Path, dtype: str | None, layout: tuple[int, int] | None
+    source: str,
+    destination: Path,
+    dtype: str | None,
+    layout: tuple[int, int] | None,
+    *,
+    check_weights: bool = True,
 ) -> None:
     """Convert a Hugging Face directory or hub id to a native checkpoint."""
     refuse_existing(destination)
@@ -43,14 +48,17 @@ def from_hf(
     dtypes = stored_dtypes(directory, family, cfg, dtype)
     with stage("reading tensors", len(tensor_names(family, cfg))) as progress:
         mesh = None if layout is None else make_mesh(*layout)
-        checkpoint = load_checkpoint(directory, dtype=dtype, mesh=mesh, on_tensor=progress.update)
+        checkpoint = load_checkpoint(
+            directory, dtype=dtype, mesh=mesh, on_tensor=progress.update,
+            check_weights=check_weights,
+        )  # fmt: skip
     print(f"writing {destination} …", flush=True)
     untouched = untouched_tensors(directory, family)
     save_native(checkpoint.params, cfg, directory, destination, dtypes, dtype, untouched=untouched)
     print(f"{destination}: {param_count(cfg):,} parameters")
 
 
-def to_hf(source: str, destination: Path, dtype: str | None) -> None:
+def to_hf(source: str, destination: Path, dtype: str | None, *, check_weights: bool = True) -> None:
     """Convert a native checkpoint to a Hugging Face directory."""
     refuse_existing(destination)
     directory = Path(source).expanduser()
@@ -59,11 +67,12 @@ def to_hf(source: str, destination: Path, dtype: str | None) -> None:
     _, family, cfg = read_config(directory)
     dtypes = stored_dtypes(directory, family, cfg, dtype)
     print(f"reading {directory} …", flush=True)
-    checkpoint = load_checkpoint(directory, dtype=None)
+    checkpoint = load_checkpoint(directory, dtype=None, check_weights=check_weights)
     with stage("writing tensors", len(tensor_names(family, cfg, dtypes))) as progress:
         export_checkpoint(
-            checkpoint.params, cfg, directory, destination, dtype, on_tensor=progress.update
-        )
+            checkpoint.params, cfg, directory, destination, dtype, on_tensor=progress.update,
+            check_weights=check_weights,
+        )  # fmt: skip
     print(f"{destination}: {param_count(cfg):,} parameters")
 
 
@@ -124,6 +133,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
                 "--dtype", metavar="DTYPE", choices=dtypes,
                 help=f"dtype of all weights: {', '.join(dtypes)}; default: as they are",
             )  # fmt: skip
+            command.add_argument(
+                "--no-check-weights", dest="check_weights", action="store_false",
+                help="convert weights that are NaN or infinite too",
+            )  # fmt: skip
         if name == "from-hf":
             command.add_argument(
                 "--mesh", type=layout, metavar="DATAxMODEL",
@@ -146,9 +159,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "inspect":
             inspect(options.source)
         elif options.command == "to-hf":
-            to_hf(options.source, options.destination, options.dtype)
+            to_hf(
+                options.source, options.destination, options.dtype,
+                check_weights=options.check_weights,
+            )  # fmt: skip
         else:
-            from_hf(options.source, options.destination, options.dtype, options.mesh)
+            from_hf(
+                options.source, options.destination, options.dtype, options.mesh,
+                check_weights=options.check_weights,
+            )  # fmt: skip
     except (UserError, OSError) as error:  # OSError: no space, no permission
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -11,6 +11,7 @@ from jaxtyping import DTypeLike
 
 from convert.directory import copy_files, new_directory, read_config, write_object
 from convert.families import LLAMA, Family
+from convert.finite import all_finite, beyond_range, share
 from convert.load import (
     OnTensor,
     find_tensors,
@@ -64,16 +65,23 @@ def stored_dtypes(
     return found if dtype is None else dict.fromkeys(found, dtype_name(dtype))
 
 
-def cast(value: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+def cast(
+    value: np.ndarray, dtype: np.dtype, name: str, *, check_weights: bool = True
+) -> np.ndarray:
     """`value` in `dtype`, contiguous.
 
     Raises:
-        UserError: if a finite value becomes infinite.
+        UserError: if `check_weights`, and a value is not finite, or becomes infinite.
     """
     with np.errstate(over="ignore"):
         found = np.asarray(value, dtype, order="C")
-    if dtype.itemsize < value.dtype.itemsize and (np.isinf(found) & np.isfinite(value)).any():
-        raise UserError(f"tensor {name} has values beyond the range of {dtype.name}")
+    if check_weights and not all_finite(found):
+        if not all_finite(value):
+            raise UserError(
+                f"tensor {name} has {share([value])} that are not finite (NaN or infinite); "
+                "nothing was written"
+            )
+        raise beyond_range(None, name, [found])
     return found
 
 
@@ -90,20 +98,30 @@ def plan_tensors(
 
 
 def stored_tensors(
-    params: Params, cfg: ModelConfig, family: Family, dtype: DTypeLike | Mapping[str, str]
+    params: Params,
+    cfg: ModelConfig,
+    family: Family,
+    dtype: DTypeLike | Mapping[str, str],
+    *,
+    check_weights: bool = True,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield parameters (or gradients) as Hugging Face tensors with their names.
 
     Args:
         dtype: one dtype for all tensors, or the safetensors dtype of each by its name.
+        check_weights: refuse values that are not finite in `dtype`.
+
+    Raises:
+        UserError: naming the tensor with such values.
     """
     if not isinstance(dtype, Mapping):
         dtype = dict.fromkeys(tensor_names(family, cfg), dtype_name(dtype))
-    found = flatten_dict(params)
+    by_path = flatten_dict(params)
     for tensor, (row, layer) in plan_tensors(cfg, family, dtype).items():
-        leaves = [found[leaf] for leaf in row.leaves]
+        leaves = [by_path[leaf] for leaf in row.leaves]
         value = row.to_stored([to_host(leaf[layer] if row.stacked else leaf) for leaf in leaves])
-        yield tensor.name, cast(value, DTYPES[tensor.dtype], tensor.name)
+        found = cast(value, DTYPES[tensor.dtype], tensor.name, check_weights=check_weights)
+        yield tensor.name, found
 
 
 def write_weights(
@@ -116,18 +134,20 @@ def write_weights(
     untouched: Sequence[StoredTensor] = (),
     file_bytes: int = FILE_BYTES,
     on_tensor: OnTensor = lambda done: None,
+    check_weights: bool = True,
 ) -> None:
     """Write the safetensors files.
 
     Args:
         dtypes: the safetensors dtype of each tensor by its name.
         untouched: tensors to copy unchanged.
+        check_weights: as in `stored_tensors`.
     """
     copied = {tensor.name: tensor for tensor in untouched}
     tensors = widest_first([*plan_tensors(cfg, family, dtypes), *untouched])
 
     def values() -> Iterator[np.ndarray]:
-        ours = stored_tensors(params, cfg, family, dtypes)
+        ours = stored_tensors(params, cfg, family, dtypes, check_weights=check_weights)
         done = 0
         for tensor in tensors:
             if tensor.name in copied:
@@ -149,6 +169,7 @@ def export_checkpoint(
     *,
     file_bytes: int = FILE_BYTES,
     on_tensor: OnTensor = lambda done: None,
+    check_weights: bool = True,
 ) -> None:
     """Write `params` as a Hugging Face directory like `source`, atomically.
 
@@ -160,9 +181,11 @@ def export_checkpoint(
         source: a Hugging Face directory or a native checkpoint.
         dtype: the dtype of all weights; None: the dtype of each tensor in `source`, so that a
             round trip is exact.
+        check_weights: refuse weights that are not finite, or not in the dtype of the file.
 
     Raises:
-        UserError: if `destination` exists, or `source` is a different model.
+        UserError: if `destination` exists, `source` is a different model, or a weight is not
+            finite.
     """
     _, family, source_cfg = read_config(source)
     if cfg != source_cfg:
@@ -174,10 +197,10 @@ def export_checkpoint(
             write_weights(
                 directory, params, cfg, family, dtypes,
                 untouched=untouched_tensors(source, family), file_bytes=file_bytes,
-                on_tensor=on_tensor,
+                on_tensor=on_tensor, check_weights=check_weights,
             )  # fmt: skip
     else:
-        for _ in stored_tensors(params, cfg, family, dtypes):
+        for _ in stored_tensors(params, cfg, family, dtypes, check_weights=check_weights):
             pass  # sends this process's shards to process 0
     from_first(lambda: None)  # wait until process 0 has written
 

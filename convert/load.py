@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,16 @@ from jaxtyping import Array, DTypeLike
 
 from convert.directory import read_config
 from convert.families import IGNORED, Family, row_of
-from convert.native import UNTOUCHED, is_native, read_native, restore_params
+from convert.finite import all_finite, beyond_range, narrows, not_finite
+from convert.native import (
+    PARAMS,
+    UNTOUCHED,
+    check_params,
+    is_native,
+    read_leaf,
+    read_native,
+    restore_params,
+)
 from convert.rows import Row, Shape
 from convert.tensors import DTYPES, StoredTensor, empty_aligned, list_file, list_tensors
 from pmc_jax.data.files import read_object
@@ -179,8 +189,9 @@ def check_tensors(
 
 
 def same_values(one: StoredTensor, other: StoredTensor) -> bool:
-    """Whether two tensors have the same values."""
-    return np.array_equal(one.read(), other.read())
+    """Whether two tensors have the same values, NaN included."""
+    values = one.read(), other.read()
+    return np.array_equal(*values) or np.array_equal(*values, equal_nan=True)
 
 
 def find_tensors(directory: Path, family: Family, cfg: ModelConfig) -> dict[str, StoredTensor]:
@@ -217,15 +228,48 @@ def load_leaves(
     specs: Sequence[Spec],
     dtype: DTypeLike | None,
     shardings: Sequence[NamedSharding | None],
+    *,
+    check_weights: bool,
 ) -> list[Array]:
-    """A row's leaves from its tensors, one for each layer if the row is stacked."""
+    """A row's leaves from its tensors, one for each layer if the row is stacked.
+
+    Raises:
+        UserError: if `check_weights`, and a value is not finite in the file or in `dtype`.
+    """
     if dtype is None:
         # NumPy promotes two float dtypes to one that represents both exactly.
         dtype = np.result_type(*(DTYPES[tensor.dtype] for tensor in tensors))
     leaves = [empty_aligned(spec.shape, jnp.dtype(dtype)) for spec in specs]
     for layer, tensor in enumerate(tensors):
-        row.fill([leaf[layer] if row.stacked else leaf for leaf in leaves], tensor.read())
+        values = tensor.read()
+        if check_weights:
+            check_values(tensor, values)
+        own = [leaf[layer] if row.stacked else leaf for leaf in leaves]
+        with np.errstate(over="ignore"):
+            row.fill(own, values)
+        if check_weights and narrows(values.dtype, own[0].dtype):
+            check_cast(tensor, own)
     return [place(leaf, sharding) for leaf, sharding in zip(leaves, shardings, strict=True)]
+
+
+def check_values(tensor: StoredTensor, values: np.ndarray) -> None:
+    """Check the `values` of a tensor.
+
+    Raises:
+        UserError: if one is NaN or infinite.
+    """
+    if not all_finite(values):
+        raise not_finite(tensor.path, tensor.name, [values])
+
+
+def check_cast(tensor: StoredTensor, parts: Sequence[np.ndarray]) -> None:
+    """Check the finite values of a tensor after a cast, which may come in parts.
+
+    Raises:
+        UserError: if one has become infinite.
+    """
+    if not all(map(all_finite, parts)):
+        raise beyond_range(tensor.path, tensor.name, parts)
 
 
 def load_params(
@@ -235,6 +279,8 @@ def load_params(
     dtype: DTypeLike | None,
     mesh: Mesh | None,
     on_tensor: OnTensor,
+    *,
+    check_weights: bool,
 ) -> Params:
     """Load the parameters from checked tensors.
 
@@ -248,7 +294,10 @@ def load_params(
         names = row.names(cfg.num_layers)
         if row.leaves[0] not in leaves:
             where = [shardings.get(leaf) for leaf in row.leaves]
-            found = load_leaves([tensors[name] for name in names], row, specs, dtype, where)
+            found = load_leaves(
+                [tensors[name] for name in names], row, specs, dtype, where,
+                check_weights=check_weights,
+            )  # fmt: skip
             leaves |= zip(row.leaves, found, strict=True)
         done += len(names)
         on_tensor(done)
@@ -261,6 +310,7 @@ def load_checkpoint(
     dtype: DTypeLike | None = "float32",
     mesh: Mesh | None = None,
     on_tensor: OnTensor = lambda done: None,
+    check_weights: bool = True,
 ) -> Checkpoint:
     """Load a Hugging Face directory, a hub id, or a native checkpoint.
 
@@ -268,17 +318,92 @@ def load_checkpoint(
         dtype: the parameters' dtype; None: the dtype of each tensor in the files.
         mesh: shard the parameters over its devices by `param_shardings`; None: use the first
             device.
+        check_weights: refuse tensors with NaN or infinite values, those that are only copied
+            included.
 
     Raises:
-        UserError: naming the file, key or tensor that is missing, malformed or unsupported.
+        UserError: naming the file, key or tensor that is missing, malformed or unsupported, or
+            that has values which are not finite.
     """
     directory = resolve(source)
     _, family, cfg = read_config(directory)
     stop_ids = eos_token_ids(directory)
+    if check_weights:
+        check_untouched(directory, family)
     if is_native(directory):
-        cfg, _ = read_native(directory)
-        params = restore_params(directory, cfg, dtype, mesh)
+        cfg, dtypes = read_native(directory)
+        check = partial(check_leaf, directory, rows_of(family, cfg, dtypes))
+        params = restore_params(directory, cfg, dtype, mesh, check if check_weights else None)
     else:
         tensors = find_tensors(directory, family, cfg)
-        params = load_params(tensors, family, cfg, dtype, mesh, on_tensor)
+        params = load_params(
+            tensors, family, cfg, dtype, mesh, on_tensor, check_weights=check_weights
+        )
     return Checkpoint(cfg, params, directory, stop_ids)
+
+
+def check_checkpoint(source: str | Path, dtype: DTypeLike = "float32") -> None:
+    """Check the weights of a checkpoint as `load_checkpoint` does, and keep none of them.
+
+    Raises:
+        UserError: as `load_checkpoint`.
+    """
+    directory = resolve(source)
+    _, family, cfg = read_config(directory)
+    check_untouched(directory, family)
+    if is_native(directory):
+        cfg, dtypes = read_native(directory)
+        check = partial(check_leaf, directory, rows_of(family, cfg, dtypes))
+        check_params(directory, cfg, dtype, check)
+        return
+    for tensor in find_tensors(directory, family, cfg).values():
+        values = tensor.read()
+        check_values(tensor, values)
+        if narrows(values.dtype, jnp.dtype(dtype)):
+            with np.errstate(over="ignore"):
+                check_cast(tensor, [values.astype(dtype)])
+
+
+def check_untouched(directory: Path, family: Family) -> None:
+    """Check the tensors that are only copied.
+
+    Raises:
+        UserError: naming one with a value that is NaN or infinite.
+    """
+    for tensor in untouched_tensors(directory, family):
+        check_values(tensor, tensor.read())
+
+
+def check_leaf(
+    directory: Path,
+    rows: Sequence[tuple[Row, tuple[Spec, ...]]],
+    leaf: tuple[str, ...],
+    first: int,
+    stored: np.ndarray,
+    cast: np.ndarray,
+) -> None:
+    """Check a piece of a leaf of the native checkpoint `directory`.
+
+    Args:
+        rows: the family's table.
+        leaf: the path of the leaf; stacked leaves have one entry a layer.
+        first: the index of the piece along the leaf's first axis.
+        stored, cast: the piece as it is stored, and in the dtype of the parameters.
+
+    Raises:
+        UserError: naming the tensor, if a value of either is not finite.
+    """
+    narrow = narrows(stored.dtype, cast.dtype)
+    if all_finite(stored) and (not narrow or all_finite(cast)):
+        return
+    row = next(row for row, _ in rows if leaf in row.leaves)
+    axes = tuple(range(1, stored.ndim))
+    bad = np.flatnonzero(~np.isfinite(stored).all(axes) | ~np.isfinite(cast).all(axes))
+    layer = first + int(bad[0])
+    tensor = row.name.format(layer)
+    index = (slice(layer, layer + 1),) if row.stacked else ()
+    values = [read_leaf(directory, own, index) for own in row.leaves]
+    if all(map(all_finite, values)):
+        with np.errstate(over="ignore"):
+            raise beyond_range(directory / PARAMS, tensor, [v.astype(cast.dtype) for v in values])
+    raise not_finite(directory / PARAMS, tensor, values)

@@ -7,7 +7,9 @@ tensor. `untouched.safetensors` has the other weights of a multimodal model.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from jax.tree_util import KeyPath
 from jaxtyping import Array, DTypeLike
@@ -126,27 +129,41 @@ def open_leaf(path: Path, name: str) -> ts.TensorStore:
     return ts.open({"driver": "zarr", "kvstore": kvstore}, open=True, read=True).result()
 
 
+def read_leaf(directory: Path, leaf: Sequence[str], index: tuple[slice, ...] = ()) -> np.ndarray:
+    """The part `index` of a leaf of the native checkpoint `directory`, as it is stored."""
+    store = open_leaf((directory / PARAMS).resolve(), ".".join(leaf))
+    return np.asarray(store[index or ...].read().result())
+
+
+Check = Callable[[tuple[str, ...], int, np.ndarray, np.ndarray], None]
+"""Called with a leaf's path, and with each piece of it: its index along the first axis, as it is
+stored, and in the dtype of the parameters."""
+
+
 def read_slice(
-    store: ts.TensorStore, index: tuple[slice, ...] | None, dtype: np.dtype
+    store: ts.TensorStore,
+    index: tuple[slice, ...] | None,
+    dtype: np.dtype,
+    check: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
 ) -> np.ndarray:
     """Read the part `index` of a stored leaf, in the pieces along its first axis as written."""
     part = store[index or ...][ts.d[:].translate_to[0]]
     found = empty_aligned(part.shape, dtype)
     pieces = store.chunk_layout.read_chunk.shape
     step = pieces[0] if pieces and pieces[0] else len(found)
+    before = index[0].start or 0 if index else 0
     for first in range(0, len(found), step):
-        found[first : first + step] = part[first : first + step].read().result()
+        piece = part[first : first + step].read().result()
+        with np.errstate(over="ignore"):
+            found[first : first + step] = piece
+        if check is not None:
+            check(before + first, piece, found[first : first + step])
     return found
 
 
-def restore_params(
-    directory: Path, cfg: ModelConfig, dtype: DTypeLike | None, mesh: Mesh | None = None
-) -> Params:
-    """The parameters of a native checkpoint.
-
-    Args:
-        dtype: the parameters' dtype; None: the dtype in which each was saved.
-        mesh: each of its devices gets only its shards; None: the first device gets everything.
+@contextmanager
+def restoring(directory: Path) -> Iterator[Path]:
+    """The directory of a native checkpoint's parameters, for a block that reads them.
 
     Raises:
         UserError: if they are missing, damaged, or not those of `cfg`.
@@ -154,25 +171,63 @@ def restore_params(
     path = (directory / PARAMS).resolve()
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; expected the parameters of the checkpoint")
+    try:
+        yield path
+    except UserError:
+        raise
+    except Exception as error:
+        # TensorStore raises many kinds of errors for a damaged checkpoint.
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: the parameters cannot be restored ({reason})") from error
+
+
+def restore_params(
+    directory: Path,
+    cfg: ModelConfig,
+    dtype: DTypeLike | None,
+    mesh: Mesh | None = None,
+    check: Check | None = None,
+) -> Params:
+    """The parameters of a native checkpoint.
+
+    Args:
+        dtype: the parameters' dtype; None: the dtype in which each was saved.
+        mesh: each of its devices gets only its shards; None: the first device gets everything.
+        check: called with all that is read.
+
+    Raises:
+        UserError: if they are missing, damaged, or not those of `cfg`; and what `check` raises.
+    """
     if mesh is None:
         device: Sharding = SingleDeviceSharding(jax.devices()[0])
         shardings = jax.tree.map(lambda _: device, param_specs(cfg))
     else:
         shardings = param_shardings(cfg, mesh)
 
-    def restore(keys: KeyPath, spec: Spec, sharding: Sharding) -> Array:
-        name = ".".join(str(key.key) for key in keys)
-        store = open_leaf(path, name)
-        if store.shape != spec.shape:
-            raise ValueError(f"{name} has shape {store.shape}; expected {spec.shape}")
-        kind = store.dtype.numpy_dtype if dtype is None else jnp.dtype(dtype)
-        return jax.make_array_from_callback(
-            spec.shape, sharding, lambda index: read_slice(store, index, kind)
-        )
+    with restoring(directory) as path:
 
-    try:
+        def restore(keys: KeyPath, spec: Spec, sharding: Sharding) -> Array:
+            leaf = tuple(str(key.key) for key in keys)
+            name = ".".join(leaf)
+            store = open_leaf(path, name)
+            if store.shape != spec.shape:
+                raise ValueError(f"{name} has shape {store.shape}; expected {spec.shape}")
+            kind = store.dtype.numpy_dtype if dtype is None else jnp.dtype(dtype)
+            return jax.make_array_from_callback(
+                spec.shape, sharding,
+                lambda index: read_slice(store, index, kind, check and partial(check, leaf)),
+            )  # fmt: skip
+
         return jax.tree_util.tree_map_with_path(restore, param_specs(cfg), shardings)
-    except Exception as error:
-        # TensorStore raises many kinds of errors for a damaged checkpoint.
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{path}: the parameters cannot be restored ({reason})") from error
+
+
+def check_params(directory: Path, cfg: ModelConfig, dtype: DTypeLike, check: Check) -> None:
+    """Read the parameters of a native checkpoint piece by piece for `check`, and keep none.
+
+    Raises:
+        UserError: as `restore_params`.
+    """
+    with restoring(directory) as path:
+        for leaf in flatten_dict(param_specs(cfg)):
+            store = open_leaf(path, ".".join(leaf))
+            read_slice(store, None, jnp.dtype(dtype), partial(check, leaf))

@@ -58,6 +58,7 @@ def load_model(
     remat: str = "none",
     mesh: str = "auto",
     prompt: PromptConfig | None = None,
+    check_weights: bool = True,
 ) -> LanguageModel:
     """Load a causal language model.
 
@@ -69,11 +70,13 @@ def load_model(
         remat: what the backward pass recomputes to save memory: "none", "dots" or "full".
         mesh: "auto" for all devices, or "DATAxMODEL" (see the page on scaling).
         prompt: how questions are put; None: the tokenizer's chat template if it has one.
+        check_weights: refuse a model with a weight that is NaN or infinite.
 
     Raises:
-        UserError: naming what is missing, damaged or not supported.
+        UserError: naming what is missing, damaged or not supported, or the tensor with weights
+            that are not finite.
     """
-    source = ModelSource(path=str(path), dtype=dtype, remat=remat)
+    source = ModelSource(path=str(path), dtype=dtype, remat=remat, check_weights=check_weights)
     check(source, "model.")
     if dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise UserError('dtype="float64" needs jax.config.update("jax_enable_x64", True) first')

@@ -10,7 +10,13 @@ from jax.sharding import Mesh
 
 from convert.export import export_checkpoint
 from convert.families import family_of
-from convert.load import eos_token_ids, load_checkpoint, load_config, resolve
+from convert.load import (
+    check_checkpoint,
+    eos_token_ids,
+    load_checkpoint,
+    load_config,
+    resolve,
+)
 from pmc_jax.assets import WORLD_MODEL
 from pmc_jax.data.prompts import PromptConfig, PromptTemplate, load_tokenizer, make_template
 from pmc_jax.decoding import Sampling, generate
@@ -30,12 +36,14 @@ class ModelSource:
         remat: what the backward pass recomputes: "none": nothing; "dots": all but matrix
             products; "full": everything.
         architecture: a config.json, for plans without the model's files.
+        check_weights: refuse a model with a weight that is NaN or infinite.
     """
 
     path: str = path_to("bundled")
     dtype: str = one_of("float32", "float32", "bfloat16", "float64")
     remat: str = one_of("none", "none", "dots", "full")
     architecture: dict[str, Any] | None = None
+    check_weights: bool = True
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -170,6 +178,16 @@ def describe(source: ModelSource, prompt: PromptConfig) -> LanguageModel:
     return LanguageModel({}, config, template, directory, source.dtype, source.remat)
 
 
+def check_weights(source: ModelSource) -> None:
+    """Check that all weights of a model are finite, before anything is written.
+
+    Raises:
+        UserError: naming a tensor with a weight that is not, unless `source.check_weights` is off.
+    """
+    if source.check_weights:
+        check_checkpoint(path_of(source), weights_dtype(source.dtype))
+
+
 def load_language_model(
     source: ModelSource, prompt: PromptConfig, mesh: Mesh | None = None
 ) -> LanguageModel:
@@ -178,7 +196,10 @@ def load_language_model(
     Raises:
         UserError: for what is missing or unsupported, or a tokenizer of another model.
     """
-    found = load_checkpoint(path_of(source), dtype=weights_dtype(source.dtype), mesh=mesh)
+    found = load_checkpoint(
+        path_of(source), dtype=weights_dtype(source.dtype), mesh=mesh,
+        check_weights=source.check_weights,
+    )  # fmt: skip
     template = template_of(found.cfg, found.directory, found.eos_token_ids, prompt)
     return LanguageModel(
         found.params, found.cfg, template, found.directory, source.dtype, source.remat, mesh

@@ -22,7 +22,8 @@ from pmc_jax.runtime.timing import timed
 from pmc_jax.settings import recorded
 
 NOT_SETTINGS = (
-    "overwrite", "runs_dir", "mesh", "logging.tensorboard", "logging.wandb", "logging.update_norm",
+    "overwrite", "runs_dir", "mesh", "model.check_weights", "logging.tensorboard", "logging.wandb",
+    "logging.update_norm",
 )  # fmt: skip
 """Keys that may differ when a run is continued."""
 

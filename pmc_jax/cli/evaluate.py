@@ -17,15 +17,18 @@ from pmc_jax.evaluation.directory import (
     show,
     write_summary,
 )
-from pmc_jax.evaluation.inputs import check_model, load_inputs
+from pmc_jax.evaluation.inputs import check_model, load_inputs, source_of
 from pmc_jax.evaluation.models import model_paths
 from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.robustness import check_robustness
+from pmc_jax.language_model import check_weights
 from pmc_jax.runs.directory import SUMMARY, begin_run, directory_of, holds_run
 from pmc_jax.runtime.processes import from_first, is_first, join
 from pmc_jax.settings import recorded
 
-NOT_SETTINGS = ("overwrite", "evaluations_dir", "mesh", "redact", "keep_truth")
+NOT_SETTINGS = (
+    "overwrite", "evaluations_dir", "mesh", "redact", "keep_truth", "model.check_weights",
+)  # fmt: skip
 """Keys that may differ when an evaluation is continued."""
 
 
@@ -54,6 +57,7 @@ def evaluate(config: EvaluateConfig) -> None:
     inputs = load_inputs(config)
     for path in filter(None, [*paths.values(), config.reference_model]):
         check_model(config, path, inputs)
+        check_weights(source_of(config, path))
     begin_run(directory, settings, inputs.hashes, overwrite=config.overwrite)
     references = measure_references(config, inputs, directory, needed=tofu_missing)
     for name, path in paths.items():
