@@ -7,7 +7,23 @@ in OUT.
 
 import argparse
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
+
+
+def write_subset(directory: Path, out: Path, counts: Mapping[str, int]) -> None:
+    """Write the first `counts[name]` lines of each file `name`.json to the new directory `out`.
+
+    Raises:
+        ValueError: naming a file with fewer lines.
+    """
+    out.mkdir(parents=True)
+    for name, count in counts.items():
+        with (directory / f"{name}.json").open() as lines:
+            kept = list(itertools.islice(lines, count))
+        if len(kept) < count:
+            raise ValueError(f"{name}.json has {len(kept)} rows; expected at least {count}")
+        (out / f"{name}.json").write_text("".join(kept))
 
 
 def main() -> None:
@@ -22,13 +38,10 @@ def main() -> None:
         "forget10": options.forget, "forget10_perturbed": options.forget,
         "retain90": options.retain,
     }  # fmt: skip
-    options.out.mkdir(parents=True)
-    for name, count in counts.items():
-        with (options.directory / f"{name}.json").open() as lines:
-            kept = list(itertools.islice(lines, count))
-        if len(kept) < count:
-            parser.error(f"{name}.json has {len(kept)} rows; expected at least {count}")
-        (options.out / f"{name}.json").write_text("".join(kept))
+    try:
+        write_subset(options.directory, options.out, counts)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
