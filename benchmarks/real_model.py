@@ -3,8 +3,8 @@
 Fine-tunes SmolLM2-135M-Instruct on a part of TOFU, which gives the target model, and on its retain
 rows alone, which gives the reference; unlearns with every method, configuration and seed of
 `real_model.yaml`; and evaluates each model. After every command it writes `real_model.json`,
-`real_model.csv`, and the page `docs/results.md` with its figures. Everything that is finished is
-skipped and everything that was stopped goes on, so the same command continues after an interruption.
+`real_model.csv`, and the page `docs/results.md` with its figures. What is finished is skipped and
+what was stopped goes on, so the same command continues after an interruption.
 
 The model is a directory (`--model`), or the hub's, or made from a package (`smollm2.py`). Budgets:
 `cpu` (the default) forgets 64 questions in an hour per method on two cores or less, `gpu` all of
@@ -319,9 +319,9 @@ def collect(work: Work) -> list[Run]:
         for other in sorted(work.evaluations.glob(f"{name}-*/summary.json")):
             kind = other.parent.name.removeprefix(f"{name}-")
             summary = read_json(other)
-            if name in summary["models"] and "-" not in kind:
+            if summary["models"] == [name]:
                 evaluations[kind] = summary
-        found.append(Run(name, read_json(path), evaluations, spent.get(name)))
+        found.append(Run(path.parent, read_json(path), evaluations, spent.get(name)))
     return found
 
 
