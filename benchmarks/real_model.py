@@ -93,8 +93,9 @@ class Training:
         """The run's directory."""
         if self.title:
             return self.title
-        parts = [f"{SHORT.get(k, k.rpartition('.')[2])}{v}" for k, v in self.settings.items()]
-        return "-".join([self.method, *parts, f"seed{self.seed}"])
+        settings = {**self.settings, "seed": self.seed}
+        parts = [f"{SHORT.get(k, k.rpartition('.')[2])}={v}" for k, v in settings.items()]
+        return "-".join([self.method, *parts])
 
 
 @dataclasses.dataclass(frozen=True)

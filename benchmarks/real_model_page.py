@@ -319,16 +319,15 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 def configuration(run: Run) -> str:
     """The settings in a run's name as text."""
-    own = re.sub(r"-?seed\d+$", "", run.name.removeprefix(run.settings["method.name"])).strip("-")
-    parts = re.findall(r"([a-z_]+)([-\d.e]+?)(?=-[a-z]|$)", own)
-    return ", ".join(f"{ {'lr': 'lr', 'lambda': 'λ'}.get(k, k) } {v}" for k, v in parts)
+    parts = re.findall(r"(\w+)=(.+?)(?=-\w+=|$)", run.name)
+    return ", ".join(f"{'λ' if k == 'lambda' else k} {v}" for k, v in parts if k != "seed")
 
 
 def configurations(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """The compared runs by configuration: those that differ in the seed only."""
     found: dict[str, list[Run]] = {}
     for run in compared(runs):
-        found.setdefault(re.sub(r"-seed\d+$", "", run.name), []).append(run)
+        found.setdefault(re.sub(r"-seed=\d+$", "", run.name), []).append(run)
     return found
 
 
@@ -476,7 +475,7 @@ def missing(runs: Sequence[Run]) -> list[str]:
                         - by_method.keys()):  # fmt: skip
         found.append(f"Not run yet: {', '.join(f'`{method}`' for method in absent)}.")
     best = best_runs(runs)
-    seeds = {run.name: len(groups[re.sub(r"-seed\d+$", "", run.name)]) for run in best}
+    seeds = {run.name: len(groups[re.sub(r"-seed=\d+$", "", run.name)]) for run in best}
     if single := [run.settings["method.name"] for run in best if seeds[run.name] < 3]:
         found.append(
             "Fewer than three seeds of the best configuration, so without an interval: "

@@ -19,6 +19,8 @@ OUTSIDE = {
     "benchmarks/LOG.md": "benchmarks/LOG.md",
     "benchmarks/comparison.csv": "benchmarks/comparison.csv",
     "benchmarks/growth.png": "benchmarks/growth.png",
+    "benchmarks/real_model.csv": "benchmarks/real_model.csv",
+    "benchmarks/real_model.json": "benchmarks/real_model.json",
     "examples/compare_models.py": "examples/compare_models.py",
     "examples/extending/my_unlearning.py": "examples/extending/my_unlearning.py",
     "examples/extending/run.py": "examples/extending/run.py",

@@ -34,6 +34,7 @@ PUBLISHED = {
     "qwen3_4b": 4_022_468_096,
     "qwen3_8b": 8_190_735_360,
     "mistral_7b": 7_248_023_552,
+    "smollm2_135m": 134_515_008,
 }
 MODELS = config_directory() / "model"
 
@@ -92,6 +93,11 @@ PAPER = {
     "tofu_llama3_1_8b": {
         "method.samples": 20, "method.min_len": 2, "training.batch_size": 8,
         "training.accumulation": 2, "model.architecture.hidden_size": 4096,
+    },
+    "tofu_smollm2_135m": {
+        "method.samples": 8, "method.min_len": 2, "training.batch_size": 8,
+        "training.accumulation": 2, "model.dtype": "float32",
+        "model.architecture.hidden_size": 576,
     },
     "tofu_gemma3_12b": {
         "method.samples": 20, "training.max_length": 200, "prompt.system": PromptConfig().system,
