@@ -119,6 +119,7 @@ def unlearn(
     donate: bool = False,
     settings: Mapping[str, Any] | None = None,
     seconds: Mapping[str, float] | None = None,
+    untuned: str | None = None,
 ) -> Unlearned:
     """Make a model forget the forget questions of a data set, or fine-tune it.
 
@@ -138,6 +139,7 @@ def unlearn(
         donate: train in the memory of the model's weights; the model cannot be used afterwards.
         settings: what the run's `config.yaml` records, by dotted key; None: this call's settings.
         seconds: time spent before this call, by part, for the run's summary.
+        untuned: for the summary and the report: that the settings were chosen for another method.
 
     Raises:
         UserError: naming what is wrong with data, settings, or the directory; or if the loss or
@@ -195,7 +197,7 @@ def unlearn(
                 result = exported_model(model, directory)
         after = evaluated(result, "after")
     if directory is not None and is_first():
-        write_summary(directory, method, settings, result, trained, before, after, spent)
+        write_summary(directory, method, settings, result, trained, before, after, spent, untuned)
     return Unlearned(
         result,
         tuple(map(StepRecord.from_json, trained.lines) if trained.lines else trained.records),
@@ -244,6 +246,7 @@ def write_summary(
     before: Mapping[str, Any] | None,
     after: Mapping[str, Any] | None,
     seconds: Mapping[str, float],
+    untuned: str | None,
 ) -> None:
     """Write `samples.jsonl` and `summary.json`, and the report if there were evaluations."""
     fixed, earlier = dict(trained.seconds), dict(seconds)
@@ -263,7 +266,7 @@ def write_summary(
     summary = summarise(
         directory.name, settings, model.config, before["measures"] if before else {},
         after["measures"] if after else {}, trained.lines, parts,
-        {"name": method.name, "sentence": method.sentence},
+        {"name": method.name, "sentence": method.sentence}, untuned,
     )  # fmt: skip
     write_json(directory / SUMMARY, summary)
     if before and after:

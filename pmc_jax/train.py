@@ -8,9 +8,10 @@ a run that was stopped.
 from pathlib import Path
 
 import jax
+from hydra.core.hydra_config import HydraConfig
 
 from pmc_jax.api import is_finished, unlearn
-from pmc_jax.cli.config import Config
+from pmc_jax.cli.config import Config, settings_of_another
 from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.data import load_dataset
 from pmc_jax.language_model import load_language_model, mesh_of
@@ -43,6 +44,9 @@ def train(config: Config) -> None:
         return
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
+    untuned = settings_of_choices(config)
+    if untuned and is_first():
+        print(f"note: {untuned}")
     seconds: dict[str, float] = {}
     with timed(seconds, "load"):
         data = load_dataset(config.data)
@@ -51,10 +55,19 @@ def train(config: Config) -> None:
         model, data, config.method, config.training, config.optimizer, seed=config.seed,
         evaluation=config.evaluation, out=directory, overwrite=config.overwrite,
         checkpoints=config.checkpoints, logging=config.logging, donate=True, settings=settings,
-        seconds=seconds,
+        seconds=seconds, untuned=untuned,
     )  # fmt: skip
     if is_first():
         show(directory)
+
+
+def settings_of_choices(config: Config) -> str | None:
+    """`settings_of_another` of the command that runs; None outside a command."""
+    if not HydraConfig.initialized():
+        return None
+    hydra = HydraConfig.get()
+    sources = [Path(s.path) for s in hydra.runtime.config_sources if s.schema == "file"]
+    return settings_of_another(config, hydra.runtime.choices, hydra.overrides.task, sources)
 
 
 def show(directory: Path) -> None:

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from html_pages import Page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,9 +14,11 @@ from pmc_jax.reporting.comparison import (
     Outcome,
     compare,
     dominates,
+    enough,
     front,
     hypervolume,
     hypervolume_interval,
+    reservations,
 )
 
 PERCENT = st.integers(0, 100)
@@ -92,27 +95,63 @@ def test_the_command_writes_tables_pictures_and_a_page(tmp_path, capsys):
         write_run(runs / f"a{seed}", "pmc", 90.0 + seed, 95.0, seed, **{"method.note": "<b>&"})
         write_run(runs / f"b{seed}", "pmc", 80.0 + seed, 97.0, seed, **{"method.note": "x"})
         write_run(runs / f"c{seed}", "npo", 60.0, 70.0 + seed, seed)
+        write_run(runs / f"d{seed}", "pmc", 70.0, 90.0, seed, **{"method.note": "y"})
     (runs / "unfinished").mkdir()
     (runs / "unfinished" / "config.yaml").write_text("method:\n  name: ga\n")
     out = tmp_path / "out"
     assert report.main(["pareto", str(runs), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "6 runs" in printed and "1 unfinished" in printed and "npo" in printed
+    assert "8 runs" in printed and "1 unfinished" in printed and "npo" in printed
     rows = json.loads((out / "runs.json").read_text())
     with (out / "runs.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
-    assert len(rows) == len(table) == 6
+    assert len(rows) == len(table) == 8
     assert rows[0]["method"] == "npo" and float(table[0]["minutes"]) == rows[0]["minutes"] == 1.5
     assert (out / "pareto.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (out / "pareto.svg").read_text()
     assert all(row["worst_case_leakage"] == row["unlearn_quality"] / 200 for row in rows)
     assert {row["degenerate_rate"] for row in table} == {""}
     page = (out / "index.html").read_text()
-    assert "http" not in page.replace("http://www.w3.org", "") and "<b>&" not in page
+    assert "http:" not in page.replace("http://www.w3.org", "") and "https:" not in page
+    assert "<b>&" not in page
     assert "&lt;b&gt;&amp;" in page and "utility of the target model" in page
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     assert report.main(["pareto", str(runs), "--out", str(out)]) == 0
     assert before == {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_few_runs_are_said_to_be_few_instead_of_drawn(tmp_path, capsys):
+    for name, method in (("a", "pmc"), ("b", "npo")):
+        write_run(tmp_path / "runs" / name, method, 90.0, 50.0, 0)
+    path = tmp_path / "runs/b/summary.json"
+    note = "the settings are those of PMC; method=npo has none of its own"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"untuned": note}))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "pareto.png").write_text("of an earlier comparison")
+    assert report.main(["pareto", str(tmp_path / "runs"), "--out", str(out)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    page = Page((out / "index.html").read_text())
+    assert not list(out.glob("pareto.*")) and "too few configurations" in page.text
+    few, chance = "Fewer than 3 configurations: npo (1), pmc (1)", "with one seed"
+    for text in (printed, page.text):
+        assert few in text and chance in text and f"npo: {note}." in text
+        assert "npo *" in text and "pmc *" not in text
+    rows = {row["method"]: row["untuned"] for row in json.loads((out / "runs.json").read_text())}
+    assert rows == {"npo": note, "pmc": None}
+
+
+def test_enough_runs_of_all_methods_have_no_reservations():
+    def points(number: int, seeds: int) -> list:
+        return compare(
+            [outcome(m, 50 + i, 50, seed=s, setting=i)
+             for m in ("pmc", "npo") for i in range(number) for s in range(seeds)]
+        )  # fmt: skip
+
+    assert reservations(points(3, 2)) == [] and enough(points(3, 1)) and not enough(points(2, 2))
+    assert reservations([]) == [] and not enough([])
+    unequal = [p for p in points(4, 2) if p.method == "pmc" or p.differing["setting"] < 3]
+    assert "npo 3, pmc 4" in reservations(unequal)[0]
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):

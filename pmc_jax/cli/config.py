@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,42 @@ def config_directory() -> Path:
     package = Path(__file__).parents[1]
     packaged = package / "configs"
     return packaged if packaged.is_dir() else package.parent / "configs"
+
+
+TUNED = ("optimizer.learning_rate", "training.epochs")
+"""The settings that decide most about a method's result; an experiment chooses them for PMC."""
+
+
+def settings_of_another(
+    config: Config, choices: Mapping[str, Any], overrides: Sequence[str], sources: Sequence[Path]
+) -> str | None:
+    """What to say of a run whose settings were chosen for another method.
+
+    An experiment's settings are those of PMC, unless `settings/EXPERIMENT/METHOD.yaml` exists.
+
+    Args:
+        choices: the chosen name of every group, such as `experiment`.
+        overrides: `KEY=VALUE` of the command line and of a sweep; who gives the learning rate
+            has chosen it.
+        sources: the directories of settings.
+
+    Returns:
+        A sentence without its final stop, or None if the settings are the method's own.
+    """
+    experiment, method = choices.get("experiment"), choices.get("method")
+    own = Path("settings") / str(experiment) / f"{method}.yaml"
+    given = {text.partition("=")[0].lstrip("+") for text in overrides}
+    if not experiment or method == "pmc" or TUNED[0] in given:
+        return None
+    if any((source / own).is_file() for source in sources):
+        return None
+    values = {"optimizer.learning_rate": config.optimizer.learning_rate,
+              "training.epochs": config.training.epochs}  # fmt: skip
+    named = " and ".join(f"{key}={values[key]:g}" for key in TUNED if key not in given)
+    return (
+        f"the settings are those of PMC; method={method} has none of its own for "
+        f"experiment={experiment}: {named}"
+    )
 
 
 def group_names(group: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ NOT_WORK = ("load", "evaluate_before", "checkpoint", "export", "evaluate_after",
 FURTHER = ("worst_case_leakage", "secret_leak_rate_sampled", "degenerate_rate")
 """Further measures of the table, which show more than greedy answers."""
 RESAMPLES = 1000
+ENOUGH = 3
+"""Configurations of a method from which on its marks are a front rather than single settings."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Outcome:
         minutes: time of the method's own work, without loading and evaluation.
         steps: number of optimizer steps.
         further: the measures in `FURTHER` that the run has.
+        untuned: that its settings were chosen for another method, in words; None if not.
     """
 
     path: str
@@ -50,6 +54,7 @@ class Outcome:
     minutes: float
     steps: int
     further: dict[str, float] = field(default_factory=dict)
+    untuned: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,11 @@ class Point:
     def objectives(self) -> tuple[float, float]:
         """Utility and unlearn quality; more is better."""
         return self.mean("utility"), self.mean("quality")
+
+    @property
+    def untuned(self) -> str | None:
+        """What its runs say of settings that were chosen for another method; None if nothing."""
+        return next((outcome.untuned for outcome in self.outcomes if outcome.untuned), None)
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
@@ -133,6 +143,7 @@ def read_outcome(directory: Path) -> Outcome:
         minutes=sum(number(seconds[part]) or 0.0 for part in seconds.keys() - NOT_WORK) / 60,
         steps=int(summary.get("steps", 0)),
         further={key: value for key in FURTHER if (value := number(after.get(key))) is not None},
+        untuned=summary.get("untuned"),
     )
 
 
@@ -232,6 +243,38 @@ def hypervolume_interval(
     return float(low), float(high)
 
 
+def counts(points: Sequence[Point]) -> dict[str, int]:
+    """The number of configurations of each method."""
+    return dict(Counter(point.method for point in points))
+
+
+def enough(points: Sequence[Point]) -> bool:
+    """Whether some method has as many configurations as a front needs."""
+    return max(counts(points).values(), default=0) >= ENOUGH
+
+
+def reservations(points: Sequence[Point]) -> list[str]:
+    """Why the comparison may be unfair to a method or due to chance, in sentences."""
+    found = list(dict.fromkeys(f"{p.method}: {p.untuned}." for p in points if p.untuned))
+    number_of = counts(points)
+    if few := [f"{method} ({n})" for method, n in number_of.items() if n < ENOUGH]:
+        found.append(
+            f"Fewer than {ENOUGH} configurations: {', '.join(few)}. A single setting does not "
+            "show what a method can reach."
+        )
+    if len(set(number_of.values())) > 1 and len(few) < len(number_of):
+        tried = ", ".join(f"{method} {n}" for method, n in number_of.items())
+        found.append(
+            f"The methods were tried with different numbers of configurations ({tried}); more "
+            "tries reach further."
+        )
+    if points and all(len(point.outcomes) == 1 for point in points):
+        found.append(
+            "Every configuration was run with one seed, so small differences may be chance."
+        )
+    return found
+
+
 def target_utility(outcomes: Sequence[Outcome]) -> float | None:
     """The utility of the target model, if the runs agree on it."""
     known = [outcome.before for outcome in outcomes if outcome.before is not None]
@@ -246,6 +289,7 @@ def run_table(outcomes: Sequence[Outcome], points: Sequence[Point]) -> list[dict
         {
             "run": outcome.path,
             "method": outcome.method,
+            "untuned": outcome.untuned,
             "seed": outcome.seed,
             "unlearn_quality": outcome.quality,
             "utility": outcome.utility,

@@ -1,5 +1,6 @@
 """The report of a run as one self-contained page."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -108,7 +109,13 @@ def page_template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["titles"] = titles
     return environment.get_template(name)
+
+
+def titles(html: str) -> list[tuple[str, Markup]]:
+    """(id, title) of every section of a page that these templates have written."""
+    return [(id, Markup(text)) for id, text in re.findall(r'<h2 id="([\w-]+)">(.*?)</h2>', html)]
 
 
 def drawn(plots: Sequence[Plot]) -> dict[str, tuple[Plot, Markup]]:

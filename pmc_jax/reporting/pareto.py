@@ -1,12 +1,16 @@
 """The comparison of methods as figures, tables and one self-contained page."""
 
+import base64
 import csv
+import hashlib
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -20,23 +24,30 @@ from pmc_jax.data.files import write_json, write_text
 from pmc_jax.reporting.comparison import (
     Point,
     compare,
+    enough,
     find_runs,
     front,
     hypervolume,
     hypervolume_interval,
     read_outcome,
+    reservations,
     run_table,
     target_utility,
 )
 from pmc_jax.reporting.page import page_template, value_text
 from pmc_jax.reporting.plots import LIGHT, PALETTE, plain_style
-from pmc_jax.reporting.tables import text_table
+from pmc_jax.reporting.tables import WIDTH, text_table
 
 MARKERS = "osD^vPX*<>ph"
 COLOURS = (
     "#0b63a8", "#bd4f0a", "#17795a", "#a8508c", "#8a6d00", "#2f9fd0", "#6b4fb3", "#b3273a",
     "#4d7c0f", "#5c6370", "#0f766e", "#9a3412",
 )  # fmt: skip
+DARK = (
+    "#62b0f0", "#f39a58", "#5ccaa2", "#dd95d3", "#d3b24c", "#8fd3f4", "#b3a1ee", "#f28b94",
+    "#a3d05f", "#a6acb6", "#5eead4", "#fdba74",
+)  # fmt: skip
+"""The same colours for a dark page."""
 LABELS = {
     "quality": "unlearn quality, %",
     "utility": "utility, %",
@@ -50,6 +61,10 @@ PANELS = (
     ("steps", "quality"),
     ("steps", "utility"),
 )
+FIGURES = ("pareto.png", "pareto.svg")
+HOVER = Path(__file__).with_name("hover.js")
+MARK = " *"
+"""After the name of a method whose settings were chosen for another one."""
 SIZE, MARGIN = (460.0, 330.0), (52.0, 14.0, 44.0, 12.0)  # left, right, below, above
 
 
@@ -70,8 +85,8 @@ class Panel:
 def write_comparison(paths: Sequence[Path], out: Path) -> str:
     """Compare the runs at or below `paths`.
 
-    Writes runs.csv, runs.json, methods.json, pareto.png, pareto.svg and index.html to `out`.
-    The same runs give the same bytes.
+    Writes runs.csv, runs.json, methods.json, pareto.png, pareto.svg and index.html to `out`;
+    without the figures if the runs are too few for a front. The same runs give the same bytes.
 
     Returns:
         The text to print.
@@ -90,25 +105,40 @@ def write_comparison(paths: Sequence[Path], out: Path) -> str:
     write_json(out / "runs.json", rows)
     write_text(out / "runs.csv", as_csv(rows))
     write_json(out / "methods.json", methods)
-    if points:
+    if enough(points):
         write_figure(points, target, out)
+    else:
+        for name in FIGURES:  # of an earlier comparison in the same place
+            (out / name).unlink(missing_ok=True)
     write_text(out / "index.html", render(points, methods, target, len(unfinished)))
     waiting = f", {len(unfinished)} unfinished" if unfinished else ""
     table = text_table(
-        ("method", "hypervolume", "95% interval", "configurations", "undominated"),
+        ("method", "best quality", "its utility", "hypervolume", "95% interval", "configurations"),
         [[
-            (row["method"], f"{row['hypervolume']:.3f}", interval_text(row),
-             str(row["configurations"]), str(row["undominated"]))
+            (marked_name(row), f"{row['best'][0]:.1f}", f"{row['best'][1]:.1f}",
+             f"{row['hypervolume']:.3f}", interval_text(row), str(row["configurations"]))
             for row in methods
         ]],
     )  # fmt: skip
+    notes = [
+        textwrap.fill(text, WIDTH, initial_indent="- ", subsequent_indent="  ")
+        for text in reservations(points)
+    ]
+    marked = f"{MARK.strip()} settings chosen for another method"
     return "\n".join(
         [
             f"{len(finished)} runs, {len(points)} configurations{waiting}\n",
-            f"{table}\n",
-            f"Page: {out / 'index.html'}",
+            table,
+            *([marked] if any(row["untuned"] for row in methods) else []),
+            *(["", *notes] if notes else []),
+            f"\nPage: {out / 'index.html'}",
         ]
     )
+
+
+def marked_name(row: dict[str, Any]) -> str:
+    """A method's name, marked if its settings were chosen for another method."""
+    return f"{row['method']}{MARK if row['untuned'] else ''}"
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
@@ -122,13 +152,21 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def method_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """One row per method: hypervolume with its interval, and counts of configurations."""
+    """One row per method: its best configuration, hypervolume with interval, and counts.
+
+    The best configuration is the one in which the smaller of quality and utility is largest.
+    """
     found = []
     for method in dict.fromkeys(point.method for point in points):
         own = [point for point in points if point.method == method]
         found.append(
             {
                 "method": method,
+                "best": max(
+                    ((point.mean("quality"), point.mean("utility")) for point in own),
+                    key=lambda pair: (min(pair), max(pair)),
+                ),
+                "untuned": any(point.untuned for point in own),
                 "configurations": len(own),
                 "runs": sum(len(point.outcomes) for point in own),
                 "hypervolume": hypervolume(point.objectives for point in own),
@@ -152,6 +190,11 @@ def looks(points: Sequence[Point]) -> dict[str, tuple[str, str]]:
         method: (MARKERS[i % len(MARKERS)], COLOURS[i % len(COLOURS)])
         for i, method in enumerate(methods)
     }
+
+
+def themed(colour: str) -> str:
+    """The variable of the page with this colour; it has another value on a dark page."""
+    return f"var(--method-{COLOURS.index(colour)})"
 
 
 def write_figure(points: Sequence[Point], target: float | None, out: Path) -> None:
@@ -265,7 +308,7 @@ def panel(points: Sequence[Point], x: str, y: str, target: float | None) -> Pane
     marks = [
         {
             "path": symbol(look[point.method][0]),
-            "colour": look[point.method][1],
+            "colour": themed(look[point.method][1]),
             "x": across(point.mean(x)), "y": up(point.mean(y)),
             "bars": [
                 (across(point.values(x).min()), up(point.mean(y)),
@@ -286,7 +329,7 @@ def panel(points: Sequence[Point], x: str, y: str, target: float | None) -> Pane
             for i, (u, q) in enumerate(corners)
             for u, q in ([(corners[i - 1][0], q), (u, q)] if i else [(u, q)])
         )
-        lines.append({"colour": colour, "points": text})
+        lines.append({"colour": themed(colour), "points": text})
     line = None
     if target is not None and x == "utility":
         line = (across(target), up(0), across(target), up(100))
@@ -316,12 +359,19 @@ def render(
 ) -> str:
     """The page's HTML; everything from the runs' files is escaped by the template."""
     look = looks(points)
+    script = HOVER.read_text(encoding="utf-8")
     return page_template("pareto.html.j2").render(
-        panels=[panel(points, x, y, target) for x, y in PANELS] if points else [],
+        panels=[panel(points, x, y, target) for x, y in PANELS] if enough(points) else [],
+        reservations=reservations(points),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        mark=MARK,
+        colours=list(zip(COLOURS, DARK, strict=True)),
         methods=[
-            {**row, "path": symbol(look[row["method"]][0]), "colour": look[row["method"]][1],
+            {**row, "path": symbol(marker), "colour": themed(colour),
              "interval": interval_text(row)}
             for row in methods
+            for marker, colour in [look[row["method"]]]
         ],
         points=points,
         settings_text=lambda point: ", ".join(

@@ -34,7 +34,10 @@ def format_table(summary: Mapping[str, Any]) -> str:
     header = ("in percent", "before", "after", "change", "better if")
     table = text_table(header, groups, left=(0, 4))
     missing = unmeasured(summary)
-    return f"{table}\nNot measured: {', '.join(missing)}." if missing else table
+    lines = [table, f"Not measured: {', '.join(missing)}."] if missing else [table]
+    if untuned := summary.get("untuned"):
+        lines.append(f"Note: {untuned}.")
+    return "\n".join(lines)
 
 
 def format_examples(

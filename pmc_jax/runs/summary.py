@@ -1,6 +1,7 @@
 """The content of a run's `summary.json`."""
 
 import dataclasses
+import datetime
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,11 @@ def versions() -> dict[str, str]:
     }
 
 
+def today() -> str:
+    """The date in UTC, for example 2026-11-30: what a summary records when it is written."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
 def step_seconds(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Seconds of each part of a step, summed over all steps."""
     parts = dict.fromkeys(part for row in steps for part in row["seconds"] if part != "total")
@@ -39,6 +45,7 @@ def summarise(
     steps: Sequence[Mapping[str, Any]],
     seconds: Mapping[str, float],
     method: Mapping[str, str],
+    untuned: str | None = None,
 ) -> dict[str, Any]:
     """The summary of a run.
 
@@ -51,10 +58,13 @@ def summarise(
         steps: the lines of `metrics.jsonl`.
         seconds: the seconds of each part, in the order of the run; their sum becomes `total`.
         method: the method's `name`, and its `sentence` for the report.
+        untuned: that the settings were chosen for another method, in words; None if not.
     """
     return {
         "name": name,
+        "date": today(),
         "method": dict(method),
+        "untuned": untuned,
         "before": dict(before),
         "after": dict(after),
         "seconds": {**seconds, "total": sum(seconds.values())},
