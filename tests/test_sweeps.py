@@ -10,7 +10,12 @@ from omegaconf import OmegaConf
 from test_train import call
 
 from pmc_jax import api, train
-from pmc_jax.cli.config import Config, check_values, config_directory
+from pmc_jax.cli.config import (
+    Config,
+    check_values,
+    config_directory,
+    settings_of_another,
+)
 from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.errors import UserError
 from pmc_jax.runs.directory import SUMMARY
@@ -104,3 +109,27 @@ def test_an_interrupted_sweep_continues(tmp_path, checkpoint_dir, tofu_dir, monk
     assert summaries[0].read_bytes() == first
     found = [json.loads(path.read_text()) for path in (tmp_path / "runs").rglob(SUMMARY)]
     assert {row["settings"]["method.retain_weight"] for row in found} == {1.0, 2.0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["experiment=own", "method=npo"],
+         "the settings are those of PMC; method=npo has none of its own for experiment=own: "
+         "optimizer.learning_rate=1e-05 and training.epochs=20"),
+        (["experiment=own", "method=npo", "training.epochs=3"],
+         "the settings are those of PMC; method=npo has none of its own for experiment=own: "
+         "optimizer.learning_rate=1e-05"),
+        (["experiment=own", "method=npo", "optimizer.learning_rate=1e-4"], None),
+        (["experiment=own", "method=pmc"], None),
+        (["experiment=demo", "method=rmu"], None),
+    ],
+)  # fmt: skip
+def test_a_method_without_settings_of_its_own_is_named(arguments, expected):
+    required = ["model.path=m", "data.forget=f", "data.retain=r"]
+    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+        composed = hydra.compose("train", [*arguments, *required], return_hydra_config=True)
+        choices = dict(composed.hydra.runtime.choices)
+        del composed.hydra
+        config = OmegaConf.to_object(composed)
+    assert settings_of_another(config, choices, arguments, [config_directory()]) == expected

@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from pmc_jax.data.files import read_json, write_json
+from pmc_jax.data.files import read_json, read_object, write_json
 from pmc_jax.evaluation.benchmark import EVAL_FILE, forget_truths, reference_scores
 from pmc_jax.evaluation.config import EvaluateConfig
 from pmc_jax.evaluation.context import EvaluationContext
@@ -26,7 +27,7 @@ from pmc_jax.reporting.side_by_side import certificate_lines, comparison_table, 
 from pmc_jax.reporting.training_curves import training_curves
 from pmc_jax.runs.directory import SUMMARY
 from pmc_jax.runs.parts import read_part
-from pmc_jax.runs.summary import versions
+from pmc_jax.runs.summary import today, versions
 from pmc_jax.runtime.processes import from_first, is_first
 from pmc_jax.settings import recorded
 
@@ -126,7 +127,8 @@ def write_summary(
 ) -> None:
     """Write the summary of an evaluation whose parts are complete.
 
-    It includes the training curves of models that a run has written.
+    It includes the training curves of models that a run has written, and what the run says
+    of its settings.
 
     Args:
         paths: the models' paths by name.
@@ -135,8 +137,11 @@ def write_summary(
     for name, path in paths.items():
         if curves := training_curves(Path(path).expanduser()):
             found["curves"][name]["training"] = curves
+        if untuned := run_of(Path(path).expanduser()).get("untuned"):
+            found["facts"][name]["untuned"] = untuned
     summary = {
         "name": config.name,
+        "date": today(),
         "suite": config.suite,
         **found,
         "data": inputs.hashes,
@@ -144,6 +149,13 @@ def write_summary(
         "settings": recorded(config),
     }
     write_json(directory / SUMMARY, summary)
+
+
+def run_of(model: Path) -> dict[str, Any]:
+    """The summary of the run that wrote the directory `model`; empty if no run did."""
+    if model.name != "model":
+        return {}
+    return read_object(model.parent / SUMMARY, missing_ok=True, finite=True)
 
 
 def show(directory: Path, *, redact: bool) -> None:

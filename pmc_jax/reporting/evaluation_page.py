@@ -82,6 +82,10 @@ def render_evaluation(files: EvaluationFiles, plots: list[Plot], *, redact: bool
         models=files.models,
         headings=[(model, breakable(short)) for model, short in names.items()],
         headline=evaluation_headline(summary),
+        untuned=[
+            (model, sentence) for model in files.models
+            if (sentence := summary["facts"][model].get("untuned"))
+        ],
         findings=findings(summary),
         comparisons=list(comparisons(summary)),
         arrows={measure.arrow for measure, _ in rows},

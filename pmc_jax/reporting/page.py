@@ -140,6 +140,7 @@ def render(run: RunFiles, plots: Sequence[Plot]) -> str:
         plots=drawn(plots),
         steps=len(run.metrics),
         sentence=(run.summary.get("method") or {}).get("sentence"),
+        untuned=run.summary.get("untuned"),
         example_groups=example_groups(run.samples),
         settings=list(settings_lines(run.summary.get("settings"))),
         facts=[

@@ -374,6 +374,7 @@ def render(
             for marker, colour in [look[row["method"]]]
         ],
         points=points,
+        differ=any(point.differing for point in points),
         settings_text=lambda point: ", ".join(
             f"{key}={value_text(value)}" for key, value in point.differing.items()
         ),
