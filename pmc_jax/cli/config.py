@@ -199,7 +199,7 @@ def settings_of_another(
     experiment, method = choices.get("experiment"), choices.get("method")
     own = Path("settings") / str(experiment) / f"{method}.yaml"
     given = {text.partition("=")[0].lstrip("+") for text in overrides}
-    if not experiment or method == "pmc" or TUNED[0] in given:
+    if not experiment or TUNED[0] in given:
         return None
     if any((source / own).is_file() for source in sources):
         return None
