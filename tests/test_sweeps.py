@@ -135,8 +135,7 @@ def test_a_method_without_settings_of_its_own_is_named(arguments, expected):
     assert settings_of_another(config, choices, arguments, [config_directory()]) == expected
 
 
-def test_every_experiment_has_settings_of_pmc_and_the_demo_of_every_method():
+def test_every_experiment_has_settings_of_pmc():
     settings = config_directory() / "settings"
     for experiment in (config_directory() / "experiment").glob("*.yaml"):
         assert (settings / experiment.stem / "pmc.yaml").is_file(), experiment.stem
-    assert {path.stem for path in (settings / "demo").glob("*.yaml")} == set(methods())
