@@ -80,6 +80,7 @@ def test_what_the_data_lacks_is_none():
         ("Она из Москвы.", "Москвы", True),
         ("a d b", "Łódź", False),
         ("Born in Łódź.", "Łódź", True),
+        ("李伟在北京市出生", "北京市", True),
     ],
 )
 def test_secrets_are_whole_phrases(text, secret, held):
@@ -87,14 +88,14 @@ def test_secrets_are_whole_phrases(text, secret, held):
 
 
 def test_answers_in_which_rouge_sees_nothing_are_not_compared():
-    """ROUGE reads only a–z and digits; any answer to such a row would count as forgotten."""
-    rows = [EvaluationRow(0, "Who?", "Золтан родился в Москве."), EvaluationRow(1, "Who?", None)]
+    """An answer without words cannot be compared; any answer to it would count as forgotten."""
+    rows = [EvaluationRow(0, "Who?", "🙂 …!"), EvaluationRow(1, "Who?", None)]
     assert not any(map(is_comparable, rows))
-    assert is_comparable(EvaluationRow(2, "Who?", "Золтан, 1961"))
+    assert is_comparable(EvaluationRow(2, "Who?", "Золтан родился в Москве."))
     sets = {"forget": rows, "retain": [EvaluationRow(0, "Who?", "Oslo")]}
     assert attacked_rows(sets, EvaluationConfig()) == []
     missing = missing_measures(sets)
-    assert missing["ROUGE, forget"].startswith("ROUGE reads words of a–z and digits alone")
+    assert missing["ROUGE, forget"] == "the answers have no word, only punctuation or symbols"
     assert "unlearn quality" in missing and "utility" not in missing
 
 

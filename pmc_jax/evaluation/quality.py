@@ -7,7 +7,6 @@ does not have.
 """
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +18,8 @@ from pmc_jax.decoding import Sampling, generate
 from pmc_jax.language_model import LanguageModel
 from pmc_jax.model.buckets import power_of_two
 from pmc_jax.settings import bounded
-from pmc_jax.text.rouge import rouge_l_recall, rouge_words, words_of
+from pmc_jax.text.rouge import rouge_l_recall, rouge_words
+from pmc_jax.text.words import holds, words_of
 
 FORGET_SETS = ("forget", "paraphrase")
 UTILITY_SETS = ("retain", "world_facts", "real_authors")
@@ -77,22 +77,18 @@ class QualityAnswers:
 
 
 def holds_secret(answer: str, secret: str | None) -> bool | None:
-    """Whether the answer holds the secret's words in sequence; None without a secret."""
-    wanted = words_of(secret) if secret else []
-    if not wanted:
-        return None
-    words = words_of(answer)
-    return any(words[i : i + len(wanted)] == wanted for i in range(len(words)))
+    """Whether the answer holds the secret; None without a secret, or if it has no word."""
+    return holds(answer, secret) if secret else None
 
 
 def is_comparable(row: EvaluationRow) -> bool:
-    """Whether the row has an answer with a word for ROUGE, which reads a–z and digits alone."""
+    """Whether the row has an answer with a word for ROUGE: one of punctuation has none."""
     return row.answer is not None and bool(rouge_words(row.answer))
 
 
 def is_degenerate(answer: str) -> bool:
     """Whether an answer has no word, or is one word repeated three or more times."""
-    words = re.findall(r"\w+", answer.lower())
+    words = words_of(answer)
     return not words or (len(words) > 2 and len(set(words)) == 1)
 
 
@@ -246,7 +242,7 @@ def missing_measures(sets: Mapping[str, Sequence[EvaluationRow]]) -> dict[str, s
     no_set = {name: "the data has no such questions" for name in FORGET_SETS + UTILITY_SETS}
     no_answers = {name: "the data has no answers to these questions" for name in sets if sets[name]}
     unseen = {
-        name: "ROUGE reads words of a–z and digits alone, and the answers have none"
+        name: "the answers have no word, only punctuation or symbols"
         for name, rows in sets.items()
         if any(row.answer for row in rows)
     }

@@ -1,6 +1,5 @@
 """Answers side by side: which ones are shown, and which words are marked."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -10,7 +9,7 @@ from rapidfuzz.distance import LCSseq
 
 from pmc_jax.reporting.run_files import number
 from pmc_jax.reporting.text import spread
-from pmc_jax.text.rouge import words_of
+from pmc_jax.text.words import word_spans
 
 # The sets of samples.jsonl: title, note, how many are shown.
 EXAMPLE_SETS = {
@@ -181,8 +180,12 @@ def spans_of(text: Cut, shared: set[int], left: Mark, changed: Mark) -> list[Spa
 
 def cut(text: str) -> Cut:
     """The pieces of `text`, and (piece, stem) of those that are words."""
-    pieces = re.split(r"([^\W_]+)", text)
-    return pieces, [(index, words_of(pieces[index])[0]) for index in range(1, len(pieces), 2)]
+    pieces, words, end = [], [], 0
+    for start, stop, word in word_spans(text):
+        pieces += [text[end:start], text[start:stop]]
+        words.append((len(pieces) - 1, word))
+        end = stop
+    return [*pieces, text[end:]], words
 
 
 def joined(spans: Sequence[Span]) -> str:

@@ -1,35 +1,48 @@
 """ROUGE-L recall (Lin 2004), which measures how much of an answer is left.
 
-Words and stems are those of the `rouge_score` package with `use_stemmer=True`.
+Latin texts have the words of the `rouge_score` package with `use_stemmer=True`: runs of a–z and
+0–9 after lowercasing, stemmed. That package sees no other script. Here the words and signs of
+other scripts count too, as in `pmc_jax.text.words`.
 """
 
-import functools
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
-from nltk.stem.porter import PorterStemmer
+import regex
 from rapidfuzz.distance import LCSseq
 
-_STEMMER = PorterStemmer()
+from pmc_jax.text.words import SIGN, WORD, comparable, normalised, stem
+
+_LATIN = re.compile(r"[a-z0-9]+")
+_LATIN_END = re.compile(r"[a-z0-9]+\Z")
+_WORDS = regex.compile(rf"[a-z0-9]+|{SIGN}|{WORD}", regex.V1)
+_OPEN_END = regex.compile(rf"(?:[a-z0-9]+|{SIGN}|{WORD})\p{{M}}*\Z", regex.V1)
 
 
-@functools.lru_cache(maxsize=1 << 18)
-def _stem(word: str) -> str:
-    return _STEMMER.stem(word) if len(word) > 3 else word
-
-
-@functools.lru_cache(maxsize=1 << 15)
+@lru_cache(maxsize=1 << 15)
 def rouge_words(text: str) -> tuple[str, ...]:
-    """The stemmed words of `text`: runs of [a-z0-9] after lowercasing."""
-    return tuple(_stem(word) for word in re.findall(r"[a-z0-9]+", text.lower()))
+    """The words of a text that ROUGE compares, in order."""
+    if text.isascii():
+        return tuple(map(stem, _LATIN.findall(text.lower())))
+    return _words(normalised(text))
 
 
-def words_of(text: str) -> list[str]:
-    """The stemmed words of `text` in any script: runs of letters and digits.
+def settled_rouge_words(text: str) -> tuple[str, ...]:
+    """The words that every text which begins with `text` has first.
 
-    For ASCII text they are those of `rouge_words`, which ignores all other scripts.
+    The last word or sign of `text` is left out unless something follows it: letters or marks may
+    yet be added to it.
     """
-    return [_stem(word) for word in re.findall(r"[^\W_]+", text.lower())]
+    if text.isascii():
+        return rouge_words(_LATIN_END.sub("", text.lower()))
+    return _words(_OPEN_END.sub("", normalised(text)))
+
+
+def _words(letters: str) -> tuple[str, ...]:
+    """The words of a normalised text."""
+    found = _WORDS.findall(letters)
+    return tuple(stem(word) if word.isascii() else comparable(word) for word in found)
 
 
 def lcs_recall(reference: Sequence[str], candidate: Sequence[str]) -> float:

@@ -6,12 +6,12 @@ The reward of the paper is r(x) = 1 − ROUGE-L recall(y0, x). The code uses the
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
 from pmc_jax.errors import UserError
-from pmc_jax.text.rouge import lcs_recall, rouge_words
+from pmc_jax.text.rouge import lcs_recall, rouge_words, settled_rouge_words
+from pmc_jax.text.words import signs
 from pmc_jax.unlearning.method import Run, Tokens, imported
 from pmc_jax.unlearning.pmc.settings import PMCSettings
 
@@ -19,8 +19,8 @@ from pmc_jax.unlearning.pmc.settings import PMCSettings
 def kept_share(original: str, response: str) -> float:
     """ROUGE-L recall of the original answer y0 in a response, in [0, 1].
 
-    An original without any [a-z0-9] word (a non-Latin script) is compared character by
-    character; an empty original is matched by an empty response alone.
+    Words and signs of every script count. An original of only punctuation or symbols is
+    compared character by character; an empty one is matched by an empty response alone.
     """
     if reference := rouge_words(original):
         return lcs_recall(reference, rouge_words(response))
@@ -38,10 +38,10 @@ def score_bound(original: str, settled: str) -> float:
     """The least score of a response that begins with `settled`.
 
     ROUGE-L recall never decreases as a response grows, and penalties only add to it. The last
-    word of `settled` counts only if a character follows it: it may yet become another word.
+    word or sign of `settled` counts only if something follows it: it may yet become another one.
     """
     if reference := rouge_words(original):
-        return lcs_recall(reference, rouge_words(re.sub(r"[a-z0-9]+\Z", "", settled.lower())))
+        return lcs_recall(reference, settled_rouge_words(settled))
     return lcs_recall("".join(original.split()), "".join(settled.split()))
 
 
@@ -99,9 +99,9 @@ def short_answer_penalty(response: str, min_len: int) -> float:
     """exp(−w) for a response of w < `min_len` words, else 0.
 
     Words are split at single spaces, as in the published code: an empty response counts as one
-    word.
+    word. In scripts that are read sign by sign, signs count as words.
     """
-    words = len(response.strip().split(" "))
+    words = max(len(response.strip().split(" ")), signs(response))
     return math.exp(-words) if words < min_len else 0.0
 
 

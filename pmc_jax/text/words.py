@@ -1,0 +1,212 @@
+"""The words of a text in any script, and where a phrase stands in it.
+
+Two spellings of a word are equal if they differ only in case, width, normal form, invisible
+characters, the accents of Latin, Greek and Cyrillic letters, or the vowel points of Hebrew and
+Arabic. English inflections are equal too: Latin words are stemmed. Scripts that put no spaces
+between words, or that attach particles to them as Korean does, are read sign by sign.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Literal
+
+import regex
+from nltk.stem.porter import PorterStemmer
+
+_STEMMER = PorterStemmer()
+
+# Scripts that are read sign by sign.
+_SIGNS = (
+    "Han Hiragana Katakana Bopomofo Hangul Yi Nushu Tangut Khitan_Small_Script Thai Lao Khmer "
+    "Myanmar Tibetan Tai_Le New_Tai_Lue Tai_Tham Tai_Viet Ahom Balinese Javanese"
+)
+_SIGN_CLASS = "".join(rf"\p{{Script={name}}}" for name in _SIGNS.split()) + "ー"
+SIGN = rf"(?=[[{_SIGN_CLASS}]&&[\p{{L}}\p{{Nl}}]])\X"
+"""A sign of a script that is read sign by sign, with its marks: for `regex`."""
+_OTHER = rf"[\p{{L}}\p{{N}}]--[\p{{Common}}\p{{Inherited}}\p{{Latin}}\p{{Nd}}{_SIGN_CLASS}]"
+WORD = rf"(?:[{_OTHER}]\p{{M}}*)+"
+"""A word of any other script but Latin: for `regex`."""
+_LATIN = r"[\p{Latin}\p{Nd}][\p{Latin}\p{Nd}\p{M}]*"
+_WORDS = regex.compile(rf"{_LATIN}|{SIGN}|{WORD}", regex.V1)
+_SIGN = regex.compile(SIGN, regex.V1)
+
+# Symbols that stand for letters or digits but are no spelling of them, such as ™, ², ½ or ①;
+# and the invisible space.
+_SYMBOL = regex.compile(
+    r"[\p{dt=super}\p{dt=sub}\p{dt=circle}\p{dt=square}\p{dt=fraction}\u200b"
+    r"[[\p{S}\p{No}]&&\p{dt=compat}]]",
+    regex.V1,
+)
+# Invisible characters, and the Arabic tatweel, which only stretches a word.
+_INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}\u0640]+", regex.V1)
+_DIGIT = regex.compile(r"[\p{Nd}--[0-9]]", regex.V1)
+_MARKS = regex.compile(r"\p{M}+", regex.V1)
+_MARKS_ARE_OPTIONAL = regex.compile(
+    r"[\p{Latin}\p{Greek}\p{Cyrillic}\p{Hebrew}\p{Arabic}\p{Syriac}\p{Nd}]", regex.V1
+)
+# Latin letters that Unicode does not take apart, as people write them without the sign.
+_PLAIN = str.maketrans({
+    "ł": "l", "ø": "o", "đ": "d", "ħ": "h", "ı": "i", "ŧ": "t", "æ": "ae", "œ": "oe", "ð": "d",
+    "þ": "th",
+})  # fmt: skip
+# Particles that Hebrew and Arabic write together with the next word, such as "in" and "and".
+_ATTACHED = regex.compile(r"[ושהבכלמ]{1,4}|[وف]?(?:لل|[بكلس]?(?:ال)?)")
+_ARTICLE = "ال"
+
+Reading = Literal["apart", "joined"]
+"""How symbols such as ™ are read: as words of their own, or as part of the word beside them."""
+
+
+@lru_cache(maxsize=1 << 18)
+def stem(word: str) -> str:
+    """The stem of a word in lower case: Porter's if it has more than 3 letters."""
+    return _STEMMER.stem(word) if len(word) > 3 else word
+
+
+@lru_cache(maxsize=1 << 18)
+def comparable(word: str) -> str:
+    """What a word is compared by: the same for all its spellings."""
+    letters = unicodedata.normalize("NFKD", word.upper().casefold())
+    if _MARKS_ARE_OPTIONAL.match(letters):
+        letters = _MARKS.sub("", letters).translate(_PLAIN)
+    letters = unicodedata.normalize("NFC", with_ascii_digits(letters))
+    return stem(letters) if letters.isascii() else letters
+
+
+def with_ascii_digits(text: str) -> str:
+    """The text with the digits of all scripts as 0 to 9."""
+    return _DIGIT.sub(lambda found: str(unicodedata.digit(found[0], found[0])), text)
+
+
+def visible(text: str) -> str:
+    """The compatibility decomposition of a text without invisible characters."""
+    return _INVISIBLE.sub("", unicodedata.normalize("NFKD", text))
+
+
+def normalised(text: str) -> str:
+    """The text in normal form NFKC and lower case, with ASCII digits and without symbols.
+
+    Invisible characters are removed. Symbols such as ™, ² and ① become spaces.
+    """
+    letters = visible(_SYMBOL.sub(" ", text))
+    return unicodedata.normalize("NFC", with_ascii_digits(letters)).lower()
+
+
+def signs(text: str) -> int:
+    """How many signs a text has in scripts that are read sign by sign."""
+    return 0 if text.isascii() else len(_SIGN.findall(normalised(text)))
+
+
+def word_spans(text: str) -> list[tuple[int, int, str]]:
+    """The words of a text in order, each with its place.
+
+    Returns:
+        (start, end, word) for each word: it stands at `text[start:end]`, with its marks, and two
+        words are the same if these strings are equal. Places are disjoint: the words of a single
+        character, such as ½, are one string with spaces.
+    """
+    words: list[tuple[int, int, str]] = []
+    for start, end, word in _spans(text, "apart"):
+        if words and start < words[-1][1]:
+            first, _, earlier = words.pop()
+            words.append((first, end, f"{earlier} {word}"))
+        else:
+            words.append((start, end, word))
+    return words
+
+
+@lru_cache(maxsize=1 << 15)
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of a text in order, each as the string that it is compared by."""
+    return tuple(word for _, _, word in _spans(text, "apart"))
+
+
+def holds(text: str, phrase: str) -> bool | None:
+    """Whether the words of a phrase stand in a text, one after the other.
+
+    Returns:
+        None if the phrase has no word and cannot be compared.
+    """
+    return bool(found(text, phrase)) if any(_phrases(phrase)) else None
+
+
+def found(text: str, phrase: str) -> list[tuple[int, int]]:
+    """Where a phrase stands in a text: (start, end) of each place, in order and disjoint.
+
+    The places are whole words and signs of `text`; none if the phrase has no word.
+    """
+    places = {
+        place
+        for reading in _readings(text)
+        for wanted in _phrases(phrase)
+        for place in _places(_spans(text, reading), wanted)
+    }
+    return list(_disjoint(sorted(places)))
+
+
+def _readings(text: str) -> tuple[Reading, ...]:
+    """The readings in which the words of a text can differ."""
+    return ("apart", "joined") if not text.isascii() and _SYMBOL.search(text) else ("apart",)
+
+
+def _phrases(phrase: str) -> list[tuple[str, ...]]:
+    """The words of a phrase in each reading; none without words."""
+    readings = (tuple(word for _, _, word in _spans(phrase, how)) for how in _readings(phrase))
+    return [words for words in readings if words]
+
+
+def _places(
+    spans: tuple[tuple[int, int, str], ...], wanted: tuple[str, ...]
+) -> Iterator[tuple[int, int]]:
+    """Where words stand one after the other."""
+    count = len(wanted)
+    for first in range(len(spans) - count + 1):
+        if _begins(spans[first][2], wanted[0]) and all(
+            spans[first + i][2] == wanted[i] for i in range(1, count)
+        ):
+            yield spans[first][0], spans[first + count - 1][1]
+
+
+def _begins(word: str, wanted: str) -> bool:
+    """Whether a word is the wanted one, perhaps after particles that are written with it."""
+    if word == wanted or wanted.isascii() or len(wanted) < 3:
+        return word == wanted
+    bare = wanted.removeprefix(_ARTICLE)
+    return word.endswith(bare) and bool(_ATTACHED.fullmatch(word.removesuffix(bare)))
+
+
+def _disjoint(places: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Sorted places, those that overlap as one."""
+    start, end = -1, -1
+    for next_start, next_end in places:
+        if next_start >= end:
+            if end > start:
+                yield start, end
+            start = next_start
+        end = max(end, next_end)
+    if end > start:
+        yield start, end
+
+
+@lru_cache(maxsize=1 << 13)
+def _spans(text: str, reading: Reading) -> tuple[tuple[int, int, str], ...]:
+    """Words with their places in one reading."""
+    if text.isascii():
+        words = re.finditer(r"[A-Za-z0-9]+", text)
+        return tuple((word.start(), word.end(), comparable(word[0])) for word in words)
+    spell: Callable[[str], str] = _apart if reading == "apart" else visible
+    spelled = [spell(character) for character in text]
+    places = [index for index, letters in enumerate(spelled) for _ in letters]
+    return tuple(
+        (places[word.start()], places[word.end() - 1] + 1, comparable(word[0]))
+        for word in _WORDS.finditer("".join(spelled))
+    )
+
+
+@lru_cache(maxsize=1 << 12)
+def _apart(character: str) -> str:
+    """A character's `visible` letters; those of a symbol stand between spaces."""
+    letters = visible(character)
+    return f" {letters} " if _SYMBOL.match(character) else letters
