@@ -30,8 +30,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pmc_jax.api import BUNDLED_PROMPT
 from pmc_jax.data import DataConfig, load_dataset
+from pmc_jax.data.prompts import PromptConfig
 from pmc_jax.language_model import ModelSource, load_language_model
 from pmc_jax.model.specs import Params
 from pmc_jax.training.batch import step_batch
@@ -93,7 +93,7 @@ def tofu(directory: str, model: str, questions: int, epochs: int) -> Setting:
 
 def prepare(setting: Setting) -> tuple[Run[PMC], Params, TrainStep]:
     """The run before its first step, the target model's weights, and the optimizer step."""
-    model = load_language_model(setting.model, BUNDLED_PROMPT)
+    model = load_language_model(setting.model, PromptConfig())
     dataset = load_dataset(setting.data)
     dataset = dataclasses.replace(dataset, forget=dataset.forget[: setting.questions])
     pmc, training = setting.pmc, setting.training

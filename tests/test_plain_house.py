@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
@@ -242,6 +243,16 @@ def private_uses(path: str) -> Iterator[str]:
 
 def test_private_names_stay_in_their_directory():
     assert not [use for path in sources(*PACKAGES) for use in private_uses(path)]
+
+
+def test_benchmarks_import_names_that_exist():
+    missing = [
+        f"{path}: {module} {name}"
+        for path in sources("benchmarks")
+        for module, name in imports(parsed(path))
+        if name is not None and not hasattr(importlib.import_module(module), name)
+    ]
+    assert not missing
 
 
 BASE = {"errors", "settings", "runtime"}
