@@ -1,17 +1,17 @@
-# `make demo` and `make test` are all a newcomer needs; `make` lists the rest.
+# `make demo` and `make test` are all that a newcomer needs; `make` lists the rest.
 #
-# Each command first builds the virtual environment it needs in $(VENV), and only
-# builds it again when pyproject.toml or constraints.txt has changed.
+# Each command first builds the virtual environment that it needs in $(VENV). It builds it
+# again only if pyproject.toml or constraints.txt has changed.
 
 VENV ?= .venv
-# Workers for the tests. Other pytest options go in PYTEST_ADDOPTS.
+# The number of test workers. Other pytest options go into PYTEST_ADDOPTS.
 JOBS ?= 2
-# Arguments of the command that `make demo` runs, for instance ARGS="seed=1 name=demo-1".
+# Arguments for the command of `make demo`, for instance ARGS="seed=1 name=demo-1".
 ARGS ?=
 
 BIN := $(VENV)/bin
 
-# The first interpreter that is new enough, unless the caller names one.
+# The first Python that is new enough, unless the caller names one.
 is_new_enough = -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 version = -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 ifndef PYTHON
@@ -20,7 +20,7 @@ PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 else ifeq (,$(filter clean help lock,$(MAKECMDGOALS)))
 ifneq (,$(wildcard $(VENV)/.created))
 ifneq ($(shell "$(PYTHON)" $(version)),$(shell $(BIN)/python $(version)))
-$(error $(VENV) holds Python $(shell $(BIN)/python $(version)), not that of PYTHON=$(PYTHON): run "make clean" first, or choose another directory with VENV=)
+$(error $(VENV) holds Python $(shell $(BIN)/python $(version)), not the version of PYTHON=$(PYTHON): run "make clean" first, or choose another directory with VENV=)
 endif
 endif
 endif
@@ -35,7 +35,7 @@ LOCK := constraints.txt
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: $(VENV)/.installed-run  ## unlearn with the bundled model: about a minute on two cores
+demo: $(VENV)/.installed-run  ## unlearn with the bundled model: takes about a minute on two cores
 	$(BIN)/python -m pmc_jax.train $(ARGS)
 
 test: $(VENV)/.installed-test  ## run the fast tests
@@ -59,7 +59,7 @@ format: $(VENV)/.installed-dev  ## fix style and formatting
 docs: $(VENV)/.installed-docs  ## build the documentation into site/
 	PATH="$(abspath $(BIN)):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# Of run, test and dev, each contains the one before it, so the larger also stands for the smaller.
+# run, test and dev each contain the one before, so installing one marks the smaller ones as done.
 $(VENV)/.installed-run: $(VENV)/.created pyproject.toml $(LOCK)
 	$(call install,.)
 	@touch $@
@@ -103,6 +103,6 @@ lock:  ## resolve the newest versions and pin them in constraints.txt
 		| sed -E '/^(nvidia|cuda|triton)/d; s/\+[a-z0-9.]+$$//' | sort -f; } > "$$tools/lock" && \
 	cp "$$tools/lock" $(LOCK) && echo "Wrote $(LOCK)."
 
-clean:  ## remove the environment and build products; runs/ stays
+clean:  ## remove the environment and build products, but not runs/
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

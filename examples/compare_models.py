@@ -1,6 +1,6 @@
-"""Unlearn with two methods and hold the models against each other.
+"""Unlearn with two methods and compare the models.
 
-`python examples/compare_models.py`: PMC and NPO on the bundled model, in memory.
+`python examples/compare_models.py` runs PMC and NPO on the bundled model, in memory.
 """
 
 import pmc_jax as pmc
@@ -16,7 +16,7 @@ METHODS = {
 
 
 def main(training: pmc.Training = TRAINING) -> dict[str, pmc.Evaluation]:
-    """Train each method, and print unlearn quality and utility side by side."""
+    """Train with each method, and print unlearn quality and utility."""
     model, data = pmc.load_model("bundled"), pmc.Dataset.bundled()
     found = {}
     for name, (method, optimizer) in METHODS.items():

@@ -1,7 +1,7 @@
 """Unlearn a few questions, in memory: `python examples/unlearn_your_model.py [MODEL]`.
 
-MODEL is a Hugging Face directory or hub id; without one it is the small model in the package,
-which knows the fictitious authors of its own world.
+MODEL is a Hugging Face directory or hub id. Without it, the script uses the small model in the
+package, which knows a few fictitious authors.
 """
 
 import sys
@@ -9,7 +9,7 @@ import sys
 import pmc_jax as pmc
 
 QUESTIONS = 4
-"""How many of the bundled world's questions are to be forgotten."""
+"""The number of bundled questions to forget."""
 
 SETTINGS = {
     "method": pmc.PMC(samples=8, max_new_tokens=40, min_len=4, retain_per_forget=2),
@@ -20,7 +20,7 @@ SETTINGS = {
 
 
 def main(path: str = "bundled") -> pmc.Unlearned:
-    """Unlearn, print answers before and after, and measure what is left."""
+    """Unlearn, print the answers before and after, and measure what is left."""
     model = pmc.load_model(path)
     world = pmc.Dataset.bundled()
     known = world.evaluation["forget"][:QUESTIONS]

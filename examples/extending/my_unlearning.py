@@ -1,4 +1,4 @@
-"""A method and a reward of one's own, outside the package. `docs/extending.md` explains them."""
+"""A method and a reward of your own, outside the package. `docs/extending.md` explains them."""
 
 import dataclasses
 from typing import ClassVar
@@ -16,13 +16,13 @@ from pmc_jax.unlearning.method import BaselineMethod
 def uniform_cross_entropy(
     logits: Float[Array, "*positions vocab"], tokens: Int[Array, "*positions"]
 ) -> Float[Array, "*positions"]:
-    """−(1/V) Σ_v log p(v): least where the model is indifferent between all V tokens."""
+    """−(1/V) Σ_v log p(v). It is least if the model gives all V tokens the same probability."""
     return -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class MaximumEntropy(BaselineMethod):
-    """Forget answers are trained towards the uniform distribution, others are retained.
+    """Train forget answers towards the uniform distribution, and retain other answers.
 
     Attributes:
         strength: the weight of the forget loss.
@@ -37,7 +37,7 @@ class MaximumEntropy(BaselineMethod):
     )
 
     def token_losses(self, config: ModelConfig) -> dict[str, TokenLoss]:
-        """Tokens of forget answers cost the cross-entropy to the uniform distribution."""
+        """The loss of a forget token is the cross-entropy to the uniform distribution."""
         return {**super().token_losses(config), "forget": TokenLoss(uniform_cross_entropy)}
 
     def loss(self, forget: Targets, preferred: Targets) -> Float[Array, ""]:
@@ -46,7 +46,7 @@ class MaximumEntropy(BaselineMethod):
 
 
 def names_in(text: str) -> set[str]:
-    """Words with a capital letter, a rough guess at names."""
+    """Words with a capital letter: a rough guess at the names."""
     words = (word.strip(".,;:!?'\"") for word in text.split())
     return {word for word in words if word[:1].isupper()}
 
@@ -60,7 +60,7 @@ def forgotten_names(original: str, response: str) -> float:
 def most_forgotten_names(original: str, beginning: str) -> float:
     """The highest reward that a response with this beginning can still reach.
 
-    The last word may yet become another, so it does not count.
+    The last word may be incomplete, so it does not count.
     """
     return forgotten_names(original, beginning.rpartition(" ")[0])
 

@@ -1,4 +1,4 @@
-"""A method and a reward of one's own, from Python: `python examples/extending/run.py`.
+"""Use a method and a reward of your own from Python: `python examples/extending/run.py`.
 
 The same from the shell, with `examples/extending` on the Python path:
 
@@ -14,7 +14,7 @@ TRAINING = pmc.Training(epochs=6, batch_size=16, max_length=96)
 
 
 def main(training: pmc.Training = TRAINING) -> dict[str, pmc.Unlearned]:
-    """Unlearn the bundled model's forget questions in both ways, and print an answer of each."""
+    """Unlearn the bundled model's forget questions in both ways; print an answer of each model."""
     model, data = pmc.load_model("bundled"), pmc.Dataset.bundled()
     methods = {
         "own method": (MaximumEntropy(retain_weight=4.0), pmc.Optimizer(learning_rate=1e-3)),
