@@ -44,6 +44,7 @@ from pmc_jax.data import DataConfig
 from pmc_jax.data.files import read_json, write_json, write_text
 from pmc_jax.data.tofu import tofu_files
 from pmc_jax.errors import UserError
+from pmc_jax.evaluation.summary import text_change, text_measures
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -322,8 +323,27 @@ def collect(work: Work) -> list[Run]:
             summary = read_json(other)
             if summary["models"] == [name]:
                 evaluations[kind] = summary
+                if change := side_effects(work, name, kind):
+                    summary["measures"][name] |= text_measures(change)
         found.append(Run(path.parent, read_json(path), evaluations, spent.get(name)))
     return found
+
+
+def side_effects(work: Work, name: str, kind: str) -> Mapping[str, Any] | None:
+    """How far the probabilities of unrelated text are from the target model's, if both are known.
+
+    Each model is evaluated by itself, so the comparison is made here.
+    """
+
+    def part(model: str) -> Any:
+        path = work.evaluations / f"{model}-{kind}" / "models" / model / "side_effects.json"
+        found = read_json(path, missing_ok=True)
+        return found if found and "probabilities" in found else None
+
+    if name == "target" or (before := part("target")) is None or (after := part(name)) is None:
+        return None
+    change = text_change(before, after)
+    return None if isinstance(change, str) else change
 
 
 def wanted(step: Step, only: Sequence[str], work: Work) -> bool:

@@ -20,6 +20,7 @@ from pmc_jax.data.files import write_json, write_text
 from pmc_jax.reporting.comparison import Outcome, Point, compare, read_outcome
 from pmc_jax.reporting.pareto import as_csv, draw_panel, interval_text, looks, method_rows
 from pmc_jax.reporting.plots import LIGHT, plain_style
+from pmc_jax.reporting.side_by_side import EVALUATION_MEASURES
 
 HERE = Path(__file__).parent
 OWN = "pmc"
@@ -27,18 +28,12 @@ OWN = "pmc"
 ATTACKS = {"sampling": "sampled", "prefilling": "sampled after a forced beginning"}
 PLACES = ("name", "runs_dir", "seed", "model.path", "data.path")
 """Settings that say where a run is, not what it does."""
-COLUMNS = {
-    "unlearn_quality": "unlearn quality", "utility": "utility", "rouge_retain": "retain",
-    "rouge_world_facts": "world facts", "rouge_real_authors": "real authors",
-    "sampling_worst": "worst of {samples} samples",
-    "prefilling_worst": "worst of {samples} after a forced beginning",
-    "prefilling_greedy": "greedy after a forced beginning",
-    "least_likely_accuracy": "least-likely attack",
-    "degenerate_rate": "degenerate",
-}  # fmt: skip
-"""Measures of the page's tables; those that no evaluation has are left out."""
-IN_PERCENT = ("unlearn_quality", "utility")
-"""Measures that run from 0 to 100; all others of the page run from 0 to 1."""
+COLUMNS = (
+    "unlearn_quality", "utility", "rouge_retain", "rouge_world_facts", "rouge_real_authors",
+    "sampling_worst", "prefilling_worst", "degenerate_rate",
+)  # fmt: skip
+"""Measures of the table of all configurations; the table of the best ones has every measure."""
+MEASURE = {measure.key: measure for measure in EVALUATION_MEASURES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,24 +286,16 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
-def value_text(key: str, value: float | None) -> str:
-    """A measure in percent with one decimal; a dash if it is unknown."""
-    if value is None:
-        return "–"
-    return f"{value if key in IN_PERCENT else 100 * value:.1f}"
+def samples_of(runs: Sequence[Run], kind: str = "paper") -> int:
+    """How many answers to a question the attacks of an evaluation sampled."""
+    known = (run.evaluations[kind] for run in runs if kind in run.evaluations)
+    return next((int(found["settings"]["evaluation.attack_samples"]) for found in known), 0)
 
 
-def columns_of(runs: Sequence[Run]) -> dict[str, str]:
-    """The measures that some evaluation has, with their headings."""
-    samples = next(
-        (e["settings"]["evaluation.attack_samples"]
-         for run in runs if (e := run.evaluations.get("paper"))), 0,
-    )  # fmt: skip
-    return {
-        key: heading.format(samples=samples)
-        for key, heading in COLUMNS.items()
-        if any(run.measures().get(key) is not None for run in runs)
-    }
+def label(key: str, samples: int) -> str:
+    """The name of a measure with its better direction."""
+    measure = MEASURE[key]
+    return f"{measure.label.format(samples=samples)} {measure.arrow}".strip()
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -331,17 +318,17 @@ def configurations(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return found
 
 
-def measure_table(runs: Sequence[Run], columns: Mapping[str, str]) -> list[list[str]]:
+def measure_table(runs: Sequence[Run], columns: Sequence[str]) -> list[list[str]]:
     """One row for the target, the reference, and each configuration as the mean over seeds."""
     table = []
     best = {run.name for run in best_runs(runs)}
     for name in ("target", "reference"):
         if run := named(runs, name):
-            cells = [value_text(key, run.measures().get(key)) for key in columns]
+            cells = [MEASURE[key].format(run.measures().get(key)) for key in columns]
             table.append([name, "", "", *cells, "–"])
     for group in sorted(configurations(runs).values(), key=lambda g: order(g[0])):
         first = group[0]
-        cells = [value_text(k, mean([run.measures().get(k) for run in group])) for k in columns]
+        cells = [MEASURE[k].format(mean([run.measures().get(k) for run in group])) for k in columns]
         minutes = mean([run.cpu_minutes for run in group])
         mark = "**" if any(run.name in best for run in group) else ""
         table.append(
@@ -354,6 +341,29 @@ def measure_table(runs: Sequence[Run], columns: Mapping[str, str]) -> list[list[
             ]
         )
     return table
+
+
+def measures_of_best(runs: Sequence[Run]) -> list[list[str]]:
+    """Every measure that the evaluations of the target, the reference and the best runs have.
+
+    The rows are measures and the columns models. A measure of several evaluations is that of the
+    first: "paper", then the others by name.
+    """
+    models = [run for _, run in leaking(runs)]
+    table = []
+    for measure in EVALUATION_MEASURES:
+        for kind in sorted({k for run in models for k in run.evaluations}, key=kind_order):
+            values = [run.measures(kind).get(measure.key) for run in models]
+            if any(value is not None for value in values):
+                cells = [measure.format(value) for value in values]
+                table.append([label(measure.key, samples_of(models, kind)), *cells])
+                break
+    return table
+
+
+def kind_order(kind: str) -> tuple[bool, str]:
+    """Sort key of evaluations: "paper" first."""
+    return kind != "paper", kind
 
 
 def order(run: Run) -> tuple[Any, ...]:
@@ -380,7 +390,13 @@ def rivals(runs: Sequence[Run]) -> list[Rival]:
     The control that unlearns nothing by design, `retain_only`, counts like any other baseline.
     """
     groups = [
-        (group, *(mean([run.measures()[key] for run in group]) or 0.0 for key in IN_PERCENT))
+        (
+            group,
+            *(
+                mean([run.measures()[key] for run in group]) or 0.0
+                for key in ("unlearn_quality", "utility")
+            ),
+        )
         for group in configurations(runs).values()
     ]
     found = []
@@ -506,7 +522,7 @@ def page(
     figures: str,
 ) -> str:
     """The text of the page."""
-    columns = columns_of(runs)
+    columns = [key for key in COLUMNS if any(run.measures().get(key) is not None for run in runs)]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
@@ -515,9 +531,10 @@ def page(
         budget=budget, rows=rows, figures=figures,
         target=named(runs, "target"), own=OWN,
         seeds=max((len(group) for group in configurations(runs).values()), default=0),
-        count=len(configurations(runs)), columns=list(columns.values()),
+        count=len(configurations(runs)), columns=[label(key, samples_of(runs)) for key in columns],
         table=measure_table(runs, columns), rivals=rivals(runs), configuration=configuration,
         methods=[{**row, "interval": interval_text(row)} for row in method_rows(points)],
-        leaking=[(label, {a: run.curves(a) for a in ATTACKS}) for label, run in leaking(runs)],
-        attacks=ATTACKS, claims=claims(runs), missing=missing(runs),
+        leaking=[(name, {a: run.curves(a) for a in ATTACKS}) for name, run in leaking(runs)],
+        attacks=ATTACKS, everything=measures_of_best(runs), claims=claims(runs),
+        missing=missing(runs),
     )  # fmt: skip
