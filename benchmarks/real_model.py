@@ -196,7 +196,7 @@ def steps(budget: Budget, work: Work) -> Iterator[Step]:
 def override(key: str, value: Any) -> str:
     """A setting as an argument of the commands."""
     text = str(value)
-    if isinstance(value, str) and not re.fullmatch(r"[\w./:~+-]*", text):
+    if isinstance(value, str | Path) and not re.fullmatch(r"[\w./:~+-]*", text):
         text = '"' + text.replace('"', '\\"') + '"'
     return f"{key}={text}"
 

@@ -81,7 +81,12 @@ def test_a_file_with_another_hash_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [("1e-4", "key=1e-4"), (Path("/a/b-c"), "key=/a/b-c"), ("{q}\n a", 'key="{q}\n a"')],
+    [
+        ("1e-4", "key=1e-4"),
+        (Path("/a/b-c"), "key=/a/b-c"),
+        (Path("/a=1"), 'key="/a=1"'),
+        ("{q}\n a", 'key="{q}\n a"'),
+    ],
 )
 def test_settings_as_arguments(value, text):
     assert real_model.override("key", value) == text
