@@ -14,6 +14,7 @@ from jaxtyping import DTypeLike
 
 from convert.families import Family, family_of
 from pmc_jax.data.files import read_object
+from pmc_jax.data.prompts import PROMPT_FILE
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig
 
@@ -31,8 +32,10 @@ SIDE_FILES = (
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
+    PROMPT_FILE,
 )
-"""Files copied with the weights: tokenizer, chat templates, generation and image settings."""
+"""Files copied with the weights: tokenizer, chat templates, and settings of generation, images
+and prompts."""
 
 
 def read_config(directory: Path) -> tuple[dict[str, Any], Family, ModelConfig]:

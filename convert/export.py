@@ -31,6 +31,7 @@ from convert.tensors import (
     widest_first,
     write_tensors,
 )
+from pmc_jax.data.prompts import PROMPT_FILE
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig, to_host
 from pmc_jax.model.specs import Params
@@ -170,6 +171,7 @@ def export_checkpoint(
     file_bytes: int = FILE_BYTES,
     on_tensor: OnTensor = lambda done: None,
     check_weights: bool = True,
+    prompt: Mapping[str, str] | None = None,
 ) -> None:
     """Write `params` as a Hugging Face directory like `source`, atomically.
 
@@ -182,6 +184,7 @@ def export_checkpoint(
         dtype: the dtype of all weights; None: the dtype of each tensor in `source`, so that a
             round trip is exact.
         check_weights: refuse weights that are not finite, or not in the dtype of the file.
+        prompt: the content of the prompt file; None: a copy of that of `source`, if it has one.
 
     Raises:
         UserError: if `destination` exists, `source` is a different model, or a weight is not
@@ -194,6 +197,8 @@ def export_checkpoint(
     if is_first():
         with new_directory(destination) as directory:
             copy_files(source, directory, dtype)
+            if prompt is not None:
+                write_object(directory / PROMPT_FILE, dict(prompt))
             write_weights(
                 directory, params, cfg, family, dtypes,
                 untouched=untouched_tensors(source, family), file_bytes=file_bytes,

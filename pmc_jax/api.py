@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from pmc_jax.data import Dataset
 from pmc_jax.data.files import read_json, read_objects, write_json, write_json_lines
-from pmc_jax.data.prompts import PromptConfig
+from pmc_jax.data.prompts import PromptConfig, prompt_facts
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import EvaluationConfig, quality, questions_asked, sample_rows
 from pmc_jax.language_model import (
@@ -37,12 +37,12 @@ from pmc_jax.runs.directory import SUMMARY, begin_run, check_outside, holds_run
 from pmc_jax.runs.metrics import LoggingConfig
 from pmc_jax.runs.summary import step_seconds, summarise
 from pmc_jax.runtime.processes import from_first, is_first
-from pmc_jax.runtime.progress import stage, token_stage
+from pmc_jax.runtime.progress import stage, token_stage, warn
 from pmc_jax.runtime.timing import timed
 from pmc_jax.settings import check, flat, recorded
 from pmc_jax.training.loop import StepRecord
 from pmc_jax.training.optimizer import Optimizer
-from pmc_jax.training.run import Trained, prepare_inputs, train_model
+from pmc_jax.training.run import Inputs, Trained, prepare_inputs, train_model
 from pmc_jax.unlearning.method import Method
 from pmc_jax.unlearning.pmc import PMC
 from pmc_jax.unlearning.schedule import Training
@@ -69,7 +69,8 @@ def load_model(
             needs `jax_enable_x64`. Weights are kept in float32 at least.
         remat: what the backward pass recomputes to save memory: "none", "dots" or "full".
         mesh: "auto" for all devices, or "DATAxMODEL" (see the page on scaling).
-        prompt: how questions are put; None: the tokenizer's chat template if it has one.
+        prompt: how questions are put; what it leaves open is as the model was trained, or else
+            the default.
         check_weights: refuse a model with a weight that is NaN or infinite.
 
     Raises:
@@ -169,6 +170,7 @@ def unlearn(
     inputs = prepare_inputs(model, data, method, training, seed)
     if directory is not None:
         begin_run(directory, settings, inputs.hashes, overwrite=overwrite)
+    warn(inputs.warnings)
     spent = dict(seconds or {})
 
     def evaluated(model: LanguageModel, name: str) -> dict[str, Any] | None:
@@ -197,7 +199,9 @@ def unlearn(
                 result = exported_model(model, directory)
         after = evaluated(result, "after")
     if directory is not None and is_first():
-        write_summary(directory, method, settings, result, trained, before, after, spent, untuned)
+        write_summary(
+            directory, method, settings, result, trained, before, after, spent, inputs, untuned
+        )
     return Unlearned(
         result,
         tuple(map(StepRecord.from_json, trained.lines) if trained.lines else trained.records),
@@ -246,6 +250,7 @@ def write_summary(
     before: Mapping[str, Any] | None,
     after: Mapping[str, Any] | None,
     seconds: Mapping[str, float],
+    inputs: Inputs,
     untuned: str | None,
 ) -> None:
     """Write `samples.jsonl` and `summary.json`, and the report if there were evaluations."""
@@ -268,6 +273,10 @@ def write_summary(
         after["measures"] if after else {}, trained.lines, parts,
         {"name": method.name, "sentence": method.sentence}, untuned,
     )  # fmt: skip
+    summary |= {
+        "prompt": prompt_facts(inputs.task.model.template),
+        "warnings": list(inputs.warnings),
+    }
     write_json(directory / SUMMARY, summary)
     if before and after:
         write_report(directory)

@@ -4,6 +4,7 @@ Each line of the file is a JSON object with a `question`, and perhaps a `system`
 line of the answers is an object with `question`, `answers` and `token_ids`.
 """
 
+import sys
 from pathlib import Path
 
 import jax
@@ -45,6 +46,7 @@ def ask(config: AskConfig) -> None:
         jax.config.update("jax_enable_x64", True)
     model = load_language_model(config.model, config.prompt)
     template = model.template
+    print(f"Prompt: {template}", file=sys.stderr)
     prefix = template.encode_prefix(config.prefix) if config.prefix else []
     with stage("asking", len(questions)) as progress:
         responses = generate(

@@ -18,7 +18,14 @@ from convert.load import (
     resolve,
 )
 from pmc_jax.assets import WORLD_MODEL
-from pmc_jax.data.prompts import PromptConfig, PromptTemplate, load_tokenizer, make_template
+from pmc_jax.data.prompts import (
+    PromptConfig,
+    PromptTemplate,
+    load_tokenizer,
+    make_template,
+    prompt_content,
+    read_prompt,
+)
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig, choose_mesh, decoding_params, on_mesh, param_count
@@ -133,13 +140,16 @@ class LanguageModel:
         return [[template.decode(tokens) for tokens in own] for own in responses]
 
     def save(self, directory: str | Path) -> Path:
-        """Write the model as a Hugging Face directory, tokenizer included.
+        """Write the model as a Hugging Face directory, with its tokenizer and prompt settings.
 
         Raises:
             UserError: if `directory` exists.
         """
         target = Path(directory).expanduser()
-        export_checkpoint(self.params, self.config, self.directory, target)
+        export_checkpoint(
+            self.params, self.config, self.directory, target,
+            prompt=prompt_content(self.template.config),
+        )  # fmt: skip
         return target
 
 
@@ -220,8 +230,12 @@ def path_of(source: ModelSource) -> str | Path:
 def template_of(
     config: ModelConfig, directory: Path, eos_token_ids: tuple[int, ...], prompt: PromptConfig
 ) -> PromptTemplate:
-    """The prompt template of a checkpoint, checked against the model's vocabulary."""
-    template = make_template(load_tokenizer(directory), prompt, eos_token_ids)
+    """The prompt template of a checkpoint, checked against the model's vocabulary.
+
+    `prompt` goes before the model's own settings, and these before the defaults.
+    """
+    own = read_prompt(directory)
+    template = make_template(load_tokenizer(directory), prompt, eos_token_ids, own)
     if template.end_id >= config.vocab_size:
         raise UserError(
             f"{directory}: the tokenizer ends a response with token id {template.end_id}, but "

@@ -51,6 +51,8 @@ def train(config: Config) -> None:
     with timed(seconds, "load"):
         data = load_dataset(config.data)
         model = load_language_model(config.model, config.prompt, mesh_of(config.model, config.mesh))
+    if is_first():
+        print(f"Prompt: {model.template}", flush=True)
     unlearn(
         model, data, config.method, config.training, config.optimizer, seed=config.seed,
         evaluation=config.evaluation, out=directory, overwrite=config.overwrite,

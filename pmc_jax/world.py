@@ -22,7 +22,13 @@ from convert.export import write_checkpoint
 from pmc_jax.cli.config import WorldConfig
 from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.data.files import read_json, write_json
-from pmc_jax.data.prompts import PromptConfig, PromptTemplate, make_template
+from pmc_jax.data.prompts import (
+    DEFAULT_PROMPT,
+    PromptConfig,
+    PromptTemplate,
+    make_template,
+    prompt_content,
+)
 from pmc_jax.data.world import Mix, World, make_world, stream, write_world
 from pmc_jax.data.world.stream import Pair
 from pmc_jax.errors import UserError
@@ -101,9 +107,9 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 def world_tokenizer(world: World, seed: int) -> PreTrainedTokenizerFast:
     """A tokenizer trained on a sample of the stream of question-answer pairs."""
     pairs = stream(random.Random(seed), world, Mix(world=0.3, public=0.3))
-    prompt = PromptConfig()
+    prompt = prompt_content(DEFAULT_PROMPT)
     return train_tokenizer(
-        prompt.question.format(question=question) + prompt.answer.format(answer=answer)
+        prompt["question"].format(question=question) + prompt["answer"].format(answer=answer)
         for question, answer in itertools.islice(pairs, TOKENIZER_PAIRS)
     )
 

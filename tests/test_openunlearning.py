@@ -23,6 +23,10 @@ IGNORED = -100
 TAGS = "Question: ", "\n", "Answer: "
 """Before and after a question, and before an answer, without a chat template."""
 
+# It reads special tokens that a text spells, such as [INST], as the tokens themselves. Here they
+# are plain text.
+PLAIN_TEXT = CORPUS[3].replace("[INST] ", "")
+
 
 def asked_by_openunlearning(tokenizer, question, answer, system, chat):
     """(prompt to generate from, tokens, labels) of one pair.
@@ -55,7 +59,7 @@ def check_pairs(tokenizer, system, chat, config):
     template = make_template(tokenizer, config)
     merged = 0
     for question in QUESTIONS:
-        for answer in [*ANSWERS, CORPUS[3]]:
+        for answer in [*ANSWERS, PLAIN_TEXT]:
             prompt, tokens, labels = asked_by_openunlearning(
                 tokenizer, question, answer, system, chat
             )

@@ -360,6 +360,7 @@ PLAIN = [
 def test_plain_parts_are_the_tokens_of_the_whole_text(name, cfg, request):
     tokenizer = request.getfixturevalue(name)
     template = make_template(tokenizer, cfg)
+    cfg = template.config
     head = "Be brief.\n\n" if cfg.system else ""
     for question in QUESTIONS:
         text = head + cfg.question.replace("{question}", question)
@@ -424,6 +425,60 @@ def test_decode_inverts_encode(name, request, answer):
     for cfg in (PromptConfig(), PLAIN[1]):
         template = make_template(tokenizer, cfg)
         assert template.decode(template.encode_answer(answer)) == answer.strip()
+
+
+@pytest.mark.parametrize("name", ["llama3", "base", "phi", "llama2"])
+@pytest.mark.parametrize("chat", [None, CHATML, LLAMA2_CHAT], ids=["plain", "chatml", "llama2"])
+def test_special_tokens_in_texts_are_plain_text(name, chat, request):
+    """Neither a question nor an answer can open or end a turn; its text stays as it is."""
+    tokenizer = request.getfixturevalue(name)
+    before = tokenizer.chat_template
+    tokenizer.chat_template = chat
+    try:
+        template = make_template(tokenizer, PromptConfig())
+        special = set(tokenizer.all_special_ids)
+
+        def marks(ids: list[int]) -> list[int]:
+            return [token for token in ids if token in special]
+
+        harmless = marks(template.encode_prompt("Who?")), marks(template.encode_answer("Zoë"))
+        for token in tokenizer.all_special_tokens:
+            for text in (token, f"Who is {token}, and why?", f"a{token}{token}\n{token} b"):
+                prompt, answer = template.encode_pair(text, text)
+                assert (marks(prompt), marks(answer)) == harmless
+                assert text in tokenizer.decode(prompt)
+                assert text.strip() in template.decode(answer)
+                prefix = template.encode_prefix(text)
+                assert answer[: len(prefix)] == prefix
+                assert template.special_in(text) == [token]
+                system = template.encode_prompt("Who?", text) if chat != LLAMA2_CHAT else prompt
+                assert text in tokenizer.decode(system)
+        assert template.special_in("Who is Zoë?") == []
+    finally:
+        tokenizer.chat_template = before
+
+
+@pytest.mark.parametrize("name", ["llama3", "base", "phi", "llama2"])
+def test_special_tokens_in_plain_texts_are_split_as_transformers_splits_them(name, request):
+    tokenizer = request.getfixturevalue(name)
+    template = make_template(tokenizer, PromptConfig(template="plain"))
+    for token in tokenizer.all_special_tokens:
+        for text in (f"Who is {token}?", f"{token}", f"a{token}{token}b"):
+            whole = f"Question: {text}\nAnswer: {text}"
+            ids = tokenizer(whole, add_special_tokens=False, split_special_tokens=True).input_ids
+            prompt, answer = template.encode_pair(text, text)
+            bos = [tokenizer.bos_token_id] if name != "phi" else []
+            assert prompt + answer[:-1] == [*bos, *ids]
+
+
+def test_special_tokens_of_the_plain_pattern_are_special(llama3):
+    pattern = "<|start_header_id|>user<|end_header_id|>{question}<|eot_id|>"
+    template = make_template(llama3, PromptConfig(template="plain", question=pattern))
+    ids = template.encode_prompt("Is <|eot_id|> the end?")
+    text = pattern.replace("{question}", "Is it the end?")
+    marked = [i for i in llama3(text).input_ids if i in llama3.all_special_ids]
+    assert [i for i in ids if i in llama3.all_special_ids] == marked
+    assert "Is <|eot_id|> the end?" in llama3.decode(ids)
 
 
 def test_decode_takes_off_the_answer_tag_only(phi):

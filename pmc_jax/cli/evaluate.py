@@ -17,13 +17,19 @@ from pmc_jax.evaluation.directory import (
     show,
     write_summary,
 )
-from pmc_jax.evaluation.inputs import check_model, load_inputs, source_of
+from pmc_jax.evaluation.inputs import (
+    check_model,
+    evaluation_warnings,
+    load_inputs,
+    source_of,
+)
 from pmc_jax.evaluation.models import model_paths
 from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.robustness import check_robustness
 from pmc_jax.language_model import check_weights
 from pmc_jax.runs.directory import SUMMARY, begin_run, directory_of, holds_run
 from pmc_jax.runtime.processes import from_first, is_first, join
+from pmc_jax.runtime.progress import warn
 from pmc_jax.settings import recorded
 
 NOT_SETTINGS = (
@@ -55,10 +61,17 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     inputs = load_inputs(config)
+    templates = {name: check_model(config, path, inputs) for name, path in paths.items()}
+    if config.reference_model is not None:
+        templates["reference_model"] = check_model(config, config.reference_model, inputs)
+    warnings = evaluation_warnings(inputs.dataset, inputs.controls, templates, inputs.retain_log)
     for path in filter(None, [*paths.values(), config.reference_model]):
-        check_model(config, path, inputs)
         check_weights(source_of(config, path))
     begin_run(directory, settings, inputs.hashes, overwrite=config.overwrite)
+    if is_first():
+        for name, template in templates.items():
+            print(f"Prompt of {name}: {template}", flush=True)
+    warn(warnings)
     references = measure_references(config, inputs, directory, needed=tofu_missing)
     for name, path in paths.items():
         measure_model(config, name, path, inputs, directories[name], references)
@@ -71,7 +84,7 @@ def evaluate(config: EvaluateConfig) -> None:
             "overwrite=true measures it again"
         )
     else:
-        write_summary(config, inputs, directory, paths)
+        write_summary(config, inputs, directory, paths, warnings)
     show(directory, redact=config.redact)
 
 

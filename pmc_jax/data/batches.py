@@ -48,21 +48,22 @@ def train_sequence(
 ) -> tuple[list[int], list[int]]:
     """The prompt and answer to train on: at most `max_length` tokens together.
 
-    The answer always ends with `end_id`. It replaces another stop token, and is added to an
-    answer without one. Tokens that do not fit before it are dropped.
+    The answer ends with `end_id`. It replaces another stop token, and is added to an answer
+    without one. An answer that does not fit is cut, and has no end token: it would be learnt in
+    the middle of a sentence.
 
     Raises:
-        ValueError: if the prompt leaves no room for the end token.
+        ValueError: if the prompt leaves no room for a token.
     """
-    room = max_length - len(prompt) - 1
-    if room < 0:
+    room = max_length - len(prompt)
+    if room < 1:
         raise ValueError(
             f"a prompt of {len(prompt)} tokens leaves no room within {max_length} tokens"
         )
     body = list(answer)
     if body and (body[-1] == end_id or body[-1] in stop_ids):
         body.pop()
-    return list(prompt), [*body[:room], end_id]
+    return list(prompt), [*body, end_id][:room]
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count"]:

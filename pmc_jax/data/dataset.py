@@ -13,6 +13,12 @@ from pmc_jax.data.build import (
     public_text,
     retain_pairs,
 )
+from pmc_jax.data.checks import (
+    Sources,
+    check_overlap,
+    duplicate_questions,
+    place,
+)
 from pmc_jax.data.files import read_text_lines
 from pmc_jax.data.records import Record, make_records, read_records
 from pmc_jax.data.rows import (
@@ -50,7 +56,9 @@ class Dataset:
             that the data does not have is absent.
         controls: what a thorough evaluation compares with.
         refusals: the data's own refusals, such as "I don't know."; empty if it has none.
-        sources: where each forget row came from, for errors: `f.jsonl, line 4` or `forget[3]`.
+        sources: where forget and retain rows came from, by the name of their set, for errors:
+            `f.jsonl, line 4` or `forget[3]`.
+        warnings: what is suspicious in the data, one sentence each.
     """
 
     forget: tuple[ForgetQuestion, ...]
@@ -58,7 +66,8 @@ class Dataset:
     evaluation: Mapping[str, tuple[EvaluationRow, ...]]
     controls: Controls = dataclasses.field(default_factory=Controls)
     refusals: tuple[str, ...] = ()
-    sources: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
+    sources: Sources = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    warnings: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
     @classmethod
     def from_files(
@@ -70,6 +79,7 @@ class Dataset:
         holdout: str | Path | None = None,
         text: str | Path | None = None,
         retain_rows: int | None = None,
+        allow_overlap: bool = False,
     ) -> "Dataset":
         """Read JSON-lines files, or files with one JSON array.
 
@@ -84,6 +94,7 @@ class Dataset:
                 `real_authors`.
             retain_rows: how many retain rows to evaluate, drawn with replacement; None: each
                 once.
+            allow_overlap: whether a forget question may also stand in the retain data.
 
         Raises:
             UserError: naming file, row and field, if the data is malformed.
@@ -100,7 +111,7 @@ class Dataset:
             holdout=path(holdout),
             text=path(text),
         )
-        return cls.from_records(read_data_files(files), retain_rows)
+        return cls.from_records(read_data_files(files), retain_rows, allow_overlap=allow_overlap)
 
     @classmethod
     def from_dicts(
@@ -112,13 +123,15 @@ class Dataset:
         holdout: Rows | None = None,
         text: Sequence[str] | None = None,
         retain_rows: int | None = None,
+        allow_overlap: bool = False,
     ) -> "Dataset":
         """Take rows in memory, with the same fields as the rows of files.
 
         Args:
             forget: rows to forget; a string is a question without an answer.
             text: paragraphs unrelated to the forget questions.
-            retain, world_facts, real_authors, holdout, retain_rows: as in `from_files`.
+            retain, world_facts, real_authors, holdout, retain_rows, allow_overlap: as in
+                `from_files`.
 
         Raises:
             UserError: naming row (`forget[3]`) and field, if the data is malformed.
@@ -135,7 +148,7 @@ class Dataset:
         records = make_data_records(
             forget, retain, world_facts, real_authors, holdout, text, allow_questions=True
         )
-        return cls.from_records(records, retain_rows)
+        return cls.from_records(records, retain_rows, allow_overlap=allow_overlap)
 
     @classmethod
     def from_huggingface(
@@ -147,6 +160,7 @@ class Dataset:
         holdout: Rows | None = None,
         text: Sequence[str] | None = None,
         retain_rows: int | None = None,
+        allow_overlap: bool = False,
     ) -> "Dataset":
         """Take splits of Hugging Face data sets (`datasets.Dataset`).
 
@@ -159,7 +173,7 @@ class Dataset:
         records = make_data_records(
             forget, retain, world_facts, real_authors, holdout, text, allow_questions=False
         )
-        return cls.from_records(records, retain_rows)
+        return cls.from_records(records, retain_rows, allow_overlap=allow_overlap)
 
     @classmethod
     def tofu(
@@ -189,17 +203,32 @@ class Dataset:
         return cls.from_records(read_data_files(tofu_files(DataConfig(path="bundled"))))
 
     @classmethod
-    def from_records(cls, records: DataRecords, retain_rows: int | None = None) -> "Dataset":
+    def from_records(
+        cls,
+        records: DataRecords,
+        retain_rows: int | None = None,
+        *,
+        allow_overlap: bool = False,
+    ) -> "Dataset":
         """Check records and form the evaluation sets and controls that they allow.
 
         If the records have no retain rows with paraphrased and wrong answers, the controls
         have the retain rows that are evaluated.
 
         Raises:
-            UserError: naming row and field, if a record is malformed.
+            UserError: naming row and field, if a record is malformed; or the rows, if forget
+                questions are also in the retain data.
         """
-        retain = retain_pairs(records.retain)
+        forget, retain = forget_questions(records.forget), retain_pairs(records.retain)
         sets = evaluation_sets(records, retain_rows)
+        sources = {
+            "forget": tuple(record.where for record in records.forget),
+            "retain": tuple(record.where for record in records.retain),
+        }
+        warnings = (
+            *check_overlap(sets, retain, sources, allowed=allow_overlap),
+            *duplicate_questions(forget, sources),
+        )
         text = records.text
         if text is None:
             public = (sets.get(name, ()) for name in ("world_facts", "real_authors"))
@@ -211,13 +240,18 @@ class Dataset:
             text=tuple(text),
         )
         return cls(
-            forget=forget_questions(records.forget),
+            forget=forget,
             retain=retain,
             evaluation=sets,
             controls=controls,
             refusals=tuple(records.refusals),
-            sources=tuple(record.where for record in records.forget),
+            sources=sources,
+            warnings=warnings,
         )
+
+    def place(self, name: str, row: int) -> str:
+        """Where a row of the set `name` came from, for errors."""
+        return place(self.sources, name, row)
 
     def forget_pairs(self) -> tuple[ForgetPair, ...]:
         """The forget questions with their answers, for methods that train on them; never for PMC.
@@ -228,10 +262,9 @@ class Dataset:
         pairs = []
         for row in self.evaluation["forget"]:
             if row.answer is None:
-                where = self.sources[row.id] if self.sources else f"forget[{row.id}]"
                 raise UserError(
-                    f"{where}: field 'answer' is missing; expected the answer to forget, which "
-                    "this method trains on"
+                    f"{self.place('forget', row.id)}: field 'answer' is missing; expected the "
+                    "answer to forget, which this method trains on"
                 )
             pairs.append(ForgetPair(row.id, row.question, row.answer, row.system))
         return tuple(pairs)

@@ -3,12 +3,17 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
+from pmc_jax.data.checks import counted, named
 from pmc_jax.data.dataset import Dataset
 from pmc_jax.data.prompts import PromptTemplate, check_lengths
+from pmc_jax.data.rows import EvaluationRow, ForgetQuestion, QuestionAnswer
 from pmc_jax.errors import UserError
+
+Row = TypeVar("Row", bound=ForgetQuestion | QuestionAnswer | EvaluationRow)
+Encoded = TypeVar("Encoded")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,21 +35,83 @@ def encode(
     """Encode what training gets, and check the prompts of all evaluation sets too.
 
     Raises:
-        UserError: if a prompt is too long, or a token is not in the model's vocabulary.
+        UserError: naming the row, if a prompt is too long or a text cannot be encoded; if all
+            prompts are the same; or if a token is not in the model's vocabulary.
     """
-    forget = [template.encode_prompt(row.question, row.system) for row in dataset.forget]
+
+    def prompt(row: ForgetQuestion | QuestionAnswer | EvaluationRow) -> list[int]:
+        return template.encode_prompt(row.question, row.system)
+
+    def pair(row: QuestionAnswer) -> tuple[list[int], list[int]]:
+        return template.encode_pair(row.question, row.answer, row.system)
+
+    forget = encoded(dataset, "forget", dataset.forget, prompt)
     check_lengths("forget", [row.id for row in dataset.forget], forget, max_length)
-    retain = [template.encode_pair(row.question, row.answer, row.system) for row in dataset.retain]
+    check_differ(dataset, forget)
+    retain = encoded(dataset, "retain", dataset.retain, pair)
     prompts = [prompt for prompt, _ in retain]
     check_lengths("retain", [row.id for row in dataset.retain], prompts, max_length)
     used = {token for prompt, answer in retain for token in (*prompt, *answer)}
     used.update(token for prompt in forget for token in prompt)
     for name, rows in dataset.evaluation.items():
-        prompts = [template.encode_prompt(row.question, row.system) for row in rows]
+        prompts = encoded(dataset, name, rows, prompt)
         check_lengths(name, [row.id for row in rows], prompts, max_length)
         used.update(token for prompt in prompts for token in prompt)
     check_tokens(used, vocab_size)
     return EncodedData(forget, retain)
+
+
+def encoded(
+    dataset: Dataset, name: str, rows: Iterable[Row], encode_row: Callable[[Row], Encoded]
+) -> list[Encoded]:
+    """The rows of a set, encoded by `encode_row`.
+
+    Raises:
+        UserError: naming the row, for a text that cannot be encoded.
+    """
+    found = []
+    for row in rows:
+        try:
+            found.append(encode_row(row))
+        except UserError as error:
+            raise UserError(f"{dataset.place(name, row.id)}: {error}") from None
+    return found
+
+
+def check_differ(dataset: Dataset, prompts: Sequence[Sequence[int]]) -> None:
+    """Check that the forget prompts are not all the same.
+
+    Raises:
+        UserError: if they are, although the questions differ.
+    """
+    questions = {(row.question, row.system) for row in dataset.forget}
+    if len(questions) > 1 and len(set(map(tuple, prompts))) == 1:
+        raise UserError(
+            f"all {len(prompts)} forget questions become the same prompt; expected a prompt "
+            "template that contains the question, and a tokenizer that knows its characters"
+        )
+
+
+def special_token_warnings(dataset: Dataset, template: PromptTemplate) -> list[str]:
+    """Warn of rows whose texts spell special tokens of the tokenizer, encoded as plain text.
+
+    Answers to forget questions are not looked at.
+    """
+    texts: dict[str, list[str]] = {}
+    for name, rows in (("forget", dataset.forget), ("retain", dataset.retain)):
+        for row in rows:
+            answer = row.answer if isinstance(row, QuestionAnswer) else ""
+            whole = "\n".join((row.question, answer, row.system or ""))
+            for token in template.special_in(whole):
+                texts.setdefault(token, []).append(dataset.place(name, row.id))
+    if not texts:
+        return []
+    places = list(dict.fromkeys(place for own in texts.values() for place in own))
+    verb = "spells" if len(places) == 1 else "spell"
+    return [
+        f"{counted(len(places), 'row')} {verb} special tokens ({' '.join(texts)}), which are "
+        f"encoded as plain text: {named(places)}"
+    ]
 
 
 def check_tokens(used: Collection[int], vocab_size: int) -> None:

@@ -19,7 +19,9 @@ def load_dataset(config: DataConfig, *, download_controls: bool = False) -> Data
         UserError: naming file, row and field, if the data is malformed.
     """
     files = data_files(config, download_controls=download_controls)
-    return Dataset.from_records(read_data_files(files), config.retain_rows)
+    return Dataset.from_records(
+        read_data_files(files), config.retain_rows, allow_overlap=config.allow_overlap
+    )
 
 
 def data_files(config: DataConfig, *, download_controls: bool = False) -> DataFiles:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pmc_jax.data.files import read_object
+from pmc_jax.data.files import kind_of, read_object
 from pmc_jax.errors import UserError
-from pmc_jax.settings import free_text, one_of
+from pmc_jax.settings import check, free_text, one_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,34 +22,114 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+PROMPT_FILE = "pmc_prompt.json"
+"""The file of a model directory that says how the model was trained to be asked."""
+
 # A stand-in for question and answer, used to find the text around them.
 PROBE = "Q"
-# The default of the Llama 3 templates. Without a date they print today's, and a resumed run
-# would have other prompts.
-DATE_STRING = "26 Jul 2024"
+
+GUARD = "\ufdd0"
+"""A noncharacter of Unicode that keeps a special token in a text from being read as one."""
+
+DATE_FORMAT = "%d %b %Y"
+STRFTIME_CODES = [f"%{pad}{code}" for pad in ("-", "") for code in "aAwdbBmyYHIpMSfjUWcxXeF"]
+"""Parts of a date as templates ask for them; "%-d" is a day without zero."""
+
+LEFT_OUT = "the tokenizer's chat template leaves out the {}"
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    """How a question becomes a prompt.
+    """How a question becomes a prompt. None: as the model was trained, else a default.
 
     Attributes:
         template: "chat": the tokenizer's chat template; "plain": `question` and `answer`;
-            "auto": chat if the tokenizer can.
-        system: system prompt; also begins a plain prompt.
-        date_string: date in some chat templates; None: 26 Jul 2024.
-        question: plain prompt; must contain "{question}".
-        answer: plain response; must contain "{answer}".
-        format: "standard": prompt and answer are encoded apart; "openunlearning": together, and
-            split, as OpenUnlearning does.
+            "auto" (the default): chat if the tokenizer can.
+        system: system prompt; also begins a plain prompt. "" (the default): none.
+        date_string: date in some chat templates; the default is 26 Jul 2024.
+        question: plain prompt, with "{question}"; the default is "Question: {question}\\nAnswer:".
+        answer: plain response, with "{answer}"; the default is " {answer}".
+        format: "standard" (the default): prompt and answer are encoded apart; "openunlearning":
+            together, and split, as OpenUnlearning does.
     """
 
-    template: str = one_of("auto", "auto", "chat", "plain")
+    template: str | None = one_of(None, "auto", "chat", "plain")
     system: str | None = free_text(None)
     date_string: str | None = None
-    question: str = free_text("Question: {question}\nAnswer:")
-    answer: str = free_text(" {answer}")
-    format: str = one_of("standard", "standard", "openunlearning")
+    question: str | None = free_text(None)
+    answer: str | None = free_text(None)
+    format: str | None = one_of(None, "standard", "openunlearning")
+
+    def over(self, other: PromptConfig) -> PromptConfig:
+        """These settings, and those of `other` where these say nothing."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return dataclasses.replace(other, **given)
+
+
+# The date is the default of the Llama 3 templates. With today's date, a run that is continued
+# tomorrow would have other prompts.
+DEFAULT_PROMPT = PromptConfig(
+    template="auto",
+    system="",
+    date_string="26 Jul 2024",
+    question="Question: {question}\nAnswer:",
+    answer=" {answer}",
+    format="standard",
+)
+
+
+def read_prompt(directory: Path) -> PromptConfig | None:
+    """How the model in `directory` was trained to be asked; None if it does not say.
+
+    Raises:
+        UserError: if its file is not as `prompt_content` writes it.
+    """
+    path = directory / PROMPT_FILE
+    if not path.exists():
+        return None
+    expected = "the prompt settings of a model"
+    content = read_object(path, expected=expected)
+    names = {field.name for field in dataclasses.fields(PromptConfig)}
+    for key, value in content.items():
+        if key not in names:
+            known = ", ".join(sorted(names))
+            raise UserError(f"{path}: unknown key '{key}'; expected {known}")
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{path}: '{key}' is {kind_of(value)}; expected a string")
+    found = PromptConfig(**content)
+    try:
+        check(found, "")
+        if found.template != "chat":
+            check_patterns(found.over(DEFAULT_PROMPT), "")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return found
+
+
+def prompt_content(config: PromptConfig) -> dict[str, str]:
+    """The content of a model's prompt file."""
+    return dict(vars(config))
+
+
+def prompt_facts(template: PromptTemplate) -> dict[str, str]:
+    """What is recorded of the prompt that a model was asked with."""
+    return {
+        "prompt": template.words,
+        "prompt_from": template.origin,
+        "prompt_text": template.text,
+    }
+
+
+def check_patterns(config: PromptConfig, prefix: str = "prompt.") -> None:
+    """Check the plain prompt and response.
+
+    Raises:
+        UserError: if one has no place, or several, for its text.
+    """
+    for name in ("question", "answer"):
+        pattern = getattr(config, name)
+        if pattern.count(f"{{{name}}}") != 1:
+            raise UserError(f"{prefix}{name}={pattern!r}: must contain {{{name}}} once")
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
@@ -113,36 +196,53 @@ def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def make_template(
-    tokenizer: PreTrainedTokenizerBase, config: PromptConfig, eos_token_ids: Collection[int] = ()
+    tokenizer: PreTrainedTokenizerBase,
+    config: PromptConfig,
+    eos_token_ids: Collection[int] = (),
+    own: PromptConfig | None = None,
 ) -> PromptTemplate:
     """The prompt template for a tokenizer.
 
     Args:
+        config: the settings that are given; the others are the model's own, or defaults.
         eos_token_ids: further ids that end a response, from the generation config.
+        own: how the model was trained to be asked, if that is known.
 
     Raises:
-        UserError: if the configuration is invalid, or no token ends a response.
+        UserError: if the configuration is invalid, the chat template leaves out the question or
+            the answer, or no token ends a response.
     """
-    if config.template not in ("auto", "chat", "plain"):
-        raise UserError(f"prompt.template={config.template}: expected auto, chat or plain")
-    chat = config.template == "chat" or (
-        config.template == "auto" and bool(tokenizer.chat_template)
-    )
+    whole = config.over((own or PromptConfig()).over(DEFAULT_PROMPT))
+    if whole.template not in ("auto", "chat", "plain"):
+        raise UserError(f"prompt.template={whole.template}: expected auto, chat or plain")
+    chat = whole.template == "chat" or (whole.template == "auto" and bool(tokenizer.chat_template))
     if chat and not tokenizer.chat_template:
         raise UserError(
             "prompt.template=chat: the tokenizer has no chat template; use prompt.template=plain"
         )
-    for name in ("question", "answer"):
-        pattern = getattr(config, name)
-        if not chat and pattern.count(f"{{{name}}}") != 1:
-            raise UserError(f"prompt.{name}={pattern!r}: must contain {{{name}}} once")
-        if not chat and "\\n" in pattern:
-            logger.warning(
-                "prompt.%s contains a backslash and an n, not a line break; in bash, "
-                "$'prompt.%s=…\\n…' contains a line break",
-                name, name,
-            )  # fmt: skip
-    return PromptTemplate(tokenizer, config, chat, tuple(eos_token_ids))
+    if not chat:
+        check_patterns(whole)
+        for name in ("question", "answer"):
+            if "\\n" in getattr(whole, name):
+                logger.warning(
+                    "prompt.%s contains a backslash and an n, not a line break; in bash, "
+                    "$'prompt.%s=…\\n…' contains a line break",
+                    name, name,
+                )  # fmt: skip
+    whole = dataclasses.replace(whole, template="chat" if chat else "plain")
+    return PromptTemplate(tokenizer, whole, tuple(eos_token_ids), origin_of(config, own))
+
+
+def origin_of(given: PromptConfig, own: PromptConfig | None) -> str:
+    """Where the prompt comes from, in words."""
+    changed = [
+        f"prompt.{name}"
+        for name, value in vars(given).items()
+        if value is not None and (own is None or value != getattr(own, name))
+    ]
+    if own is None:
+        return "as given" if changed else "the default; the model does not say"
+    return "the model's own" + (f", but {', '.join(changed)} as given" if changed else "")
 
 
 @lru_cache(maxsize=1 << 15)
@@ -168,21 +268,73 @@ class PromptTemplate:
     ids as the prompt has. It goes on to the end of the chat template, and to EOS.
 
     Attributes:
-        chat: whether the tokenizer's chat template is used, not the plain patterns of `config`.
+        config: the settings, each with a value; `template` is "chat" or "plain".
         eos_token_ids: ids that end a response besides the template's own.
+        origin: where the settings come from, in words.
     """
 
     tokenizer: PreTrainedTokenizerBase
     config: PromptConfig
-    chat: bool
     eos_token_ids: tuple[int, ...] = ()
+    origin: str = "as given"
 
     def __post_init__(self) -> None:
         _ = self.end_id  # renders the chat template once, so that errors come early
+        question, answer = "the probe question", "the probe answer"
+        if self.chat and question not in self._render(question, None):
+            raise UserError(f"{LEFT_OUT.format('question')}: all prompts would be the same")
+        if self.chat and answer not in self._render(question, None, answer):
+            raise UserError(f"{LEFT_OUT.format('answer')}: nothing could be learnt from it")
+
+    def __str__(self) -> str:
+        """The prompt in words and where it comes from, on one line."""
+        return f"{self.words} ({self.origin})"
+
+    @property
+    def words(self) -> str:
+        """The prompt in words, on one line: `chat template, no system prompt`."""
+        system = self.config.system
+        parts = ["chat template"]
+        if not self.chat:
+            pattern = f"{self.config.question}{self.config.answer}"
+            parts = [f"plain, {json.dumps(pattern, ensure_ascii=False)}"]
+        shown = json.dumps(system, ensure_ascii=False)
+        parts.append(f"system prompt {shown}" if system else "no system prompt")
+        if self.uses_date:
+            parts.append(f"date {self.config.date_string}")
+        if self._as_openunlearning:
+            parts.append("in OpenUnlearning's format")
+        return ", ".join(parts)
+
+    @property
+    def text(self) -> str:
+        """The text of a prompt with its answer, for the question "{question}"."""
+        question, answer = "{question}", "{answer}"
+        if self.chat:
+            return self._render(question, None, answer)
+        return self._prompt_text(question, None) + self._pattern("answer").removeprefix(
+            self._before_answer if self._as_openunlearning else ""
+        )
+
+    @property
+    def chat(self) -> bool:
+        """Whether the tokenizer's chat template is used, not the plain patterns of `config`."""
+        return self.config.template == "chat"
+
+    @cached_property
+    def uses_date(self) -> bool:
+        """Whether prompts contain a date."""
+        if not self.chat:
+            return False
+        other = dataclasses.replace(self.config, date_string="01 Jan 1970")
+        return self._render(PROBE, None) != dataclasses.replace(self, config=other)._render(
+            PROBE, None
+        )
 
     def encode_prompt(self, question: str, system: str | None = None) -> list[int]:
         """The ids before the response; with one BOS if the tokenizer or chat template adds any."""
-        text = self._prompt_text(question, system)
+        system = None if system is None else self._guarded(system)
+        text = self._prompt_text(self._guarded(question), system)
         if self._as_openunlearning:
             return self._openunlearning_ids(text)
         ids, bos = self._ids(text), self.tokenizer.bos_token_id
@@ -199,10 +351,12 @@ class PromptTemplate:
         prompt = self.encode_prompt(question, system)
         if not self._as_openunlearning:
             return prompt, self.encode_answer(answer)
+        question, answer = self._guarded(question), self._guarded(answer)
+        system = None if system is None else self._guarded(system)
         if self.chat:
             text = self._render(question, system, answer)
         else:
-            pattern = self.config.answer.removeprefix(self._before_answer)
+            pattern = self._pattern("answer").removeprefix(self._before_answer)
             text = self._prompt_text(question, system) + pattern.replace("{answer}", answer)
         ids = self._openunlearning_ids(text)
         if ids[-1:] != [self.end_id]:
@@ -214,8 +368,9 @@ class PromptTemplate:
         """The ids of a response with this answer, end token included."""
         if self._as_openunlearning:
             return self.encode_pair(PROBE, answer)[1]
+        answer = self._guarded(answer)
         if not self.chat:
-            text = self._probe_prompt + self.config.answer.replace("{answer}", answer)
+            text = self._probe_prompt + self._pattern("answer").replace("{answer}", answer)
             return [*self._response_ids(text), self.end_id]
         ids = self._response_ids(self._render(PROBE, None, answer))
         while ids and ids[-1] != self.end_id and self.end_id in ids:
@@ -224,10 +379,15 @@ class PromptTemplate:
 
     def encode_prefix(self, text: str) -> list[int]:
         """The first ids of a response whose answer begins with `text`."""
+        text = self._guarded(text)
         if self.chat:
             return self._response_ids(self._render(PROBE, None, text, unfinished=True))
         before = "" if self._as_openunlearning else self._before_answer
         return self._response_ids(self._probe_prompt + before + text)
+
+    def encode_text(self, text: str) -> list[int]:
+        """The ids of a text by itself, with what the tokenizer adds, such as BOS."""
+        return self._ids_with_added(self._guarded(text))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The answer in a response.
@@ -311,7 +471,7 @@ class PromptTemplate:
     @property
     def _before_answer(self) -> str:
         """What the plain pattern has before the answer."""
-        return self.config.answer.partition("{answer}")[0]
+        return self._pattern("answer").partition("{answer}")[0]
 
     def _text(self, ids: Sequence[int]) -> str:
         return _decoded(self.tokenizer, tuple(ids))
@@ -321,6 +481,10 @@ class PromptTemplate:
         return self.tokenizer(PROBE).input_ids[:1] == [self.tokenizer.bos_token_id]
 
     @cached_property
+    def _system(self) -> str:
+        return self._guarded(str(self.config.system))
+
+    @cached_property
     def _probe_prompt(self) -> str:
         return self._prompt_text(PROBE, None)
 
@@ -328,12 +492,92 @@ class PromptTemplate:
     def _probe_ids(self) -> list[int]:
         return self._ids(self._probe_prompt)
 
+    def _pattern(self, name: str) -> str:
+        return str(getattr(self.config, name))
+
     def _ids(self, text: str) -> list[int]:
+        if GUARD in text:
+            return self._guarded_ids(text)
         return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
     def _openunlearning_ids(self, text: str) -> list[int]:
         """The ids of a text; of a plain one with what the tokenizer adds, such as BOS."""
-        return self.tokenizer(text, add_special_tokens=not self.chat, verbose=False).input_ids
+        return self._ids(text) if self.chat else self._ids_with_added(text)
+
+    def _ids_with_added(self, text: str) -> list[int]:
+        if GUARD in text:
+            before, after = self._added
+            return [*before, *self._guarded_ids(text), *after]
+        return self.tokenizer(text, verbose=False).input_ids
+
+    @cached_property
+    def _added(self) -> tuple[list[int], list[int]]:
+        """The ids that the tokenizer adds before and after a text."""
+        bare, whole = self._ids(PROBE), self.tokenizer(PROBE).input_ids
+        first = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+        return whole[:first], whole[first + len(bare) :]
+
+    @cached_property
+    def _special_texts(self) -> Mapping[str, int]:
+        """The ids of special tokens by the texts that stand for them, the longest first."""
+        tokenizer = self.tokenizer
+        added = tokenizer.added_tokens_decoder.items()
+        found = {str(token.content): i for i, token in added if token.special}
+        found |= zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+        return {text: found[text] for text in sorted(found, key=len, reverse=True) if text}
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self._special_texts)) or "(?!)")
+
+    def special_in(self, text: str) -> list[str]:
+        """The special tokens that a question or an answer spells out."""
+        return list(dict.fromkeys(self._special_pattern.findall(text)))
+
+    def _guarded(self, text: str) -> str:
+        """`text` with a guard in every special token, which is then encoded as plain text."""
+        if GUARD in text:
+            raise UserError(f"a text contains {GUARD!r}, which is no character of Unicode")
+        return self._special_pattern.sub(lambda found: found[0][0] + GUARD + found[0][1:], text)
+
+    def _guarded_ids(self, text: str) -> list[int]:
+        """The ids of a text in which guarded special tokens are plain text.
+
+        The text is encoded in pieces, between its own special tokens. The same text with the
+        guarded ones broken shows whether the pieces have the ids that they have in the whole.
+
+        Raises:
+            UserError: if they have not.
+        """
+        broken = re.sub(f".{GUARD}", "", text, flags=re.DOTALL)
+        whole = self._ids(broken)
+        for before in ("", "\n"):  # sentencepiece treats the beginning of a text specially
+            if self._pieces_ids(broken, before) == whole:
+                return self._pieces_ids(text, before)
+        raise UserError(
+            f"a text contains {self.special_in(text.replace(GUARD, ''))[0]}, which this tokenizer "
+            "reads as a special token and cannot encode as plain text"
+        )
+
+    def _pieces_ids(self, text: str, before: str) -> list[int]:
+        """The ids of a text in pieces; all but the first are encoded after `before`."""
+
+        def plain(piece: str) -> list[int]:
+            return self.tokenizer(
+                piece, add_special_tokens=False, split_special_tokens=True, verbose=False
+            ).input_ids
+
+        ids: list[int] = []
+        first = 0
+        for found in [*self._special_pattern.finditer(text), None]:
+            piece = text[first : found.start() if found else len(text)].replace(GUARD, "")
+            if piece:
+                start = before if first else ""
+                ids += plain(start + piece)[len(plain(start)) if start else 0 :]
+            if found:
+                ids.append(self._special_texts[found[0]])
+                first = found.end()
+        return ids
 
     def _response_ids(self, text: str) -> list[int]:
         """The ids after the probe prompt in `text`.
@@ -355,10 +599,10 @@ class PromptTemplate:
     def _prompt_text(self, question: str, system: str | None) -> str:
         if self.chat:
             return self._render(question, system)
-        system = self.config.system if system is None else system
-        prompt = self.config.question.replace("{question}", question)
+        system = self._system if system is None else system
+        prompt = self._pattern("question").replace("{question}", question)
         if self._as_openunlearning:
-            return (system or "") + prompt + self._before_answer
+            return system + prompt + self._before_answer
         return f"{system}\n\n{prompt}" if system else prompt
 
     def _render(
@@ -368,8 +612,11 @@ class PromptTemplate:
         answer: str | None = None,
         unfinished: bool = False,
     ) -> str:
-        """The chat template's text of a prompt or, with an answer, of a conversation."""
-        system = self.config.system if system is None else system
+        """The chat template's text of a prompt or, with an answer, of a conversation.
+
+        The texts are guarded.
+        """
+        system = self._system if system is None else system
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": question})
         if answer is not None:
@@ -382,13 +629,44 @@ class PromptTemplate:
                 tokenize=False,
                 add_generation_prompt=answer is None,
                 continue_final_message=unfinished,
-                date_string=self.config.date_string or DATE_STRING,
+                date_string=self.config.date_string,
+                chat_template=self._chat_template,
                 **thinking,
             )
             return str(text)
+        except UserError:
+            raise
         except Exception as e:  # jinja errors, and whatever a template raises
             reason = " ".join(str(e).split())[:300]
             raise UserError(f"the tokenizer's chat template fails: {reason}") from e
+
+    @cached_property
+    def _chat_template(self) -> str:
+        """The chat template, in which `strftime_now` gives the prompt's date and not today's.
+
+        Transformers passes no functions to templates, so a macro takes its place.
+        """
+        template = str(self.tokenizer.get_chat_template())
+        if "strftime_now" not in template:
+            return template
+        text = str(self.config.date_string)
+        try:
+            date = datetime.strptime(text, DATE_FORMAT)
+        except ValueError:
+            raise UserError(
+                f"prompt.date_string={text}: the chat template formats the date; expected one such "
+                f"as {DEFAULT_PROMPT.date_string}"
+            ) from None
+        formatted = "".join(
+            f" | replace({code!r}, {date.strftime(code)!r})" for code in STRFTIME_CODES
+        )
+        # The empty expression keeps a line break that the template may begin with.
+        return (
+            "{%- macro strftime_now(format) -%}{{ format"
+            + formatted
+            + " }}{%- endmacro %}{{ '' }}"
+            + template
+        )
 
 
 def check_lengths(

@@ -26,6 +26,8 @@ class DataConfig:
         retain_rows: retain examples to evaluate, drawn with replacement; None: each once.
         holdout: file like `forget` that the model has never seen, for membership inference.
         text: file with unrelated text, one paragraph a line, for side effects.
+        allow_overlap: allow forget questions that also stand in `retain`, whose answers are
+            trained on.
 
     For format=tofu, the last four files are found by their names in TOFU if they are None:
     holdout10 belongs to forget10, and text.txt has the text. Without a text, side effects are
@@ -42,6 +44,7 @@ class DataConfig:
     retain_rows: int | None = 400
     holdout: str | None = path_to(None)
     text: str | None = path_to(None)
+    allow_overlap: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

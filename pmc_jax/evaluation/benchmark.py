@@ -10,7 +10,14 @@ from pmc_jax.decoding import Sampling
 from pmc_jax.evaluation.context import EvaluationContext
 from pmc_jax.evaluation.likelihood import TokenScores, answer_scores
 from pmc_jax.evaluation.quality import Answer, answers
-from pmc_jax.evaluation.tofu import UTILITY_METRICS, Metric, SetScores, tofu_log, tofu_summary
+from pmc_jax.evaluation.tofu import (
+    UTILITY_METRICS,
+    Metric,
+    SetScores,
+    measured_on,
+    tofu_log,
+    tofu_summary,
+)
 
 GREEDY_STREAM = 5
 EVAL_FILE, SUMMARY_FILE = "TOFU_EVAL.json", "TOFU_SUMMARY.json"
@@ -27,6 +34,11 @@ def benchmark_sets(context: EvaluationContext) -> dict[str, list[EvaluationRow]]
     return {
         name: [row for row in dict.fromkeys(rows) if row.answer] for name, rows in found.items()
     }
+
+
+def forget_rows(context: EvaluationContext) -> list[EvaluationRow]:
+    """The forget questions of TOFU's log, in its order."""
+    return benchmark_sets(context)["forget"]
 
 
 def forget_truths(sets: Mapping[str, Sequence[EvaluationRow]]) -> list[str]:
@@ -120,6 +132,9 @@ def tofu_part(context: EvaluationContext) -> dict[str, Any]:
         else None
     )
     log = tofu_log(sets, holdout, context.references, context.retain_log)
+    for name in {"forget_truth_ratio", "mia_min_k"} & log.keys():
+        # Beside what OpenUnlearning reads, for who reads this as the log of a retain model.
+        log[name]["measured_on"] = measured_on(forget_rows(context), context.model.template)
     summary = tofu_summary(log)
     return {
         "summary": summary,

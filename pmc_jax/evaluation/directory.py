@@ -123,7 +123,11 @@ def set_truths(directory: Path, inputs: Inputs, config: EvaluateConfig) -> None:
 
 
 def write_summary(
-    config: EvaluateConfig, inputs: Inputs, directory: Path, paths: Mapping[str, str]
+    config: EvaluateConfig,
+    inputs: Inputs,
+    directory: Path,
+    paths: Mapping[str, str],
+    warnings: Sequence[str],
 ) -> None:
     """Write the summary of an evaluation whose parts are complete.
 
@@ -132,6 +136,7 @@ def write_summary(
 
     Args:
         paths: the models' paths by name.
+        warnings: what is suspicious in data and prompts, one sentence each.
     """
     found = summarise_directory(directory / "models", list(paths), SUITES[config.suite])
     for name, path in paths.items():
@@ -147,6 +152,7 @@ def write_summary(
         "data": inputs.hashes,
         "versions": versions(),
         "settings": recorded(config),
+        "warnings": list(warnings),
     }
     write_json(directory / SUMMARY, summary)
 

@@ -1,17 +1,18 @@
 """What an evaluation reads, and checks of it before anything is measured."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pmc_jax.data import Controls, Dataset, load_dataset
-from pmc_jax.data.encode import check_tokens, digest, encode
-from pmc_jax.data.prompts import check_lengths
+from pmc_jax.data.encode import check_tokens, digest, encode, special_token_warnings
+from pmc_jax.data.prompts import PromptTemplate, check_lengths
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.evaluation.config import EvaluateConfig
 from pmc_jax.evaluation.context import reworded_rows
 from pmc_jax.evaluation.parts import SUITES
-from pmc_jax.evaluation.tofu import RetainLog, read_retain_log
+from pmc_jax.evaluation.quality import is_comparable
+from pmc_jax.evaluation.tofu import RetainLog, check_retain_log, read_retain_log
 from pmc_jax.language_model import LanguageModel, ModelSource, describe, mesh_of
 from pmc_jax.runs.checkpoints import seal
 
@@ -52,13 +53,47 @@ def source_of(config: EvaluateConfig, path: str) -> ModelSource:
     return dataclasses.replace(config.model, path=path)
 
 
-def check_model(config: EvaluateConfig, path: str, inputs: Inputs) -> None:
-    """Check a model against the questions and the mesh, before its weights are read."""
+def check_model(config: EvaluateConfig, path: str, inputs: Inputs) -> PromptTemplate:
+    """Check a model against the questions and the mesh, before its weights are read.
+
+    Returns:
+        The prompt that it is asked with.
+    """
     mesh_of(source_of(config, path), config.mesh)
+    model = describe(source_of(config, path), config.prompt)
     check_prompts(
-        describe(source_of(config, path), config.prompt), inputs.dataset, inputs.controls,
+        model, inputs.dataset, inputs.controls,
         suite=config.suite, max_length=config.max_length, prefix=config.prefix,
     )  # fmt: skip
+    return model.template
+
+
+def evaluation_warnings(
+    dataset: Dataset,
+    controls: Controls,
+    templates: Mapping[str, PromptTemplate],
+    retain_log: RetainLog | None,
+) -> list[str]:
+    """What is suspicious in an evaluation, one sentence each.
+
+    Each model is asked as it was trained. If their prompts differ, the reader should know.
+
+    Args:
+        templates: the prompt templates of all models by name; the model under evaluation first.
+
+    Raises:
+        UserError: if the retain model's log is of other forget questions.
+    """
+    evaluated = next(iter(templates.values()))
+    found = [*dataset.warnings, *special_token_warnings(dataset, evaluated)]
+    if len({template.text for template in templates.values()}) > 1:
+        each = "; ".join(f"{name}: {template.words}" for name, template in templates.items())
+        found.append(f"the models are asked with different prompts, each with its own: {each}")
+    if retain_log is not None:
+        forget = dict.fromkeys(filter(is_comparable, dataset.evaluation["forget"]))
+        holdout = sum(bool(row.answer) for row in controls.holdout)
+        found += check_retain_log(retain_log, list(forget), holdout, evaluated)
+    return found
 
 
 def check_prompts(

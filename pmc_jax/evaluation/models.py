@@ -6,6 +6,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from pmc_jax.data.files import read_json, write_json
+from pmc_jax.data.prompts import prompt_facts
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation.config import EvaluateConfig
 from pmc_jax.evaluation.inputs import source_of
@@ -57,15 +58,16 @@ def load_for_evaluation(
         "path": path,
         "parameters": param_count(model.config),
         "weights": seal(checksums(model.params)),
+        **prompt_facts(model.template),
     }
     return model.for_decoding(), facts
 
 
 def record_facts(record: Path, facts: dict[str, Any]) -> None:
-    """Write a model's facts to the file `record`, or check its weights against the file.
+    """Write a model's facts to the file `record`, or check weights and prompt against the file.
 
     Raises:
-        UserError: if the weights are not those on record.
+        UserError: if they are not those on record.
     """
     stored = from_first(lambda: read_json(record, missing_ok=True))
     if stored is None:
@@ -73,5 +75,10 @@ def record_facts(record: Path, facts: dict[str, Any]) -> None:
     elif stored["weights"] != facts["weights"]:
         raise UserError(
             f"{facts['path']} holds other weights than {record.parent} began with; "
+            "choose another name=… or give overwrite=true"
+        )
+    elif stored.get("prompt_text") != facts["prompt_text"]:
+        raise UserError(
+            f"{facts['path']} is asked with another prompt than {record.parent} began with; "
             "choose another name=… or give overwrite=true"
         )

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 
 from pmc_jax.data import Controls, Dataset
+from pmc_jax.data.prompts import prompt_facts
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation.benchmark import reference_scores
 from pmc_jax.evaluation.context import EvaluationContext, RobustnessConfig
-from pmc_jax.evaluation.inputs import check_prompts
+from pmc_jax.evaluation.inputs import check_prompts, evaluation_warnings
 from pmc_jax.evaluation.measure import measure_part
 from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.quality import EvaluationConfig
@@ -21,6 +22,7 @@ from pmc_jax.evaluation.tofu import RetainLog
 from pmc_jax.language_model import LanguageModel
 from pmc_jax.model import on_mesh, param_count
 from pmc_jax.reporting.side_by_side import comparison_table
+from pmc_jax.runtime.progress import warn
 from pmc_jax.settings import check, flat
 
 PREFIX = "The answer is:"
@@ -115,6 +117,11 @@ def evaluate(
     for other in filter(None, (model, before, reference)):
         check_prompts(other, dataset, controls, suite=suite, max_length=max_length, prefix=prefix)
 
+    named = {**models, **({} if reference is None else {"reference": reference})}
+    templates = {name: each.template for name, each in named.items()}
+    warnings = evaluation_warnings(dataset, controls, templates, retain_log)
+    warn(warnings)
+
     def context(of: LanguageModel) -> EvaluationContext:
         trainable = not isinstance(of.params["layers"], tuple)
         return EvaluationContext(
@@ -133,7 +140,11 @@ def evaluate(
             given = dataclasses.replace(context(each), references=references)
             parts[name] = {part: measure_part(given, part, name) for part in SUITES[suite]}
     facts = {
-        name: {"path": str(each.directory), "parameters": param_count(each.config)}
+        name: {
+            "path": str(each.directory),
+            "parameters": param_count(each.config),
+            **prompt_facts(each.template),
+        }
         for name, each in models.items()
     }
     settings = {
@@ -142,4 +153,5 @@ def evaluate(
         "robustness": dataclasses.asdict(robustness),
     }  # fmt: skip
     found = summarise(parts, None if before is None else "before", facts)
-    return Evaluation({"suite": suite, **found, "settings": flat(settings)}, parts)
+    summary = {"suite": suite, **found, "settings": flat(settings), "warnings": warnings}
+    return Evaluation(summary, parts)

@@ -18,10 +18,9 @@ from pmc_jax.language_model import LanguageModel
 
 def text_pairs(template: PromptTemplate, text: Sequence[str], window: int) -> list[Pair]:
     """Each paragraph in windows of at most `window` tokens, as (first token, the other tokens)."""
-    tokenizer = template.tokenizer
     pairs: list[Pair] = []
     for paragraph in text:
-        ids = tokenizer(paragraph, verbose=False).input_ids
+        ids = template.encode_text(paragraph)
         for first in range(0, len(ids), window):
             piece = ids[first : first + window]
             if len(piece) > 1:

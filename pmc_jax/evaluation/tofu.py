@@ -15,7 +15,10 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float
 
+from pmc_jax.data.encode import digest
 from pmc_jax.data.files import read_object
+from pmc_jax.data.prompts import PromptTemplate
+from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation.likelihood import TokenScores
 from pmc_jax.evaluation.membership import (
@@ -55,6 +58,9 @@ RETAIN_LOG_LAYOUT = (
     '"mia_min_k": {"agg_value": …}'
 )
 
+SIDES = ("forget", "holdout")
+"""The answers that a membership attack compares, by their names in its entry of the log."""
+
 FORGET_TEXTS = "forget_Q_A_ROUGE"
 """The metric whose rows hold texts of forget questions."""
 
@@ -87,10 +93,18 @@ class RetainLog:
     Attributes:
         truth_ratios: truth ratios of the forget questions; empty if the log has none.
         min_k_auc: AUC of the min-k attack; None if the log has none.
+        indices: the row numbers of the truth ratios, as the log has them; None: 0, 1, ….
+        min_k_rows: how many forget and how many holdout answers the AUC is of, if known.
+        inputs: what was asked, by row number: the question, or the prompt with it.
+        measured_on: `measured_on` of the rows and the prompt, in logs of this program.
     """
 
     truth_ratios: tuple[float, ...]
     min_k_auc: float | None
+    indices: tuple[str, ...] | None = None
+    min_k_rows: tuple[int, int] | None = None
+    inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    measured_on: Mapping[str, str] | None = None
 
 
 def probability(scores: TokenScores) -> float:
@@ -147,7 +161,12 @@ def read_retain_log(path: Path) -> RetainLog:
     try:
         rows = (log.get("forget_truth_ratio") or {}).get("value_by_index") or {}
         scores = {index: row["score"] for index, row in rows.items()}
-        auc = (log.get("mia_min_k") or {}).get("agg_value")
+        attack = log.get("mia_min_k") or {}
+        auc = attack.get("agg_value")
+        sides = [len((attack.get(k) or {}).get("value_by_index") or {}) for k in SIDES]
+        asked = (log.get(FORGET_TEXTS) or {}).get("value_by_index") or {}
+        inputs = {i: row["input"] for i, row in asked.items() if isinstance(row.get("input"), str)}
+        stamp = (log.get("forget_truth_ratio") or attack).get("measured_on")
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: not such a log; expected {RETAIN_LOG_LAYOUT}") from None
     places = {f"forget_truth_ratio, row {index}": score for index, score in scores.items()}
@@ -157,12 +176,93 @@ def read_retain_log(path: Path) -> RetainLog:
                 f"{path}: {place}: {value!r} is no number; expected {RETAIN_LOG_LAYOUT}"
             )
     ratios = tuple(map(float, scores.values()))
-    found = RetainLog(ratios, None if auc is None else float(auc))
+    found = RetainLog(
+        ratios,
+        None if auc is None else float(auc),
+        tuple(scores),
+        (sides[0], sides[1]) if all(sides) else None,
+        inputs,
+        stamp if isinstance(stamp, dict) else None,
+    )
     if not ratios and found.min_k_auc is None:
         raise UserError(
             f"{path}: holds neither forget_truth_ratio nor mia_min_k; expected {RETAIN_LOG_LAYOUT}"
         )
     return found
+
+
+def measured_on(rows: Sequence[EvaluationRow], template: PromptTemplate) -> dict[str, str]:
+    """What metrics of forget questions depend on besides the model.
+
+    A hash of the rows, and the text of the prompt.
+    """
+    return {
+        "questions": digest([dataclasses.astuple(row) for row in rows]),
+        "prompt": template.text,
+    }
+
+
+def plain_text(text: str) -> str:
+    """A text without what decoding with `clean_up_tokenization_spaces` changes."""
+    return "".join(text.split()).casefold().replace("donot", "don't")
+
+
+def check_retain_log(
+    log: RetainLog, rows: Sequence[EvaluationRow], holdout: int, template: PromptTemplate
+) -> list[str]:
+    """Check that a log is of these forget questions; warn if it is of another prompt.
+
+    Args:
+        rows: the forget questions, in the order of the logs.
+        holdout: how many holdout questions there are.
+
+    Raises:
+        UserError: if number, row numbers or texts of the questions differ.
+    """
+    expected = "expected the log of a model that was measured on the same rows"
+    count = len(rows)
+    if log.truth_ratios and len(log.truth_ratios) != count:
+        raise UserError(
+            f"retain_logs: has truth ratios of {len(log.truth_ratios)} forget questions, but the "
+            f"data has {count}; {expected}"
+        )
+    if log.truth_ratios and log.indices is not None:
+        unknown = sorted(set(log.indices) - set(map(str, range(count))))
+        if unknown:
+            raise UserError(
+                f"retain_logs: has a row {unknown[0]}, but the data's {count} forget questions are "
+                f"numbered from 0; {expected}"
+            )
+    if log.min_k_rows is not None and log.min_k_rows != (count, holdout):
+        mine, theirs = f"{count} and {holdout}", " and ".join(map(str, log.min_k_rows))
+        raise UserError(
+            f"retain_logs: mia_min_k is of {theirs} forget and holdout answers, but the data has "
+            f"{mine}; {expected}"
+        )
+    for index, asked in log.inputs.items():
+        row = rows[int(index)] if index.isdecimal() and int(index) < count else None
+        if row is None or plain_text(row.question) not in plain_text(asked):
+            raise UserError(
+                f"retain_logs: row {index} asks {asked[-80:]!r}, which is not the data's forget "
+                f"question of this number; {expected}"
+            )
+    if log.measured_on is not None:
+        own = measured_on(rows, template)
+        if log.measured_on.get("questions") != own["questions"]:
+            raise UserError(f"retain_logs: was measured on other forget rows; {expected}")
+        same = log.measured_on.get("prompt") == own["prompt"]
+    else:
+        same = all(asked_alike(asked, rows[int(i)], template) for i, asked in log.inputs.items())
+    if same:
+        return []
+    return ["retain_logs was measured with another prompt, so its numbers may not be comparable"]
+
+
+def asked_alike(asked: str, row: EvaluationRow, template: PromptTemplate) -> bool:
+    """Whether what a log says was asked is the row's question alone, or this prompt."""
+    ids = template.encode_prompt(row.question, row.system)
+    prompt = template.tokenizer.decode(ids, skip_special_tokens=True)
+    return plain_text(asked) in (plain_text(row.question), plain_text(str(prompt)))
 
 
 def by_index(values: Sequence[Any]) -> dict[str, Any]:

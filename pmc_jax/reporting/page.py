@@ -145,7 +145,7 @@ def render(run: RunFiles, plots: Sequence[Plot]) -> str:
         settings=list(settings_lines(run.summary.get("settings"))),
         facts=[
             (title, list(plain_lines(run.summary.get(key))))
-            for title, key in (("Model", "model"), ("Versions", "versions"))
+            for title, key in (("Model", "model"), ("Prompt", "prompt"), ("Versions", "versions"))
         ],
         durations=durations(run.summary.get("seconds")),
         total=number((run.summary.get("seconds") or {}).get("total")),

@@ -5,7 +5,7 @@ If there are several processes, only process 0 shows it.
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
@@ -104,6 +104,13 @@ class NotebookStage(Stage):
     def _draw(self) -> None:
         self._output.update(self._bar)
         self._drawn = time.monotonic()
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Print warnings, a line each."""
+    if is_first():
+        for warning in warnings:
+            print(f"warning: {warning}", flush=True)
 
 
 @contextmanager

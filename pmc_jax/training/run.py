@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any
 import jax
 
 from pmc_jax.data import Dataset
-from pmc_jax.data.encode import digest, encode, fingerprints
+from pmc_jax.data.checks import cut_answers
+from pmc_jax.data.encode import digest, encode, fingerprints, special_token_warnings
 from pmc_jax.data.files import write_json_lines
 from pmc_jax.language_model import LanguageModel
 from pmc_jax.model import param_count
@@ -50,12 +51,14 @@ class Inputs:
         examples: what it trains on.
         questions: the forget questions as texts.
         hashes: of everything that the run reads, by name.
+        warnings: what is suspicious in the data, one sentence each.
     """
 
     task: Task
     examples: Examples
     questions: tuple[str, ...]
     hashes: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
 
 def prepare_inputs(
@@ -93,7 +96,33 @@ def prepare_inputs(
         "preferred answers": digest([[e.answer for e in own] for own in examples.preferred]),
         "model weights": seal(checksums(model.params)),
     }
-    return Inputs(task, examples, tuple(row.question for row in dataset.forget), hashes)
+    warnings = (
+        *dataset.warnings,
+        *special_token_warnings(dataset, model.template),
+        *warnings_of_cuts(dataset, task, examples),
+    )
+    return Inputs(task, examples, tuple(row.question for row in dataset.forget), hashes, warnings)
+
+
+def warnings_of_cuts(dataset: Dataset, task: Task, examples: Examples) -> list[str]:
+    """Warn of answers that training cuts, among those that the method trains on."""
+
+    def key(example: Example) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return tuple(example.prompt), tuple(example.answer)
+
+    trained = set(map(key, (*examples.forget, *examples.retain)))
+    rows: dict[str, Sequence[Example]] = {"retain": task.retain}
+    if isinstance(task, TaskWithAnswers):
+        rows["forget"] = task.true_answers()
+    found = []
+    for name, own in rows.items():
+        lengths = {
+            row: len(example.prompt) + len(example.answer)
+            for row, example in enumerate(own)
+            if key(example) in trained
+        }
+        found += cut_answers(name, lengths, task.training.max_length, dataset.sources)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

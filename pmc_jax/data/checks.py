@@ -1,0 +1,105 @@
+"""What is suspicious in a data set: found before it is used, and named row by row."""
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+from pmc_jax.data.rows import EvaluationRow, ForgetQuestion, QuestionAnswer
+from pmc_jax.errors import UserError
+
+MOST_NAMED = 5
+Sources = Mapping[str, Sequence[str]]
+"""Where the rows of a set came from, by its name: `f.jsonl, line 4` or `forget[3]`."""
+
+
+def normalised(text: str) -> str:
+    """A text without differences of case, spacing and Unicode form."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def place(sources: Sources, name: str, row: int) -> str:
+    """Where a row came from."""
+    known = sources.get(name, ())
+    return known[row] if row < len(known) else f"{name}[{row}]"
+
+
+def named(places: Sequence[str]) -> str:
+    """At most five places, then how many more there are."""
+    more = len(places) - MOST_NAMED
+    return "; ".join(places[:MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def counted(count: int, what: str) -> str:
+    """A count with its noun: 1 answer, 2 answers."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def check_overlap(
+    sets: Mapping[str, Sequence[EvaluationRow]],
+    retain: Sequence[QuestionAnswer],
+    sources: Sources,
+    *,
+    allowed: bool,
+) -> list[str]:
+    """Warn of forget questions, in any of their wordings, that are also in the retain data.
+
+    Raises:
+        UserError: if there are some and they are not `allowed`.
+    """
+    kept = {normalised(row.question): row.id for row in retain}
+    found: dict[int, int] = {}
+    for row in [*sets.get("forget", ()), *sets.get("paraphrase", ())]:
+        for question in (row.question, *row.variants):
+            if (twin := kept.get(normalised(question))) is not None:
+                found.setdefault(row.id, twin)
+    if not found:
+        return []
+    pairs = [
+        f"{place(sources, 'forget', mine)} (retain: {place(sources, 'retain', twin)})"
+        for mine, twin in sorted(found.items())
+    ]
+    stand = "stands" if len(pairs) == 1 else "stand"
+    problem = (
+        f"{counted(len(pairs), 'forget question')} also {stand} in the retain data, whose answers "
+        f"are trained on: {named(pairs)}"
+    )
+    if allowed:
+        return [problem]
+    raise UserError(
+        f"{problem}; remove these rows, or allow them with data.allow_overlap=true "
+        "(in Python, allow_overlap=True)"
+    )
+
+
+def duplicate_questions(forget: Sequence[ForgetQuestion], sources: Sources) -> list[str]:
+    """Warn of forget questions that stand in the data more than once."""
+    first: dict[tuple[str, str], int] = {}
+    again = []
+    for row in forget:
+        key = normalised(row.question), normalised(row.system or "")
+        if first.setdefault(key, row.id) != row.id:
+            twin = place(sources, "forget", first[key])
+            again.append(f"{place(sources, 'forget', row.id)} (as {twin})")
+    if not again:
+        return []
+    verb = "repeats" if len(again) == 1 else "repeat"
+    return [f"{counted(len(again), 'forget question')} {verb} an earlier one: {named(again)}"]
+
+
+def cut_answers(
+    name: str, lengths: Mapping[int, int], max_length: int, sources: Sources
+) -> list[str]:
+    """Warn of answers that are trained on and do not fit into `max_length` tokens.
+
+    Args:
+        name: the name of the rows' set.
+        lengths: tokens of prompt, answer and end token together, by row.
+    """
+    rows = [row for row, length in lengths.items() if length > max_length]
+    if not rows:
+        return []
+    verb = "is" if len(rows) == 1 else "are"
+    return [
+        f"{counted(len(rows), 'answer')} of the {name} data {verb} cut at "
+        f"training.max_length={max_length}, and no end token is trained after the cut: "
+        f"{named([place(sources, name, row) for row in rows])}"
+    ]
