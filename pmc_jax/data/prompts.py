@@ -292,14 +292,13 @@ class PromptTemplate:
 
     @property
     def words(self) -> str:
-        """The prompt in words, on one line: `chat template, no system prompt`."""
-        system = self.config.system
+        """The prompt in words, on one line: `chat template, date 26 Jul 2024`."""
         parts = ["chat template"]
         if not self.chat:
             pattern = f"{self.config.question}{self.config.answer}"
             parts = [f"plain, {json.dumps(pattern, ensure_ascii=False)}"]
-        shown = json.dumps(system, ensure_ascii=False)
-        parts.append(f"system prompt {shown}" if system else "no system prompt")
+        if self.config.system:
+            parts.append(f"system prompt {json.dumps(self.config.system, ensure_ascii=False)}")
         if self.uses_date:
             parts.append(f"date {self.config.date_string}")
         if self._as_openunlearning:
