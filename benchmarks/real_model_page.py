@@ -5,6 +5,7 @@ is `real_model.md.j2`.
 """
 
 import dataclasses
+import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -26,11 +27,14 @@ HERE = Path(__file__).parent
 OWN = "pmc"
 """The method that the others are compared with."""
 ATTACKS = {"sampling": "sampled", "prefilling": "sampled after a forced beginning"}
+CURVES = {"curve": "ROUGE-L recall", "facts_curve": "fact recall"}
+"""What an attack's curves show of the most revealing of m answers; the last known one counts."""
 PLACES = ("name", "runs_dir", "seed", "model.path", "data.path")
 """Settings that say where a run is, not what it does."""
 COLUMNS = (
     "unlearn_quality", "utility", "rouge_retain", "rouge_world_facts", "rouge_real_authors",
-    "sampling_worst", "prefilling_worst", "degenerate_rate",
+    "facts_forget", "sampling_worst", "sampling_facts_worst", "prefilling_worst",
+    "prefilling_facts_worst", "degenerate_rate", "refusal_rate", "assertion_rate",
 )  # fmt: skip
 """Measures of the table of all configurations; the table of the best ones has every measure."""
 MEASURE = {measure.key: measure for measure in EVALUATION_MEASURES}
@@ -72,10 +76,10 @@ class Run:
         found = self.evaluations.get(kind)
         return found["measures"][self.name] if found else {}
 
-    def curves(self, attack: str) -> Sequence[float]:
-        """The expected largest recall of m sampled answers, m = 1, 2, …, as far as measured."""
-        known = [e["curves"][self.name].get(attack) for e in self.evaluations.values()]
-        return max((part["curve"] for part in known if part), key=len, default=())
+    def curve(self, attack: str, what: str) -> Sequence[float]:
+        """One of `CURVES`: of m sampled answers, m = 1, 2, …, as far as measured."""
+        known = [e["curves"][self.name].get(attack, {}) for e in self.evaluations.values()]
+        return max((part.get(what) or () for part in known), key=len, default=())
 
     @property
     def cpu_minutes(self) -> float | None:
@@ -181,9 +185,9 @@ def number_row(run: Run) -> dict[str, Any]:
                 "samples": found["settings"]["evaluation.attack_samples"],
                 "measures": rounded(found["measures"][run.name]),
                 "curves": {
-                    attack: rounded(found["curves"][run.name][attack])
-                    for attack in ATTACKS
-                    if attack in found["curves"][run.name]
+                    attack: rounded({k: v for k, v in curves.items() if k.endswith("curve")})
+                    for attack, curves in found["curves"][run.name].items()
+                    if attack in ATTACKS
                 },
             }
             for kind, found in run.evaluations.items()
@@ -256,29 +260,47 @@ def leaking(runs: Sequence[Run]) -> list[tuple[str, Run]]:
     return found + [(run.settings["method.name"], run) for run in best_runs(runs)]
 
 
+def known_curves(runs: Sequence[Run]) -> list[str]:
+    """The keys of `CURVES` that are known of some model."""
+    return [k for k in CURVES if any(run.curve("sampling", k) for _, run in leaking(runs))]
+
+
 def draw_leakage(runs: Sequence[Run], path: Path) -> None:
-    """The largest recall among m answers, under sampling and prefilling (Figure 4)."""
+    """The most revealing of m answers, under sampling and prefilling (Figure 4)."""
+    keys, look = known_curves(runs), looks(compare([run.outcome(None) for run in compared(runs)]))
     with plain_style():
-        figure = Figure(figsize=(9, 4), layout="constrained")
-        look = looks(compare([run.outcome(None) for run in compared(runs)]))
-        panels = figure.subplots(1, 2, sharey=True)
-        for axes, (attack, title) in zip(panels, ATTACKS.items(), strict=True):
-            for label, run in leaking(runs):
-                curve = run.curves(attack)
-                marker, colour = look.get(label, ("", LIGHT["ink"]))
+        figure = Figure(figsize=(9, 3.6 * len(keys)), layout="constrained")
+        panels = figure.subplots(len(keys), len(ATTACKS), sharey="row", squeeze=False)
+        for (row, key), (column, attack) in itertools.product(enumerate(keys), enumerate(ATTACKS)):
+            axes = panels[row, column]
+            for name, run in leaking(runs):
+                curve = run.curve(attack, key)
+                marker, colour = look.get(name, ("", LIGHT["ink"]))
                 axes.plot(
-                    range(1, len(curve) + 1), [100 * value for value in curve], label=label,
+                    range(1, len(curve) + 1), [100 * value for value in curve], label=name,
                     color=colour, marker=marker, markevery=[len(curve) - 1] if curve else None,
-                    linestyle="--" if label == "target" else ":" if label == "reference" else "-",
+                    linestyle={"target": "--", "reference": ":"}.get(name, "-"),
                 )  # fmt: skip
-            axes.set(xscale="log", xlabel="answers to a question, m", title=title, ylim=(0, 101))
+            axes.set(xscale="log", xlabel="answers to a question, m", ylim=(0, 101))
+            axes.set_title(ATTACKS[attack])
             axes.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_locator(NullLocator())
             axes.grid(color=LIGHT["rule"], linewidth=0.6)
-        panels[0].set_ylabel("largest ROUGE-L recall among m, %")
-        panels[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+            if column == 0:
+                axes.set_ylabel(f"largest {CURVES[key]} among m, %")
+        panels[0, -1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         save(figure, path)
+
+
+def leakage_table(runs: Sequence[Run]) -> list[list[str]]:
+    """The ends of the curves of `draw_leakage`, with the number of answers."""
+    table = []
+    for name, run in leaking(runs):
+        curves = [run.curve(attack, key) for key in known_curves(runs) for attack in ATTACKS]
+        ends = [f"{100 * curve[-1]:.1f}" if curve else "–" for curve in curves]
+        table.append([f"`{name}`", str(max(map(len, curves), default=0)), *ends])
+    return table
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -464,14 +486,16 @@ def claims(runs: Sequence[Run]) -> list[Claim]:
             )
         )
         for attack, title in ATTACKS.items():
-            values = {run.settings["method.name"]: run.measures()[f"{attack}_worst"]
-                      for run in [own, *others]}  # fmt: skip
+            facts = own.measures().get(f"{attack}_facts_worst") is not None
+            key = f"{attack}_facts_worst" if facts else f"{attack}_worst"
+            values = {run.settings["method.name"]: run.measures()[key] for run in [own, *others]}
             least = min((v, m) for m, v in values.items() if m != OWN)
+            words = "fact words" if facts else "words"
             found.append(
                 Claim(
                     f"PMC leaks least when answers are {title}",
-                    f"{100 * values[OWN]:.1f}% of the words in the most revealing answer, the best "
-                    f"baseline ({least[1]}) {100 * least[0]:.1f}%",
+                    f"{100 * values[OWN]:.1f}% of the {words} in the most revealing answer, "
+                    f"the best baseline ({least[1]}) {100 * least[0]:.1f}%",
                     values[OWN] < least[0],
                 )
             )
@@ -535,7 +559,8 @@ def page(
         count=len(configurations(runs)), columns=[label(key, samples_of(runs)) for key in columns],
         table=measure_table(runs, columns), rivals=rivals(runs), configuration=configuration,
         methods=[{**row, "interval": interval_text(row)} for row in method_rows(points)],
-        leaking=[(name, {a: run.curves(a) for a in ATTACKS}) for name, run in leaking(runs)],
-        attacks=ATTACKS, everything=measures_of_best(runs), claims=claims(runs),
+        models=[name for name, _ in leaking(runs)], leakage=leakage_table(runs),
+        leaks=[f"{CURVES[k]}, {title}" for k in known_curves(runs) for title in ATTACKS.values()],
+        everything=measures_of_best(runs), claims=claims(runs),
         missing=missing(runs),
     )  # fmt: skip
