@@ -24,11 +24,14 @@ from pmc_jax.reporting.plots import LIGHT, plain_style
 from pmc_jax.reporting.side_by_side import EVALUATION_MEASURES
 
 HERE = Path(__file__).parent
+METHODS = ("pmc", "ga", "gd", "dpo", "npo", "simnpo", "idk", "retain_only")
 OWN = "pmc"
 """The method that the others are compared with."""
 ATTACKS = {"sampling": "sampled", "prefilling": "sampled after a forced beginning"}
 CURVES = {"curve": "ROUGE-L recall", "facts_curve": "fact recall"}
 """What an attack's curves show of the most revealing of m answers; the last known one counts."""
+BEYOND = ("method.keep_sampling", "method.final_temperature", "method.final_retain_weight")
+"""Options of PMC that are not in the paper and off by default."""
 PLACES = ("name", "runs_dir", "seed", "model.path", "data.path")
 """Settings that say where a run is, not what it does."""
 COLUMNS = (
@@ -69,7 +72,14 @@ class Run:
     @property
     def unlearns(self) -> bool:
         """Whether the run is one of a method that unlearns, rather than fine-tuning."""
-        return self.settings["method.name"] != "finetune"
+        return self.method != "finetune"
+
+    @property
+    def method(self) -> str:
+        """The method's name; PMC with an option that is not in the paper is a method of its own."""
+        name = str(self.settings["method.name"])
+        beyond = any(self.settings.get(key) for key in BEYOND)
+        return f"{name}, beyond the paper" if beyond else name
 
     def measures(self, kind: str = "paper") -> Mapping[str, float | None]:
         """The measures of one evaluation by name; empty if there is none."""
@@ -91,6 +101,7 @@ class Run:
         found, measured = read_outcome(self.directory), self.measures()
         return dataclasses.replace(
             found,
+            method=self.method,
             settings={k: v for k, v in found.settings.items() if k not in PLACES},
             quality=float(measured["unlearn_quality"] or 0.0),
             utility=float(measured["utility"] or 0.0),
@@ -129,7 +140,7 @@ def best_runs(runs: Sequence[Run]) -> list[Run]:
     """
     target, best = utility_of_target(runs), dict[str, Run]()
     for run in compared(runs) if target else ():
-        method = run.settings["method.name"]
+        method = run.method
         if run.settings["seed"] == 0 and (
             method not in best or balance(run, target) > balance(best[method], target)
         ):
@@ -169,7 +180,7 @@ def number_row(run: Run) -> dict[str, Any]:
     seconds = run.summary["seconds"]
     return {
         "run": run.name,
-        "method": run.settings["method.name"],
+        "method": run.method,
         "seed": run.settings["seed"],
         "steps": run.summary["steps"],
         "tokens_sampled": run.summary["tokens_sampled"],
@@ -257,7 +268,7 @@ def draw_time(points: Sequence[Point], target: float | None, path: Path) -> None
 def leaking(runs: Sequence[Run]) -> list[tuple[str, Run]]:
     """The models whose leakage is shown, with labels: fine-tuned ones, and the best runs."""
     found = [(name, run) for name in ("target", "reference") if (run := named(runs, name))]
-    return found + [(run.settings["method.name"], run) for run in best_runs(runs)]
+    return found + [(run.method, run) for run in best_runs(runs)]
 
 
 def known_curves(runs: Sequence[Run]) -> list[str]:
@@ -356,7 +367,7 @@ def measure_table(runs: Sequence[Run], columns: Sequence[str]) -> list[list[str]
         mark = "**" if any(run.name in best for run in group) else ""
         table.append(
             [
-                f"{mark}`{first.settings['method.name']}`{mark}",
+                f"{mark}`{first.method}`{mark}",
                 configuration(first),
                 str(len(group)),
                 *cells,
@@ -391,8 +402,7 @@ def kind_order(kind: str) -> tuple[bool, str]:
 
 def order(run: Run) -> tuple[Any, ...]:
     """PMC first, then methods by name, and their configurations by their settings."""
-    method = run.settings["method.name"]
-    return method != OWN, method, run.name
+    return not run.method.startswith(OWN), run.method, run.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -424,12 +434,12 @@ def rivals(runs: Sequence[Run]) -> list[Rival]:
     ]
     found = []
     for own, quality, utility in groups:
-        if own[0].settings["method.name"] != OWN:
+        if own[0].method != OWN:
             continue
         others = [
             other
             for other in groups
-            if other[0][0].settings["method.name"] != OWN and other[1] >= quality
+            if not other[0][0].method.startswith(OWN) and other[1] >= quality
         ]
         best = max(others, key=lambda other: other[2], default=(None, None, None))
         found.append(Rival(own, quality, utility, *best))
@@ -453,8 +463,8 @@ class Claim:
 def claims(runs: Sequence[Run]) -> list[Claim]:
     """The paper's claims beside what these runs show."""
     target, reference = named(runs, "target"), named(runs, "reference")
-    best = {run.settings["method.name"]: run for run in best_runs(runs)}
-    own, others = best.get(OWN), [run for method, run in best.items() if method != OWN]
+    best = {run.method: run for run in best_runs(runs)}
+    own, others = best.get(OWN), [run for method, run in best.items() if not method.startswith(OWN)]
     if target is None or own is None:
         return []
     utility = target.measures()["utility"]
@@ -488,7 +498,7 @@ def claims(runs: Sequence[Run]) -> list[Claim]:
         for attack, title in ATTACKS.items():
             facts = own.measures().get(f"{attack}_facts_worst") is not None
             key = f"{attack}_facts_worst" if facts else f"{attack}_worst"
-            values = {run.settings["method.name"]: run.measures()[key] for run in [own, *others]}
+            values = {run.method: run.measures()[key] for run in [own, *others]}
             least = min((v, m) for m, v in values.items() if m != OWN)
             words = "fact words" if facts else "words"
             found.append(
@@ -508,21 +518,20 @@ def missing(runs: Sequence[Run]) -> list[str]:
     groups = configurations(runs)
     by_method: dict[str, int] = {}
     for group in groups.values():
-        method = group[0].settings["method.name"]
+        method = group[0].method
         by_method[method] = by_method.get(method, 0) + 1
-    if few := [f"`{m}` ({n})" for m, n in sorted(by_method.items()) if n < 6]:
+    if few := [f"`{m}` ({n})" for m, n in sorted(by_method.items()) if n < 6 and m in METHODS]:
         found.append(f"Fewer than six configurations: {', '.join(few)}.")
-    if absent := sorted({"ga", "gd", "dpo", "npo", "simnpo", "idk", "retain_only", OWN}
-                        - by_method.keys()):  # fmt: skip
-        found.append(f"Not run yet: {', '.join(f'`{method}`' for method in absent)}.")
+    if absent := [f"`{method}`" for method in METHODS if method not in by_method]:
+        found.append(f"Not run yet: {', '.join(absent)}.")
     best = best_runs(runs)
     seeds = {run.name: len(groups[re.sub(r"-seed=\d+$", "", run.name)]) for run in best}
-    if single := [run.settings["method.name"] for run in best if seeds[run.name] < 3]:
+    if single := [run.method for run in best if seeds[run.name] < 3]:
         found.append(
             "Fewer than three seeds of the best configuration, so without an interval: "
             f"{', '.join(f'`{method}`' for method in single)}."
         )
-    short = [run.settings["method.name"] for run in best if "leakage" not in run.evaluations]
+    short = [run.method for run in best if "leakage" not in run.evaluations]
     if short:
         found.append(
             "Attacks with 100 answers to a question on the best configuration: "
