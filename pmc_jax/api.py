@@ -32,7 +32,7 @@ from pmc_jax.language_model import (
 )
 from pmc_jax.model import on_mesh
 from pmc_jax.reporting import write_report
-from pmc_jax.runs.checkpoints import CheckpointConfig
+from pmc_jax.runs.checkpoints import CheckpointConfig, checksums, seal
 from pmc_jax.runs.directory import SUMMARY, begin_run, check_outside, holds_run
 from pmc_jax.runs.metrics import LoggingConfig
 from pmc_jax.runs.summary import step_seconds, summarise
@@ -198,10 +198,12 @@ def unlearn(
                     leaf.delete()
                 result = exported_model(model, directory)
         after = evaluated(result, "after")
+        weights = None if directory is None else seal(checksums(result.params))
     if directory is not None and is_first():
         write_summary(
-            directory, method, settings, result, trained, before, after, spent, inputs, untuned
-        )
+            directory, method, settings, result, trained, before, after, spent, inputs,
+            untuned=untuned, weights=weights,
+        )  # fmt: skip
     return Unlearned(
         result,
         tuple(map(StepRecord.from_json, trained.lines) if trained.lines else trained.records),
@@ -251,7 +253,9 @@ def write_summary(
     after: Mapping[str, Any] | None,
     seconds: Mapping[str, float],
     inputs: Inputs,
+    *,
     untuned: str | None,
+    weights: str | None,
 ) -> None:
     """Write `samples.jsonl` and `summary.json`, and the report if there were evaluations."""
     fixed, earlier = dict(trained.seconds), dict(seconds)
@@ -271,7 +275,8 @@ def write_summary(
     summary = summarise(
         directory.name, settings, model.config, before["measures"] if before else {},
         after["measures"] if after else {}, trained.lines, parts,
-        {"name": method.name, "sentence": method.sentence}, untuned,
+        {"name": method.name, "sentence": method.sentence},
+        untuned=untuned, weights=weights,
     )  # fmt: skip
     summary |= {
         "prompt": prompt_facts(inputs.task.model.template),

@@ -15,7 +15,6 @@ from pmc_jax.reporting.page import (
     PAPER_URL,
     drawn,
     durations,
-    page_template,
     plain_lines,
     settings_lines,
     time_text,
@@ -23,6 +22,8 @@ from pmc_jax.reporting.page import (
 from pmc_jax.reporting.plots import PALETTE, Plot, write_png, write_svg
 from pmc_jax.reporting.sampled_answers import ATTACK_WORDS, sampled_groups
 from pmc_jax.reporting.side_by_side import compared_rows
+from pmc_jax.reporting.statement import evaluation_statement, write_statement
+from pmc_jax.reporting.templates import page_template
 from pmc_jax.reporting.text import short_names
 
 SAMPLING = frozenset({"sampling", "prefilling", "rewording", "relearning", "quantisation"})
@@ -41,7 +42,7 @@ USED_BY = {
 
 
 def write_evaluation_report(directory: Path, *, redact: bool | None = None) -> Path:
-    """Write `directory`/report/index.html, and its figures as PNG and SVG files beside it.
+    """Write `directory`/report/index.html, its figures beside it, and the statement.
 
     Reads summary.json, config.yaml and the models' parts. The same files give the same bytes.
 
@@ -66,6 +67,7 @@ def write_evaluation_report(directory: Path, *, redact: bool | None = None) -> P
         write_svg(plot, report / f"{plot.name}.svg")
     page = report / "index.html"
     page.write_text(render_evaluation(files, plots, redact=redact), encoding="utf-8", newline="\n")
+    write_statement(evaluation_statement(files, redact=redact), report)
     return page
 
 

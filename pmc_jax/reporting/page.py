@@ -1,18 +1,18 @@
 """The report of a run as one self-contained page."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from pmc_jax.reporting.examples import example_groups
 from pmc_jax.reporting.measures import headline, measured_rows, unmeasured
 from pmc_jax.reporting.plots import PALETTE, Plot, run_plots, themed_svg, write_png
 from pmc_jax.reporting.run_files import RunFiles, number, read_run
+from pmc_jax.reporting.statement import read_inputs, run_statement, write_statement
+from pmc_jax.reporting.templates import page_template
 from pmc_jax.settings import flat
 
 PAPER_URL = "https://arxiv.org/abs/2507.04219"
@@ -78,7 +78,7 @@ PART_WORDS = {
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `run_dir`/report/index.html, and its plots as PNG files beside it.
+    """Write `run_dir`/report/index.html, its plots as PNG files beside it, and the statement.
 
     Reads summary.json and, if they exist, metrics.jsonl, samples.jsonl and config.yaml. The
     same files give the same bytes.
@@ -97,25 +97,9 @@ def write_report(run_dir: Path) -> Path:
         write_png(plot, directory / f"{plot.name}.png")
     page = directory / "index.html"
     page.write_text(render(run, plots), encoding="utf-8", newline="\n")
+    found = run_statement(run, read_inputs(run_dir), redact=False)
+    write_statement(found, directory)
     return page
-
-
-def page_template(name: str) -> jinja2.Template:
-    """A template of this package, which escapes everything that is not `Markup`."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pmc_jax.reporting", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["titles"] = titles
-    return environment.get_template(name)
-
-
-def titles(html: str) -> list[tuple[str, Markup]]:
-    """(id, title) of every section of a page that these templates have written."""
-    return [(id, Markup(text)) for id, text in re.findall(r'<h2 id="([\w-]+)">(.*?)</h2>', html)]
 
 
 def drawn(plots: Sequence[Plot]) -> dict[str, tuple[Plot, Markup]]:

@@ -34,9 +34,10 @@ from pmc_jax.reporting.comparison import (
     run_table,
     target_utility,
 )
-from pmc_jax.reporting.page import page_template, value_text
+from pmc_jax.reporting.page import value_text
 from pmc_jax.reporting.plots import LIGHT, PALETTE, plain_style
 from pmc_jax.reporting.tables import WIDTH, text_table
+from pmc_jax.reporting.templates import page_template
 
 MARKERS = "osD^vPX*<>ph"
 COLOURS = (

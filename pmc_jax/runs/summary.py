@@ -45,7 +45,9 @@ def summarise(
     steps: Sequence[Mapping[str, Any]],
     seconds: Mapping[str, float],
     method: Mapping[str, str],
+    *,
     untuned: str | None = None,
+    weights: str | None = None,
 ) -> dict[str, Any]:
     """The summary of a run.
 
@@ -59,6 +61,7 @@ def summarise(
         seconds: the seconds of each part, in the order of the run; their sum becomes `total`.
         method: the method's `name`, and its `sentence` for the report.
         untuned: that the settings were chosen for another method, in words; None if not.
+        weights: SHA-256 of the weights that were exported.
     """
     return {
         "name": name,
@@ -71,6 +74,7 @@ def summarise(
         "versions": versions(),
         "model": {
             "path": settings["model.path"],
+            "weights": weights,
             "parameters": param_count(model),
             **dataclasses.asdict(model),
         },
