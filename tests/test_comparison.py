@@ -133,7 +133,7 @@ def test_few_runs_are_said_to_be_few_instead_of_drawn(tmp_path, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     page = Page((out / "index.html").read_text())
     assert not list(out.glob("pareto.*")) and "too few configurations" in page.text
-    few, chance = "Fewer than 3 configurations: npo (1), pmc (1)", "with one seed"
+    few, chance = "Fewer than 3 configurations: npo (1), pmc (1)", "with one seed: npo, pmc."
     for text in (printed, page.text):
         assert few in text and chance in text and f"npo: {note}." in text
         assert "npo *" in text and "pmc *" not in text

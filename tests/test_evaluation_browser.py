@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from test_statement import verdict, write_run
 from written import FIGURES, write_evaluation
 
-from pmc_jax.reporting import write_evaluation_report
+from pmc_jax.reporting import write_evaluation_report, write_report
+from pmc_jax.reporting.pareto import write_comparison
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,73 @@ def test_a_browser_shows_the_page_whole(evaluation, tmp_path, width, scheme):
     assert found["words"] >= 12
     colours = {"light": "rgb(253, 252, 249)", "dark": "rgb(21, 24, 28)"}
     assert found["ground"] == colours[scheme]
+
+
+WIDTHS = """<!doctype html>{frames}<script>
+window.onload = () => {{ document.title = JSON.stringify([...document.querySelectorAll("iframe")]
+  .map(frame => frame.contentDocument.documentElement)
+  .map(root => [root.scrollWidth, root.clientWidth])); }};
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def pages(evaluation, tmp_path_factory) -> list[Path]:
+    """A page of each kind: evaluation, its statement, run, its statement, comparison, and one of
+    few runs."""
+    directory = tmp_path_factory.mktemp("runs")
+    found = verdict("gone", "partly", "still there")
+    write_evaluation_report(
+        write_evaluation(directory / "e", parts=("quality",), verdict=found, date="2026-11-30")
+    )
+    write_report(write_run(directory / "r", found))
+    for name in ("a", "b", "c"):
+        settings = {"method.name": "npo", "method.a_setting_with_a_long_name": name * 40}
+        measures = {"utility": 90.0, "unlearn_quality": 80.0}
+        run = write_run(directory / name, None, settings=settings, after=measures)
+        (run / "config.yaml").write_text("method: {name: npo}\n")
+    few = [directory / "a", directory / "b"]
+    write_comparison([*few, directory / "c"], directory / "comparison")
+    write_comparison(few, directory / "few")
+    return [
+        evaluation / "report/index.html",
+        *(directory / kind / "report" / name for kind in "er"
+          for name in ("index.html", "statement.html")),
+        directory / "comparison/index.html", directory / "few/index.html",
+    ]  # fmt: skip
+
+
+@needs_browser
+def test_no_page_scrolls_sideways_on_a_phone(pages, tmp_path):
+    frames = "".join(
+        f'<iframe width="390" height="800" src="{p.as_uri()}"></iframe>' for p in pages
+    )
+    measuring = tmp_path / "measure.html"
+    measuring.write_text(WIDTHS.format(frames=frames))
+    command = [
+        str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}", "--allow-file-access-from-files",
+        "--virtual-time-budget=5000", "--dump-dom", measuring.as_uri(),
+    ]  # fmt: skip
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    widths = json.loads(re.search(r"<title>(.*?)</title>", shown)[1])
+    assert len(widths) == len(pages) == 7
+    assert not [page for page, (width, room) in zip(pages, widths, strict=True) if width > room]
+
+
+@needs_browser
+def test_a_statement_is_printed_on_two_sheets_at_most(pages, tmp_path):
+    sheets = []
+    for page in pages:
+        if page.name != "statement.html":
+            continue
+        printed = tmp_path / "printed.pdf"
+        command = [
+            str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}", f"--print-to-pdf={printed}", page.as_uri(),
+        ]  # fmt: skip
+        subprocess.run(command, capture_output=True, timeout=120, check=True)
+        sheets.append(len(re.findall(rb"/Type /Page\b", printed.read_bytes())))
+    assert len(sheets) == 2 and all(1 <= number <= 2 for number in sheets)
 
 
 @needs_browser

@@ -268,9 +268,9 @@ def reservations(points: Sequence[Point]) -> list[str]:
             f"The methods were tried with different numbers of configurations ({tried}); more "
             "tries reach further."
         )
-    if points and all(len(point.outcomes) == 1 for point in points):
+    if single := sorted({p.method for p in points if len(p.outcomes) == 1}):
         found.append(
-            "Every configuration was run with one seed, so small differences may be chance."
+            f"Configurations with one seed: {', '.join(single)}. Differences may be chance."
         )
     return found
 

@@ -234,13 +234,13 @@ def bars(title: str, rows: Sequence[tuple[str, Row]]) -> Figure:
     pair, header = 0.52, 0.42  # inches
     figure = Figure(figsize=(WIDTH, header + pair * len(rows)))
     height = figure.get_figheight()
-    axes = figure.add_axes((0.4, 0.0, 0.43, 1 - header / height))
+    axes = figure.add_axes((0.4, 0.0, 0.39, 1 - header / height))
     figure.text(
         0.0, 1 - 0.2 / height, title, color=LIGHT["ink"], weight="bold", size=FONT_SIZE + 0.5
     )
     for index, (label, row) in enumerate(rows):
         axes.text(
-            -0.86 if label.startswith(" ") else -0.93,
+            -0.95 if label.startswith(" ") else -1.02,
             index,
             label.strip(),
             color=LIGHT["ink"],

@@ -245,12 +245,12 @@ def bounds(measures: Mapping[str, Any], confidence: Any) -> Iterator[str]:
         elif secret is not None:
             yield (
                 f"If the questions are asked {how}: at most {percent(bound)} of the answers give "
-                f"the confidential words away (certain to {percent(sure)})."
+                f"the confidential words away (certain to {100 * sure:g}%)."
             )
         else:
             yield (
                 f"If the questions are asked {how}: on average, an answer has at most "
-                f"{percent(bound)} of the words of the right answer (certain to {percent(sure)})."
+                f"{percent(bound)} of the words of the right answer (certain to {100 * sure:g}%)."
             )
 
 
