@@ -23,12 +23,13 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from pmc_jax import theory
     from pmc_jax.api import Unlearned, load_model, unlearn
-    from pmc_jax.data import Dataset
+    from pmc_jax.data import Controls, Dataset
     from pmc_jax.data.prompts import PromptConfig
     from pmc_jax.errors import Stopped, UserError
     from pmc_jax.evaluation.context import RobustnessConfig
     from pmc_jax.evaluation.quality import EvaluationConfig
     from pmc_jax.evaluation.run import Evaluation, evaluate
+    from pmc_jax.evaluation.tofu import RetainLog
     from pmc_jax.language_model import LanguageModel
     from pmc_jax.model.forward import forward
     from pmc_jax.runs.checkpoints import CheckpointConfig
@@ -63,6 +64,8 @@ _WHERE = {
     "Dataset": "data",
     "LanguageModel": "language_model",
     "Evaluation": "evaluation.run",
+    "Controls": "data",
+    "RetainLog": "evaluation.tofu",
     "StepRecord": "training.loop",
     "UserError": "errors",
     "Stopped": "errors",
@@ -114,6 +117,7 @@ __all__ = [
     "WGA",
     "AltPO",
     "CheckpointConfig",
+    "Controls",
     "Dataset",
     "Evaluation",
     "EvaluationConfig",
@@ -123,6 +127,7 @@ __all__ = [
     "Method",
     "Optimizer",
     "PromptConfig",
+    "RetainLog",
     "RetainOnly",
     "RobustnessConfig",
     "SatImp",

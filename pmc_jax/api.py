@@ -69,8 +69,8 @@ def load_model(
             needs `jax_enable_x64`. Weights are kept in float32 at least.
         remat: what the backward pass recomputes to save memory: "none", "dots" or "full".
         mesh: "auto" for all devices, or "DATAxMODEL" (see the page on scaling).
-        prompt: how questions are put; what it leaves open is as the model was trained, or else
-            the default.
+        prompt: how questions become prompts; a key that it leaves open is as the model was trained,
+            or else the default.
         check_weights: refuse a model with a weight that is NaN or infinite.
 
     Raises:
@@ -118,9 +118,6 @@ def unlearn(
     logging: LoggingConfig | None = None,
     on_step: Callable[[StepRecord], object] | None = None,
     donate: bool = False,
-    settings: Mapping[str, Any] | None = None,
-    seconds: Mapping[str, float] | None = None,
-    untuned: str | None = None,
 ) -> Unlearned:
     """Make a model forget the forget questions of a data set, or fine-tune it.
 
@@ -138,9 +135,6 @@ def unlearn(
         checkpoints, logging: for a run with a directory.
         on_step: called after every step with its record.
         donate: train in the memory of the model's weights; the model cannot be used afterwards.
-        settings: what the run's `config.yaml` records, by dotted key; None: this call's settings.
-        seconds: time spent before this call, by part, for the run's summary.
-        untuned: for the summary and the report: that the settings were chosen for another method.
 
     Raises:
         UserError: naming what is wrong with data, settings, or the directory; or if the loss or
@@ -148,21 +142,53 @@ def unlearn(
         Stopped: after SIGTERM in a run with `out`, with the last step saved; the same call
             continues it.
     """
-    method, training = method or PMC(), training or Training()
-    optimizer, logging = optimizer or Optimizer(), logging or LoggingConfig()
+    method, training, optimizer = method or PMC(), training or Training(), optimizer or Optimizer()
     checkpoints = checkpoints or CheckpointConfig()
     groups = {"method": method, "training": training, "optimizer": optimizer}
     checked: dict[str, Any] = {**groups, "checkpoints": checkpoints}
     for name, group in (checked | ({"evaluation": evaluation} if evaluation else {})).items():
         check(group, f"{name}.")
-    directory = None if out is None else Path(out)
+    return run_unlearning(
+        model, data, method, training, optimizer, seed=seed, evaluation=evaluation,
+        directory=None if out is None else Path(out), overwrite=overwrite, checkpoints=checkpoints,
+        logging=logging or LoggingConfig(), on_step=on_step, donate=donate,
+        settings=settings_of_call(model, groups, evaluation, seed),
+    )  # fmt: skip
+
+
+def run_unlearning(
+    model: LanguageModel,
+    data: Dataset,
+    method: Method,
+    training: Training,
+    optimizer: Optimizer,
+    *,
+    seed: int,
+    evaluation: EvaluationConfig | None,
+    directory: Path | None,
+    overwrite: bool,
+    checkpoints: CheckpointConfig,
+    logging: LoggingConfig,
+    settings: Mapping[str, Any],
+    on_step: Callable[[StepRecord], object] | None = None,
+    donate: bool = False,
+    seconds: Mapping[str, float] | None = None,
+    untuned: str | None = None,
+) -> Unlearned:
+    """Unlearn with settings that are checked already; `unlearn` and the train command call it.
+
+    Args:
+        settings: what the run's `config.yaml` records, by dotted key.
+        seconds: time spent before this call, by part, for the run's summary.
+        untuned: for the summary and the report: that the settings were chosen for another method.
+
+    The other arguments and the errors are those of `unlearn`, with `directory` for `out`.
+    """
     if directory is not None:
         read = [("model.path", str(model.directory))]
         check_outside(directory, read + [(f"method.{k}", getattr(method, k)) for k in method.reads])
     if isinstance(model.params["layers"], tuple):
         raise UserError("the weights are laid out for decoding; expected those of load_model")
-    if settings is None:
-        settings = settings_of_call(model, groups, evaluation, seed)
     if directory is not None and from_first(
         lambda: is_finished(directory, settings, overwrite=overwrite)
     ):
@@ -306,7 +332,7 @@ def is_finished(directory: Path, settings: Mapping[str, Any], *, overwrite: bool
     """Whether `directory` holds a run with these settings that has come to its end.
 
     Raises:
-        UserError: if it holds a run with other settings, or something that is no run.
+        UserError: if it holds a run with other settings, or something that is not a run.
     """
     return holds_run(directory, settings, overwrite=overwrite) and (directory / SUMMARY).is_file()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 from hydra.core.hydra_config import HydraConfig
 
-from pmc_jax.api import is_finished, unlearn
+from pmc_jax.api import is_finished, run_unlearning
 from pmc_jax.cli.config import Config, settings_of_another
 from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.data import load_dataset
@@ -53,9 +53,9 @@ def train(config: Config) -> None:
         model = load_language_model(config.model, config.prompt, mesh_of(config.model, config.mesh))
     if is_first():
         print(f"Prompt: {model.template}", flush=True)
-    unlearn(
+    run_unlearning(
         model, data, config.method, config.training, config.optimizer, seed=config.seed,
-        evaluation=config.evaluation, out=directory, overwrite=config.overwrite,
+        evaluation=config.evaluation, directory=directory, overwrite=config.overwrite,
         checkpoints=config.checkpoints, logging=config.logging, donate=True, settings=settings,
         seconds=seconds, untuned=untuned,
     )  # fmt: skip

@@ -74,6 +74,8 @@ def test_mistakes_name_what_was_expected(tiny_model, dataset):
         evaluate(tiny_model, dataset, robustness=RobustnessConfig(steps=[]))
     with pytest.raises(UserError, match="the prompt has"):
         evaluate(tiny_model, dataset, max_length=12)
+    with pytest.raises(UserError, match=r"nowhere\.json: no such file; expected OpenUnlearning's"):
+        evaluate(tiny_model, dataset, retain_log="nowhere.json")
     decoding = dataclasses.replace(SETTINGS, attack_samples=0)
     found = evaluate(tiny_model, dataset, evaluation=decoding, max_length=64)
     assert found.lacking["sampling"] == "evaluation.attack_samples is 0"

@@ -116,7 +116,7 @@ def test_the_method_does_what_it_says(toy, tiny_model, tofu_dir):
     ("argument", "expected"),
     [
         ("method=toy_package.my_unlearning:MaximumEntropi", "cannot be imported"),
-        ("method=toy_package.my_unlearning:names_in", "is no subclass of"),
+        ("method=toy_package.my_unlearning:names_in", "is not a subclass of"),
         ("method.strength=0", "method.strength=0.0: expected more than 0"),
         ("method.strenght=1", "method.strength"),
     ],
@@ -226,7 +226,7 @@ def test_a_right_bound_changes_no_selected_response(bundled, originals):
     ("reward", "expected"),
     [
         ("toy_package.rewards:out_of_range", "gave 1.5 for the response"),
-        ("toy_package.rewards:NUMBER", "is no function"),
+        ("toy_package.rewards:NUMBER", "is not a function"),
         ("toy_package.rewards:absent", "cannot be imported"),
         ("rouge", "expected rouge_l or package.module:function"),
     ],

@@ -18,8 +18,8 @@ from pmc_jax.model import ModelConfig, param_count
 from pmc_jax.planning import search
 from pmc_jax.planning.compiled import collectives, matmul_flops
 from pmc_jax.planning.devices import Topology, memory_size
-from pmc_jax.planning.page import aligned
-from pmc_jax.planning.phases import Compiled, Job, bytes_needed
+from pmc_jax.planning.page import aligned, uneven
+from pmc_jax.planning.phases import Compiled, Job, abstract_batch, bytes_needed
 from pmc_jax.training.optimizer import Optimizer
 from pmc_jax.unlearning.pmc import PMC
 from pmc_jax.unlearning.schedule import Training
@@ -221,6 +221,23 @@ def test_alternatives_keep_the_optimizer_batch(monkeypatch):
     for job, _ in compiled:
         assert job.training.questions_per_step == 8 and job.data * job.model_axis == 8
         assert job.cfg.num_heads % job.model_axis == 0
+
+
+def test_what_the_mesh_does_not_divide_is_named():
+    def lines(decode_batch=64, **changes) -> list[str]:
+        training = dataclasses.replace(JOB.training, decode_batch=decode_batch)
+        return uneven(dataclasses.replace(JOB, training=training, **changes))
+
+    assert lines() == []
+    (line,) = lines(decode_batch=24)
+    assert "6 prompts" in line and "4 devices" in line and "decode_batch=16 would" in line
+    assert lines(decode_batch=16) == []
+    (line,) = lines(data=16)  # more devices than questions: no setting helps
+    assert "8 prompts" in line and "decode_batch" not in line
+    (line,) = lines(model_axis=4)
+    assert "2 key/value heads" in line
+    for data in (3, 5, 16):
+        assert abstract_batch(dataclasses.replace(JOB, data=data)).tokens.shape[1] % data == 0
 
 
 def test_matrix_products_are_counted_as_xla_counts_them():

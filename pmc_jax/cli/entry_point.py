@@ -141,7 +141,7 @@ def runs_of(overrides: Sequence[str]) -> Iterator[list[str]]:
     """The overrides of some runs of a sweep that have each of its values once.
 
     Raises:
-        HydraException: for text that is no override.
+        HydraException: for text that is not an override.
     """
     choices = [
         [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
@@ -203,7 +203,7 @@ def help_for(overrides: Sequence[str], name: str, schema: type) -> str:
 
 
 def show(text: str) -> None:
-    """Print a text; a reader that closes the pipe early, such as `head`, is no error."""
+    """Print a text. It is not an error if a reader such as `head` closes the pipe early."""
     try:
         print(text, flush=True)
     except BrokenPipeError:

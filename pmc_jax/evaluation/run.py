@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from pmc_jax.evaluation.quality import EvaluationConfig
 from pmc_jax.evaluation.relearning import relearner
 from pmc_jax.evaluation.robustness import check_robustness
 from pmc_jax.evaluation.summary import Parts, summarise
-from pmc_jax.evaluation.tofu import RetainLog
+from pmc_jax.evaluation.tofu import RetainLog, read_retain_log
 from pmc_jax.language_model import LanguageModel
 from pmc_jax.model import on_mesh, param_count
 from pmc_jax.reporting.side_by_side import comparison_table
@@ -82,7 +83,7 @@ def evaluate(
     confidence: float = 0.99,
     max_length: int = 200,
     controls: Controls | None = None,
-    retain_log: RetainLog | None = None,
+    retain_log: RetainLog | str | Path | None = None,
     reference: LanguageModel | None = None,
     seed: int = 0,
 ) -> Evaluation:
@@ -99,12 +100,14 @@ def evaluate(
         confidence: confidence of every certified bound.
         max_length: the most tokens of prompt and answer together.
         controls: what to compare with besides the evaluation sets; None: the data set's own.
-        retain_log: TOFU's metrics of a model that never saw the forget set.
+        retain_log: TOFU's metrics of a model that never saw the forget set, or the path of its
+            `TOFU_EVAL.json`.
         reference: a model to compare with in membership inference.
         seed: seed of the sampling.
 
     Raises:
-        UserError: for an unknown suite, or a question that leaves no room for an answer.
+        UserError: for an unknown suite, a question that leaves no room for an answer, or a file
+            that is not a retain log.
     """
     if suite not in SUITES:
         raise UserError(f"suite={suite}: expected one of {', '.join(SUITES)}")
@@ -113,6 +116,8 @@ def evaluate(
     robustness = robustness or RobustnessConfig()
     controls = dataset.controls if controls is None else controls
     check_robustness(robustness)
+    if isinstance(retain_log, str | Path):
+        retain_log = read_retain_log(Path(retain_log).expanduser())
     models = {"model": model} if before is None else {"after": model, "before": before}
     for other in filter(None, (model, before, reference)):
         check_prompts(other, dataset, controls, suite=suite, max_length=max_length, prefix=prefix)

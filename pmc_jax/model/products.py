@@ -1,4 +1,4 @@
-"""Matrix products of narrow dtypes with results in at least fp32."""
+"""Matrix products of low-precision arrays with results in at least fp32."""
 
 from functools import partial
 

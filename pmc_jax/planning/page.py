@@ -111,21 +111,22 @@ def aligned(rows: list[list[str]]) -> list[str]:
 
 
 def uneven(job: Job) -> list[str]:
-    """A line for each dimension that the mesh does not divide and so replicates."""
+    """A line for each dimension that the mesh does not divide and so replicates.
+
+    Rows of a micro-batch are not among them: they are padded to a multiple of the devices.
+    """
     found = []
-    rows = job.training.batch_size * (1 + job.method.retain_pairs)
-    if rows % job.data:
-        found.append(
-            f"a micro-batch of {rows} sequences is replicated: {job.data} devices do not divide it"
-        )
     samples = drawn_by(job).samples
     prompts = job.training.sampled_at_once(samples)
     if prompts % job.data:
-        better = samples * (prompts // job.data * job.data or job.data)
-        found.append(
+        line = (
             f"{prompts} prompts decoded at a time are replicated: {job.data} devices do not divide "
-            f"them; training.decode_batch={better} would be sharded"
+            "them"
         )
+        even = max(prompts // job.data, 1) * job.data
+        if even <= job.training.questions_per_step:
+            line += f"; training.decode_batch={samples * even} would be sharded"
+        found.append(line)
     if job.cfg.num_kv_heads % job.model_axis:
         found.append(
             f"the cache of {job.cfg.num_kv_heads} key/value heads is replicated: "

@@ -33,7 +33,7 @@ def directory_of(parent: str, name: str, read: Iterable[tuple[str, str | None]])
         read: settings that name files, with their values.
 
     Raises:
-        UserError: for a name that is no plain directory name, or a file within the directory.
+        UserError: if the name is not a plain directory name, or a file lies in the directory.
     """
     if Path(name).name != name or name in ("", ".", ".."):
         raise UserError(f"name={name}: expected a plain directory name")
@@ -60,7 +60,7 @@ def holds_run(directory: Path, settings: Mapping[str, Any], *, overwrite: bool =
 
     Raises:
         UserError: if it holds a run with other settings or of another version's layout, or
-            something that is no run.
+            something that is not a run.
     """
     found = stored_settings(directory, settings)
     if not found:

@@ -133,7 +133,7 @@ class Trained:
         params: the trained weights.
         records: the steps of this process; a run that was continued had others before.
         lines: all lines of `metrics.jsonl`; of a run in memory, none.
-        seconds: of what is no step, by part.
+        seconds: those outside the steps, by part.
     """
 
     params: Params

@@ -342,7 +342,7 @@ class RetainingMethod(Method):
 class BaselineMethod(RetainingMethod):
     """A method that PMC is compared with: trained on forget answers, held by a retain loss.
 
-    Without a weight of the retain loss its steps hold no retain pairs.
+    If λ is 0, its steps hold no retain pairs.
 
     Attributes:
         retain_loss: "nll" of the retain answers, as for PMC; "kl": the divergence from the
@@ -420,7 +420,7 @@ def resolve(name: str) -> type[Method]:
     """
     found = imported("method", BUILT_IN.get(name, name))
     if not (isinstance(found, type) and issubclass(found, Method)):
-        raise UserError(f"method={name}: is no subclass of pmc_jax.unlearning.method.Method")
+        raise UserError(f"method={name}: is not a subclass of pmc_jax.unlearning.method.Method")
     if "__dataclass_fields__" not in vars(found):
         raise UserError(f"method={name}: expected @dataclasses.dataclass(frozen=True) on the class")
     own = BUILT_IN.get(found.name)

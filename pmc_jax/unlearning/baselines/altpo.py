@@ -40,9 +40,9 @@ class AltPO(ReferencedMethod):
         kept: how many of them become alternatives: those least like the answer.
         temperature: sampling temperature of the alternatives.
         max_new_tokens: longest alternative; null: what `training.max_length` leaves.
-        prompt: "instruct" asks by `instruction`, "question" asks the question itself, "auto"
-            is "instruct" where prompts come from a chat template.
-        instruction: what asks for an alternative, after the question and its answer.
+        prompt: "instruct" asks with `instruction`, "question" asks the question itself; "auto"
+            is "instruct" if prompts come from a chat template.
+        instruction: asks for an alternative, after the question and its answer.
     """
 
     name: str = "altpo"
@@ -166,10 +166,10 @@ def alternative_prompt(row: ForgetPair, method: AltPO, template: PromptTemplate)
 
 
 def choose_alternatives(answer: str, responses: Sequence[str], kept: int) -> list[str]:
-    """The `kept` responses that hold least of the answer; no response twice, no blank one.
+    """The `kept` responses with the least of the answer, without repetitions and blank ones.
 
-    The measure is that of PMC; of equals the first comes first. One that holds the whole answer
-    is no alternative, unless there is nothing else.
+    The measure is that of PMC; ties keep the order of the responses. A response with the whole
+    answer is only taken if there is no other.
     """
     distinct = dict.fromkeys(response for response in responses if response.strip())
     scores = {

@@ -79,7 +79,7 @@ def reward_of(reference: str) -> Reward:
         raise UserError(f"method.reward={reference}: expected rouge_l or package.module:function")
     function = imported("method.reward", reference)
     if not callable(function):
-        raise UserError(f"method.reward={reference}: is no function")
+        raise UserError(f"method.reward={reference}: is not a function")
 
     def score(original: str, response: str) -> float:
         value: Any = function(original, response)
