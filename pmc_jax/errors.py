@@ -1,4 +1,4 @@
-"""What ends a command early: mistakes a user can mend, and a request to stop."""
+"""What ends a command early: mistakes that the user can correct, and a request to stop."""
 
 
 class UserError(Exception):
@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """Someone asked the process to end (SIGTERM), and it has saved what it had.
+    """The process was asked to end (SIGTERM), and has saved its state.
 
     Entry points print the message and exit with status 143, without a traceback.
     """

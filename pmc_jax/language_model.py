@@ -159,7 +159,7 @@ def weights_dtype(dtype: str) -> str:
 
 
 def planned_config(source: ModelSource) -> ModelConfig:
-    """The model's shape, without a file of it where its architecture is given.
+    """The model's configuration, from its files or, without a path, from the given architecture.
 
     Raises:
         UserError: if neither a path nor an architecture is given.

@@ -1,4 +1,4 @@
-"""Check whether a run fits on devices that need not be there: `pmc plan`.
+"""Check whether a run fits on devices that this machine need not have: `pmc plan`.
 
 Compiles the training and decoding steps of a PMC run for these devices and prints the memory
 that each needs. Reads no weights and runs nothing.

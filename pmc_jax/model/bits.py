@@ -1,7 +1,7 @@
 """Pseudo-random bits for every element of an array, the same in every sharding.
 
-They are a function of the element's row-major index, without a table or a key to carry along,
-and cheap enough to be computed again wherever they are used.
+They are a function of the element's row-major index. They need no table and no key, and are cheap
+enough to be computed again wherever they are used.
 """
 
 from collections.abc import Sequence

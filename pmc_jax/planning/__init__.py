@@ -1,1 +1,1 @@
-"""Memory and FLOPs of a run on devices that need not be there."""
+"""Memory and FLOPs of a run on devices that this machine need not have."""

@@ -1,1 +1,1 @@
-"""What a run leaves: its directory, checkpoints, metrics, fingerprints and summary."""
+"""The files of a run: its directory, checkpoints, metrics, fingerprints and summary."""

@@ -29,7 +29,7 @@ class LoggingConfig:
 
 
 class Metrics:
-    """`metrics.jsonl` and whatever else listens; `rows` are all lines of the run so far.
+    """`metrics.jsonl` and the other loggers; `rows` are all lines of the run so far.
 
     Processes other than the first write nothing.
     """

@@ -42,7 +42,7 @@ class StepRecord:
         tokens_trained: without padding.
         measures: the method's own numbers.
         seconds: by part, and their `total`.
-        note: what a person watching sees of the measures.
+        note: the measures in words, for the progress line.
     """
 
     step: int
@@ -74,7 +74,7 @@ class StepRecord:
         return cls(**{name: row[name] for name in own}, measures=measures)
 
     def line(self) -> str:
-        """What a person watches, in at most 60 columns."""
+        """The text of the progress line, in at most 60 columns."""
         speed = self.tokens_trained / self.seconds["train"]
         return f"{self.note or f'loss {self.loss:.3f}'}  training {speed:,.0f} tokens/s"
 
@@ -125,7 +125,7 @@ def steps(
 
 @dataclasses.dataclass
 class RunFiles:
-    """Where a run's steps go while it trains; a run in memory has none of it.
+    """The files that record a run's steps. A run in memory has none.
 
     Attributes:
         manager: the checkpoints.

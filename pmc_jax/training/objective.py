@@ -1,4 +1,4 @@
-"""From a batch to a method's loss: forward passes, costs of tokens, then means."""
+"""From a batch to a method's loss: forward passes, token losses, then means."""
 
 from collections.abc import Callable
 from functools import cache

@@ -59,7 +59,7 @@ def make_schedule(settings: Optimizer, updates: int, updates_per_epoch: float) -
 
 
 def only_where(trained: Params) -> optax.GradientTransformation:
-    """No update where `trained` is False. −0.0 leaves even the sign of a zero as it is."""
+    """No update where `trained` is False: adding −0.0 leaves even the sign of a zero unchanged."""
 
     def held(updates: optax.Updates) -> optax.Updates:
         return jax.tree.map(lambda u, own: jnp.where(own, u, -0.0), updates, trained)
@@ -70,7 +70,7 @@ def only_where(trained: Params) -> optax.GradientTransformation:
 def stochastically_rounded(
     x: Float[Array, "*shape"], dither: UInt32[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """`x` in bfloat16, rounded up with the probability that leaves its expectation as it is.
+    """`x` in bfloat16, rounded up or down at random so that its expectation is `x`.
 
     A bfloat16 is the upper half of a float32. `dither` is uniform in [0, 2¹⁶): added to the
     lower half, it carries as often as that half is large.
@@ -84,8 +84,8 @@ def stochastically_rounded(
 def cast_moments(state: optax.ScaleByAdamState, dtype: DTypeLike) -> optax.ScaleByAdamState:
     """Both moments cast to `dtype`, to bfloat16 with stochastic rounding.
 
-    Rounded to the nearest, a second moment in bfloat16 would never fall: β₂ = 0.999 takes
-    0.1% of it away, less than half the distance between two neighbours.
+    With rounding to the nearest, a second moment in bfloat16 would never fall: β₂ = 0.999 takes
+    away 0.1%, which is less than half the distance between neighbours.
     """
     if dtype != jnp.bfloat16:
         mu, nu = optax.tree.cast((state.mu, state.nu), dtype)

@@ -44,7 +44,7 @@ from pmc_jax.unlearning.schedule import Training
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a run reads, but for the weights, checked before anything is written.
+    """Everything that a run reads except the weights, checked before anything is written.
 
     Attributes:
         task: what the method receives.
@@ -177,7 +177,7 @@ def train_model(
 
     @partial(jax.jit, donate_argnums=0)
     def start(params: Params) -> TrainState:
-        """The first state, by one compiled function: eagerly, every shape would be one."""
+        """The first state, by one compiled function; eagerly, every shape would need its own."""
         return place_state(init_state(params, transformation), model.config, transformation)
 
     def prepared() -> dict[str, Any]:
@@ -194,7 +194,7 @@ def train_model(
             abstract = abstract_state(model.config, transformation, model.weights_dtype, model.mesh)
             if from_first(manager.latest_step) is not None:
                 for leaf in jax.tree.leaves(params):
-                    leaf.delete()  # the restored weights take this room
+                    leaf.delete()  # frees memory for the restored weights
             restored = restore_latest(manager, RunState(abstract, initial))
         if restored is None:
             extra = prepared()

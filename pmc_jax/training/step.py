@@ -43,7 +43,7 @@ class TrainState:
 
 @struct.dataclass
 class RunState:
-    """All that a run needs to go on: weights, moments and step, and what the method remembers.
+    """All that a run needs to continue: weights, moments, step, and the state of the method.
 
     RNG and data order are functions of seed and step, so they need no state.
     """
@@ -165,7 +165,7 @@ def updated(
     gradients: Params,
     update_norm: bool,
 ) -> tuple[TrainState, Norms]:
-    """The state after one update, and the norms of what led there.
+    """The state after one update, and the norms of gradient and update.
 
     The barrier makes XLA compute the norm before it reuses the gradients' memory; otherwise it
     would keep a copy. On a CPU the norm of the updates still costs one.

@@ -1,4 +1,4 @@
-"""What losses of all methods are made of: answers in rows of tokens, and means over them.
+"""Building blocks of all methods' losses: answers in rows of tokens, and means over them.
 
 With y an answer, N(y) = −log p_θ(y | q) summed over its |y| loss tokens (end token included)
 and N_ref(y) the same under the frozen target model. A mean over answers gives every answer

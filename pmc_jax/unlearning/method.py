@@ -3,7 +3,7 @@
 A method is one file: a frozen dataclass of settings that derives from `Method`, with
 
 1. `examples_of`: the questions and answers that it trains on, encoded;
-2. `prepare`: what the target model alone decides (PMC's original answers, N_ref, …);
+2. `prepare`: what it computes once from the target model (PMC's original answers, N_ref, …);
 3. `step_examples`: the answers that one optimizer step trains on;
 4. `loss`: its loss for these answers, to which training adds λ times the retain loss;
 5. `sentence`: what the report says that the model was trained on.
@@ -46,7 +46,7 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What every method receives. There is no forget answer in it.
+    """What every method receives. It holds no forget answer.
 
     Attributes:
         model: the target model; its weights are passed separately, since training donates them.
@@ -133,7 +133,7 @@ class StepExamples(NamedTuple):
         state: the method's new state.
         measures: numbers for this step's line in `metrics.jsonl`.
         seconds: the time spent, by part, beyond laying out the batch.
-        note: what a person watching should see of it; "" for nothing.
+        note: text for the progress line; "" for none.
     """
 
     forget: Sequence[Example]
@@ -163,7 +163,7 @@ class Run(Generic[M]):
         method: the method and its settings.
         task: what it received.
         examples: what it trains on.
-        prepared: what the target model decided before the first step, as JSON values.
+        prepared: what `prepare` computed before the first step, as JSON values.
     """
 
     method: M
@@ -220,7 +220,7 @@ class Method:
     def examples_of(self, task: Task) -> Examples:
         """What the method trains on, read and encoded before anything is written.
 
-        Every method says this for itself.
+        Every method defines this itself.
 
         Raises:
             UserError: for what is wrong with a file, or with a setting for this model.
@@ -228,7 +228,7 @@ class Method:
         raise NotImplementedError(f"{type(self).__name__} must override examples_of")
 
     def prepare(self, task: Task, examples: Examples, params: Params) -> dict[str, Any]:
-        """What the target model with weights `params` decides before the first step.
+        """Compute something once, before the first step, from the target model's weights `params`.
 
         The result is a JSON object: its keys are strings, and NumPy values must become lists and
         numbers. It is kept with the checkpoints, so that a run that is continued does not need
@@ -239,7 +239,7 @@ class Method:
     def with_prepared(
         self, task: Task, examples: Examples, prepared: Mapping[str, Any]
     ) -> Examples:
-        """The examples, completed by what `prepare` found."""
+        """The examples, completed with what `prepare` computed."""
         return examples
 
     def frozen(self, task: Task, params: Params) -> dict[str, Any]:
@@ -263,7 +263,7 @@ class Method:
         return {}
 
     def lines(self, run: "Run[Method]") -> list[str]:
-        """What to tell a person before the first step."""
+        """Lines to print before the first step."""
         return []
 
     def files(self, run: "Run[Method]", questions: Sequence[str]) -> dict[str, list[Any]]:
@@ -318,7 +318,7 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class RetainingMethod(Method):
-    """A method that keeps other answers in place by a retain loss.
+    """A method with a retain loss, which keeps other answers in place.
 
     Attributes:
         retain_weight: λ, the weight of the retain loss.
@@ -340,7 +340,7 @@ class RetainingMethod(Method):
 
 @dataclasses.dataclass(frozen=True)
 class BaselineMethod(RetainingMethod):
-    """A method that PMC is compared with: trained on forget answers, held by a retain loss.
+    """A method that PMC is compared with. It trains on forget answers and has a retain loss.
 
     If λ is 0, its steps hold no retain pairs.
 
@@ -368,7 +368,7 @@ class BaselineMethod(RetainingMethod):
         return Examples(len(task.prompts), task.true_answers(), retain=self.retained(task))
 
     def token_losses(self, config: ModelConfig) -> dict[str, TokenLoss]:
-        """Tokens cost their NLL, those of retain answers what `retain_loss` says."""
+        """The NLL of every token; for retain answers, the loss that `retain_loss` names."""
         retain = KL if self.retain_loss == "kl" and self.retain_weight > 0 else NLL
         return {**super().token_losses(config), "retain": retain}
 
@@ -394,7 +394,7 @@ BUILT_IN = {
 
 
 def imported(setting: str, reference: str) -> Any:
-    """What `package.module:name` names, imported.
+    """Import the object that `package.module:name` names.
 
     Args:
         setting: the setting that holds the reference, for the error.

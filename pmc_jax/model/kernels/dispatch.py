@@ -1,8 +1,8 @@
 """Which implementation of attention and top-k runs where.
 
-`current_target` finds out what there is; nothing else in the package asks JAX for its backend. A
-function asks once, when it is traced, and passes the `Target` on. Every choice is a pure function
-of a `Target` and of shapes.
+`current_target` detects devices and kernels; nothing else in the package asks JAX for its
+backend. A function asks once, when it is traced, and passes the `Target` on. Every choice is a pure
+function of a `Target` and of shapes.
 """
 
 import dataclasses

@@ -51,8 +51,8 @@ class Reward:
 
     Attributes:
         score: (y0, response) to s, before penalties.
-        bound: (y0, beginning) to the least score of a response that begins so; None if that is
-            not known, and then no sample is cut short.
+        bound: (y0, beginning) to the least score of a response with this beginning; None if it is
+            unknown, and then no sample is cut short.
     """
 
     score: Callable[[str, str], float]
@@ -65,13 +65,13 @@ ROUGE_L = Reward(kept_share, score_bound)
 def reward_of(reference: str) -> Reward:
     """The reward that the setting `method.reward` names.
 
-    A function of one's own takes (y0, response), two texts, and gives a reward in [0, 1]. If it
-    has an attribute `bound`, that is a function of (y0, beginning) giving the highest reward that
-    a response which begins so can still reach; samples are then cut short as soon as they cannot
-    be selected.
+    Your own function takes the texts (y0, response) and returns a reward in [0, 1]. It may have an
+    attribute `bound`: a function of (y0, beginning) that returns the highest reward that a
+    response with this beginning can still reach. Samples are then cut short as soon as they
+    cannot be selected.
 
     Raises:
-        UserError: if the reference names no function.
+        UserError: if the reference does not name a function.
     """
     if reference == "rouge_l":
         return ROUGE_L

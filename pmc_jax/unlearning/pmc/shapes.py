@@ -30,7 +30,7 @@ class RunShapes:
     training: list[tuple[int, int]]
 
     def lines(self) -> list[str]:
-        """What a person reads at the start."""
+        """The lines that are printed at the start."""
 
         def products(pairs: Iterable[tuple[int, int]]) -> str:
             return ", ".join(f"{a}x{b}" for a, b in pairs)
@@ -51,7 +51,7 @@ class RunShapes:
 def training_shapes(run: Run[PMCSettings], multiple: int) -> list[tuple[int, int]]:
     """(rows, tokens) of a micro-batch, whatever responses are remembered.
 
-    From those of the shortest sequences that there can be, to one row for each sequence.
+    From the rows of the shortest possible sequences up to one row for each sequence.
     """
     training, per_question = run.task.training, 1 + run.method.retain_per_forget
     prompts = [len(prompt) for prompt in run.task.prompts]

@@ -170,7 +170,7 @@ def step_measures(
     samples: Samples,
     scores: Float[np.ndarray, "questions samples"],
 ) -> dict[str, int | float]:
-    """What a step's line in `metrics.jsonl` says of sampling and selection."""
+    """The measures of sampling and selection in a step's line of `metrics.jsonl`."""
     return {
         "mean_selected_score": float(np.mean(memory.score[questions])),
         "questions_sampled": len(samples),
@@ -180,7 +180,7 @@ def step_measures(
 
 
 def note(measures: Mapping[str, int | float], seconds: Mapping[str, float]) -> str:
-    """What a person watching a run sees of a step."""
+    """A step's measures in words, for the progress line."""
     tokens = measures["tokens_sampled"]
     speed = f"{tokens / seconds['sample']:,.0f} tokens/s" if tokens else "none"
     return f"score {measures['mean_selected_score']:.2f}  sampling {speed}"

@@ -1,7 +1,7 @@
 """The kernels for CPUs in C++ (`kernels.cc`), which XLA calls.
 
-They are compiled for this machine when they are first needed, and kept. Without a C++ compiler they
-are not available.
+They are compiled for this machine when they are first needed, and cached. Without a C++ compiler
+they are not available.
 """
 
 import ctypes
