@@ -66,7 +66,7 @@ class Budget:
             `evaluated`.
         settings: settings of training by method; those of "all" for every method.
         evaluations: settings of `pmc evaluate` by the evaluation's name.
-        minutes: estimated minutes by evaluation.
+        minutes: estimated minutes by evaluation, and by method where those of the plan are wrong.
         stages: what runs, in order.
     """
 
@@ -179,6 +179,7 @@ def steps(budget: Budget, work: Work) -> Iterator[Step]:
     for stage in budget.stages:
         for entry in stage.get("runs", ()):
             for run in trainings(entry):
+                run = dataclasses.replace(run, minutes=budget.minutes.get(run.method, run.minutes))
                 known[run.name] = run
                 yield run
                 yield from (evaluated(run.name, k) for k in entry.get("evaluations", ["paper"]))

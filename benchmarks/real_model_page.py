@@ -92,6 +92,12 @@ class Run:
         return max((part.get(what) or () for part in known), key=len, default=())
 
     @property
+    def least_likely(self) -> Mapping[str, Any] | None:
+        """Curves of the least-likely attack, if it was measured."""
+        found = self.evaluations.get("paper")
+        return found["curves"][self.name].get("least_likely") if found else None
+
+    @property
     def cpu_minutes(self) -> float | None:
         """Minutes of CPU time of the training command, all cores added."""
         return self.spent["cpu"] / 60 if self.spent else None
@@ -172,6 +178,7 @@ def write_results(
         draw_time(points, utility_of_target(runs), figures / "time.png")
     if compared(runs):
         draw_leakage(runs, figures / "leakage.png")
+        draw_suppression(runs, figures / "suppression.png")
     write_text(docs / f"results{suffix}.md", page(runs, points, budget, rows, figures.name))
 
 
@@ -301,6 +308,40 @@ def draw_leakage(runs: Sequence[Run], path: Path) -> None:
             if column == 0:
                 axes.set_ylabel(f"largest {CURVES[key]} among m, %")
         panels[0, -1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        save(figure, path)
+
+
+def draw_suppression(runs: Sequence[Run], path: Path) -> None:
+    """The attack that chooses the least likely option, and its probability (Figure 5)."""
+    look = looks(compare([run.outcome(None) for run in compared(runs)]))
+    found = [(name, run, part) for name, run in leaking(runs) if (part := run.least_likely)]
+    with plain_style():
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        accuracy, minima = figure.subplots(1, 2)
+        for name, _, part in found:
+            style = {
+                "color": look.get(name, ("", LIGHT["ink"]))[1], "label": name,
+                "linestyle": {"target": "--", "reference": ":"}.get(name, "-"),
+            }  # fmt: skip
+            x, y = zip(*part["accuracy_by_quantile"], strict=True)
+            accuracy.plot([100 * v for v in x], [100 * v for v in y], **style)
+            values = [100 * value for value in part["minima"]]
+            shares = [100 * (i + 1) / len(values) for i in range(len(values))]
+            minima.step(values, shares, where="post", **style)
+        if found:
+            accuracy.axhline(100 * found[0][2]["chance"], color=LIGHT["muted"], linewidth=1)
+        accuracy.set(
+            xlabel="share of questions, most suppressed first, %", ylim=(-1, 101),
+            ylabel="least likely option is right, %", title="least-likely attack",
+        )  # fmt: skip
+        minima.set(
+            xlabel="at most this probability, %", ylabel="share of questions, %", ylim=(0, 101),
+            title="probability of the least likely option",
+        )  # fmt: skip
+        minima.set_xlim(left=0)
+        for axes in (accuracy, minima):
+            axes.grid(color=LIGHT["rule"], linewidth=0.6)
+        minima.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         save(figure, path)
 
 

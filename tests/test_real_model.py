@@ -191,7 +191,7 @@ def test_a_trial_of_everything(tmp_path):
     assert all("paper" in row["evaluations"] for row in runs.values())
     page = (tmp_path / "results_tiny.md").read_text("utf-8")
     assert "At equal unlearn quality" in page and "| `target` | 4 |" in page
-    for name in ("pareto", "time", "leakage"):
+    for name in ("pareto", "time", "leakage", "suppression"):
         assert (tmp_path / f"results_tiny/{name}.png").stat().st_size > 10_000
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert again.stdout.startswith("Finished; 0 failed")
