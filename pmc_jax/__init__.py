@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pmc_jax.unlearning.baselines.gd import GD
     from pmc_jax.unlearning.baselines.idk import IDK
     from pmc_jax.unlearning.baselines.npo import NPO
+    from pmc_jax.unlearning.baselines.pdu import PDU
     from pmc_jax.unlearning.baselines.retain_only import RetainOnly
     from pmc_jax.unlearning.baselines.rmu import RMU
     from pmc_jax.unlearning.baselines.satimp import SatImp
@@ -88,6 +89,7 @@ _WHERE = {
     "GD": "unlearning.baselines.gd",
     "IDK": "unlearning.baselines.idk",
     "NPO": "unlearning.baselines.npo",
+    "PDU": "unlearning.baselines.pdu",
     "RMU": "unlearning.baselines.rmu",
     "RetainOnly": "unlearning.baselines.retain_only",
     "SatImp": "unlearning.baselines.satimp",
@@ -111,6 +113,7 @@ __all__ = [
     "GD",
     "IDK",
     "NPO",
+    "PDU",
     "PMC",
     "RMU",
     "UNDIAL",

@@ -18,6 +18,7 @@ from pmc_jax.unlearning.baselines.ga import GA
 from pmc_jax.unlearning.baselines.gd import GD
 from pmc_jax.unlearning.baselines.idk import IDK
 from pmc_jax.unlearning.baselines.npo import NPO
+from pmc_jax.unlearning.baselines.pdu import PDU
 from pmc_jax.unlearning.baselines.retain_only import RetainOnly
 from pmc_jax.unlearning.baselines.rmu import RMU
 from pmc_jax.unlearning.baselines.satimp import SatImp
@@ -50,6 +51,7 @@ CONFIGS = {
     "rmu_last": RMU(layer=2, trained_layers=1, retain_weight=LAMBDA, retain_loss="nll"),
     "rmu_kl": RMU(layer=0, trained_layers=3, retain_weight=LAMBDA, retain_loss="kl"),
     "satimp": SatImp(beta1=0.8, beta2=0.4, retain_weight=LAMBDA),
+    "pdu": PDU(retain_weight=LAMBDA),
 }
 
 
@@ -181,6 +183,12 @@ def misdirection(method: RMU, model, target, batch: dict[str, Answers]) -> torch
     return loss
 
 
+def flatness(model, rows: Answers) -> torch.Tensor:
+    """PDU's forget loss: the mean over answer tokens of (max z − mean z)²."""
+    logits = torch.cat([logits for logits, _ in answer_logits(model, rows)])
+    return ((logits.amax(-1) - logits.mean(-1)) ** 2).mean()
+
+
 def is_updated(name: str, parameter: str) -> bool:
     """Whether a method updates this parameter of `transformers`."""
     method = CONFIGS[name]
@@ -260,5 +268,7 @@ def published_loss(name: str, model, target, batch: dict[str, Answers]) -> torch
             return misdirection(CONFIGS[name], model, target, batch) + kl
         case "wga":
             return (p**0.6 * -torch.cat(answers)).mean() + retain
+        case "pdu":  # without −λ ε, which has no gradient
+            return flatness(model, batch["forget"]) + retain
         case "satimp":
             return (p**0.8 * (1 - p) ** 0.4 * -torch.cat(answers)).mean() + retain

@@ -113,6 +113,7 @@ STOPPED = {
         "optimizer.max_grad_norm=1",
     ),
     "gd with kl": ("method=gd", "method.retain_loss=kl"),
+    "pdu": ("method=pdu", "method.dual_warmup_epochs=1", "method.dual_step_size=0.1"),
 }
 
 

@@ -6,7 +6,9 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import torch
 from conftest import random_llama, slow_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,8 +18,10 @@ from published import (
     ROWS,
     answers_by_kind,
     batch_of,
+    flatness,
     is_updated,
     published_loss,
+    token_losses,
 )
 from test_training import double_llama  # noqa: F401
 
@@ -25,19 +29,22 @@ from convert.export import stored_tensors
 from convert.families import LLAMA
 from convert.load import load_checkpoint
 from pmc_jax.errors import UserError
+from pmc_jax.language_model import LanguageModel
 from pmc_jax.settings import check
 from pmc_jax.training.objective import make_objective
-from pmc_jax.training.step import accumulated_gradients
+from pmc_jax.training.step import accumulated_gradients, init_state, make_train_step
 from pmc_jax.unlearning.baselines.dpo import dpo_loss
 from pmc_jax.unlearning.baselines.npo import npo_loss
+from pmc_jax.unlearning.baselines.pdu import PDU
 from pmc_jax.unlearning.baselines.satimp import satimp_loss
 from pmc_jax.unlearning.baselines.simnpo import simnpo_loss
 from pmc_jax.unlearning.losses import Targets
-from pmc_jax.unlearning.method import RetainingMethod, methods
+from pmc_jax.unlearning.method import Examples, RetainingMethod, Run, Task, methods
+from pmc_jax.unlearning.schedule import Training
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 # The other methods share these terms, or test_token_losses has them in closed form.
-ONE_OF_A_KIND = "finetune", "gd", "npo", "simnpo", "dpo", "undial", "rmu"
+ONE_OF_A_KIND = "finetune", "gd", "npo", "simnpo", "dpo", "undial", "rmu", "pdu"
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +103,9 @@ BOUNDS = {
     "trained_layers": {"least": 1},
     "steering": {"least": 0},
     "gamma": {},
+    "epsilon": {"least": 0},
+    "dual_step_size": {"least": 0},
+    "dual_warmup_epochs": {"least": 0},
 }
 """The bounds of the methods' numbers. A name means the same in every method that has it."""
 
@@ -159,6 +169,67 @@ def test_the_split_into_micro_batches_does_not_matter(name, tiny, rng, x64):
     assert float(whole_losses.loss) == pytest.approx(float(single_losses.loss), abs=1e-12)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(single), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+def run_of(method: PDU, training: Training, model: LanguageModel, visited: int) -> Run:
+    return Run(method, Task(model, training, 0, [], []), Examples(visited), {})
+
+
+@pytest.mark.usefixtures("double_llama")
+def test_the_weights_of_pdu_and_its_multiplier_take_turns(tiny_model, rng, tmp_path, x64):
+    """Six steps of descent on the Lagrangian and ascent of λ, against torch's own."""
+    model = random_llama(2).double()
+    model.save_pretrained(tmp_path)
+    checkpoint = load_checkpoint(tmp_path, dtype="float64")
+    method = PDU(retain_weight=0.6, epsilon=4.5, dual_step_size=1.5, dual_warmup_epochs=1)
+    training = Training(epochs=3, batch_size=ROWS, accumulation=1)
+    run = run_of(method, training, tiny_model, 2 * ROWS)
+    optimizer, rate = optax.sgd(0.05), 0.05
+    train_step = make_train_step(optimizer, method, checkpoint.cfg, dtype=jnp.float64)
+    state = method.initial_state(run.task)
+    train = init_state(checkpoint.params, optimizer)
+    multiplier, seen = 0.6, []
+    assert run.total == 6
+    for step in range(run.total):
+        answers = answers_by_kind(rng)
+        weight = method.retain_weight_at(run, state, step)
+        train, losses, _ = train_step(train, batch_of(answers), weight, {})
+        state = method.after_step(run, state, step, float(losses.retain_loss))
+
+        model.zero_grad()
+        excess = torch.cat(token_losses(model, answers["retain"])).mean() - method.epsilon
+        (flatness(model, answers["forget"]) + multiplier * excess).backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= rate * parameter.grad
+        if step >= 2:  # the first epoch has two steps
+            multiplier = max(0.0, multiplier + method.dual_step_size * excess.item())
+        seen.append(multiplier)
+        assert float(state["retain_weight"]) == pytest.approx(multiplier, rel=1e-9, abs=1e-12)
+    assert seen[1] == 0.6 and len(set(seen)) > 3, "λ must move, so that the test shows something"
+    found = dict(stored_tensors(train.params, checkpoint.cfg, LLAMA, "float64"))
+    for name, parameter in model.named_parameters():
+        np.testing.assert_allclose(found[name], parameter.detach().numpy(), atol=1e-10)
+
+
+@settings(deadline=None)
+@given(
+    before=st.floats(0, 10),
+    retain_loss=st.floats(0, 10),
+    epsilon=st.floats(0, 5),
+    rate=st.floats(0, 3),
+)
+def test_the_multiplier_of_pdu_is_never_negative(tiny_model, before, retain_loss, epsilon, rate):
+    method = PDU(epsilon=epsilon, dual_step_size=rate, dual_warmup_epochs=0)
+    run = run_of(method, Training(), tiny_model, 1)
+    state = method.after_step(run, {"retain_weight": np.array(before)}, 0, retain_loss)
+    assert float(state["retain_weight"]) == max(0.0, before + rate * (retain_loss - epsilon))
+
+
+def test_pdu_without_retain_pairs_is_an_error():
+    with pytest.raises(UserError, match=r"method\.retain_per_forget=0: expected at least 1"):
+        PDU(retain_per_forget=0).check()
+    assert PDU(retain_weight=0.0).retain_pairs == 1
 
 
 @st.composite

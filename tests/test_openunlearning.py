@@ -16,8 +16,8 @@ from test_prompts import (
 from pmc_jax.data.batches import loss_rows, train_sequence
 from pmc_jax.data.prompts import PromptConfig, load_tokenizer, make_template
 from pmc_jax.data.rows import EvaluationRow
-from pmc_jax.decoding import Sampling, generate
-from pmc_jax.evaluation.quality import answers
+from pmc_jax.decoding import Sampling
+from pmc_jax.evaluation import quality
 
 IGNORED = -100
 TAGS = "Question: ", "\n", "Answer: "
@@ -112,22 +112,19 @@ def test_an_answer_begun_by_the_attacker(tmp_path):
     assert begun.count(tokenizer.bos_token_id) == 1
 
 
-@pytest.mark.usefixtures("quick_compilation")
-def test_the_length_of_an_answer_does_not_depend_on_the_prompts(tiny_model):
-    """200 new tokens in OpenUnlearning; here 9, with prompts that nearly fill `max_length`."""
-    rows = [EvaluationRow(i, question, None) for i, question in enumerate(QUESTIONS[:3])]
-    template, model = tiny_model.template, tiny_model.for_decoding()
-    prompts = [template.encode_prompt(row.question) for row in rows]
-    greedy = Sampling(temperature=0.0, stop_ids=template.stop_ids)
-    key = jax.random.key(0)
-    found = answers(
-        model, [("retain", row) for row in rows], greedy, key,
-        max_length=max(map(len, prompts)) + 2, max_new_tokens=9, decode_batch=4,
-    )  # fmt: skip
-    expected = generate(
-        model.params, prompts, cfg=model.config, sampling=greedy, key=key, limits=[9] * 3,
-        decode_batch=4, dtype=model.dtype,
-    )  # fmt: skip
-    assert max(len(group[0]) for group in expected) == 9
-    texts = [template.decode(group[0]) for group in expected]
-    assert [group[0].text for group in found] == texts
+@pytest.mark.parametrize("given", [None, 200])
+def test_the_length_of_an_answer_does_not_depend_on_the_prompt(given, tiny_model, monkeypatch):
+    """OpenUnlearning generates 200 new tokens; without a number, `max_length` is the limit."""
+    limits = []
+
+    def generated(params, prompts, **settings):
+        limits.extend(settings["limits"])
+        return [[[]] for _ in prompts]
+
+    monkeypatch.setattr(quality, "generate", generated)
+    rows = [("retain", EvaluationRow(i, text, None)) for i, text in enumerate(QUESTIONS)]
+    quality.answers(
+        tiny_model, rows, Sampling(), jax.random.key(0), max_length=90, max_new_tokens=given
+    )
+    lengths = [len(tiny_model.template.encode_prompt(row.question)) for _, row in rows]
+    assert limits == [90 - length if given is None else given for length in lengths]

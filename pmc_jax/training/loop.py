@@ -87,7 +87,7 @@ def take_step(
     questions = run.questions(step)
     chosen = run.method.step_examples(run, state.method, state.train.params, step, questions)
     batch, tokens_trained = step_batch(run, step, chosen)
-    weight = run.method.retain_weight_at(run, step)
+    weight = run.method.retain_weight_at(run, chosen.state, step)
     ready = time.perf_counter()
     train, losses, norms = train_step(state.train, batch, weight, frozen)
     losses = jax.block_until_ready(losses)
@@ -111,7 +111,8 @@ def take_step(
         },
         note=chosen.note,
     )
-    return RunState(train=train, method=chosen.state), record
+    after = run.method.after_step(run, chosen.state, step, record.retain_loss or 0.0)
+    return RunState(train=train, method=after), record
 
 
 def steps(

@@ -306,9 +306,13 @@ class Method:
         """The retain loss r."""
         return token_mean(retain)
 
-    def retain_weight_at(self, run: "Run[Method]", step: int) -> float:
+    def retain_weight_at(self, run: "Run[Method]", state: Any, step: int) -> float:
         """λ at a step; 0 for a method without a retain loss."""
         return 0.0
+
+    def after_step(self, run: "Run[Method]", state: Any, step: int, retain_loss: float) -> Any:
+        """The method's state after a step, whose retain loss r was this (0 without one)."""
+        return state
 
     @property
     def retain_pairs(self) -> int:
@@ -328,7 +332,7 @@ class RetainingMethod(Method):
     retain_weight: float = bounded(1.0, least=0)
     retain_per_forget: int = bounded(1, least=0)
 
-    def retain_weight_at(self, run: Run[Method], step: int) -> float:
+    def retain_weight_at(self, run: Run[Method], state: Any, step: int) -> float:
         """λ at a step."""
         return self.retain_weight
 
@@ -354,13 +358,18 @@ class BaselineMethod(RetainingMethod):
     sees_answers: ClassVar[bool] = True
 
     @property
+    def has_retain_term(self) -> bool:
+        """Whether the loss has a retain term."""
+        return self.retain_weight > 0
+
+    @property
     def retain_pairs(self) -> int:
-        """Retain pairs in a step for each forget question; none if λ is 0."""
-        return self.retain_per_forget if self.retain_weight > 0 else 0
+        """Retain pairs in a step for each forget question; none without a retain term."""
+        return self.retain_per_forget if self.has_retain_term else 0
 
     def retained(self, task: Task) -> Sequence[Example]:
         """The retain pairs, if the loss has a retain term."""
-        return task.retain if self.retain_weight > 0 else ()
+        return task.retain if self.has_retain_term else ()
 
     def examples_of(self, task: Task) -> Examples:
         """The true answers, and the retain pairs."""
@@ -369,7 +378,7 @@ class BaselineMethod(RetainingMethod):
 
     def token_losses(self, config: ModelConfig) -> dict[str, TokenLoss]:
         """The NLL of every token; for retain answers, the loss that `retain_loss` names."""
-        retain = KL if self.retain_loss == "kl" and self.retain_weight > 0 else NLL
+        retain = KL if self.retain_loss == "kl" and self.has_retain_term else NLL
         return {**super().token_losses(config), "retain": retain}
 
 
@@ -389,6 +398,7 @@ BUILT_IN = {
     "ceu": "pmc_jax.unlearning.baselines.ceu:CEU",
     "undial": "pmc_jax.unlearning.baselines.undial:UNDIAL",
     "rmu": "pmc_jax.unlearning.baselines.rmu:RMU",
+    "pdu": "pmc_jax.unlearning.baselines.pdu:PDU",
 }
 """Where each method of the package is, by its name."""
 

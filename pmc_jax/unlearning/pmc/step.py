@@ -100,7 +100,7 @@ class PMC(PMCSettings):
         """The second expectation of the objective."""
         return retain_loss(retain)
 
-    def retain_weight_at(self, run: Run[Method], step: int) -> float:
+    def retain_weight_at(self, run: Run[Method], state: Any, step: int) -> float:
         """λ at a step: constant in the paper."""
         return run.at_step(step, self.retain_weight, self.final_retain_weight)
 
