@@ -1,5 +1,6 @@
 """Likelihoods, TOFU metrics and membership scores against direct formulas in torch and scipy."""
 
+import dataclasses
 import json
 import zlib
 
@@ -196,7 +197,14 @@ def set_of(scores: list[TokenScores], texts: list[str]) -> tofu.SetScores:
         perturbed=[scores[:3], scores[3:5]],
         generated=[said(text) for text in texts],
         texts=["born in Lisbon", "Oslo"],
+        paraphrased_texts=["from Lisbon", "It is Oslo"],
+        perturbed_texts=[["born in Rome", "in Oslo", "Oslo"], ["Bergen", "Oslo"]],
+        gradient_norms=[score.loss for score in scores[:2]],
     )
+
+
+def set_without_norms(scores: list[TokenScores]) -> tofu.SetScores:
+    return dataclasses.replace(set_of(scores, ["", ""]), gradient_norms=())
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +232,11 @@ def test_the_log_follows_open_unlearning(log, reference):
             else np.maximum(0, 1 - ratios).mean()
         )
         assert log[name]["agg_value"] == pytest.approx(value, abs=1e-4)
+        likely, unlikely = np.exp(-np.array(right)), np.exp(-np.array(wrong))
+        likeliest = log[f"{name}_prob_mean"]
+        assert likeliest["agg_value"] == pytest.approx(np.mean(likely / (likely + unlikely)))
+        second = (likely / (likely + unlikely))[1]
+        assert likeliest["value_by_index"]["1"]["score"] == pytest.approx(second)
     shares = [prob[0] / prob[[0, 0, 1, 2]].sum(), prob[1] / prob[[1, 3, 4]].sum()]
     assert log["ra_Q_A_Prob_normalised"]["agg_value"] == pytest.approx(np.mean(shares), rel=1e-4)
     assert log["wf_Q_A_ROUGE"]["agg_value"] == pytest.approx((1 / 3 + 1) / 2)
@@ -248,6 +261,40 @@ def test_the_log_has_open_unlearning_s_layout(log):
     summary = tofu.tofu_summary(log)
     assert "forget_quality" not in summary
     assert all(isinstance(value, float) for value in summary.values())
+
+
+@pytest.mark.parametrize("name", ["forget", "retain"])
+def test_answers_are_compared_with_paraphrases_and_wrong_answers(log, name):
+    """The same answer each time; the value is a mean of the rows' means."""
+    scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+    paraphrases = ["from Lisbon", "It is Oslo"]
+    wrong = [["born in Rome", "in Oslo", "Oslo"], ["Bergen", "Oslo"]]
+    said_of_them = ["born in Oslo", ""]
+
+    def recall(truth: str, text: str) -> float:
+        return scorer.score(truth, text)["rougeL"].recall
+
+    right = [recall(*pair) for pair in zip(paraphrases, said_of_them, strict=True)]
+    found = log[f"{name}_Q_A_PARA_ROUGE"]
+    assert found["agg_value"] == pytest.approx(np.mean(right))
+    assert [row["rougeL_recall"] for row in found["value_by_index"].values()] == right
+    found = log[f"{name}_Q_A_PERT_ROUGE"]
+    rows = list(found["value_by_index"].values())
+    for row, texts, text in zip(rows, wrong, said_of_them, strict=True):
+        assert row["rougeL_recall"] == [recall(truth, text) for truth in texts]
+        assert row["generation"] == [text] * len(texts)
+        expected = [None] * len(texts) if name == "forget" else texts
+        assert row["ground_truth"] == expected
+        assert set(row) == set(log["forget_Q_A_ROUGE"]["value_by_index"]["0"])
+    means = [np.mean(row["rougeL_recall"]) for row in rows]
+    assert found["agg_value"] == pytest.approx(np.mean(means))
+
+
+def test_small_gradients_speak_for_membership(log, scores):
+    """The same losses as norms give the same attack as the losses themselves."""
+    assert log["mia_gradnorm"] == log["mia_loss"]
+    none = tofu.membership_metrics(set_of(scores, ["", ""]), set_without_norms(scores))
+    assert "mia_gradnorm" not in none and "mia_loss" in none
 
 
 def test_forget_answers_stay_out_of_the_log(log):

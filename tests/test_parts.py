@@ -258,13 +258,21 @@ def test_right_answers_are_in_tofu_s_log_only_if_asked_for(tiny_model):
     assert "Lisbon." not in json.dumps(found)
     log = found["files"]["TOFU_EVAL.json"]
     truths = forget_truths(x.sets)
-    assert truths == [row.answer for row in FORGET]
+    assert truths == list(FORGET)
     filled = with_truths(log, truths)
     assert holds_truths(filled) and not holds_truths(log)
     rows = filled["forget_Q_A_ROUGE"]["value_by_index"]
     assert {row["input"]: row["ground_truth"] for row in rows.values()} == {
         row.question: row.answer for row in FORGET
     }
+    given = [
+        [
+            row["ground_truth"]
+            for row in filled[f"forget_Q_A_{kind}_ROUGE"]["value_by_index"].values()
+        ]
+        for kind in ("PARA", "PERT")
+    ]
+    assert given == [[row.paraphrased for row in FORGET], [list(row.perturbed) for row in FORGET]]
     assert with_truths(filled, None) == log
     with pytest.raises(ValueError, match="zip"):
         with_truths(log, truths[1:])

@@ -8,7 +8,8 @@ import jax
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.decoding import Sampling
 from pmc_jax.evaluation.context import EvaluationContext
-from pmc_jax.evaluation.likelihood import TokenScores, answer_scores
+from pmc_jax.evaluation.gradient_norms import gradient_norms
+from pmc_jax.evaluation.likelihood import Pair, TokenScores, answer_scores
 from pmc_jax.evaluation.quality import Answer, answers
 from pmc_jax.evaluation.tofu import (
     UTILITY_METRICS,
@@ -41,9 +42,9 @@ def forget_rows(context: EvaluationContext) -> list[EvaluationRow]:
     return benchmark_sets(context)["forget"]
 
 
-def forget_truths(sets: Mapping[str, Sequence[EvaluationRow]]) -> list[str]:
-    """The right answers to the forget questions, in the order of TOFU's log."""
-    return [row.answer for row in dict.fromkeys(sets.get("forget", ())) if row.answer]
+def forget_truths(sets: Mapping[str, Sequence[EvaluationRow]]) -> list[EvaluationRow]:
+    """The forget rows whose answers are known, in the order of TOFU's log."""
+    return [row for row in dict.fromkeys(sets.get("forget", ())) if row.answer]
 
 
 def right_paraphrases(name: str, rows: Sequence[EvaluationRow]) -> bool:
@@ -56,16 +57,33 @@ def wrong_answers(rows: Sequence[EvaluationRow]) -> bool:
     return all(row.perturbed for row in rows)
 
 
+def encoded(
+    context: EvaluationContext, rows: Sequence[EvaluationRow], texts: Sequence[str]
+) -> list[Pair]:
+    """One text per row as the answer to its question, as token ids."""
+    template = context.model.template
+    return [
+        template.encode_pair(row.question, text, row.system)
+        for row, text in zip(rows, texts, strict=True)
+    ]
+
+
 def scored(
     context: EvaluationContext, rows: Sequence[EvaluationRow], texts: Sequence[str]
 ) -> list[TokenScores]:
     """Scores of one text per row as the answer to its question."""
-    template = context.model.template
-    pairs = [
-        template.encode_pair(row.question, text, row.system)
-        for row, text in zip(rows, texts, strict=True)
-    ]
+    pairs = encoded(context, rows, texts)
     return answer_scores(context.model, pairs, on_batch=context.on_batch)
+
+
+def gradients_of(
+    context: EvaluationContext, name: str, rows: Sequence[EvaluationRow], texts: Sequence[str]
+) -> Sequence[float]:
+    """The norms that membership inference compares; none if there is nothing to compare with."""
+    if name not in ("forget", "holdout") or not holdout_rows(context):
+        return ()
+    pairs = encoded(context, rows, texts)
+    return gradient_norms(context.model, pairs, on_batch=context.on_batch).tolist()
 
 
 def generated(context: EvaluationContext, name: str, rows: Sequence[EvaluationRow]) -> list[Answer]:
@@ -86,8 +104,9 @@ def set_scores(
     """All scores of one set; if `answered` is false, those of the right answers alone."""
     texts = [str(row.answer) for row in rows]
     right = scored(context, rows, texts)
+    norms = gradients_of(context, name, rows, texts)
     if not answered:
-        return SetScores(right, [], [], [], texts)
+        return SetScores(right, [], [], [], texts, gradient_norms=norms)
     paraphrased = []
     if right_paraphrases(name, rows):
         paraphrased = scored(context, rows, [str(row.paraphrased) for row in rows])
@@ -96,7 +115,12 @@ def set_scores(
         repeated = [row for row in rows for _ in row.perturbed]
         flat = iter(scored(context, repeated, [text for row in rows for text in row.perturbed]))
         perturbed = [[next(flat) for _ in row.perturbed] for row in rows]
-    return SetScores(right, paraphrased, perturbed, generated(context, name, rows), texts)
+    return SetScores(
+        right, paraphrased, perturbed, generated(context, name, rows), texts,
+        paraphrased_texts=[str(row.paraphrased) for row in rows] if paraphrased else (),
+        perturbed_texts=[row.perturbed for row in rows] if perturbed else (),
+        gradient_norms=norms,
+    )  # fmt: skip
 
 
 def missing_metrics(context: EvaluationContext, log: dict[str, Metric]) -> dict[str, str]:
@@ -160,9 +184,11 @@ def holdout_rows(context: EvaluationContext) -> list[EvaluationRow]:
 
 def tofu_work(context: EvaluationContext) -> int:
     """How many questions and answers `tofu_part` gives to the model."""
-    total = len(holdout_rows(context))
+    holdout = len(holdout_rows(context))
+    total = 2 * holdout
     for name, rows in benchmark_sets(context).items():
         total += 2 * len(rows)
+        total += len(rows) if name == "forget" and holdout else 0
         total += len(rows) if right_paraphrases(name, rows) else 0
         total += sum(len(row.perturbed) for row in rows) if wrong_answers(rows) else 0
     return total

@@ -22,7 +22,7 @@ ATTACKS = ("sampling", "prefilling", "rewording")
 TOFU_MEASURES = (
     "forget_quality", "model_utility", "forget_truth_ratio", "forget_Q_A_Prob",
     "exact_memorization", "extraction_strength", "mia_loss", "mia_zlib", "mia_min_k",
-    "mia_min_k_plus_plus", "mia_reference", "privleak",
+    "mia_min_k_plus_plus", "mia_gradnorm", "mia_reference", "privleak",
 )  # fmt: skip
 
 

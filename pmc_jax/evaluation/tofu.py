@@ -61,8 +61,16 @@ RETAIN_LOG_LAYOUT = (
 SIDES = ("forget", "holdout")
 """The answers that a membership attack compares, by their names in its entry of the log."""
 
-FORGET_TEXTS = "forget_Q_A_ROUGE"
-"""The metric whose rows hold texts of forget questions."""
+FORGET_ROUGE = "forget_Q_A_ROUGE"
+"""The metric whose rows hold the forget questions and the answers to them."""
+
+FORGET_TEXTS = {
+    FORGET_ROUGE: "answer",
+    "forget_Q_A_PARA_ROUGE": "paraphrased",
+    "forget_Q_A_PERT_ROUGE": "perturbed",
+}
+"""The metrics whose rows hold texts of forget questions, and the fields of the rows that they are
+compared with."""
 
 Metric = dict[str, Any]
 
@@ -77,6 +85,8 @@ class SetScores:
         perturbed: scores of each row's wrong answers.
         generated: the model's own greedy answers.
         texts: the right answers.
+        paraphrased_texts, perturbed_texts: as `paraphrased` and `perturbed`.
+        gradient_norms: of the right answers, for membership inference.
     """
 
     answers: Sequence[TokenScores]
@@ -84,6 +94,9 @@ class SetScores:
     perturbed: Sequence[Sequence[TokenScores]]
     generated: Sequence[Answer]
     texts: Sequence[str]
+    paraphrased_texts: Sequence[str] = ()
+    perturbed_texts: Sequence[Sequence[str]] = ()
+    gradient_norms: Sequence[float] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +144,17 @@ def truth_ratios(
     return np.exp(-means) / (np.exp(-right) + EPSILON)
 
 
+def truth_shares(
+    right: Float[np.ndarray, " rows"], wrong: Sequence[Float[np.ndarray, " _"]]
+) -> Float[np.ndarray, " rows"]:
+    """p/(p + w), with p = exp(−loss of the right answer), w = exp(−mean loss of the wrong ones).
+
+    OpenUnlearning's truth ratio with the aggregator `prob_mean`, from losses.
+    """
+    likely, unlikely = np.exp(-right), np.exp(-np.array([row.mean() for row in wrong]))
+    return likely / (likely + unlikely + EPSILON)
+
+
 def forgotten_truth_ratio(ratios: Float[np.ndarray, " rows"]) -> float:
     """Mean of min(R, 1/R): 1 when right and wrong answers are equally likely."""
     return float(np.mean(np.minimum(ratios, 1 / (ratios + EPSILON))))
@@ -164,7 +188,7 @@ def read_retain_log(path: Path) -> RetainLog:
         attack = log.get("mia_min_k") or {}
         auc = attack.get("agg_value")
         sides = [len((attack.get(k) or {}).get("value_by_index") or {}) for k in SIDES]
-        asked = (log.get(FORGET_TEXTS) or {}).get("value_by_index") or {}
+        asked = (log.get(FORGET_ROUGE) or {}).get("value_by_index") or {}
         inputs = {i: row["input"] for i, row in asked.items() if isinstance(row.get("input"), str)}
         stamp = (log.get("forget_truth_ratio") or attack).get("measured_on")
     except (KeyError, TypeError, AttributeError):
@@ -291,6 +315,12 @@ def _wrong_probabilities(rows: Sequence[Sequence[TokenScores]]) -> Metric:
     )
 
 
+def rouge_rows(answer: Answer, texts: Sequence[str], *, keep_truth: bool) -> dict[str, Any]:
+    """The fields of `rouge_row` against each of several texts, as lists."""
+    rows = [rouge_row(answer, text, keep_truth=keep_truth) for text in texts]
+    return {key: [row[key] for row in rows] for key in rows[0]}
+
+
 def rouge_row(answer: Answer, truth: str, *, keep_truth: bool) -> dict[str, Any]:
     """ROUGE-1 recall, ROUGE-L recall and F1, and the texts."""
     wanted, given = rouge_words(truth), rouge_words(answer.text)
@@ -307,12 +337,23 @@ def rouge_row(answer: Answer, truth: str, *, keep_truth: bool) -> dict[str, Any]
     }
 
 
-def _ratio_metric(right: Metric, wrong: Metric, aggregate: Callable[[Any], float]) -> Metric:
+def _ratio_metrics(
+    name: str, right: Metric, wrong: Metric, aggregate: Callable[[Any], float]
+) -> dict[str, Metric]:
+    """The truth ratio, and that of the aggregator `prob_mean`."""
     rows = zip(right["value_by_index"].values(), wrong["value_by_index"].values(), strict=True)
     losses = [(row["avg_loss"], np.array(other["avg_loss"])) for row, other in rows]
-    ratios = truth_ratios(np.array([r for r, _ in losses]), [w for _, w in losses])
-    scores = [{"score": float(ratio)} for ratio in ratios]
-    return {"agg_value": aggregate(ratios), "value_by_index": by_index(scores)}
+    both = np.array([r for r, _ in losses]), [w for _, w in losses]
+
+    def metric(values: Float[np.ndarray, " rows"], value: float) -> Metric:
+        scores = [{"score": float(value)} for value in values]
+        return {"agg_value": value, "value_by_index": by_index(scores)}
+
+    ratios, shares = truth_ratios(*both), truth_shares(*both)
+    return {
+        name: metric(ratios, aggregate(ratios)),
+        f"{name}_prob_mean": metric(shares, float(shares.mean())),
+    }
 
 
 def _set_metrics(name: str, scores: SetScores) -> dict[str, Metric]:
@@ -326,16 +367,23 @@ def _set_metrics(name: str, scores: SetScores) -> dict[str, Metric]:
         "rougeL_recall",
     )
     public = name in ("ra", "wf")
+    keep = name != "forget"
     if scores.paraphrased and not public:
         found[f"{name}_Q_A_PARA_Prob"] = _probabilities(scores.paraphrased)
+        pairs = zip(scores.generated, scores.paraphrased_texts, strict=True)
+        rows = [rouge_row(answer, text, keep_truth=keep) for answer, text in pairs]
+        found[f"{name}_Q_A_PARA_ROUGE"] = _aggregated(rows, "rougeL_recall")
+    if scores.perturbed and not public:
+        several = zip(scores.generated, scores.perturbed_texts, strict=True)
+        rows = [rouge_rows(answer, texts, keep_truth=keep) for answer, texts in several]
+        found[f"{name}_Q_A_PERT_ROUGE"] = _aggregated(rows, "rougeL_recall")
     right = found.get(f"{name}_Q_A_Prob" if public else f"{name}_Q_A_PARA_Prob")
     if right is None or not scores.perturbed:
         return found
     wrong = found[f"{name}_Q_A_PERT_Prob"] = _wrong_probabilities(scores.perturbed)
     if name == "forget":
-        found["forget_truth_ratio"] = _ratio_metric(right, wrong, forgotten_truth_ratio)
-        return found
-    found[f"{name}_Truth_Ratio"] = _ratio_metric(right, wrong, kept_truth_ratio)
+        return found | _ratio_metrics("forget_truth_ratio", right, wrong, forgotten_truth_ratio)
+    found |= _ratio_metrics(f"{name}_Truth_Ratio", right, wrong, kept_truth_ratio)
     if public:
         shares = normalised_probability(
             np.array([row["prob"] for row in right["value_by_index"].values()]),
@@ -372,6 +420,8 @@ def membership_metrics(
         "mia_min_k": [[min_k_score(s) for s in side.answers] for side in sides],
         "mia_min_k_plus_plus": [[min_k_plus_plus_score(s) for s in side.answers] for side in sides],
     }
+    if all(len(side.gradient_norms) for side in sides):
+        attacks["mia_gradnorm"] = [list(side.gradient_norms) for side in sides]
     if references is not None:
         attacks["mia_reference"] = [
             [reference_score(s, r) for s, r in zip(side.answers, reference, strict=True)]
@@ -391,7 +441,7 @@ def tofu_log(
 ) -> dict[str, Metric]:
     """Every metric that the data allows, sorted by OpenUnlearning's names.
 
-    It does not hold the right answers to forget questions; `with_truths` adds them.
+    It does not hold the given answers to forget questions; `with_truths` adds them.
 
     Args:
         sets: the scores by the names in `SETS`.
@@ -424,18 +474,36 @@ def tofu_log(
 
 
 def holds_truths(log: Mapping[str, Metric]) -> bool:
-    """Whether a log holds right answers to forget questions."""
-    rows = log[FORGET_TEXTS]["value_by_index"].values()
-    return any(row["ground_truth"] is not None for row in rows)
+    """Whether a log holds given answers to forget questions: right, paraphrased or wrong ones."""
+    rows = [row for name in FORGET_TEXTS if name in log for row in _rows(log[name])]
+    texts = (row["ground_truth"] for row in rows)
+    return any(text not in (None, [None] * len(text or ())) for text in texts)
 
 
-def with_truths(log: Mapping[str, Metric], truths: Sequence[str] | None) -> dict[str, Metric]:
-    """The log with these right answers to forget questions in row order; None removes them."""
-    rows = list(log[FORGET_TEXTS]["value_by_index"].values())
-    known: Sequence[str | None] = [None] * len(rows) if truths is None else truths
-    pairs = zip(rows, known, strict=True)
-    filled = by_index([{**row, "ground_truth": truth} for row, truth in pairs])
-    return {**log, FORGET_TEXTS: {**log[FORGET_TEXTS], "value_by_index": filled}}
+def _rows(metric: Metric) -> list[dict[str, Any]]:
+    return list(metric["value_by_index"].values())
+
+
+def with_truths(
+    log: Mapping[str, Metric], truths: Sequence[EvaluationRow] | None
+) -> dict[str, Metric]:
+    """The log with the given answers of these forget rows, in its order; None removes them."""
+    found = dict(log)
+    for name, field in FORGET_TEXTS.items():
+        if name not in log:
+            continue
+        rows = _rows(log[name])
+        texts: list[Any] = [
+            [None] * len(row["ground_truth"]) if isinstance(row["ground_truth"], list) else None
+            for row in rows
+        ]
+        if truths is not None:
+            given = [getattr(row, field) for row in truths]
+            texts = [list(text) if isinstance(text, tuple) else text for text in given]
+        pairs = zip(rows, texts, strict=True)
+        filled = by_index([{**row, "ground_truth": text} for row, text in pairs])
+        found[name] = {**log[name], "value_by_index": filled}
+    return found
 
 
 def tofu_summary(log: Mapping[str, Metric]) -> dict[str, float]:

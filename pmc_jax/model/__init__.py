@@ -41,7 +41,13 @@ from pmc_jax.model.specs import (
     param_count,
     param_specs,
 )
-from pmc_jax.model.stacks import decoding_params, layer_stacks, map_stacks, parts_of
+from pmc_jax.model.stacks import (
+    decoding_params,
+    layer_stacks,
+    map_stacks,
+    parts_of,
+    stacked,
+)
 
 __all__ = [
     "MESH_AXES",
@@ -80,6 +86,7 @@ __all__ = [
     "prefill",
     "routed",
     "squeeze_single",
+    "stacked",
     "to_devices",
     "to_host",
     "token_nll",

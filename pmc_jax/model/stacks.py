@@ -66,11 +66,15 @@ def decoding_params(
     return _decoding_params(params, cfg, dtype, unrolled)
 
 
+def decoding_axes(spec: Spec) -> tuple[str | None, ...]:
+    """The logical axes of a weight that is replicated along "data"."""
+    return tuple(None if axis == "embed" else axis for axis in spec.axes)
+
+
 @partial(jax.jit, static_argnames=("cfg", "dtype", "unrolled"))
 def _decoding_params(params: Params, cfg: ModelConfig, dtype: DTypeLike, unrolled: bool) -> Params:
     def one(leaf: Array, spec: Spec) -> Array:
-        axes = (None if axis == "embed" else axis for axis in spec.axes)
-        return constrain(leaf.astype(dtype), *axes)
+        return constrain(leaf.astype(dtype), *decoding_axes(spec))
 
     specs = param_specs(cfg)
     if not unrolled:
@@ -82,3 +86,36 @@ def _decoding_params(params: Params, cfg: ModelConfig, dtype: DTypeLike, unrolle
         stacks.append(layer if has_mesh() else joined(layer))
     rest = {name: one(leaf, specs[name]) for name, leaf in params.items() if name != "layers"}
     return {**rest, "layers": tuple(stacks)}
+
+
+def stacked(params: Params, cfg: ModelConfig) -> Params:
+    """Weights for decoding in one stack again, as `param_specs` declares them: a second copy.
+
+    Weights that are in one stack already are returned as they are.
+    """
+    if not isinstance(params["layers"], tuple):
+        return params
+    return _stacked(params, cfg)
+
+
+@partial(jax.jit, static_argnames="cfg")
+def _stacked(params: Params, cfg: ModelConfig) -> Params:
+    specs = param_specs(cfg)["layers"]
+
+    def separated(stack: Params) -> Params:
+        found = {}
+        for name, leaf in stack.items():
+            parts = parts_of(name)
+            axis = 1 if name.endswith("_bias") else 2
+            sizes = [specs[part].shape[axis] for part in parts] if len(parts) > 1 else []
+            ends = list(itertools.accumulate(sizes))[:-1]
+            split = jnp.split(leaf, ends, axis=axis) if ends else [leaf]
+            found |= dict(zip(parts, split, strict=True))
+        return found
+
+    stacks = [separated(stack) for stack in layer_stacks(params)]
+    layers = {
+        name: constrain(jnp.concatenate([stack[name] for stack in stacks]), *decoding_axes(spec))
+        for name, spec in specs.items()
+    }
+    return {**params, "layers": layers}

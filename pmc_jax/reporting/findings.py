@@ -18,7 +18,7 @@ SIGNIFICANCE = 0.05
 
 MEMBERSHIP = {
     "loss": "loss", "zlib": "zlib", "min_k": "min-k", "min_k_plus_plus": "min-k++",
-    "reference": "comparison with a reference model",
+    "gradnorm": "gradient norm", "reference": "comparison with a reference model",
 }  # fmt: skip
 
 

@@ -145,7 +145,7 @@ TOFU_TABLE = (
         )
         for name, label in (
             ("loss", "loss"), ("zlib", "zlib"), ("min_k", "min-k"), ("min_k_plus_plus", "min-k++"),
-            ("reference", "reference"),
+            ("gradnorm", "gradient norm"), ("reference", "reference"),
         )
     ),
     Measure(
