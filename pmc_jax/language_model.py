@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from convert.directory import read_config
 from convert.export import export_checkpoint
 from convert.families import family_of
 from convert.load import (
@@ -16,6 +17,7 @@ from convert.load import (
     load_checkpoint,
     load_config,
     resolve,
+    rows_of,
 )
 from pmc_jax.assets import WORLD_MODEL
 from pmc_jax.data.prompts import (
@@ -31,6 +33,9 @@ from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig, choose_mesh, decoding_params, on_mesh, param_count
 from pmc_jax.model.specs import Params
 from pmc_jax.settings import one_of, path_to
+
+Leaves = tuple[tuple[str, ...], ...]
+"""Paths of leaves of the parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +90,12 @@ class LanguageModel:
     def weights_dtype(self) -> str:
         """The dtype that weights are trained and exported in: at least float32."""
         return weights_dtype(self.dtype)
+
+    @property
+    def tensor_leaves(self) -> tuple[Leaves, ...]:
+        """The leaves of the parameters that a tensor of its checkpoint has, by kind of tensor."""
+        _, family, config = read_config(self.directory)
+        return tuple(row.leaves for row, _ in rows_of(family, config))
 
     def with_params(self, params: Params) -> "LanguageModel":
         """The same model with other weights."""

@@ -13,24 +13,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from convert.directory import read_config
-from convert.load import rows_of
 from pmc_jax.data.batches import loss_rows
 from pmc_jax.evaluation.likelihood import Pair
-from pmc_jax.language_model import LanguageModel
+from pmc_jax.language_model import LanguageModel, Leaves
 from pmc_jax.model import ModelConfig, constrain_params, stacked, to_devices, to_host
 from pmc_jax.model.buckets import bucket_length
 from pmc_jax.model.sequences import sequence_nll
 from pmc_jax.model.specs import Params
-
-Leaves = tuple[tuple[str, ...], ...]
-"""Paths of leaves of the parameters."""
-
-
-def weight_tensors(model: LanguageModel) -> tuple[Leaves, ...]:
-    """The leaves that one tensor of the Hugging Face checkpoint has, for each kind of tensor."""
-    _, family, cfg = read_config(model.directory)
-    return tuple(row.leaves for row, _ in rows_of(family, cfg))
 
 
 def mean_tensor_norm(gradients: Params, tensors: Sequence[Leaves]) -> Float[Array, ""]:
@@ -82,7 +71,7 @@ def gradient_norms(
     OpenUnlearning. Pairs are taken one by one: memory holds the gradients of one. One function is
     compiled for each bucket of lengths. `on_batch` is called with (pairs done, tokens).
     """
-    params, tensors = stacked(model.params, model.config), weight_tensors(model)
+    params, tensors = stacked(model.params, model.config), model.tensor_leaves
     found = []
     for prompt, answer in pairs:
         length = len(prompt) + len(answer)
