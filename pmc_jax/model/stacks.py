@@ -95,11 +95,11 @@ def stacked(params: Params, cfg: ModelConfig) -> Params:
     """
     if not isinstance(params["layers"], tuple):
         return params
-    return _stacked(params, cfg)
+    return {**params, "layers": _stacked(params["layers"], cfg)}
 
 
 @partial(jax.jit, static_argnames="cfg")
-def _stacked(params: Params, cfg: ModelConfig) -> Params:
+def _stacked(stacks: tuple[Params, ...], cfg: ModelConfig) -> Params:
     specs = param_specs(cfg)["layers"]
 
     def separated(stack: Params) -> Params:
@@ -113,9 +113,8 @@ def _stacked(params: Params, cfg: ModelConfig) -> Params:
             found |= dict(zip(parts, split, strict=True))
         return found
 
-    stacks = [separated(stack) for stack in layer_stacks(params)]
-    layers = {
-        name: constrain(jnp.concatenate([stack[name] for stack in stacks]), *decoding_axes(spec))
+    layers = [separated(stack) for stack in stacks]
+    return {
+        name: constrain(jnp.concatenate([layer[name] for layer in layers]), *decoding_axes(spec))
         for name, spec in specs.items()
     }
-    return {**params, "layers": layers}
