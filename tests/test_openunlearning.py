@@ -1,5 +1,7 @@
 """What OpenUnlearning asks, trains on and scores, restated with transformers alone."""
 
+import importlib
+
 import jax
 import numpy as np
 import pytest
@@ -17,7 +19,6 @@ from pmc_jax.data.batches import loss_rows, train_sequence
 from pmc_jax.data.prompts import PromptConfig, load_tokenizer, make_template
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.decoding import Sampling
-from pmc_jax.evaluation import quality
 
 IGNORED = -100
 TAGS = "Question: ", "\n", "Answer: "
@@ -121,6 +122,7 @@ def test_the_length_of_an_answer_does_not_depend_on_the_prompt(given, tiny_model
         limits.extend(settings["limits"])
         return [[[]] for _ in prompts]
 
+    quality = importlib.import_module("pmc_jax.evaluation.quality")
     monkeypatch.setattr(quality, "generate", generated)
     rows = [("retain", EvaluationRow(i, text, None)) for i, text in enumerate(QUESTIONS)]
     quality.answers(
