@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import hydra
 import pytest
@@ -139,3 +140,21 @@ def test_every_experiment_has_settings_of_pmc():
     settings = config_directory() / "settings"
     for experiment in (config_directory() / "experiment").glob("*.yaml"):
         assert (settings / experiment.stem / "pmc.yaml").is_file(), experiment.stem
+
+
+def test_a_run_says_at_its_start_that_its_settings_are_another_methods(
+    tmp_path, monkeypatch, capsys
+):
+    seen = []
+    monkeypatch.setattr(train, "run_unlearning", lambda *_, **given: seen.append(given["untuned"]))
+    for name in ("load_dataset", "load_language_model", "mesh_of", "show"):
+        monkeypatch.setattr(train, name, lambda *_: SimpleNamespace(template="plain"))
+    own = ["experiment=own", "model.path=m", "data.forget=f", "data.retain=r"]
+    own += [f"runs_dir={tmp_path}", "method=npo"]
+    call(train, *own, monkeypatch=monkeypatch)
+    (note,) = seen
+    assert note.startswith("the settings are those of PMC; method=npo has none of its own")
+    assert f"note: {note}\n" in capsys.readouterr().out
+    call(train, "-m", *own, "optimizer.learning_rate=1e-4,3e-4", "name=${optimizer.learning_rate}",
+         monkeypatch=monkeypatch)  # fmt: skip
+    assert seen[1:] == [None, None] and "note:" not in capsys.readouterr().out
