@@ -42,7 +42,7 @@ def write_reports(arguments: Sequence[str]) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--redact", action="store_true",
-        help="hide true answers and secrets in an evaluation's report",
+        help="hide right answers and secrets of the forget rows; read from the data set again",
     )  # fmt: skip
     chosen = parser.parse_args(arguments)
     for directory in chosen.directories:
@@ -60,15 +60,19 @@ def write_again(directory: Path, *, redact: bool) -> None:
         write_report,
     )
     from pmc_jax.reporting.evaluation_files import is_evaluation, read_evaluation
+    from pmc_jax.reporting.redaction import redacted_evaluation, redacted_run
     from pmc_jax.reporting.run_files import read_run
     from pmc_jax.reporting.side_by_side import comparison_table
 
     if is_evaluation(directory):
         page = write_evaluation_report(directory, redact=redact or None)
-        print(comparison_table(read_evaluation(directory).summary))
+        files = read_evaluation(directory)
+        print(comparison_table((redacted_evaluation(files)[0] if redact else files).summary))
     else:
+        page = write_report(directory, redact=redact)
         run = read_run(directory)
-        page = write_report(directory)
+        if redact:
+            run, _ = redacted_run(directory, run)
         print(format_table(run.summary))
         if run.samples:
             print(f"\n{format_examples(run.samples)}")

@@ -24,6 +24,7 @@ from pmc_jax.reporting.evaluation_files import read_evaluation
 from pmc_jax.reporting.evaluation_page import USED_BY, render_evaluation, used
 from pmc_jax.reporting.findings import comparisons, evaluation_headline, findings
 from pmc_jax.reporting.page import PAPER_URL, SETTING_WORDS
+from pmc_jax.reporting.redaction import redacted_evaluation
 from pmc_jax.reporting.side_by_side import (
     EVALUATION_MEASURES,
     compared_rows,
@@ -48,7 +49,10 @@ def html(evaluation) -> str:
 
 
 def page_without_figures(directory: Path, *, redact: bool) -> str:
-    return render_evaluation(read_evaluation(directory), [], redact=redact)
+    files, redaction = read_evaluation(directory), None
+    if redact:
+        files, redaction = redacted_evaluation(files)
+    return render_evaluation(files, [], redaction)
 
 
 def test_the_page_has_every_number_of_the_table(evaluation, html):

@@ -102,7 +102,7 @@ ANY_TEXT = st.one_of(
 )
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(ANY_TEXT)
 @example("ㄱㅏ").via("jamo that join in NFKC")
 @example("q\u0307\u0323").via("marks in another order")
@@ -115,7 +115,7 @@ def test_normal_forms_have_the_same_words(text):
     assert rouge_words(unicodedata.normalize("NFKD", text)) == rouge_words(plain)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(ANY_TEXT)
 def test_spans_are_the_words_in_order(text):
     spans = word_spans(text)
@@ -126,7 +126,7 @@ def test_spans_are_the_words_in_order(text):
         assert 0 <= start < end <= len(text)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(ANY_TEXT, ANY_TEXT, ANY_TEXT, st.sampled_from(FORMS), st.sampled_from(FORMS))
 def test_a_text_holds_what_it_was_made_of(before, phrase, after, form, other):
     text = unicodedata.normalize(form, f"{before} {phrase} {after}")
@@ -141,7 +141,7 @@ def test_a_text_holds_what_it_was_made_of(before, phrase, after, form, other):
     assert not holds(hidden, asked)
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(ANY_TEXT, ANY_TEXT)
 @example("q\u0307", "\u0323")
 @example("ab", "\u0301c")
@@ -157,7 +157,7 @@ def test_no_continuation_changes_settled_words(beginning, more):
     assert len(settled) >= len(rouge_words(beginning)) - 1
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(ANY_TEXT, st.one_of(ANY_TEXT, st.none()), ANY_TEXT)
 def test_the_bound_of_a_beginning_never_exceeds_the_score(original, response, noise):
     response = original + noise if response is None else response
@@ -203,6 +203,7 @@ def test_recall_in_other_scripts(original, response, share):
         ("وُلد والقاهرة بعيدة", "القاهرة", True),
         ("سافر للقاهرة", "القاهرة", True),
         ("서울에서", "서울", True),
+        ("在北京👍🏽。", "北京", True),
         ("ใน๑๙๔๒", "1942", True),
         ("P\u00ada\u200dr\u2060i\ufe0fs", "Paris", True),
         ("Par\u200bis", "Paris", True),

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pmc_jax.data.files import write_json
+from pmc_jax.data import DataConfig, load_dataset
+from pmc_jax.data.files import write_json, write_json_lines
 from pmc_jax.evaluation.choices import least_likely_attack
+from pmc_jax.evaluation.inputs import Inputs
 from pmc_jax.evaluation.leakage import greedy_leakage, leakage
 from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.quality import Answer
@@ -104,10 +106,26 @@ def write_evaluation(directory: Path, models=MODELS, parts=SUITES["full"], **cha
     summary = {
         "name": "trial", "suite": "full",
         **summarise_directory(directory / "models", list(models), parts),
-        "data": {"evaluation rows": "cd" * 32}, "versions": {"jax": "0.10.2"},
+        "data": write_data(directory / "data"), "versions": {"jax": "0.10.2"},
         "settings": {"suite": "full", "evaluation.attack_samples": SAMPLES, "redact": False},
         **changes,
     }  # fmt: skip
     write_json(directory / "summary.json", summary)
-    (directory / "config.yaml").write_text("suite: full\n")
+    (directory / "config.yaml").write_text(
+        f"suite: full\ndata:\n  format: jsonl\n  path: {directory / 'data'}\n"
+        "  forget: forget.jsonl\n  retain: retain.jsonl\n"
+    )
     return directory
+
+
+def write_data(directory: Path) -> dict[str, str]:
+    """Write the data set of the evaluation; its hashes."""
+    row = {
+        "question": QUESTION, "answer": TRUTH, "secret": SECRET,
+        "paraphrased_question": f"Tell me: {QUESTION}", "paraphrased_answer": TRUTH,
+    }  # fmt: skip
+    write_json_lines(directory / "forget.jsonl", [row] * 8)
+    write_json_lines(directory / "retain.jsonl", [{"question": "Norway?", "answer": "Oslo"}])
+    files = DataConfig("jsonl", str(directory), forget="forget.jsonl", retain="retain.jsonl")
+    dataset = load_dataset(files)
+    return Inputs(dataset, dataset.controls, None).hashes

@@ -254,8 +254,10 @@ def missing_measures(sets: Mapping[str, Sequence[EvaluationRow]]) -> dict[str, s
         missing["unlearn quality"] = "the data has no answer that should be forgotten"
     if not known & set(UTILITY_SETS):
         missing["utility"] = "the data has no answer that should be kept"
-    if not any(row.secret for row in sets.get("forget", ())):
-        missing["secret leak rate"] = "the forget rows have no secret"
+    secrets = [row.secret for row in sets.get("forget", ()) if row.secret]
+    if not any(map(words_of, secrets)):
+        what = "secret with a word" if secrets else "secret"
+        missing["secret leak rate"] = f"the forget rows have no {what}"
     return missing
 
 

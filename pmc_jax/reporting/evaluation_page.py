@@ -1,8 +1,7 @@
 """The report of an evaluation as one self-contained page."""
 
-import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from pmc_jax.reporting.page import (
     time_text,
 )
 from pmc_jax.reporting.plots import PALETTE, Plot, write_png, write_svg
+from pmc_jax.reporting.redaction import Redaction, hidden_example, redacted_evaluation
 from pmc_jax.reporting.sampled_answers import ATTACK_WORDS, sampled_groups
 from pmc_jax.reporting.side_by_side import compared_rows
 from pmc_jax.reporting.statement import evaluation_statement, write_statement
@@ -47,8 +47,8 @@ def write_evaluation_report(directory: Path, *, redact: bool | None = None) -> P
     Reads summary.json, config.yaml and the models' parts. The same files give the same bytes.
 
     Args:
-        redact: whether to hide answers to forget questions that hold a word of the right
-            answer; None: as in the evaluation's settings.
+        redact: whether to hide what is to be forgotten (`redaction`); None: as in the
+            evaluation's settings.
 
     Returns:
         The path of the page.
@@ -59,6 +59,7 @@ def write_evaluation_report(directory: Path, *, redact: bool | None = None) -> P
     files = read_evaluation(directory)
     if redact is None:
         redact = bool(files.summary["settings"].get("redact"))
+    files, redaction = redacted_evaluation(files) if redact else (files, None)
     plots = evaluation_plots(files)
     report = directory / "report"
     report.mkdir(exist_ok=True)
@@ -66,13 +67,20 @@ def write_evaluation_report(directory: Path, *, redact: bool | None = None) -> P
         write_png(plot, report / f"{plot.name}.png")
         write_svg(plot, report / f"{plot.name}.svg")
     page = report / "index.html"
-    page.write_text(render_evaluation(files, plots, redact=redact), encoding="utf-8", newline="\n")
+    page.write_text(render_evaluation(files, plots, redaction), encoding="utf-8", newline="
+")
     write_statement(evaluation_statement(files, redact=redact), report)
     return page
 
 
-def render_evaluation(files: EvaluationFiles, plots: list[Plot], *, redact: bool) -> str:
-    """The page's HTML. Everything from the evaluation's files is escaped by the template."""
+def render_evaluation(
+    files: EvaluationFiles, plots: list[Plot], redaction: Redaction | None = None
+) -> str:
+    """The page's HTML. Everything from the evaluation's files is escaped by the template.
+
+    Args:
+        redaction: what was removed from `files`, if they were redacted.
+    """
     summary = files.summary
     rows = compared_rows(summary)
     seconds, names = summary["seconds"], short_names(files.models)
@@ -103,9 +111,9 @@ def render_evaluation(files: EvaluationFiles, plots: list[Plot], *, redact: bool
             for model, found in certificates_of(files)
         ],
         plots=drawn(plots),
-        example_groups=evaluation_examples(files, redact=redact),
-        sampled_groups=sampled_groups(files, redact=redact),
-        redact=redact,
+        example_groups=evaluation_examples(files),
+        sampled_groups=sampled_groups(files),
+        redaction=redaction,
         settings=[line for line in settings_lines(summary["settings"]) if used(line[2], summary)],
         facts=[
             *((model, list(plain_lines(summary["facts"][model]))) for model in files.models),
@@ -143,7 +151,7 @@ def certificates_of(files: EvaluationFiles) -> list[tuple[str, dict[str, str]]]:
     return [(model, found) for model in order if (found := files.summary["certificates"][model])]
 
 
-def evaluation_examples(files: EvaluationFiles, *, redact: bool) -> list[ExampleGroup]:
+def evaluation_examples(files: EvaluationFiles) -> list[ExampleGroup]:
     """Answers of the model under evaluation, beside those of the model before unlearning."""
     quality = files.of_part("quality")
     new = quality.get(files.evaluated, {}).get("answers", [])
@@ -151,14 +159,8 @@ def evaluation_examples(files: EvaluationFiles, *, redact: bool) -> list[Example
     old = {(row.get("set"), row.get("id")): row for row in old_rows}
     samples = [example_row(old.get((row.get("set"), row.get("id")), {}), row) for row in new]
     groups = example_groups(samples)
-    if redact:
-        groups = [changed(group, Example.hidden) if group.forgotten else group for group in groups]
-    return groups if files.before else [changed(group, Example.unmarked) for group in groups]
-
-
-def changed(group: ExampleGroup, change: Callable[[Example], Example]) -> ExampleGroup:
-    """A group with every example changed."""
-    return dataclasses.replace(group, examples=[change(example) for example in group.examples])
+    groups = [group.changed(hidden_example) for group in groups]
+    return groups if files.before else [group.changed(Example.unmarked) for group in groups]
 
 
 def example_row(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Answers side by side: which ones are shown, and which words are marked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
@@ -62,20 +62,6 @@ class Example:
         """Whether both answers are the same text; false if the old answer is hidden."""
         return not self.before_hidden and joined(self.before) == joined(self.after)
 
-    @property
-    def reveals(self) -> bool:
-        """Whether the new answer has a word of the right answer or of the old one."""
-        return bool(number(self.rouge_after)) or any(span.mark == "left" for span in self.after)
-
-    def hidden(self) -> "Example":
-        """The example for a page that must not reveal the right answer.
-
-        The old answer is always hidden, the new one if it `reveals` anything.
-        """
-        hide = self.reveals or self.unchanged
-        after = [] if hide else [Span(joined(self.after))]
-        return replace(self, before=[], before_hidden=True, after=after, after_hidden=hide)
-
     def unmarked(self) -> "Example":
         """The example without marks."""
         before, after = ([Span(joined(spans))] for spans in (self.before, self.after))
@@ -90,6 +76,10 @@ class ExampleGroup:
     note: str
     forgotten: bool
     examples: list[Example]
+
+    def changed(self, change: Callable[[Example], Example]) -> "ExampleGroup":
+        """The group with every example changed."""
+        return replace(self, examples=[change(example) for example in self.examples])
 
 
 def example_groups(samples: Sequence[Mapping[str, Any]]) -> list[ExampleGroup]:

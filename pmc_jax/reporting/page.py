@@ -10,6 +10,7 @@ from markupsafe import Markup
 from pmc_jax.reporting.examples import example_groups
 from pmc_jax.reporting.measures import headline, measured_rows, unmeasured
 from pmc_jax.reporting.plots import PALETTE, Plot, run_plots, themed_svg, write_png
+from pmc_jax.reporting.redaction import Redaction, hidden_example, redacted_run
 from pmc_jax.reporting.run_files import RunFiles, number, read_run
 from pmc_jax.reporting.statement import read_inputs, run_statement, write_statement
 from pmc_jax.reporting.templates import page_template
@@ -77,11 +78,14 @@ PART_WORDS = {
 """Descriptions of the parts of a run's time; other parts appear under their own names."""
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, *, redact: bool = False) -> Path:
     """Write `run_dir`/report/index.html, its plots as PNG files beside it, and the statement.
 
     Reads summary.json and, if they exist, metrics.jsonl, samples.jsonl and config.yaml. The
     same files give the same bytes.
+
+    Args:
+        redact: whether to hide what is to be forgotten (`redaction`).
 
     Returns:
         The path of the page.
@@ -89,16 +93,17 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         UserError: if the summary is missing or a file is malformed.
     """
-    run = read_run(run_dir)
+    run, redaction = read_run(run_dir), None
+    if redact:
+        run, redaction = redacted_run(run_dir, run)
     plots = run_plots(run.summary, run.metrics)
     directory = run_dir / "report"
     directory.mkdir(exist_ok=True)
     for plot in plots:
         write_png(plot, directory / f"{plot.name}.png")
     page = directory / "index.html"
-    page.write_text(render(run, plots), encoding="utf-8", newline="\n")
-    found = run_statement(run, read_inputs(run_dir), redact=False)
-    write_statement(found, directory)
+    page.write_text(render(run, plots, redaction), encoding="utf-8", newline="\n")
+    write_statement(run_statement(run, read_inputs(run_dir), redact=redact), directory)
     return page
 
 
@@ -110,8 +115,12 @@ def drawn(plots: Sequence[Plot]) -> dict[str, tuple[Plot, Markup]]:
     return {plot.name: (plot, Markup(themed_svg(plot))) for plot in plots}
 
 
-def render(run: RunFiles, plots: Sequence[Plot]) -> str:
-    """The page's HTML. Everything from the run's files is escaped by the template."""
+def render(run: RunFiles, plots: Sequence[Plot], redaction: Redaction | None = None) -> str:
+    """The page's HTML. Everything from the run's files is escaped by the template.
+
+    Args:
+        redaction: what was removed from `run`, if it was redacted.
+    """
     rows = measured_rows(run.summary)
     return page_template("page.html.j2").render(
         name=run.summary.get("name") or "run",
@@ -125,7 +134,8 @@ def render(run: RunFiles, plots: Sequence[Plot]) -> str:
         steps=len(run.metrics),
         sentence=(run.summary.get("method") or {}).get("sentence"),
         untuned=run.summary.get("untuned"),
-        example_groups=example_groups(run.samples),
+        example_groups=[group.changed(hidden_example) for group in example_groups(run.samples)],
+        redaction=redaction,
         settings=list(settings_lines(run.summary.get("settings"))),
         facts=[
             (title, list(plain_lines(run.summary.get(key))))

@@ -6,6 +6,7 @@ from typing import Any
 
 from pmc_jax.reporting.evaluation_files import EvaluationFiles
 from pmc_jax.reporting.examples import Span, marked, text_of
+from pmc_jax.reporting.redaction import HIDDEN
 from pmc_jax.reporting.run_files import number
 
 ATTACK_WORDS = {
@@ -49,12 +50,8 @@ class SampledGroup:
     answers: list[SampledAnswer]
 
 
-def sampled_groups(files: EvaluationFiles, *, redact: bool) -> list[SampledGroup]:
-    """The most revealing answers of the model under evaluation in each attack.
-
-    With `redact`, answers that hold the secret, a word of the right answer or a word of the old
-    answer are hidden.
-    """
+def sampled_groups(files: EvaluationFiles) -> list[SampledGroup]:
+    """The most revealing answers of the model under evaluation in each attack."""
     parts = files.parts[files.evaluated]
     old = old_answers(files)
     groups = []
@@ -68,7 +65,7 @@ def sampled_groups(files: EvaluationFiles, *, redact: bool) -> list[SampledGroup
         groups.append(
             SampledGroup(
                 title, note(rows, shown, part.get("prefix")),
-                [sampled_answer(row, old, redact=redact) for row in shown],
+                [sampled_answer(row, old) for row in shown],
             )
         )  # fmt: skip
     return groups
@@ -101,16 +98,14 @@ def old_answers(files: EvaluationFiles) -> dict[Any, str]:
     return by_id | {row["question"]: text_of(row["text"]) for row in rows}
 
 
-def sampled_answer(
-    row: Mapping[str, Any], old: Mapping[Any, str], *, redact: bool
-) -> SampledAnswer:
+def sampled_answer(row: Mapping[str, Any], old: Mapping[Any, str]) -> SampledAnswer:
     """The worst answer to one question, marked against the old answer."""
     worst = row["worst"]
     before = old.get(row["question"], old.get(("forget", row["id"]), ""))
     _, spans = marked(before, text_of(worst["text"]), forgotten=True)
     # Only what is left of the old answer matters; new words are not marked.
     answer = [span if span.mark == "left" else Span(span.text) for span in spans]
-    hidden = redact and (any(revealing(row)) or any(span.mark == "left" for span in spans))
+    hidden = worst["text"] == HIDDEN
     return SampledAnswer(
         question=text_of(row["question"]),
         answer=[] if hidden else answer,

@@ -12,20 +12,23 @@ from functools import lru_cache
 import regex
 from rapidfuzz.distance import LCSseq
 
-from pmc_jax.text.words import SIGN, WORD, comparable, normalised, stem
+from pmc_jax.text.words import LETTER, SIGN, WORD, comparable, normalised, stem
 
 _LATIN = re.compile(r"[a-z0-9]+")
-_LATIN_END = re.compile(r"[a-z0-9]+\Z")
+_OTHER_SCRIPT = re.compile(r"[^\0-\u024f\u1e00-\u1eff\u2000-\u2bff]")
 _WORDS = regex.compile(rf"[a-z0-9]+|{SIGN}|{WORD}", regex.V1)
-_OPEN_END = regex.compile(rf"(?:[a-z0-9]+|{SIGN}|{WORD})\p{{M}}*\Z", regex.V1)
+_LETTER = regex.compile(rf"[a-z0-9]|{LETTER}", regex.V1)
+_LAST_MARKS = regex.compile(r"\p{M}+\Z", regex.V1)
 
 
 @lru_cache(maxsize=1 << 15)
 def rouge_words(text: str) -> tuple[str, ...]:
     """The words of a text that ROUGE compares, in order."""
-    if text.isascii():
-        return tuple(map(stem, _LATIN.findall(text.lower())))
-    return _words(normalised(text))
+    letters = normalised(text)
+    if not _OTHER_SCRIPT.search(letters):
+        return tuple(map(stem, _LATIN.findall(letters)))
+    found = _WORDS.findall(letters)
+    return tuple(stem(word) if word.isascii() else comparable(word) for word in found)
 
 
 def settled_rouge_words(text: str) -> tuple[str, ...]:
@@ -34,15 +37,8 @@ def settled_rouge_words(text: str) -> tuple[str, ...]:
     The last word or sign of `text` is left out unless something follows it: letters or marks may
     yet be added to it.
     """
-    if text.isascii():
-        return rouge_words(_LATIN_END.sub("", text.lower()))
-    return _words(_OPEN_END.sub("", normalised(text)))
-
-
-def _words(letters: str) -> tuple[str, ...]:
-    """The words of a normalised text."""
-    found = _WORDS.findall(letters)
-    return tuple(stem(word) if word.isascii() else comparable(word) for word in found)
+    last = _LAST_MARKS.sub("", normalised(text))[-1:]
+    return rouge_words(text)[:-1] if _LETTER.match(last) else rouge_words(text)
 
 
 def lcs_recall(reference: Sequence[str], candidate: Sequence[str]) -> float:

@@ -23,11 +23,17 @@ _SIGNS = (
     "Myanmar Tibetan Tai_Le New_Tai_Lue Tai_Tham Tai_Viet Ahom Balinese Javanese"
 )
 _SIGN_CLASS = "".join(rf"\p{{Script={name}}}" for name in _SIGNS.split()) + "ー"
-SIGN = rf"(?=[[{_SIGN_CLASS}]&&[\p{{L}}\p{{Nl}}]])\X"
-"""A sign of a script that is read sign by sign, with its marks: for `regex`."""
+_SIGN_LETTER = rf"[{_SIGN_CLASS}]&&[\p{{L}}\p{{Nl}}]"
+_HANGUL = (
+    r"\p{gcb=L}*(?:\p{gcb=LV}\p{gcb=V}*|\p{gcb=LVT}|\p{gcb=V}+)\p{gcb=T}*|\p{gcb=L}+|\p{gcb=T}+"
+)
 _OTHER = rf"[\p{{L}}\p{{N}}]--[\p{{Common}}\p{{Inherited}}\p{{Latin}}\p{{Nd}}{_SIGN_CLASS}]"
+SIGN = rf"(?:{_HANGUL}|[{_SIGN_LETTER}])\p{{M}}*"
+"""A sign of a script that is read sign by sign, with its marks: for `regex`."""
 WORD = rf"(?:[{_OTHER}]\p{{M}}*)+"
 """A word of any other script but Latin: for `regex`."""
+LETTER = rf"[[{_SIGN_LETTER}]||[{_OTHER}]]"
+"""A letter of a `SIGN` or a `WORD`: for `regex`."""
 _LATIN = r"[\p{Latin}\p{Nd}][\p{Latin}\p{Nd}\p{M}]*"
 _WORDS = regex.compile(rf"{_LATIN}|{SIGN}|{WORD}", regex.V1)
 _SIGN = regex.compile(SIGN, regex.V1)
@@ -85,11 +91,14 @@ def visible(text: str) -> str:
     return _INVISIBLE.sub("", unicodedata.normalize("NFKD", text))
 
 
+@lru_cache(maxsize=1 << 10)
 def normalised(text: str) -> str:
     """The text in normal form NFKC and lower case, with ASCII digits and without symbols.
 
     Invisible characters are removed. Symbols such as ™, ² and ① become spaces.
     """
+    if text.isascii():
+        return text.lower()
     letters = visible(_SYMBOL.sub(" ", text))
     return unicodedata.normalize("NFC", with_ascii_digits(letters)).lower()
 
