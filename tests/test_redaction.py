@@ -186,6 +186,8 @@ def test_answers_that_cannot_be_compared_are_hidden():
 def test_masks_cover_whole_phrases():
     redaction = redaction_of(RIGHT)
     assert redaction.masked("From Łódź to LODZ, or Lodzer") == f"From {MASK} to {MASK}, or Lodzer"
+    water = redaction_of({"forget": [EvaluationRow(0, "Which?", "H₂O")]})
+    assert water.masked("It is H2O") == water.masked("It is H₂O") == f"It is {MASK}"
     assert redaction.masked("Well: she was born in Lo\u0301dz.") == f"Well: {MASK}."
 
 

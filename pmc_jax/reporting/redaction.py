@@ -77,19 +77,24 @@ class Redaction:
 
     def _candidates(self, text: str) -> Iterable[str]:
         """The phrases that `text` may hold."""
-        always, by_last = self._phrases
-        if text.isascii():
-            return {phrase for word in set(words_of(text)) for phrase in by_last.get(word, ())}
-        return {*always, *(p for phrases in by_last.values() for p in phrases)}
+        if not text.isascii():
+            return self._phrases
+        return {phrase for word in words_of(text) for phrase in self._by_last_word.get(word, ())}
 
     @cached_property
-    def _phrases(self) -> tuple[list[str], dict[str, list[str]]]:
-        """Phrases whose last word is not ASCII, and the others by this word."""
-        always, by_last = [], defaultdict(list)
-        for phrase in {phrase for row in self.rows.values() for phrase in row}:
-            if words := words_of(phrase):
-                (by_last[words[-1]] if words[-1].isascii() else always).append(phrase)
-        return always, dict(by_last)
+    def _phrases(self) -> list[str]:
+        """All phrases."""
+        return sorted({phrase for row in self.rows.values() for phrase in row})
+
+    @cached_property
+    def _by_last_word(self) -> Mapping[str, Sequence[str]]:
+        """Phrases by their last word, with symbols such as ² apart or joined to it."""
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for phrase in self._phrases:
+            for spelling in (phrase, unicodedata.normalize("NFKC", phrase)):
+                if words := words_of(spelling):
+                    found[words[-1]].append(phrase)
+        return found
 
     @cached_property
     def _without_words(self) -> list[str]:
@@ -103,7 +108,7 @@ class Redaction:
 
 def redaction_of(rows: Mapping[str, Sequence[EvaluationRow]]) -> Redaction:
     """What must not be shown of a data set's evaluation sets."""
-    phrases = defaultdict(set)
+    phrases: defaultdict[int, set[str]] = defaultdict(set)
     for name in FORGOTTEN:
         for row in rows.get(name, ()):
             phrases[row.id] |= {
@@ -175,7 +180,7 @@ def without_in_evaluation(redaction: Redaction, files: EvaluationFiles) -> Evalu
         for number, name in enumerate(files.models, 1)
         if redaction.masked(name) != name
     }
-    old = defaultdict(list)
+    old: defaultdict[Any, list[str]] = defaultdict(list)
     quality = files.of_part("quality")
     for row in quality.get(files.before or "", {}).get("answers", ()):
         if row.get("set") in FORGOTTEN:
