@@ -67,8 +67,7 @@ def write_evaluation_report(directory: Path, *, redact: bool | None = None) -> P
         write_png(plot, report / f"{plot.name}.png")
         write_svg(plot, report / f"{plot.name}.svg")
     page = report / "index.html"
-    page.write_text(render_evaluation(files, plots, redaction), encoding="utf-8", newline="
-")
+    page.write_text(render_evaluation(files, plots, redaction), encoding="utf-8", newline="\n")
     write_statement(evaluation_statement(files, redact=redact), report)
     return page
 

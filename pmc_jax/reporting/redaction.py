@@ -31,8 +31,8 @@ HIDDEN = "(hidden)"
 """Stands for an answer that a page must not show."""
 MASK = "▇▇▇"
 """Stands for a right answer or a secret within another text."""
-KEPT_KEYS = frozenset({"set", "kind", "level", "verdict", "by"})
-"""Keys whose values are words of the program, which are no text."""
+KEPT_KEYS = frozenset({"set", "kind", "level", "verdict", "by", "date"})
+"""Keys whose values are words of the program or dates, which are no text."""
 
 
 @dataclasses.dataclass(frozen=True)
