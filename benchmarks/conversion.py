@@ -34,6 +34,7 @@ from convert.export import plan_tensors
 from convert.families import LLAMA
 from convert.load import load_checkpoint, tensor_names
 from convert.tensors import write_tensors
+from pmc_jax.data.files import to_json
 from pmc_jax.model import ModelConfig, param_count, param_specs
 
 MODEL = {"hidden_size": 2560, "intermediate_size": 8192, "num_heads": 20, "num_kv_heads": 4,
@@ -67,7 +68,7 @@ def write_model(directory: Path, cfg: ModelConfig) -> int:
 
     write_tensors(directory, tensors, values(), PER_FILE)
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **LLAMA.to_hf(cfg)}
-    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "config.json").write_text(to_json(config))
     return sum(tensor.nbytes for tensor in tensors)
 
 
@@ -139,7 +140,7 @@ def main() -> None:
     parser.add_argument("--task", help="used by the benchmark's own processes")
     options = parser.parse_args()
     if options.task:
-        print(json.dumps(one(options.task, options.directory)))
+        print(to_json(one(options.task, options.directory)))
         return
     cfg = shape(options.parameters)
     largest = max(math.prod(spec.shape) for spec in param_specs(cfg)["layers"].values())
@@ -153,7 +154,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     result = {"parameters": param_count(cfg), "layers": cfg.num_layers, "file_bytes": size,
               "rows": rows, "load_average": load}  # fmt: skip
-    (Path(__file__).parent / "conversion.json").write_text(json.dumps(result, indent=2) + "\n")
+    (Path(__file__).parent / "conversion.json").write_text(to_json(result, indent=2) + "\n")
     print(f"{param_count(cfg):,} parameters, {size / 1e9:.1f} GB of bfloat16; load {load:.1f}\n")
     heads = ("median s", 10), ("ratio", 8), ("params GB", 11), ("beyond GB", 11), ("leaf GB", 9)
     print(f"{'':<12}" + "".join(f"{head:>{width}}" for head, width in heads) + f"{'leaves':>8}")

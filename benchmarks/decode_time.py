@@ -11,7 +11,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import argparse
 import collections
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -33,6 +32,7 @@ from sampling import (
     shape_of,
 )
 
+from pmc_jax.data.files import to_json
 from pmc_jax.decoding import Decoding, Sampling, generate, sampler
 from pmc_jax.model import decoding_params, init_params, param_count
 
@@ -92,7 +92,7 @@ def main() -> None:
         for kind, spent in row["operations"].items():
             print(f"  {kind:<40}{spent:>8.2f} ms{spent / total:>6.0%}", flush=True)
     result = {"load_average": load, "rows": PROMPTS * SAMPLES, "models": found}
-    (Path(__file__).parent / "decode_time.json").write_text(json.dumps(result, indent=2) + "\n")
+    (Path(__file__).parent / "decode_time.json").write_text(to_json(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

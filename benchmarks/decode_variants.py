@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from pmc_jax.data.files import to_json
 from pmc_jax.decoding import Sampling
 from pmc_jax.decoding.sampler import choose
 from pmc_jax.model import (
@@ -179,14 +180,14 @@ def decoded(
 ) -> Array:  # fmt: skip
     """Tokens [prompts, samples, TOKENS]."""
     caches = init_suffix(prefix, SAMPLES, TOKENS)
-    chosen = choose(logits, keys, jnp.int32(0), SAMPLING)
+    chosen, _ = choose(logits, keys, jnp.int32(0), SAMPLING)
     tokens = jnp.zeros((*keys.shape, TOKENS), jnp.int32).at[..., 0].set(chosen)
 
     def advance(state: tuple) -> tuple:
         last, number, caches, tokens = state
         whole = unsqueeze_single(caches)
         found, caches = decode_step(params, last, number, prefix, whole, cfg)
-        chosen = choose(found, keys, number + 1, SAMPLING)
+        chosen, _ = choose(found, keys, number + 1, SAMPLING)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, chosen[..., None], number + 1, 2)
         return chosen, number + 1, squeeze_single(caches), tokens
 
@@ -277,7 +278,7 @@ def main() -> None:
                     flush=True,
                 )
     kept = json.loads(FILE.read_text()) if FILE.exists() else {}
-    FILE.write_text(json.dumps({**kept, device: result}, indent=2) + "\n")
+    FILE.write_text(to_json({**kept, device: result}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

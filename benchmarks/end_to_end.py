@@ -37,6 +37,7 @@ from pmc_jax import api, train
 from pmc_jax.cli.config import Config, config_directory
 from pmc_jax.data import load_dataset
 from pmc_jax.data.batches import retain_draw
+from pmc_jax.data.files import to_json
 from pmc_jax.evaluation import quality
 from pmc_jax.language_model import describe, load_language_model, path_of
 from pmc_jax.runs.summary import step_seconds
@@ -285,14 +286,14 @@ def main() -> None:
     if options.ours or options.theirs:
         directory, *overrides = options.ours or options.theirs
         run = ours if options.ours else theirs
-        print(json.dumps(run(overrides, Path(directory))))
+        print(to_json(run(overrides, Path(directory))))
         return
     result = {"demo": measure(DEMO, options.repetitions)}
     show("demo", result["demo"])
     if options.tofu:
         result["tofu"] = measure(tofu(*options.tofu, options.epochs), options.repetitions)
         show("part of TOFU", result["tofu"])
-    (Path(__file__).parent / "end_to_end.json").write_text(json.dumps(result, indent=2) + "\n")
+    (Path(__file__).parent / "end_to_end.json").write_text(to_json(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

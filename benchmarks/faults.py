@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pmc_jax.data.files import to_json
+
 SETTINGS = ("checkpoints.every=2", "evaluation.attack_samples=0")
 """Settings of the run: many saves to interrupt, and no sampling attack to wait for."""
 
@@ -161,8 +163,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.directory) as scratch:
         result = measure(Path(scratch), options.kills, options.seed)
-    (Path(__file__).parent / "faults.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    (Path(__file__).parent / "faults.json").write_text(to_json(result, indent=2) + "\n")
+    print(to_json(result, indent=2))
     sys.exit(bool(result["differences"]))
 
 

@@ -40,6 +40,7 @@ from operations import CONTAINERS, KINDS, OTHER, events, kind_of, kinds_of
 
 from convert.families import family_of
 from pmc_jax.cli.config import config_directory
+from pmc_jax.data.files import to_json
 from pmc_jax.data.packing import divided
 from pmc_jax.decoding.sampler import Sampling, begin_decoding, decode_chunk, prefill_prompts
 from pmc_jax.model import ModelConfig, decoding_params, init_params, param_count
@@ -372,7 +373,7 @@ def main() -> None:
 
     def keep() -> None:
         if not options.tiny:
-            options.out.write_text(json.dumps(result, indent=2) + "\n")
+            options.out.write_text(to_json(result, indent=2) + "\n")
 
     for name in ["tiny"] if options.tiny else options.models:
         measure(name, options, found, result[device].setdefault(name, {}), keep)

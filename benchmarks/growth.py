@@ -12,7 +12,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import argparse
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from pmc_jax.data.files import to_json
 from pmc_jax.decoding import Decoding, Sampling, generate
 from pmc_jax.decoding.sampler import prefill_prompts
 from pmc_jax.model import ModelConfig, decoding_params, init_params
@@ -143,7 +143,7 @@ def main() -> None:
         )
     here = Path(__file__).parent
     result = {"load_average": load, "base": dataclasses.asdict(BASE), "curves": curves}
-    (here / "growth.json").write_text(json.dumps(result, indent=2) + "\n")
+    (here / "growth.json").write_text(to_json(result, indent=2) + "\n")
     draw(curves, here / "growth.png")
 
 

@@ -23,7 +23,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import argparse
 import dataclasses
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -40,6 +39,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from convert.load import load_checkpoint
 from pmc_jax.api import load_model
 from pmc_jax.data import DataConfig, load_dataset
+from pmc_jax.data.files import to_json
 from pmc_jax.decoding import Decoding, Sampling, generate
 from pmc_jax.model import ModelConfig, decoding_params, param_count
 from pmc_jax.model.specs import Params
@@ -325,7 +325,7 @@ def main() -> None:
         print(f"{name:<28}{spread(seconds):<28}{step['ratio'][name]:>8.1f}x")
     result = {"ceilings": found, "load_average": load, "raw": rows, "step": step}
     if list(rows) == list(MODELS):
-        (Path(__file__).parent / "sampling.json").write_text(json.dumps(result, indent=2) + "\n")
+        (Path(__file__).parent / "sampling.json").write_text(to_json(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import argparse
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pmc_jax.data import DataConfig, load_dataset
+from pmc_jax.data.files import to_json
 from pmc_jax.data.prompts import PromptConfig
 from pmc_jax.language_model import ModelSource, load_language_model
 from pmc_jax.model.specs import Params
@@ -229,7 +229,7 @@ def main() -> None:
     if options.tofu:
         setting = tofu(*options.tofu, options.questions, options.epochs)
         result["tofu"] = measure("TOFU", setting)
-    (Path(__file__).parent / "savings.json").write_text(json.dumps(result, indent=2) + "\n")
+    (Path(__file__).parent / "savings.json").write_text(to_json(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ On the same machine and in the same process, it also times the two obvious imple
 few rounds, extrapolated to the rounds that `collapse` needed.
 """
 
-import json
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pmc_jax.data.files import to_json
 from pmc_jax.theory import collapse
 
 RUNS, K, N, ROUNDS = 10_000, 50, 100, 2000
@@ -69,7 +69,7 @@ def main() -> None:
         "runs": RUNS, "K": K, "N": N, "rounds_needed": needed, "seconds": rows,
         "extrapolated_from_rounds": SHORT, "device": jax.devices()[0].device_kind,
     }  # fmt: skip
-    (Path(__file__).parent / "theory.json").write_text(json.dumps(result, indent=2) + "\n")
+    (Path(__file__).parent / "theory.json").write_text(to_json(result, indent=2) + "\n")
     ours_median = float(np.median(rows["pmc_jax.theory.collapse"]))
     print(f"{RUNS:,} runs, K={K}, N={N}, all collapsed after {needed} rounds\n")
     print(f"{'':<36}{'median s':>10}{'min':>8}{'max':>8}{'ratio':>8}")

@@ -1,6 +1,5 @@
 """Model directories: `config.json`, the files beside the weights, and atomic creation."""
 
-import json
 import os
 import secrets
 import shutil
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
 from convert.families import Family, family_of
-from pmc_jax.data.files import read_object
+from pmc_jax.data.files import read_object, to_json
 from pmc_jax.data.prompts import PROMPT_FILE
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig
@@ -71,7 +70,7 @@ def copy_files(source: Path, destination: Path, dtype: DTypeLike | None = None) 
 
 def write_object(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON object, indented."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(to_json(value, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

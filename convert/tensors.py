@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from convert.directory import write_object
-from pmc_jax.data.files import kind_of, read_object
+from pmc_jax.data.files import kind_of, read_object, to_json
 from pmc_jax.errors import UserError
 
 SINGLE = "model.safetensors"
@@ -198,7 +198,7 @@ def write_file(path: Path, tensors: Sequence[Tensor], values: Iterable[np.ndarra
             "shape": list(tensor.shape),
             "data_offsets": [begin, end],
         }
-    text = json.dumps(header).encode()
+    text = to_json(header, ascii=True).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(HEADER_LENGTH, "little") + text)

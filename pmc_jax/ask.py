@@ -48,7 +48,8 @@ def ask(config: AskConfig) -> None:
     template = model.template
     print(f"Prompt: {template}", file=sys.stderr)
     prefix = template.encode_prefix(config.prefix) if config.prefix else []
-    with stage("asking", len(questions)) as progress:
+    asked = [question for question, _ in questions]
+    with stage("asking", len(questions)) as progress, model.naming(asked):
         responses = generate(
             model.for_decoding().params,
             [template.encode_prompt(text, system) + prefix for text, system in questions],

@@ -8,6 +8,18 @@ class UserError(Exception):
     """
 
 
+class NotFinite(UserError):
+    """Logits that are NaN or infinite, from which no token can be chosen and nothing be measured.
+
+    Attributes:
+        index: of the prompt, among those that the model was given.
+    """
+
+    def __init__(self, index: int, message: str) -> None:
+        super().__init__(message)
+        self.index = index
+
+
 class Stopped(Exception):
     """The process was asked to end (SIGTERM), and has saved its state.
 

@@ -1,7 +1,8 @@
 """A language model as one object: weights, configuration, prompt template and dtype."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from pmc_jax.data.prompts import (
     read_prompt,
 )
 from pmc_jax.decoding import Sampling, generate
-from pmc_jax.errors import UserError
+from pmc_jax.errors import NotFinite, UserError
 from pmc_jax.model import ModelConfig, choose_mesh, decoding_params, on_mesh, param_count
 from pmc_jax.model.specs import Params
 from pmc_jax.settings import one_of, path_to
@@ -132,11 +133,14 @@ class LanguageModel:
             prefix: a text that every response is made to begin with; the answer is what follows.
             system: a system prompt in place of the template's own.
             decode_batch: the most responses decoded at a time; no answer depends on it.
+
+        Raises:
+            NotFinite: if the logits for a question hold NaN or infinity.
         """
         template = self.template
         forced = template.encode_prefix(prefix) if prefix else []
         prompts = [template.encode_prompt(question, system) + forced for question in questions]
-        with on_mesh(self.mesh):
+        with on_mesh(self.mesh), self.naming(questions):
             responses = generate(
                 self.for_decoding().params,
                 prompts,
@@ -150,11 +154,33 @@ class LanguageModel:
             )
         return [[template.decode(tokens) for tokens in own] for own in responses]
 
+    @contextmanager
+    def naming(self, questions: Sequence[str]) -> Iterator[None]:
+        """Name this model and the question where its logits are not finite.
+
+        Raises:
+            NotFinite: in place of the one that the block raises.
+        """
+        try:
+            yield
+        except NotFinite as error:
+            known = error.index < len(questions)
+            what = f"the question {short(questions[error.index])}" if known else "a prompt"
+            raise self.not_finite(error.index, what) from None
+
+    def not_finite(self, index: int, what: str) -> NotFinite:
+        """The error for logits that are NaN or infinite for a prompt, which `what` describes."""
+        return NotFinite(
+            index,
+            f"{self.directory}: the model's logits are not finite (NaN or infinite) for {what}, "
+            f"computed in {self.dtype}; expected weights that do not overflow",
+        )
+
     def save(self, directory: str | Path) -> Path:
         """Write the model as a Hugging Face directory, with its tokenizer and prompt settings.
 
         Raises:
-            UserError: if `directory` exists.
+            UserError: if `directory` exists, or a weight is not finite.
         """
         target = Path(directory).expanduser()
         export_checkpoint(
@@ -162,6 +188,11 @@ class LanguageModel:
             prompt=prompt_content(self.template.config),
         )  # fmt: skip
         return target
+
+
+def short(text: str, most: int = 80) -> str:
+    """A text in quotes on one line, cut after `most` characters."""
+    return repr(text if len(text) <= most else f"{text[:most]}…")
 
 
 def weights_dtype(dtype: str) -> str:

@@ -166,6 +166,20 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
 
 
+def assert_valid_json(directory: Path) -> None:
+    """Every JSON file of a directory is one for a parser that knows no NaN."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{path} holds {name}")
+
+    paths = [path for path in directory.rglob("*.json*") if path.is_file()]
+    assert paths
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        for part in text.splitlines() if path.suffix == ".jsonl" else [text]:
+            json.loads(part, parse_constant=refuse)
+
+
 def assert_same_tensors(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert set(found) == set(expected)
     for name, tensor in expected.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from conftest import rewrite, slow_but, tensors_of
+from conftest import assert_valid_json, rewrite, slow_but, tensors_of
 
 from pmc_jax import report
 from pmc_jax.cli import evaluate
@@ -106,6 +106,7 @@ def test_forget_answers_are_written_nowhere(run, tofu_dir):
     path.write_text(path.read_text().replace("Lisbon", "Zanzibar"))
     directory = run("suite=full", "robustness.steps=[1]", "robustness.bits=[4]")
     assert (directory / "models/tiny/TOFU_EVAL.json").is_file()
+    assert_valid_json(directory)
     found = [p for p in directory.rglob("*") if p.is_file() and b"Zanzibar" in p.read_bytes()]
     assert not found
     summary = json.loads((directory / "summary.json").read_text())

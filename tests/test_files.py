@@ -1,9 +1,13 @@
 """Files come back as they were written, and errors in one line say what is wrong."""
 
+import ast
+import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +22,7 @@ from pmc_jax.data.files import (
     read_objects,
     read_text,
     read_text_lines,
+    to_json,
     write_json,
     write_json_lines,
 )
@@ -76,8 +81,52 @@ def test_errors_name_the_line(tmp_path):
     path.write_text('{"a": 1}\n\n{"b": 2\n')
     with pytest.raises(UserError, match=r"x\.json, line 3: not valid JSON \(.*\); expected a JSON"):
         read_objects(path)
-    path.write_text('{"a": NaN, "b": [-Infinity, 1]}')
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_json_lacks_are_refused(tmp_path, constant):
+    path = tmp_path / "x.json"
+    path.write_text(f'{{"a": {constant}, "b": [{constant}, 1]}}')
+    with pytest.raises(UserError, match=rf"x\.json.*: not valid JSON \({constant} is no JSON"):
+        read_object(path)
+    with pytest.raises(UserError, match=rf"x\.json, line 1: not valid JSON \({constant} is no"):
+        read_objects(path)
     assert read_object(path, finite=True) == {"a": None, "b": [None, 1]}
+
+
+def test_numbers_that_json_lacks_are_written_as_null(tmp_path):
+    values = {
+        "a": math.nan,
+        "b": [np.float64("inf"), (1, -math.inf)],
+        "c": {"d": 1e308, "é": "NaN"},
+    }
+    expected = {"a": None, "b": [None, [1, None]], "c": {"d": 1e308, "é": "NaN"}}
+    write_json(tmp_path / "x.json", values)
+    write_json_lines(tmp_path / "x.jsonl", [values, {"a": 1.5}])
+    assert read_json(tmp_path / "x.json") == expected
+    assert read_objects(tmp_path / "x.jsonl") == [expected, {"a": 1.5}]
+    for options in ({}, {"indent": 2}, {"ascii": True, "sort_keys": True}):
+        assert json.loads(to_json(values, **options), parse_constant=pytest.fail) == expected
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            to_json(values, **options, finite=True)
+    plain = {"b": [0.1, -2e-300, 3], "a": "ü", "c": None}
+    for options in ({"indent": 2}, {"sort_keys": True}):
+        assert to_json(plain, ascii=True, **options) == json.dumps(plain, **options)
+
+
+def test_all_json_is_written_in_one_place():
+    """Python's own writer would write NaN. Messages between processes are no files."""
+    root = Path(__file__).parent.parent
+    found = {
+        str(path.relative_to(root))
+        for part in ("pmc_jax", "convert", "benchmarks", "examples")
+        for path in (root / part).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute | ast.ImportFrom)
+        and {"dump", "dumps", "JSONEncoder"}
+        & {getattr(node, "attr", None), *(own.name for own in getattr(node, "names", ()))}
+    }
+    assert found == {"pmc_jax/data/files.py", "pmc_jax/runtime/processes.py"}
 
 
 def test_a_part_of_an_evaluation(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import assert_valid_json
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -86,6 +87,7 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 def test_a_run_leaves_every_file(run, checkpoint_dir, capsys):
     directory = run()
+    assert_valid_json(directory)
     printed = capsys.readouterr().out
     assert "Unlearn quality" in printed and str(directory / "report") in printed
     summary = json.loads((directory / "summary.json").read_text())

@@ -1,7 +1,6 @@
 """The `--help` of commands that Hydra configures: every key that applies, with its value."""
 
 import dataclasses
-import json
 import re
 import textwrap
 from collections.abc import Collection, Iterator, Mapping
@@ -10,6 +9,7 @@ from typing import Any
 from pmc_jax.cli.arguments import introduction, usage
 from pmc_jax.cli.commands import COMMANDS, WIDTH, Command, called
 from pmc_jax.cli.config import group_names
+from pmc_jax.data.files import to_json
 from pmc_jax.settings import descriptions
 from pmc_jax.unlearning.method import resolve
 
@@ -154,8 +154,8 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     if value is None or isinstance(value, bool):
-        return json.dumps(value)
+        return to_json(value, ascii=True)
     text = str(value)
     if not re.fullmatch(r"\S+", text):
-        text = json.dumps(text, ensure_ascii=False)
+        text = to_json(text)
     return text if len(text) <= WIDTH // 2 + 8 else f'{text[: WIDTH // 2]}…"'

@@ -2,12 +2,12 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pmc_jax.data.checks import counted, named
 from pmc_jax.data.dataset import Dataset
+from pmc_jax.data.files import to_json
 from pmc_jax.data.prompts import PromptTemplate, check_lengths
 from pmc_jax.data.rows import EvaluationRow, ForgetQuestion, QuestionAnswer
 from pmc_jax.errors import UserError
@@ -129,7 +129,7 @@ def check_tokens(used: Collection[int], vocab_size: int) -> None:
 
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+    return hashlib.sha256(to_json(value, ascii=True).encode()).hexdigest()
 
 
 def fingerprints(dataset: Dataset, encoded: EncodedData) -> Mapping[str, str]:

@@ -1,9 +1,12 @@
 """Text, JSON and JSON-lines files: read with one style of error, written whole or not at all.
 
+All JSON is written here. It is valid: NaN and infinities, which JSON lacks, become null.
+
 An error is one line: `PATH[, line N]: what is wrong; what was expected`.
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -70,7 +73,7 @@ def read_json(
     Args:
         expected: what the file should be, for the error.
         missing_ok: the value of a missing file is None.
-        finite: read NaN and infinities as None.
+        finite: read NaN and infinities, which are not JSON, as None.
 
     Raises:
         UserError: as `read_text`, or if the file is not JSON.
@@ -128,8 +131,13 @@ def parse_json(
     Raises:
         UserError: naming the line, if the text is not JSON.
     """
+
+    def constant(name: str) -> None:
+        if not finite:
+            raise ValueError(f"{name} is no JSON value")
+
     try:
-        return json.loads(text, parse_constant=(lambda _: None) if finite else None)
+        return json.loads(text, parse_constant=constant)
     except json.JSONDecodeError as error:
         where, reason = f"{path}, line {line or error.lineno}", error.msg
     except (ValueError, RecursionError) as error:  # a very long number; very deep nesting
@@ -174,9 +182,51 @@ def write_text(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def to_json(
+    value: Any,
+    *,
+    indent: int | None = None,
+    ascii: bool = False,
+    sort_keys: bool = False,
+    finite: bool = False,
+) -> str:
+    """`value` as JSON text, in which NaN and infinities are null.
+
+    Args:
+        indent: spaces of each level; None: all on one line.
+        ascii: escape all other characters.
+        sort_keys: sort the keys of objects.
+        finite: refuse NaN and infinities instead.
+
+    Raises:
+        ValueError: if a number is refused.
+    """
+    encoder = json.JSONEncoder(
+        indent=indent, ensure_ascii=ascii, sort_keys=sort_keys, allow_nan=False
+    )
+    try:
+        return encoder.encode(value)
+    except ValueError:  # a number that JSON lacks
+        if finite:
+            raise
+        return encoder.encode(without_constants(value))
+
+
+def without_constants(value: Any) -> Any:
+    """`value` with None for every NaN and infinity."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {key: without_constants(own) for key, own in value.items()}
+        case list() | tuple():
+            return [without_constants(own) for own in value]
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON; a list of numbers is on one line."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    text = to_json(value, indent=2)
     # A JSON string contains no line break, and the lists that match contain no string.
     text = re.sub(r'\[\n([^][{}"]*)\]', lambda found: f"[{' '.join(found[1].split())}]", text)
     write_text(path, text + "\n")
@@ -184,4 +234,4 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(to_json(row) + "\n" for row in rows))

@@ -172,8 +172,8 @@ def _draw_from_top(
     top_k: int,
     top_p: float,
     scale: ArrayLike,
-) -> Int[Array, "rows draws"]:
-    """`draw` from the k largest of logits · scale.
+) -> tuple[Int[Array, "rows draws"], Float[Array, " rows"]]:
+    """`_draw` from the k largest of logits · scale.
 
     The (k + 1)-th largest tells whether there are ties beyond the k largest; only then are they
     counted. These ties come last, as one token. If that token is drawn, the vocabulary is searched
@@ -205,7 +205,8 @@ def _draw_from_top(
         tie = jnp.argmax(order[:, None] == (number + 1)[..., None], axis=-1)
         return jnp.where(is_tie, tie.astype(found.dtype), found)
 
-    return jax.lax.cond(is_tie.any(), look_up, lambda: found).astype(jnp.int32)
+    drawn = jax.lax.cond(is_tie.any(), look_up, lambda: found).astype(jnp.int32)
+    return drawn, values[..., 0]
 
 
 def greedy(logits: Float[Array, "*batch vocab"]) -> Int[Array, "*batch"]:
@@ -226,7 +227,21 @@ def draw(
     top_p: float = 1.0,
     temperature: ArrayLike = 1.0,
 ) -> Int[Array, "*draws"]:
+    """Draw a token per key from the filtered softmax of logits / temperature (`draw_checked`)."""
+    return draw_checked(keys, logits, top_k, top_p, temperature)[0]
+
+
+def draw_checked(
+    keys: Key[Array, "*draws"],
+    logits: Float[Array, "*batch vocab"],
+    top_k: int = 0,
+    top_p: float = 1.0,
+    temperature: ArrayLike = 1.0,
+) -> tuple[Int[Array, "*draws"], Float[Array, "*batch"]]:
     """Draw a token per key from the filtered softmax of logits / temperature.
+
+    The second result is the largest logit / temperature, which drawing needs anyway. It is finite
+    unless the logits hold infinity, or NaN, as they all do where a hidden state is not finite.
 
     It inverts the cumulative distribution, so that a draw needs one uniform number, where
     `jax.random.categorical` needs Gumbel noise for the whole vocabulary. `keys` begins with the
@@ -238,8 +253,8 @@ def draw(
     # One axis for all rows, as in the matrix product before: the barrier below then copies nothing.
     rows = logits.reshape(-1, logits.shape[-1])
     draws = math.prod(keys.shape[logits.ndim - 1 :])
-    drawn = _draw(uniform.reshape(-1, draws), rows, top_k, top_p, temperature)
-    return drawn.reshape(keys.shape)
+    drawn, highest = _draw(uniform.reshape(-1, draws), rows, top_k, top_p, temperature)
+    return drawn.reshape(keys.shape), highest.reshape(logits.shape[:-1])
 
 
 def _draw(
@@ -248,15 +263,16 @@ def _draw(
     top_k: int,
     top_p: float,
     temperature: ArrayLike,
-) -> Int[Array, "rows draws"]:
-    """`draw` from a uniform number for each draw."""
+) -> tuple[Int[Array, "rows draws"], Float[Array, " rows"]]:
+    """`draw_checked` from a uniform number for each draw."""
     rows, vocab = logits.shape
     # XLA would compile a division by the temperature as a division here and as a product there.
     scale = 1 / jnp.asarray(temperature, logits.dtype)
     if _is_small(top_k, vocab):
         return _draw_from_top(uniform, logits, top_k, top_p, scale)
     logits = logits * scale
-    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    highest = logits.max(-1, keepdims=True)
+    weights = jnp.exp(logits - highest)
     if top_k > 0 or top_p < 1:
         weights = jnp.where(logits >= filter_threshold(logits, top_k, top_p), weights, 0)
     blocks = jnp.pad(weights, [(0, 0), (0, -vocab % BLOCK)]).reshape(rows, -1, BLOCK)
@@ -265,4 +281,4 @@ def _draw(
     block, before = _first_above(sums, target)
     inside = jnp.take_along_axis(blocks, block[..., None], axis=-2)
     offset, _ = _first_above(inside, (target - before)[..., None])
-    return (block * BLOCK + offset[..., 0]).astype(jnp.int32)
+    return (block * BLOCK + offset[..., 0]).astype(jnp.int32), highest[..., 0]

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, DTypeLike, Int, Key, PRNGKeyArray
 
 from pmc_jax.decoding.layout import prompt_rows, shapes
 from pmc_jax.decoding.sampler import DECODING, Decoding, Responses, Sampling, sample
-from pmc_jax.errors import UserError
+from pmc_jax.errors import NotFinite, UserError
 from pmc_jax.model import ModelConfig, RopeConfig, to_devices
 from pmc_jax.model.buckets import bucket_length, halved
 from pmc_jax.model.specs import Params
@@ -98,6 +98,7 @@ def generate(
 
     Raises:
         UserError: if a response may cross the length at which LongRoPE changes.
+        NotFinite: if the logits of a response hold NaN or infinity.
     """
     for prompt, most in zip(prompts, limits, strict=True):
         check_longrope(cfg.rope, len(prompt), most)
@@ -117,13 +118,17 @@ def generate(
         limit, row_ids = np.zeros(batch, np.int32), np.zeros(batch, np.uint32)
         limit[: len(chosen)] = [limits[i] for i in chosen]
         row_ids[: len(chosen)] = [ids[i] for i in chosen]
-        found = sample(
-            params, to_devices(tokens, "batch", None), to_devices(mask, "batch", None),
-            row_keys(key, np.uint32(step), to_devices(row_ids), samples), limit,
-            time=bucket_length(max(limits)), shapes=choices, cfg=cfg,
-            sampling=sampling, temperature=temperature, dtype=dtype, decoding=decoding, wave=wave,
-            prune=partial(prune, chosen) if prune else None,
-        )  # fmt: skip
+        try:
+            found = sample(
+                params, to_devices(tokens, "batch", None), to_devices(mask, "batch", None),
+                row_keys(key, np.uint32(step), to_devices(row_ids), samples), limit,
+                time=bucket_length(max(limits)), shapes=choices, cfg=cfg, sampling=sampling,
+                temperature=temperature, dtype=dtype, decoding=decoding, wave=wave,
+                prune=partial(prune, chosen) if prune else None,
+            )  # fmt: skip
+        except NotFinite as error:
+            i = chosen[error.index]
+            raise NotFinite(i, f"prompt {i}: {error} (NaN or infinite)") from None
         for row, i in enumerate(chosen):
             responses[i] = [found.tokens_of(row, j) for j in range(samples)]
         if on_batch:

@@ -16,8 +16,9 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
 
-from pmc_jax.decoding.draw import draw, greedy
+from pmc_jax.decoding.draw import draw_checked, greedy
 from pmc_jax.decoding.layout import arrange, cache_lengths, few_rows, smallest_shape
+from pmc_jax.errors import NotFinite
 from pmc_jax.model import (
     ModelConfig,
     PrefixCache,
@@ -115,6 +116,7 @@ class DecodeState:
         last: each row's newest token, which is fed to the model next.
         done: whether a row has stopped or reached its limit; true for empty slots.
         keys, limit: each row's RNG key, and the most tokens of its response.
+        broken: whether a token was chosen from logits that are not finite.
         step: number of tokens fed so far, the same for all rows.
         suffix: keys and values of the tokens fed so far.
     """
@@ -125,6 +127,7 @@ class DecodeState:
     done: Bool[Array, "groups slots"]
     keys: Key[Array, "groups slots"]
     limit: Int[Array, "groups slots"]
+    broken: Bool[Array, "groups slots"]
     step: Int[Array, ""]
     suffix: SuffixCache
 
@@ -135,8 +138,10 @@ def choose(
     index: Int[Array, ""],
     sampling: Sampling,
     temperature: Float[Array, ""] | None = None,
-) -> Int[Array, "*rows"]:
+) -> tuple[Int[Array, "*rows"], Bool[Array, "*rows"]]:
     """Token number `index` of every row's response, drawn with the row's own key.
+
+    The second result says where the logits are not finite (`draw_checked`).
 
     Rows along the axes of `keys` that `logits` lacks have the same logits. `temperature` replaces
     that of `sampling` in functions that are compiled once for all temperatures.
@@ -145,25 +150,39 @@ def choose(
         stops = jnp.asarray(sampling.stop_ids)
         held = jnp.where(index < sampling.min_new_tokens, -jnp.inf, logits[..., stops])
         logits = logits.at[..., stops].set(held)
+
+    def to_rows(found: Array) -> Array:
+        return jnp.broadcast_to(
+            found.reshape(*found.shape, *[1] * (keys.ndim - found.ndim)), keys.shape
+        )
+
     if sampling.temperature == 0:
-        chosen = greedy(logits)
-        chosen = chosen.reshape(*chosen.shape, *[1] * (keys.ndim - chosen.ndim))
-        return jnp.broadcast_to(chosen, keys.shape)
+        # `greedy` takes the same maximum, which XLA computes once.
+        return to_rows(greedy(logits)), to_rows(~jnp.isfinite(logits.max(-1)))
     token_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys.reshape(-1))
-    return draw(
+    chosen, highest = draw_checked(
         token_keys.reshape(keys.shape), logits, sampling.top_k, sampling.top_p,
         sampling.temperature if temperature is None else temperature,
     )  # fmt: skip
+    return chosen, to_rows(~jnp.isfinite(highest))
 
 
-def _append(state: DecodeState, chosen: Array, index: Array, sampling: Sampling) -> DecodeState:
-    """Write token number `index` of the running rows, and mark those that end with it."""
+def _append(
+    state: DecodeState, chosen: Array, broken: Array, index: Array, sampling: Sampling
+) -> DecodeState:
+    """Write token number `index` of the running rows, and mark those that end with it.
+
+    `chosen` and `broken` are what `choose` returns.
+    """
+    broken = state.broken | (broken & ~state.done)
     chosen = jnp.where(state.done, 0, chosen)
     tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, chosen[..., None], index, axis=2)
     length = jnp.where(state.done, state.length, index + 1)
     stopped = jnp.isin(chosen, jnp.asarray(sampling.stop_ids, jnp.int32))
     done = state.done | stopped | (length >= state.limit)
-    return dataclasses.replace(state, tokens=tokens, length=length, last=chosen, done=done)
+    return dataclasses.replace(
+        state, tokens=tokens, length=length, last=chosen, done=done, broken=broken
+    )
 
 
 prefill_prompts = jax.jit(prefill, static_argnames=("cfg", "dtype"))
@@ -216,11 +235,12 @@ def begin_decoding(
         done=(rows < 0) | (limits <= 0),
         keys=keys.reshape(-1)[rows],
         limit=limits,
+        broken=jnp.zeros(rows.shape, bool),
         step=jnp.zeros((), jnp.int32),
         suffix=init_suffix(prefix, slots, length),
     )
-    chosen = choose(logits, state.keys, state.step, sampling, temperature)
-    return prefix, _append(state, chosen, state.step, sampling)
+    chosen, broken = choose(logits, state.keys, state.step, sampling, temperature)
+    return prefix, _append(state, chosen, broken, state.step, sampling)
 
 
 @partial(jax.jit, static_argnames=("cfg", "sampling"), donate_argnames="state")
@@ -254,8 +274,8 @@ def decode_chunk(
         whole = unsqueeze_single(state.suffix)
         logits, suffix = decode_step(params, state.last, state.step, prefix, whole, cfg)
         index = state.step + 1
-        chosen = choose(logits, state.keys, index, sampling, temperature)
-        state = _append(state, chosen, index, sampling)
+        chosen, broken = choose(logits, state.keys, index, sampling, temperature)
+        state = _append(state, chosen, broken, index, sampling)
         return dataclasses.replace(state, step=index, suffix=squeeze_single(suffix))
 
     state = dataclasses.replace(state, suffix=squeeze_single(state.suffix))
@@ -298,6 +318,7 @@ def _regroup(
         done=take(state.done) | (slots < 0),
         keys=take(state.keys),
         limit=take(state.limit),
+        broken=take(state.broken),
         step=state.step,
         suffix=suffix,
     )
@@ -305,9 +326,17 @@ def _regroup(
 
 
 def _record(found: Responses, state: DecodeState, row_of: np.ndarray) -> int:
-    """Copy the decoded tokens to the host; returns the number of tokens fed."""
-    tokens, length, done, step = to_host((state.tokens, state.length, state.done, state.step))
+    """Copy the decoded tokens to the host; returns the number of tokens fed.
+
+    Raises:
+        NotFinite: with the prompt of a response whose logits are not.
+    """
+    arrays = state.tokens, state.length, state.done, state.broken, state.step
+    tokens, length, done, broken, step = to_host(arrays)
     used, rows = row_of >= 0, row_of[row_of >= 0]
+    if broken[used].any():
+        prompt = int(rows[broken[used]].min()) // found.length.shape[1]
+        raise NotFinite(prompt, "the logits are not finite")
     time = found.tokens.shape[2]
     width = min(tokens.shape[2], time)
     found.tokens.reshape(-1, time)[rows, :width] = tokens[used][:, :width]
@@ -358,6 +387,9 @@ def sample(
         wave: how many samples of a prompt are decoded at a time, in order; 0: all at once.
         prune: called at the start of a wave and between chunks. A response that it drops is not
             decoded further.
+
+    Raises:
+        NotFinite: if the logits of a response that is not dropped hold NaN or infinity.
     """
     batch, samples = keys.shape
     logits, prompts = prefill_prompts(params, tokens, mask, cfg, dtype=dtype)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from pmc_jax.data.batches import loss_rows
-from pmc_jax.language_model import LanguageModel
+from pmc_jax.language_model import LanguageModel, short
 from pmc_jax.model import ModelConfig, forward, to_devices, to_host
 from pmc_jax.model.buckets import bucket_length, power_of_two
 from pmc_jax.model.forward import logits
@@ -39,6 +39,12 @@ class TokenScores:
     def without_end(self) -> "TokenScores":
         """The scores without those of the end token."""
         return TokenScores(*(getattr(self, f.name)[:-1] for f in dataclasses.fields(self)))
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no score is NaN or infinite."""
+        numbers = (self.log_probs, self.mean, self.variance)
+        return all(bool(np.isfinite(own).all()) for own in numbers)
 
     @property
     def loss(self) -> float:
@@ -97,6 +103,9 @@ def answer_scores(
 
     Pairs of similar length form a batch. A batch of fewer than `batch_size` pairs is padded to
     a power of two. `on_batch` is called with (pairs done, tokens scored).
+
+    Raises:
+        NotFinite: if a score of an answer is NaN or infinite, since logits are or overflow.
     """
     lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
     order = sorted(range(len(pairs)), key=lambda i: (lengths[i], i))
@@ -115,6 +124,9 @@ def answer_scores(
         for row, i in enumerate(chosen):
             part = slice(len(pairs[i][0]) - 1, lengths[i] - 1)
             found[i] = TokenScores(*(field[row, part] for field in fields))
+            if not found[i].is_finite:
+                prompt = model.template.tokenizer.decode(pairs[i][0], skip_special_tokens=True)
+                raise model.not_finite(i, f"an answer to the prompt {short(prompt)}")
         if on_batch:
             on_batch(len(chosen), sum(len(pairs[i][1]) for i in chosen))
     return [found[i] for i in range(len(pairs))]

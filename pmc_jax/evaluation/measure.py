@@ -4,6 +4,7 @@ import dataclasses
 import time
 from typing import Any
 
+from pmc_jax.errors import NotFinite, UserError
 from pmc_jax.evaluation.context import EvaluationContext
 from pmc_jax.evaluation.parts import PARTS, lacking, work
 from pmc_jax.runtime.compilation import compile_seconds
@@ -12,6 +13,9 @@ from pmc_jax.runtime.progress import token_stage
 
 def measure_part(context: EvaluationContext, part: str, model: str) -> dict[str, Any]:
     """Measure one part of a model, whose name the progress shows.
+
+    Raises:
+        UserError: naming model, part and question, if the model's logits are not finite.
 
     Returns:
         The part's JSON object with its `seconds`, the seconds of compilation among them
@@ -28,6 +32,9 @@ def measure_part(context: EvaluationContext, part: str, model: str) -> dict[str,
             tokens += count
             on_batch(done, count)
 
-        result = PARTS[part].measure(dataclasses.replace(context, on_batch=counted))
+        try:
+            result = PARTS[part].measure(dataclasses.replace(context, on_batch=counted))
+        except NotFinite as error:
+            raise UserError(f"{title}: {error}") from error
     spent = {"seconds": time.perf_counter() - started, "compiling": compiling()}
     return {**result, **spent, "tokens": tokens}

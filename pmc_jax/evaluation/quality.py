@@ -114,23 +114,27 @@ def answers(
         prefix: a text with which every response begins; the answer is what follows.
         decode_batch: most answers decoded at a time.
         on_batch: called with (questions done, tokens) after every batch.
+
+    Raises:
+        NotFinite: if the model's logits for a question hold NaN or infinity.
     """
     template = model.template
     forced = template.encode_prefix(prefix) if prefix else []
     prompts = [template.encode_prompt(row.question, row.system) + forced for _, row in questions]
     room = [max_length - len(prompt) for prompt in prompts]
-    responses = generate(
-        model.params,
-        prompts,
-        cfg=model.config,
-        sampling=dataclasses.replace(sampling, stop_ids=template.stop_ids),
-        key=key,
-        limits=room if max_new_tokens is None else [max_new_tokens] * len(prompts),
-        samples=samples,
-        decode_batch=decode_batch,
-        dtype=model.dtype,
-        on_batch=on_batch,
-    )
+    with model.naming([row.question for _, row in questions]):
+        responses = generate(
+            model.params,
+            prompts,
+            cfg=model.config,
+            sampling=dataclasses.replace(sampling, stop_ids=template.stop_ids),
+            key=key,
+            limits=room if max_new_tokens is None else [max_new_tokens] * len(prompts),
+            samples=samples,
+            decode_batch=decode_batch,
+            dtype=model.dtype,
+            on_batch=on_batch,
+        )
 
     def scored(name: str, row: EvaluationRow, text: str) -> Answer:
         rouge = rouge_l_recall(str(row.answer), text) if is_comparable(row) else None

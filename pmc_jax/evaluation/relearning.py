@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from pmc_jax.errors import UserError
 from pmc_jax.evaluation.context import Relearn, RobustnessConfig
 from pmc_jax.evaluation.likelihood import Pair
 from pmc_jax.language_model import LanguageModel
 from pmc_jax.model.buckets import bucket_length
 from pmc_jax.training.batch import pair_batch
+from pmc_jax.training.loop import all_finite
 from pmc_jax.training.optimizer import Optimizer, make_optimizer
 from pmc_jax.training.step import init_state, make_train_step
 from pmc_jax.unlearning.baselines.finetune import FineTune
@@ -34,6 +36,9 @@ def relearn(
 
     The weights of `model` are kept. Each yielded model loses its weights when the next one is
     requested.
+
+    Raises:
+        UserError: if a weight is not finite any more.
     """
     config = Optimizer(learning_rate=learning_rate, schedule="constant", weight_decay=0.0)
     schedule = optax.constant_schedule(learning_rate)
@@ -54,6 +59,11 @@ def relearn(
             batch = pair_batch([pairs[i] for i in now], length, model.weights_dtype)
             state, _, _ = train_step(state, batch, 0.0, {})
         done = wanted
+        if not all_finite(state.params):
+            raise UserError(
+                f"relearning: a weight is not finite after {done} steps; try a lower "
+                "robustness.learning_rate"
+            )
         yield done, model.with_params(state.params)
 
 

@@ -51,13 +51,15 @@ def normalise(
     """The norm `name` of a layer, in at least fp32.
 
     RMS norm (Zhang and Sennrich 2019): x / sqrt(mean(x²) + eps) · w, or · (1 + w). Layer norm (Ba
-    et al. 2016): (x − mean) / sqrt(var + eps) · w + b.
+    et al. 2016): (x − mean) / sqrt(var + eps) · w + b. Where the sum of squares overflows, the
+    result is NaN, not 0, so that the logits show it.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     weight = weights[name]
     if cfg.norm == "layer":
         wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + cfg.norm_eps)
+    square = jnp.mean(wide * wide, axis=-1, keepdims=True)
+    scale = jnp.where(jnp.isinf(square), jnp.nan, jax.lax.rsqrt(square + cfg.norm_eps))
     y = wide * scale * (1 + weight if cfg.norm == "rms_plus_one" else weight)
     return (y + weights[f"{name}_bias"] if cfg.norm == "layer" else y).astype(x.dtype)
 

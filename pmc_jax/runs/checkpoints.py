@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ import orbax.checkpoint as ocp
 from flax.serialization import from_state_dict, to_state_dict
 from jaxtyping import Array, UInt32
 
+from pmc_jax.data.files import to_json
 from pmc_jax.errors import UserError
 from pmc_jax.model.bits import element_index, mixed
 from pmc_jax.runtime.processes import from_first, is_first, several
@@ -124,7 +124,7 @@ def checksums(state: dict[str, Any]) -> dict[str, int]:
 
 def seal(content: dict[str, Any]) -> str:
     """SHA-256 of a JSON object."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(to_json(content, ascii=True, sort_keys=True).encode()).hexdigest()
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, extra: dict[str, Any]) -> None:

@@ -1,13 +1,19 @@
 """Where the numbers of each step go: `metrics.jsonl`, TensorBoard, Weights & Biases."""
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pmc_jax.data.files import check_object, numbered_lines, parse_json, read_text, write_json_lines
+from pmc_jax.data.files import (
+    check_object,
+    numbered_lines,
+    parse_json,
+    read_text,
+    to_json,
+    write_json_lines,
+)
 from pmc_jax.errors import UserError
 from pmc_jax.runtime.processes import is_first
 from pmc_jax.settings import flat
@@ -44,7 +50,7 @@ class Metrics:
         """Write one step's line at once."""
         self.rows.append(row)
         if self._file is not None:
-            self._file.write(json.dumps(row) + "\n")
+            self._file.write(to_json(row) + "\n")
             self._file.flush()
         numbers_by_key = {key.replace(".", "/"): value for key, value in flat(row).items()}
         numbers = {

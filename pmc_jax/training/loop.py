@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 
-from pmc_jax.errors import Stopped, UserError
+from pmc_jax.errors import NotFinite, Stopped, UserError
 from pmc_jax.model.specs import Params
 from pmc_jax.runs.checkpoints import finish, save
 from pmc_jax.runs.metrics import Metrics
@@ -115,15 +115,6 @@ def take_step(
     return RunState(train=train, method=after), record
 
 
-def steps(
-    run: Run[Method], train_step: TrainStep, frozen: Any, state: RunState
-) -> Iterator[tuple[RunState, StepRecord]]:
-    """The steps from where `state` stands to the last one, each with the state after it."""
-    for step in range(int(state.train.step), run.total):
-        state, record = take_step(run, train_step, frozen, state, step)
-        yield state, record
-
-
 @dataclasses.dataclass
 class RunFiles:
     """The files that record a run's steps. A run in memory has none.
@@ -150,6 +141,31 @@ class RunFiles:
         self.extra = {**self.extra, "seconds": {**seconds, "checkpoint": spent}}
 
 
+def steps(
+    run: Run[Method],
+    train_step: TrainStep,
+    frozen: Any,
+    state: RunState,
+    files: RunFiles | None = None,
+) -> Iterator[tuple[RunState, StepRecord]]:
+    """The steps from where `state` stands to the last one, each with the state after it.
+
+    Raises:
+        UserError: if a step samples from logits that are not finite.
+    """
+    for step in range(int(state.train.step), run.total):
+        try:
+            state, record = take_step(run, train_step, frozen, state, step)
+        except NotFinite as error:
+            if step == 0:
+                raise run.task.model.not_finite(error.index, "a forget question") from error
+            raise UserError(
+                f"the logits are not finite after {step} steps; {last_good(files)}try a lower "
+                "optimizer.learning_rate"
+            ) from error
+        yield state, record
+
+
 def train(
     run: Run[Method],
     train_step: TrainStep,
@@ -173,7 +189,8 @@ def train(
         on_step: called with the record of every step.
 
     Raises:
-        UserError: if the loss or, at a checkpoint, a weight is not finite; a checkpoint cannot
+        UserError: if the loss, the gradient or, at a checkpoint, a weight is not finite; if a step
+            samples from logits that are not; a checkpoint cannot
             be written; or the processes of a run find different results.
         Stopped: after SIGTERM, with the last step saved.
     """
@@ -184,12 +201,13 @@ def train(
     elif total:
         progress.say("compiling during the first step …")
     with note_termination() if files is not None else nullcontext(lambda: False) as terminating:
-        for current, record in steps(run, train_step, frozen, state):
+        for current, record in steps(run, train_step, frozen, state, files):
             state = current
             done = record.step + 1
             stop = agree(terminating(), partial(decided, state, record))
             due = done == total or stop or (files is not None and done % files.every == 0)
-            if not math.isfinite(record.loss) or (due and not all_finite(state.train.params)):
+            numbers = record.loss, record.gradient_norm
+            if not all(map(math.isfinite, numbers)) or (due and not all_finite(state.train.params)):
                 raise not_finite(record, files)
             records.append(record)
             row = {"learning_rate": float(rate(record.step)), **record.as_json()}
@@ -245,17 +263,29 @@ def decided(state: RunState, record: StepRecord) -> bytes:
 
 
 def not_finite(record: StepRecord, files: RunFiles | None) -> UserError:
-    """The error for a loss or weights that are not finite."""
-    kept = ""
-    if files is not None:
-        finish(files.manager)
-        last = files.manager.latest_step()
-        found = "none" if last is None else last
-        kept = f"last good checkpoint: {found} in {files.manager.directory}; "
+    """The error for a loss, gradient or weights that are not finite."""
     what = f"loss is {record.loss}"
     if math.isfinite(record.loss):
         what = "a weight is not finite"
+        if not math.isfinite(record.gradient_norm):
+            what = f"the norm of the gradient is {record.gradient_norm}"
+    elif record.step == 0:
+        return UserError(
+            f"{what} at step 0 (questions {record.questions}), before any weight has changed: the "
+            "target model gives logits that are not finite, or so large that the method's loss "
+            "overflows"
+        )
     return UserError(
-        f"{what} at step {record.step} (questions {record.questions}); {kept}try a lower "
-        "optimizer.learning_rate"
+        f"{what} at step {record.step} (questions {record.questions}); {last_good(files)}try a "
+        "lower optimizer.learning_rate"
     )
+
+
+def last_good(files: RunFiles | None) -> str:
+    """The last checkpoint, as part of an error."""
+    if files is None:
+        return ""
+    finish(files.manager)
+    last = files.manager.latest_step()
+    found = "none" if last is None else last
+    return f"last good checkpoint: {found} in {files.manager.directory}; "

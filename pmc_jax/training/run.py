@@ -13,7 +13,8 @@ import jax
 from pmc_jax.data import Dataset
 from pmc_jax.data.checks import cut_answers
 from pmc_jax.data.encode import digest, encode, fingerprints, special_token_warnings
-from pmc_jax.data.files import write_json_lines
+from pmc_jax.data.files import to_json, write_json_lines
+from pmc_jax.errors import UserError
 from pmc_jax.language_model import LanguageModel
 from pmc_jax.model import param_count
 from pmc_jax.model.specs import Params
@@ -182,10 +183,18 @@ def train_model(
 
     def prepared() -> dict[str, Any]:
         seconds = {"checkpoint": 0.0}
-        with timed(seconds, "target_model"):
+        # It asks the forget questions in their order.
+        with timed(seconds, "target_model"), model.naming(inputs.questions):
             found = method.prepare(task, inputs.examples, params)
         # As JSON here too, so that a continued run sees the same values.
-        return {"prepared": json.loads(json.dumps(found)), "seconds": seconds}
+        try:
+            text = to_json(found, finite=True)
+        except ValueError:
+            raise UserError(
+                f"{model.directory}: what {method.name} computes from the target model before the "
+                "first step is not finite; its logits are NaN, infinite, or too large"
+            ) from None
+        return {"prepared": json.loads(text), "seconds": seconds}
 
     with ExitStack() as stack:
         restored, manager = None, None

@@ -1,8 +1,8 @@
 """Writing a world as files with TOFU's names: JSON lines, and plain text."""
 
-import json
 from pathlib import Path
 
+from pmc_jax.data.files import to_json
 from pmc_jax.data.world.generate import Row, World
 from pmc_jax.data.world.public import REFUSALS
 
@@ -15,9 +15,7 @@ OPTIONS = ("option1", "option2", "option3", "option4")
 
 
 def _lines(rows: list[Row], keys: tuple[str, ...]) -> str:
-    return "".join(
-        json.dumps({key: row[key] for key in keys}, ensure_ascii=False) + "\n" for row in rows
-    )
+    return "".join(to_json({key: row[key] for key in keys}) + "\n" for row in rows)
 
 
 def world_files(world: World) -> dict[str, str]:
