@@ -52,15 +52,50 @@ def read_config(directory: Path) -> tuple[dict[str, Any], Family, ModelConfig]:
         raise UserError(f"{directory}/{error}") from None
 
 
-def copy_files(source: Path, destination: Path, dtype: DTypeLike | None = None) -> None:
-    """Copy `config.json` and the side files; a given `dtype` is written into `config.json`."""
-    if dtype is None:
+COMPUTE_DTYPE = "pmc_compute_dtype"
+"""The key of `config.json` with the dtype that a model was trained and measured in, if it is not
+float32. Other programs ignore it."""
+
+
+def compute_dtype(directory: Path) -> str:
+    """What matrix products of a model are computed in by default: what it was measured in.
+
+    Raises:
+        UserError: if `config.json` names no such dtype.
+    """
+    path = directory / "config.json"
+    found = read_object(path, missing_ok=True).get(COMPUTE_DTYPE, "float32")
+    if found not in ("float32", "bfloat16", "float64"):
+        raise UserError(
+            f"{path}: {COMPUTE_DTYPE} is {found!r}; expected float32, bfloat16 or float64"
+        )
+    return str(found)
+
+
+def copy_files(
+    source: Path,
+    destination: Path,
+    dtype: DTypeLike | None = None,
+    computed_in: str | None = None,
+) -> None:
+    """Copy `config.json` and the side files.
+
+    Args:
+        dtype: the dtype of the weights for `config.json`; None: as in `source`.
+        computed_in: the `compute_dtype` for `config.json`; None: as in `source`.
+    """
+    config = read_object(source / "config.json")
+    changed = dict(config)
+    if dtype is not None:
+        keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
+        changed |= dict.fromkeys(keys, jnp.dtype(dtype).name)
+    if computed_in is not None:
+        changed.pop(COMPUTE_DTYPE, None)
+        changed |= {} if computed_in == "float32" else {COMPUTE_DTYPE: computed_in}
+    if changed == config:
         shutil.copyfile(source / "config.json", destination / "config.json")
     else:
-        config = read_object(source / "config.json")
-        keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
-        config |= dict.fromkeys(keys, jnp.dtype(dtype).name)
-        write_object(destination / "config.json", config)
+        write_object(destination / "config.json", changed)
     for pattern in SIDE_FILES:
         for path in sorted(source.glob(pattern)):
             target = destination / path.relative_to(source)

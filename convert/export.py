@@ -6,8 +6,8 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
-from jaxtyping import DTypeLike
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, DTypeLike
 
 from convert.directory import copy_files, new_directory, read_config, write_object
 from convert.families import LLAMA, Family
@@ -125,6 +125,28 @@ def stored_tensors(
         yield tensor.name, found
 
 
+def as_stored(params: Params, cfg: ModelConfig, source: Path) -> Params:
+    """The parameters as an export like `source` holds them, rounded to the dtype of each tensor."""
+    _, family, _ = read_config(source)
+    dtypes = stored_dtypes(source, family, cfg)
+    found = dict(flatten_dict(params))
+    for row, _ in rows_of(family, cfg, dtypes):
+        kinds = [DTYPES[dtypes[name]] for name in row.names(cfg.num_layers)]
+        for path in row.leaves:
+            found[path] = rounded(found[path], kinds)
+    return unflatten_dict(found)
+
+
+def rounded(leaf: Array, dtypes: Sequence[np.dtype]) -> Array:
+    """A leaf rounded to a dtype, or each of its layers to one; it keeps its own dtype."""
+    if all(dtype.itemsize >= leaf.dtype.itemsize for dtype in dtypes):
+        return leaf
+    if len(set(dtypes)) == 1:
+        return leaf.astype(dtypes[0]).astype(leaf.dtype)
+    layers = [rounded(layer, [dtype]) for layer, dtype in zip(leaf, dtypes, strict=True)]
+    return jnp.stack(layers)
+
+
 def write_weights(
     directory: Path,
     params: Params,
@@ -172,6 +194,7 @@ def export_checkpoint(
     on_tensor: OnTensor = lambda done: None,
     check_weights: bool = True,
     prompt: Mapping[str, str] | None = None,
+    computed_in: str | None = None,
 ) -> None:
     """Write `params` as a Hugging Face directory like `source`, atomically.
 
@@ -185,6 +208,7 @@ def export_checkpoint(
             round trip is exact.
         check_weights: refuse weights that are not finite, or not in the dtype of the file.
         prompt: the content of the prompt file; None: a copy of that of `source`, if it has one.
+        computed_in: what the model was measured in, for `compute_dtype`; None: as in `source`.
 
     Raises:
         UserError: if `destination` exists, `source` is a different model, or a weight is not
@@ -196,7 +220,7 @@ def export_checkpoint(
     dtypes = stored_dtypes(source, family, cfg, dtype)
     if is_first():
         with new_directory(destination) as directory:
-            copy_files(source, directory, dtype)
+            copy_files(source, directory, dtype, computed_in)
             if prompt is not None:
                 write_object(directory / PROMPT_FILE, dict(prompt))
             write_weights(
@@ -208,6 +232,13 @@ def export_checkpoint(
         for _ in stored_tensors(params, cfg, family, dtypes, check_weights=check_weights):
             pass  # sends this process's shards to process 0
     from_first(lambda: None)  # wait until process 0 has written
+
+
+def weights_dtypes(directory: Path) -> str:
+    """The dtypes in which a directory stores the language model's weights: "float32"."""
+    _, family, cfg = read_config(directory)
+    kinds = set(stored_dtypes(directory, family, cfg).values())
+    return " and ".join(DTYPES[kind].name for kind in DTYPES if kind in kinds)
 
 
 def write_checkpoint(

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from convert.export import as_stored
 from pmc_jax.data import Dataset
 from pmc_jax.data.files import read_json, read_objects, write_json, write_json_lines
 from pmc_jax.data.prompts import PromptConfig, prompt_facts
@@ -29,6 +30,8 @@ from pmc_jax.language_model import (
     ModelSource,
     load_language_model,
     mesh_of,
+    precision,
+    resolved,
 )
 from pmc_jax.model import on_mesh
 from pmc_jax.reporting import write_report
@@ -54,7 +57,7 @@ EVALUATION_STREAM = 1
 def load_model(
     path: str | Path = "bundled",
     *,
-    dtype: str = "float32",
+    dtype: str = "auto",
     remat: str = "none",
     mesh: str = "auto",
     prompt: PromptConfig | None = None,
@@ -66,7 +69,8 @@ def load_model(
         path: a Hugging Face directory, a directory of `python -m convert from-hf`, a hub id, or
             "bundled" for the small model in the package.
         dtype: what matrix products are computed in: "float32", "bfloat16", or "float64", which
-            needs `jax_enable_x64`. Weights are kept in float32 at least.
+            needs `jax_enable_x64`. "auto" is what the model was trained and measured in if a run
+            exported it, else float32. Weights are kept in float32 at least.
         remat: what the backward pass recomputes to save memory: "none", "dots" or "full".
         mesh: "auto" for all devices, or "DATAxMODEL" (see the page on scaling).
         prompt: how questions become prompts; a key that it leaves open is as the model was trained,
@@ -79,7 +83,8 @@ def load_model(
     """
     source = ModelSource(path=str(path), dtype=dtype, remat=remat, check_weights=check_weights)
     check(source, "model.")
-    if dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+    source = resolved(source)
+    if source.dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise UserError('dtype="float64" needs jax.config.update("jax_enable_x64", True) first')
     return load_language_model(source, prompt or PromptConfig(), mesh_of(source, mesh))
 
@@ -219,10 +224,14 @@ def run_unlearning(
             with timed(spent, "export"):
                 if not from_first((directory / "model").exists):
                     result.save(directory / "model")
-                # What is measured is what was exported, after rounding to the stored dtypes.
+                # What is measured is what was exported, rounded to the dtypes of its files. They
+                # name the dtype it is computed in, which whoever loads them uses, too.
                 for leaf in jax.tree.leaves(trained.params):
                     leaf.delete()
                 result = exported_model(model, directory)
+        else:
+            stored = as_stored(result.params, result.config, result.directory)
+            result = result.with_params(stored)
         after = evaluated(result, "after")
         weights = None if directory is None else seal(checksums(result.params))
     if directory is not None and is_first():
@@ -308,6 +317,7 @@ def write_summary(
         "prompt": prompt_facts(inputs.task.model.template),
         "warnings": list(inputs.warnings),
     }
+    summary["model"]["precision"] = precision(directory / "model", model.dtype)
     write_json(directory / SUMMARY, summary)
     if before and after:
         write_report(directory)

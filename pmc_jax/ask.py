@@ -15,7 +15,7 @@ from pmc_jax.data.files import write_json_lines
 from pmc_jax.data.records import read_records
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
-from pmc_jax.language_model import load_language_model
+from pmc_jax.language_model import load_language_model, resolved
 from pmc_jax.runtime.progress import stage
 
 
@@ -42,9 +42,10 @@ def read_questions(config: AskConfig) -> list[tuple[str, str | None]]:
 def ask(config: AskConfig) -> None:
     """Decode `n` answers to each question, and print them or write them to a file."""
     questions = read_questions(config)
-    if config.model.dtype == "float64":
+    source = resolved(config.model)
+    if source.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    model = load_language_model(config.model, config.prompt)
+    model = load_language_model(source, config.prompt)
     template = model.template
     print(f"Prompt: {template}", file=sys.stderr)
     prefix = template.encode_prefix(config.prefix) if config.prefix else []
@@ -61,7 +62,7 @@ def ask(config: AskConfig) -> None:
             limits=[config.max_new_tokens] * len(questions),
             samples=config.n,
             decode_batch=config.decode_batch,
-            dtype=config.model.dtype,
+            dtype=model.dtype,
             on_batch=lambda prompts, _: progress.update(progress.done + prompts),
         )
     answers = [

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from convert.directory import read_config
-from convert.export import export_checkpoint
+from convert.directory import compute_dtype, read_config
+from convert.export import export_checkpoint, weights_dtypes
 from convert.families import family_of
 from convert.load import (
     check_checkpoint,
@@ -45,7 +45,8 @@ class ModelSource:
 
     Attributes:
         path: a Hugging Face directory, a native checkpoint, a hub id, or "bundled".
-        dtype: dtype of matrix products; weights are at least float32.
+        dtype: dtype of matrix products; weights are at least float32. "auto": what the model
+            was trained and measured in if a run exported it, else float32.
         remat: what the backward pass recomputes: "none": nothing; "dots": all but matrix
             products; "full": everything.
         architecture: a config.json, for plans without the model's files.
@@ -53,7 +54,7 @@ class ModelSource:
     """
 
     path: str = path_to("bundled")
-    dtype: str = one_of("float32", "float32", "bfloat16", "float64")
+    dtype: str = one_of("auto", "auto", "float32", "bfloat16", "float64")
     remat: str = one_of("none", "none", "dots", "full")
     architecture: dict[str, Any] | None = None
     check_weights: bool = True
@@ -185,7 +186,7 @@ class LanguageModel:
         target = Path(directory).expanduser()
         export_checkpoint(
             self.params, self.config, self.directory, target,
-            prompt=prompt_content(self.template.config),
+            prompt=prompt_content(self.template.config), computed_in=self.dtype,
         )  # fmt: skip
         return target
 
@@ -198,6 +199,19 @@ def short(text: str, most: int = 80) -> str:
 def weights_dtype(dtype: str) -> str:
     """The dtype in which weights are kept for computing in `dtype`: at least float32."""
     return "float64" if dtype == "float64" else "float32"
+
+
+def resolved(source: ModelSource) -> ModelSource:
+    """The same model with the dtype that "auto" stands for."""
+    if source.dtype != "auto":
+        return source
+    found = compute_dtype(resolve(path_of(source))) if source.path else "float32"
+    return dataclasses.replace(source, dtype=found)
+
+
+def precision(directory: Path, dtype: str) -> str:
+    """What a model's weights are stored and computed in, in words."""
+    return f"weights {weights_dtypes(directory)}, computed in {dtype}"
 
 
 def planned_config(source: ModelSource) -> ModelConfig:
@@ -215,7 +229,8 @@ def planned_config(source: ModelSource) -> ModelConfig:
 
 def mesh_of(source: ModelSource, setting: str) -> Mesh | None:
     """The mesh for a model by a setting (`choose_mesh`)."""
-    return choose_mesh(setting, load_config(resolve(path_of(source))), source.dtype)
+    config = load_config(resolve(path_of(source)))
+    return choose_mesh(setting, config, resolved(source).dtype)
 
 
 def describe(source: ModelSource, prompt: PromptConfig) -> LanguageModel:
@@ -224,7 +239,7 @@ def describe(source: ModelSource, prompt: PromptConfig) -> LanguageModel:
     Raises:
         UserError: as `load_language_model`, except for the weights.
     """
-    directory = resolve(path_of(source))
+    source, directory = resolved(source), resolve(path_of(source))
     config, ids = load_config(directory), eos_token_ids(directory)
     template = template_of(config, directory, ids, prompt)
     return LanguageModel({}, config, template, directory, source.dtype, source.remat)
@@ -237,7 +252,7 @@ def check_weights(source: ModelSource) -> None:
         UserError: naming a tensor with a weight that is not, unless `source.check_weights` is off.
     """
     if source.check_weights:
-        check_checkpoint(path_of(source), weights_dtype(source.dtype))
+        check_checkpoint(path_of(source), weights_dtype(resolved(source).dtype))
 
 
 def load_language_model(
@@ -248,6 +263,7 @@ def load_language_model(
     Raises:
         UserError: for what is missing or unsupported, or a tokenizer of another model.
     """
+    source = resolved(source)
     found = load_checkpoint(
         path_of(source), dtype=weights_dtype(source.dtype), mesh=mesh,
         check_weights=source.check_weights,

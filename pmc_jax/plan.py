@@ -14,7 +14,7 @@ from pmc_jax.cli.config import PlanConfig
 from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.data.files import write_json
 from pmc_jax.errors import UserError
-from pmc_jax.language_model import planned_config, weights_dtype
+from pmc_jax.language_model import planned_config, resolved, weights_dtype
 from pmc_jax.model import auto_layout, mesh_layout, param_count
 from pmc_jax.planning.devices import Topology, find_topology
 from pmc_jax.planning.page import memory_table, outcome_json, uneven, work_table
@@ -45,16 +45,17 @@ def job_of(config: PlanConfig, topology: Topology) -> Job:
             "for a response"
         )
     model, count = planned_config(config.model), len(topology.devices)
+    dtype = resolved(config.model).dtype
     if config.mesh == "auto":
-        data, axis = auto_layout(count, topology.memory, model, config.model.dtype)
+        data, axis = auto_layout(count, topology.memory, model, dtype)
     else:
         data, axis = mesh_layout(config.mesh)
         if data * axis != count:
             raise UserError(f"mesh={config.mesh}: {topology.name} has {count} devices")
     return Job(
         cfg=model,
-        dtype=config.model.dtype,
-        weights_dtype=weights_dtype(config.model.dtype),
+        dtype=dtype,
+        weights_dtype=weights_dtype(dtype),
         remat=config.model.remat,
         method=config.method,
         training=config.training,

@@ -5,6 +5,7 @@ Hugging Face directory, evaluates that, and writes the report. The same command 
 a run that was stopped.
 """
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from pmc_jax.api import is_finished, run_unlearning
 from pmc_jax.cli.config import Config, settings_of_another
 from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.data import load_dataset
-from pmc_jax.language_model import load_language_model, mesh_of
+from pmc_jax.language_model import load_language_model, mesh_of, resolved
 from pmc_jax.reporting import format_examples, format_table, write_report
 from pmc_jax.reporting.run_files import read_run
 from pmc_jax.runs.directory import directory_of
@@ -32,6 +33,7 @@ NOT_SETTINGS = (
 def train(config: Config) -> None:
     """One whole run, which all its processes call."""
     join(config.distributed)
+    config = dataclasses.replace(config, model=resolved(config.model))
     read = [("model.path", config.model.path), ("data.path", config.data.path)]
     read += [(f"method.{key}", getattr(config.method, key)) for key in config.method.reads]
     directory = directory_of(config.runs_dir, config.name, read)
@@ -78,7 +80,9 @@ def show(directory: Path) -> None:
     print(f"\n{format_table(run.summary)}\n")
     if examples := format_examples(run.samples, 3):
         print(f"{examples}\n")
-    print(f"Model:  {directory / 'model'}\nReport: {directory / 'report' / 'index.html'}")
+    found = (run.summary.get("model") or {}).get("precision")
+    model = f"{directory / 'model'}" + (f" ({found})" if found else "")
+    print(f"Model:  {model}\nReport: {directory / 'report' / 'index.html'}")
 
 
 main = entry_point(train, "train", Config)

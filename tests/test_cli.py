@@ -339,7 +339,7 @@ def test_lower_bounds(key):
         ("npo", "method.retain_loss", "activations", "one of nll, kl"),
         ("altpo", "method.prompt", "none", "one of auto, instruct, question"),
         ("finetune", "method.pairs", "some", "one of all, retain, forget"),
-        ("train", "model.dtype", "int8", "one of float32, bfloat16, float64"),
+        ("train", "model.dtype", "int8", "one of auto, float32, bfloat16, float64"),
         ("train", "model.remat", "some", "one of none, dots, full"),
         ("train", "data.format", "csv", "one of tofu, jsonl"),
         ("train", "prompt.template", "none", "one of auto, chat, plain"),

@@ -5,6 +5,8 @@ or a list: first that model, then other models to compare with. Every part of th
 file of its own. If the evaluation is stopped, the same command continues it.
 """
 
+import dataclasses
+
 import jax
 
 from pmc_jax.cli.entry_point import entry_point
@@ -26,7 +28,7 @@ from pmc_jax.evaluation.inputs import (
 from pmc_jax.evaluation.models import model_paths
 from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.robustness import check_robustness
-from pmc_jax.language_model import check_weights
+from pmc_jax.language_model import check_weights, resolved
 from pmc_jax.runs.directory import SUMMARY, begin_run, directory_of, holds_run
 from pmc_jax.runtime.processes import from_first, is_first, join
 from pmc_jax.runtime.progress import warn
@@ -41,6 +43,8 @@ NOT_SETTINGS = (
 def evaluate(config: EvaluateConfig) -> None:
     """Run one evaluation. All of its processes call this."""
     join(config.distributed)
+    # Models that are compared are computed in the same dtype.
+    config = dataclasses.replace(config, model=resolved(config.model))
     check_robustness(config.robustness)
     paths = model_paths(config)
     read = [("model.path", config.model.path), ("data.path", config.data.path)]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pmc_jax.data.files import kind_of, read_object
+from pmc_jax.data.tokenizer_file import as_in_file
 from pmc_jax.errors import UserError
 from pmc_jax.settings import check, free_text, one_of
 
@@ -151,7 +152,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     try:
         if only_sentencepiece:
             return _load_sentencepiece(directory)
-        return _auto_tokenizer(directory)
+        return as_in_file(_auto_tokenizer(directory), directory)
     except UserError:
         raise
     except Exception as e:  # transformers and tokenizers raise plain Exceptions too

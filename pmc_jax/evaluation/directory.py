@@ -174,4 +174,7 @@ def show(directory: Path, *, redact: bool) -> None:
     for what, reason in summary["lacking"].items():
         print(f"Not measured: {what.replace('_', ' ')} ({reason}).")
     print(f"\n{time_table(summary)}\n")
+    for model, facts in summary["facts"].items():
+        if found := facts.get("precision"):
+            print(f"{model}: {found}")
     print(f"Numbers: {directory / SUMMARY}\nReport: {page}")

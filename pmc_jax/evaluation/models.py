@@ -10,7 +10,7 @@ from pmc_jax.data.prompts import prompt_facts
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation.config import EvaluateConfig
 from pmc_jax.evaluation.inputs import source_of
-from pmc_jax.language_model import LanguageModel, load_language_model, path_of
+from pmc_jax.language_model import LanguageModel, load_language_model, path_of, precision
 from pmc_jax.model import param_count
 from pmc_jax.runs.checkpoints import checksums, seal
 from pmc_jax.runtime.processes import from_first
@@ -59,6 +59,7 @@ def load_for_evaluation(
         "parameters": param_count(model.config),
         "weights": seal(checksums(model.params)),
         **prompt_facts(model.template),
+        "precision": precision(model.directory, model.dtype),
     }
     return model.for_decoding(), facts
 

@@ -20,7 +20,7 @@ from pmc_jax.evaluation.relearning import relearner
 from pmc_jax.evaluation.robustness import check_robustness
 from pmc_jax.evaluation.summary import Parts, summarise
 from pmc_jax.evaluation.tofu import RetainLog, read_retain_log
-from pmc_jax.language_model import LanguageModel
+from pmc_jax.language_model import LanguageModel, precision
 from pmc_jax.model import on_mesh, param_count
 from pmc_jax.reporting.side_by_side import comparison_table
 from pmc_jax.runtime.progress import warn
@@ -149,6 +149,7 @@ def evaluate(
             "path": str(each.directory),
             "parameters": param_count(each.config),
             **prompt_facts(each.template),
+            "precision": precision(each.directory, each.dtype),
         }
         for name, each in models.items()
     }

@@ -52,14 +52,17 @@ def normalise(
 
     RMS norm (Zhang and Sennrich 2019): x / sqrt(mean(x²) + eps) · w, or · (1 + w). Layer norm (Ba
     et al. 2016): (x − mean) / sqrt(var + eps) · w + b. Where the sum of squares overflows, the
-    result is NaN, not 0, so that the logits show it.
+    result is NaN, not 0, so that the logits show it; `attn_norm` and `mlp_norm` leave this to the
+    final norm, which sees the same hidden states.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     weight = weights[name]
     if cfg.norm == "layer":
         wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
     square = jnp.mean(wide * wide, axis=-1, keepdims=True)
-    scale = jnp.where(jnp.isinf(square), jnp.nan, jax.lax.rsqrt(square + cfg.norm_eps))
+    if name not in ("attn_norm", "mlp_norm"):
+        square = jnp.where(jnp.isinf(square), jnp.nan, square)
+    scale = jax.lax.rsqrt(square + cfg.norm_eps)
     y = wide * scale * (1 + weight if cfg.norm == "rms_plus_one" else weight)
     return (y + weights[f"{name}_bias"] if cfg.norm == "layer" else y).astype(x.dtype)
 

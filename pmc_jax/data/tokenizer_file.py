@@ -1,0 +1,128 @@
+"""Whether a tokenizer splits text as its `tokenizer.json` says, which is how its model was trained.
+
+A class of transformers builds parts of the tokenizer by itself: another pre-tokenizer, normaliser
+or decoder than the file has, without a word. The file is right then.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pmc_jax.data.files import read_object
+from pmc_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+
+TEXTS = (
+    "Where was Zoltan Dornberg born?  In 1942, he'd say: \"it's 3.14159!\"\n\n\tÉté Ångström ﬁn",
+    " leading and trailing ",
+    "玛拉于1942年出生在里斯本。 Где родилась Мара? أين ولدت؟ मारा 한국어 🦊👩‍🚀",
+    "Question: Who?\nAnswer: nobody_in-particular; camelCase x==y // 100,000",
+)
+"""Several scripts, spaces, line breaks, digits and signs. The tokenizer's own special tokens are
+added."""
+
+
+def as_in_file(tokenizer: PreTrainedTokenizerBase, directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer, or that of `tokenizer.json` if the two encode or decode texts differently.
+
+    A warning names the parts that the tokenizer's class has changed.
+
+    Raises:
+        UserError: if the file cannot be loaded as it is either.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        return tokenizer
+    config = read_object(directory / "tokenizer_config.json", missing_ok=True)
+    # These keys change the special tokens around a text on purpose.
+    ends = config.get("add_bos_token") is None and config.get("add_eos_token") is None
+    if is_same(tokenizer, raw_tokenizer(path, tokenizer), ends=ends):
+        return tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    found = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    raw = raw_tokenizer(path, found)
+    if not is_same(found, raw, ends=False):
+        raise UserError(
+            f"{path}: transformers loads another tokenizer than the file describes, which changes "
+            f"{changed_parts(found, raw)}"
+        )
+    logger.warning(
+        "%s: transformers loads it as %s, which changes %s; the tokenizer of the file is used",
+        path, type(tokenizer).__name__, changed_parts(tokenizer, raw),
+    )  # fmt: skip
+    return found
+
+
+def raw_tokenizer(path: Path, tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The tokenizer of the file, with the tokens that `tokenizer_config.json` adds."""
+    from tokenizers import Tokenizer
+
+    raw = Tokenizer.from_file(str(path))
+    raw.no_padding()
+    raw.no_truncation()
+    known = raw.get_added_tokens_decoder()
+    added = tokenizer.added_tokens_decoder
+    for index in sorted(added.keys() - known.keys()):
+        token = added[index]
+        if raw.id_to_token(index) in (None, str(token)):
+            (raw.add_special_tokens if token.special else raw.add_tokens)([token])
+    return raw
+
+
+def is_same(tokenizer: PreTrainedTokenizerBase, raw: Tokenizer, *, ends: bool) -> bool:
+    """Whether both tokenizers encode texts to the same ids and decode these to the same texts.
+
+    Args:
+        ends: compare the special tokens around a text, too.
+    """
+    marked = "a" + " b ".join(tokenizer.all_special_tokens) + "c"
+    try:
+        for text in (*TEXTS, marked):
+            ids = raw.encode(text, add_special_tokens=False).ids
+            if tokenizer(text, add_special_tokens=False, verbose=False).input_ids != ids:
+                return False
+            if ends and tokenizer(text, verbose=False).input_ids != raw.encode(text).ids:
+                return False
+            for skip in (False, True):
+                decoded = tokenizer.decode(
+                    ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False
+                )
+                if decoded != raw.decode(ids, skip_special_tokens=skip):
+                    return False
+    except Exception:  # tokenizers raises plain Exceptions, where a part does not suit another
+        return False
+    return True
+
+
+def changed_parts(tokenizer: PreTrainedTokenizerBase, raw: Tokenizer) -> str:
+    """The parts of the file that the tokenizer has not kept, in words."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return "how it is computed"
+    ours, theirs = (json.loads(own.to_str()) for own in (backend, raw))
+    found = [
+        f"its {part.replace('_', '-')} ({name_of(theirs[part])} becomes {name_of(ours[part])})"
+        for part in PARTS
+        if ours[part] != theirs[part]
+    ]
+    return ", ".join(found) or "its tokens"
+
+
+def name_of(part: dict[str, Any] | None) -> str:
+    """The type of a part of a tokenizer, and those of a sequence of parts."""
+    if part is None:
+        return "none"
+    inner = next((part[key] for key in part if isinstance(part[key], list) and part[key]), [])
+    names = [str(own["type"]) for own in inner if isinstance(own, dict) and "type" in own]
+    return " and ".join(names) if part["type"] == "Sequence" and names else str(part["type"])
