@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from pmc_jax.errors import UserError
 PIECE = 1 << 16
 """The number of values to look at together, so few that they stay in the cache."""
 
-UNSIGNED = {2: np.uint16, 4: np.uint32, 8: np.uint64}
+UNSIGNED: dict[int, Any] = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 """Integers by their size in bytes."""
 
 

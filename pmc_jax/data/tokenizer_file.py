@@ -112,7 +112,7 @@ def changed_parts(tokenizer: PreTrainedTokenizerBase, raw: Tokenizer) -> str:
         return "how it is computed"
     ours, theirs = (json.loads(own.to_str()) for own in (backend, raw))
     found = [
-        f"its {part.replace('_', '-')} ({name_of(theirs[part])} becomes {name_of(ours[part])})"
+        f"its {part.replace('_', '-')} ({name_of(ours[part])} in place of {name_of(theirs[part])})"
         for part in PARTS
         if ours[part] != theirs[part]
     ]
