@@ -123,11 +123,12 @@ def test_relearning_that_diverges_is_no_verdict(tiny_model):
 
 
 QUESTIONS = [{"question": "Where was Mara born?", "answer": "Mara was born in Lisbon."}]
+KEPT = [{"question": "Who wrote it?", "answer": "Ivo."}]
 
 
 @pytest.fixture
 def data():
-    return pmc.Dataset.from_dicts(forget=QUESTIONS, retain=QUESTIONS)
+    return pmc.Dataset.from_dicts(forget=QUESTIONS, retain=KEPT)
 
 
 def test_training_blames_the_model_before_the_first_update(tiny_model, data):

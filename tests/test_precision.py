@@ -32,7 +32,9 @@ def answers(model, **options):
 @pytest.fixture
 def data():
     rows = [{"question": question, "answer": "Mara was born in Oslo."} for question in QUESTIONS]
-    return pmc.Dataset.from_dicts(forget=rows, retain=rows)
+    return pmc.Dataset.from_dicts(
+        forget=rows, retain=[{"question": "Who wrote it?", "answer": "Ivo."}]
+    )
 
 
 def quickly(model, data, **options):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -12,7 +11,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pmc_jax.data.files import kind_of, read_object
+from pmc_jax.data.files import kind_of, read_object, to_json
 from pmc_jax.data.tokenizer_file import as_in_file
 from pmc_jax.errors import UserError
 from pmc_jax.settings import check, free_text, one_of
@@ -297,9 +296,9 @@ class PromptTemplate:
         parts = ["chat template"]
         if not self.chat:
             pattern = f"{self.config.question}{self.config.answer}"
-            parts = [f"plain, {json.dumps(pattern, ensure_ascii=False)}"]
+            parts = [f"plain, {to_json(pattern)}"]
         if self.config.system:
-            parts.append(f"system prompt {json.dumps(self.config.system, ensure_ascii=False)}")
+            parts.append(f"system prompt {to_json(self.config.system)}")
         if self.uses_date:
             parts.append(f"date {self.config.date_string}")
         if self._as_openunlearning:
