@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from convert.export import as_stored
 from pmc_jax.data import Dataset
 from pmc_jax.data.files import read_json, read_objects, write_json, write_json_lines
 from pmc_jax.data.prompts import PromptConfig, prompt_facts
@@ -230,8 +229,7 @@ def run_unlearning(
                     leaf.delete()
                 result = exported_model(model, directory)
         else:
-            stored = as_stored(result.params, result.config, result.directory)
-            result = result.with_params(stored)
+            result = result.as_saved()
         after = evaluated(result, "after")
         weights = None if directory is None else seal(checksums(result.params))
     if directory is not None and is_first():

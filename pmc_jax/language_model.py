@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from convert.directory import compute_dtype, read_config
-from convert.export import export_checkpoint, weights_dtypes
+from convert.export import as_stored, export_checkpoint, weights_dtypes
 from convert.families import family_of
 from convert.load import (
     check_checkpoint,
@@ -176,6 +176,10 @@ class LanguageModel:
             f"{self.directory}: the model's logits are not finite (NaN or infinite) for {what}, "
             f"computed in {self.dtype}; expected weights that do not overflow",
         )
+
+    def as_saved(self) -> "LanguageModel":
+        """The same model with its weights rounded to the dtypes in which `save` writes them."""
+        return self.with_params(as_stored(self.params, self.config, self.directory))
 
     def save(self, directory: str | Path) -> Path:
         """Write the model as a Hugging Face directory, with its tokenizer and prompt settings.
