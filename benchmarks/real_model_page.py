@@ -268,7 +268,7 @@ def draw_time(points: Sequence[Point], target: float | None, path: Path) -> None
             if measure == "utility" and target is not None:
                 limits.append(target)
             axes.set_ylim(max(min(limits) - 5, 0), min(max(limits) + 5, 101))
-        figure.axes[0].legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         save(figure, path)
 
 
