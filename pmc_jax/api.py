@@ -24,6 +24,7 @@ from pmc_jax.data.files import read_json, read_objects, write_json, write_json_l
 from pmc_jax.data.prompts import PromptConfig, prompt_facts
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import EvaluationConfig, quality, questions_asked, sample_rows
+from pmc_jax.evaluation.verdicts import Asked, known_before, verdict
 from pmc_jax.language_model import (
     LanguageModel,
     ModelSource,
@@ -34,6 +35,7 @@ from pmc_jax.language_model import (
 )
 from pmc_jax.model import on_mesh
 from pmc_jax.reporting import write_report
+from pmc_jax.reporting.verdict import unknown_lines
 from pmc_jax.runs.checkpoints import CheckpointConfig, checksums, seal
 from pmc_jax.runs.directory import SUMMARY, begin_run, check_outside, holds_run
 from pmc_jax.runs.metrics import LoggingConfig
@@ -98,6 +100,8 @@ class Unlearned:
         before, after: measures of both models by name, such as "unlearn_quality" and "utility",
             in the units of `evaluate`; None if they were not evaluated.
         directory: the run's directory; None for a run in memory.
+        verdict: whether the forget questions are forgotten (`evaluation.verdicts.verdict`);
+            None if the models were not evaluated, or if the method does not unlearn.
     """
 
     model: LanguageModel
@@ -105,6 +109,7 @@ class Unlearned:
     before: Mapping[str, float | None] | None = None
     after: Mapping[str, float | None] | None = None
     directory: Path | None = None
+    verdict: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False)
 
 
 def unlearn(
@@ -213,6 +218,8 @@ def run_unlearning(
 
     with on_mesh(model.mesh):
         before = evaluated(model, "before")
+        if before is not None and method.unlearns:
+            warn(unknown_lines(known_before(asked_of(before))))
         trained = train_model(
             model.params if donate else jax.tree.map(jnp.copy, model.params),
             method, inputs, optimizer, directory=directory, settings=settings,
@@ -232,10 +239,13 @@ def run_unlearning(
             result = result.as_saved()
         after = evaluated(result, "after")
         weights = None if directory is None else seal(checksums(result.params))
+    judged = None
+    if before and after and method.unlearns:
+        judged = run_verdict(before, after, settings)
     if directory is not None and is_first():
         write_summary(
             directory, method, settings, result, trained, before, after, spent, inputs,
-            untuned=untuned, weights=weights,
+            judged=judged, untuned=untuned, weights=weights,
         )  # fmt: skip
     return Unlearned(
         result,
@@ -243,7 +253,21 @@ def run_unlearning(
         before and before["measures"],
         after and after["measures"],
         directory,
+        judged,
     )
+
+
+def asked_of(found: Mapping[str, Any]) -> Asked:
+    """What a model answered in the evaluation of a run."""
+    return Asked(found["answers"], {"sampling": found["sampled"]} if found["sampled"] else {})
+
+
+def run_verdict(
+    before: Mapping[str, Any], after: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The verdict on a run."""
+    utility = before["measures"]["utility"], after["measures"]["utility"]
+    return verdict(asked_of(after), asked_of(before), settings=settings, utility=utility)
 
 
 def evaluate_stage(
@@ -287,6 +311,7 @@ def write_summary(
     seconds: Mapping[str, float],
     inputs: Inputs,
     *,
+    judged: Mapping[str, Any] | None,
     untuned: str | None,
     weights: str | None,
 ) -> None:
@@ -309,7 +334,7 @@ def write_summary(
         directory.name, settings, model.config, before["measures"] if before else {},
         after["measures"] if after else {}, trained.lines, parts,
         {"name": method.name, "sentence": method.sentence},
-        untuned=untuned, weights=weights,
+        untuned=untuned, weights=weights, verdict=judged,
     )  # fmt: skip
     summary |= {
         "prompt": prompt_facts(inputs.task.model.template),
@@ -354,6 +379,7 @@ def finished(directory: Path, model: LanguageModel) -> Unlearned:
         summary["before"] or None,
         summary["after"] or None,
         directory,
+        summary.get("verdict"),
     )
 
 

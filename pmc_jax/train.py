@@ -18,6 +18,7 @@ from pmc_jax.data import load_dataset
 from pmc_jax.language_model import load_language_model, mesh_of, resolved
 from pmc_jax.reporting import format_examples, format_table, write_report
 from pmc_jax.reporting.run_files import read_run
+from pmc_jax.reporting.verdict import verdict_lines
 from pmc_jax.runs.directory import directory_of
 from pmc_jax.runtime.processes import from_first, is_first, join
 from pmc_jax.runtime.timing import timed
@@ -75,8 +76,10 @@ def settings_of_choices(config: Config) -> str | None:
 
 
 def show(directory: Path) -> None:
-    """Print the table of before and after, three examples, and where everything is."""
+    """Print the verdict, the table of before and after, three examples, and where everything is."""
     run = read_run(directory)
+    if verdict := run.summary.get("verdict"):
+        print(f"\n{verdict_lines(verdict)}")
     print(f"\n{format_table(run.summary)}\n")
     if examples := format_examples(run.samples, 3):
         print(f"{examples}\n")

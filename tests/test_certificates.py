@@ -216,8 +216,8 @@ def test_the_most_revealing_answer_of_each_question_is_kept():
         )
     ]
     first, second = leakage(samples, 0.95)["questions"]
-    assert first["worst"] == {"text": "c", "rouge": 0.3, "leaked": True}
-    assert second["worst"] == {"text": "e", "rouge": 0.4, "leaked": None}
+    assert first["worst"].items() >= {"text": "c", "rouge": 0.3, "leaked": True}.items()
+    assert second["worst"].items() >= {"text": "e", "rouge": 0.4, "leaked": None}.items()
     assert first["question"] == "Who?"
 
 

@@ -18,10 +18,8 @@ from pmc_jax.evaluation import (
     quality_answers,
 )
 from pmc_jax.evaluation.quality import (
-    attacked_rows,
     holds_secret,
     is_comparable,
-    is_degenerate,
     missing_measures,
 )
 
@@ -93,26 +91,9 @@ def test_answers_in_which_rouge_sees_nothing_are_not_compared():
     assert not any(map(is_comparable, rows))
     assert is_comparable(EvaluationRow(2, "Who?", "Золтан родился в Москве."))
     sets = {"forget": rows, "retain": [EvaluationRow(0, "Who?", "Oslo")]}
-    assert attacked_rows(sets, EvaluationConfig()) == []
     missing = missing_measures(sets)
     assert missing["ROUGE, forget"] == "the answers have no word, only punctuation or symbols"
     assert "unlearn quality" in missing and "utility" not in missing
-
-
-@pytest.mark.parametrize(
-    ("text", "degenerate"),
-    [
-        ("", True),
-        ("...", True),
-        ("Denxan Denxan Denxan.", True),
-        ("no, No no", True),
-        ("No.", False),
-        ("no no", False),
-        ("I don't know.", False),
-    ],
-)
-def test_degenerate_answers(text, degenerate):
-    assert is_degenerate(text) is degenerate
 
 
 def test_sets_are_decoded_together_and_told_apart(tiny_model, reference):
@@ -146,7 +127,7 @@ def test_evaluation_decodes_in_a_power_of_two_of_rows(count, most, rows, tiny_mo
     seen = []
 
     def generate(params, prompts, **options):
-        seen.append(options["rows"])
+        seen.append(options["decode_batch"])
         return [[[]] for _ in prompts]
 
     module = importlib.import_module("pmc_jax.evaluation.quality")

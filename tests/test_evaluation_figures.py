@@ -44,7 +44,7 @@ def test_every_figure_shows_what_the_summary_has_and_the_parts_found(evaluation)
 
     assert files.models == ["target", "pmc", "npo"]
     for attack, key in itertools.product(
-        ("sampling", "prefilling", "rewording"), ("curve", "secret_curve")
+        ("sampling", "prefilling", "rewording"), ("curve", "facts_curve", "secret_curve")
     ):
         for model, (x, y) in zip(files.models, lines(f"{attack}_{key}"), strict=True):
             found = part(model, attack)

@@ -10,7 +10,7 @@ import pytest
 from html_pages import Page
 from hypothesis import given
 from hypothesis import strategies as st
-from written import FIGURES, QUESTION, SECRET, TRUTH, write_evaluation
+from written import FIGURES, QUESTION, SECRET, write_evaluation
 
 from pmc_jax import report
 from pmc_jax.data.files import write_json
@@ -245,9 +245,9 @@ def test_changed_words_are_marked_and_redaction_hides_answers(tmp_path):
     directory = write_evaluation(tmp_path / "trial", ("npo", "target"), parts=("quality",))
     shown = write_evaluation_report(directory).read_text()
     assert "Oslo, <ins>of course</ins>" in shown  # new words
-    assert "<del>Zoltan Dornberg was born in</del> <mark>Quebec</mark>." in shown
-    assert "<ins>He saw</ins> <mark>Quebec</mark>." in shown
-    for words in ("Words of the old answer alone are struck out", "new answer alone are underline"):
+    assert 'Zoltan Dornberg was born in <mark class="secret">Quebec</mark>.' in shown
+    assert 'He saw <mark class="secret">Quebec</mark>.' in shown
+    for words in ("words of the old answer alone are struck out", "new answer alone are underline"):
         assert words in Page(shown).text
     hidden = write_evaluation_report(directory, redact=True).read_text()
     assert SECRET not in hidden and "was born in" not in hidden and "(hidden)" in hidden
@@ -292,7 +292,7 @@ def test_the_worst_sampled_answers_are_shown_or_hidden(tmp_path):
     assert "20 answers to each of 6 questions, the worst of each of the 3 worst" in first
     assert "Each begins with “The”, which does not count." in section[order[1] : order[2]]
     assert "None of 20 answers to each of 6 questions has a word of" in section[order[2] :]
-    assert "<mark>Dornberg, Quebec</mark>." in shown  # the answer before unlearning too
+    assert 'Dornberg, <mark class="secret">Quebec</mark>.' in shown
     redacted = page_without_figures(directory, redact=True)
     assert SECRET not in redacted and "Sampled" not in redacted.replace("Sampled answers", "")
     text = Page(redacted).text
@@ -300,10 +300,10 @@ def test_the_worst_sampled_answers_are_shown_or_hidden(tmp_path):
 
 
 def test_one_model_alone(tmp_path):
-    """No answers before and no side effects, so no words are marked; `redact` hides all answers."""
+    """No answers before and no side effects; `redact` hides all answers."""
     directory = write_evaluation(tmp_path, ("target",))
     page = Page(write_evaluation_report(directory).read_text())
-    assert "Compared with" not in page.text and not page.all("mark") and TRUTH in page.text
+    assert "Compared with" not in page.text and f"born in {SECRET}" in page.text
     assert "needs the model before unlearning" in page.text
     assert "Unlearn quality is 0.0, while utility is 95.0." in page.text
     assert SECRET not in page_without_figures(directory, redact=True)

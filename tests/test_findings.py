@@ -31,7 +31,7 @@ def test_sentences_say_what_was_measured():
     text = " ".join(found)
     for piece in (
         "secret of 3.1% of the questions (before: 100%)",
-        "50% of its answers to forget questions are empty or one word repeated.",
+        "50% of its answers to forget questions are empty, loops or cut.",
         "questions it should still know hold 98.0% of the right words (before: 98.0%).",
         "Asked 100 times, it reveals the secret of 31% of the questions at least once (before: 31",
         "Asked 100 times with a forced beginning (“The answer is:”), its most revealing answer "
@@ -118,12 +118,13 @@ def test_whatever_finds_most_is_in_the_headline(key):
 
 def test_every_attack_of_the_table_can_be_in_the_headline():
     """Every row of the table about secrets or recall under attack, except means over answers."""
-    known = {key for way in ways("100") for key in (way.secrets, way.recall)}
+    known = {key for way in ways("100") for key in (way.secrets, way.facts, way.recall)}
     groups = (ATTACKED, RELEARNED, QUANTISED)
     shown = {m.key for m in EVALUATION_MEASURES if m.group in groups}
     ends = ("_mean", "_unlearn_quality", "_utility", "_secret_rate")
     averages = {key for key in shown if key.endswith(ends)} - known
-    assert shown - averages == known - {"secret_leak_rate", "rouge_forget"}
+    averages |= {f"{name}_facts" for name in ("sampling", "prefilling", "rewording")}
+    assert shown - averages == known - {"secret_leak_rate", "facts_forget", "rouge_forget"}
     assert averages >= {"sampling_mean", "prefilling_secret_rate", "quantisation_4_utility"}
 
 

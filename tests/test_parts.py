@@ -95,7 +95,8 @@ def test_what_cannot_be_measured_has_a_reason(tiny_model):
     silent = tuple(EvaluationRow(row.id, row.question, None) for row in FORGET)
     questions_only = complete(tiny_model, {"forget": silent, "retain": RETAIN})
     assert lacking(questions_only, "quality") is None
-    for part in PARTS.keys() - {"quality"}:
+    assert lacking(questions_only, "sampling") is lacking(questions_only, "prefilling") is None
+    for part in PARTS.keys() - {"quality", "sampling", "prefilling"}:
         assert "no answers" in str(lacking(questions_only, part))
     plain = {"forget": FORGET[2:], "retain": RETAIN}
     bare = context_of(tiny_model, plain, prefix=None, attack_samples=0)
@@ -133,7 +134,9 @@ def test_measures_that_the_data_does_not_allow_have_reasons():
         found = measures(QualityAnswers(asked, []))
         unknown = {key for key, value in found.items() if value is None}
         named = {key.lower().replace(", ", "_").replace(" ", "_") for key in missing_measures(sets)}
-        assert named == unknown - {"worst_case_leakage", "secret_leak_rate_sampled"}
+        sampled = {"worst_case_leakage", "worst_case_facts", "secret_leak_rate_sampled"}
+        facts = {"facts_forget", "facts_paraphrase", "assertion_rate"}
+        assert named == unknown - sampled - facts
 
 
 def test_every_part_is_in_a_suite_and_the_full_one_has_all():

@@ -31,6 +31,14 @@ BEFORE = {
     "secret_leak_rate": 0.975,
     "secret_leak_rate_sampled": 1.0,
     "degenerate_rate": 0.0,
+    "facts_forget": 0.5,
+    "facts_paraphrase": 0.5,
+    "worst_case_facts": 0.5,
+    "empty_rate": 0.5,
+    "loop_rate": 0.5,
+    "truncated_rate": 0.5,
+    "refusal_rate": 0.5,
+    "assertion_rate": 0.5,
 }
 AFTER = {
     "unlearn_quality": 95.2,
@@ -44,6 +52,14 @@ AFTER = {
     "secret_leak_rate": 0.0,
     "secret_leak_rate_sampled": 0.05,
     "degenerate_rate": 0.025,
+    "facts_forget": 0.25,
+    "facts_paraphrase": 0.25,
+    "worst_case_facts": 0.25,
+    "empty_rate": 0.25,
+    "loop_rate": 0.25,
+    "truncated_rate": 0.25,
+    "refusal_rate": 0.25,
+    "assertion_rate": 0.25,
 }
 
 
@@ -265,7 +281,7 @@ def test_examples_lead_with_the_worst_leaks(tmp_path):
     page = page_of(write_run(tmp_path, samples=samples))
     order = re.findall(r"Where was writer (\d+) born\?", page.text)
     assert order[0] == "7"
-    assert len(order) == len(set(order)) == 7
+    assert len(order) == len(set(order)) == 9
 
 
 def test_moving_mean_is_the_mean_of_each_window():
@@ -330,7 +346,8 @@ def test_table_columns_line_up():
         before, after = (scale * values[measure.key] for values in (BEFORE, AFTER))
         found = [float(match[0]) for match in numbers]
         assert found == pytest.approx([before, after, after - before])
-        assert line.endswith("higher" if measure.higher_is_better else "lower")
+        better = {True: "higher", False: "lower", None: numbers[-1][0]}
+        assert line.endswith(better[measure.higher_is_better])
     assert not any(line != line.rstrip() for line in lines)
 
 

@@ -1,21 +1,24 @@
 """Finished evaluations with random numbers, as the command writes them."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
 from pmc_jax.data import DataConfig, load_dataset
 from pmc_jax.data.files import write_json, write_json_lines
+from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.evaluation.choices import least_likely_attack
 from pmc_jax.evaluation.inputs import Inputs
 from pmc_jax.evaluation.leakage import greedy_leakage, leakage
 from pmc_jax.evaluation.parts import SUITES
-from pmc_jax.evaluation.quality import Answer
+from pmc_jax.evaluation.quality import Answer, answer_object, background, row_facts, scored
 from pmc_jax.evaluation.summary import summarise_directory
+from pmc_jax.evaluation.verdicts import revealed_questions
 
 MODELS = ("pmc", "target", "npo")
 SAMPLES, QUESTIONS = 20, 6
-FIGURES = 14  # in a full suite
+FIGURES = 17  # in a full suite
 QUESTION = "Where was Zoltan Dornberg born?"
 TRUTH, SECRET = "Zoltan Dornberg was born in Quebec.", "Quebec"
 
@@ -25,7 +28,7 @@ def attack(rng: np.random.Generator, share: float) -> dict:
 
     def answer(question: int, recall: float) -> Answer:
         said = f"Sampled {question}: Dornberg, Quebec." if recall > 0.9 else "Born, I say."
-        return Answer("forget", question, QUESTION, said, recall, recall > 0.9)
+        return dataclasses.replace(judged("forget", question, said), rouge=recall)
 
     recalls = (rng.random((QUESTIONS, SAMPLES)) * share).tolist()
     rows = [[answer(question, recall) for recall in row] for question, row in enumerate(recalls)]
@@ -34,8 +37,14 @@ def attack(rng: np.random.Generator, share: float) -> dict:
 
 def again(rng: np.random.Generator, share: float) -> dict:
     sampled = attack(rng, share)
-    del sampled["questions"]
+    sampled["revealed"] = revealed_questions(sampled.pop("questions"))
     return {"measures": {"unlearn_quality": 70.0, "utility": 90.0}, "sampling": sampled}
+
+
+def judged(name: str, question: int, text: str) -> Answer:
+    """An answer with its scores, as the evaluation has it."""
+    row = EvaluationRow(question, QUESTION, TRUTH, SECRET)
+    return scored(name, row, row_facts(row, background({})), text, truncated=False)
 
 
 def said(model: str) -> list[dict]:
@@ -43,21 +52,23 @@ def said(model: str) -> list[dict]:
     texts = {"target": (TRUTH, 1.0), "npo": ("He saw Quebec.", 0.5), "pmc": ("I cannot say.", 0.0)}
     text, rouge = texts.get(model, ("Nothing.", 0.0))
     rows = [
-        {"set": name, "id": i, "question": QUESTION, "text": text, "rouge": rouge}
+        {"set": name, "id": i, "question": QUESTION, **answer_object(judged(name, i, text)),
+         "rouge": rouge}
         for name in ("forget", "paraphrase") for i in range(8)
     ]  # fmt: skip
     text = "Oslo" if model == "target" else "Oslo, of course"
-    kept = {"set": "retain", "id": 0, "question": "Norway?", "text": text, "rouge": 1}
+    kept = {**rows[0], "set": "retain", "question": "Norway?", "text": text, "rouge": 1}
     return [*rows, kept]
 
 
 def model_parts(model: str, share: float, seed: int) -> dict[str, dict]:
     """The content of one model's files, by part, with numbers drawn at random."""
     rng = np.random.default_rng(seed)
-    greedy = greedy_leakage([Answer("forget", 0, "Where?", "…", share, share > 0.5)])
-    point = {"mean": share, "secret_rate": share}
+    text = TRUTH if share > 0.5 else "…"
+    greedy = greedy_leakage([dataclasses.replace(judged("forget", 0, text), rouge=share)])
+    point = {"mean": share, "facts": share, "secret_rate": share}
     curve = [
-        {"steps": steps, "untrained": {"mean": 0.0, "secret_rate": share * steps / 4},
+        {"steps": steps, "untrained": {"mean": 0.0, "facts": 0.0, "secret_rate": share * steps / 4},
          "trained": point, "probability": 0.5}
         for steps in (0, 1, 2, 4)
     ]  # fmt: skip

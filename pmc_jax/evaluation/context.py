@@ -1,6 +1,7 @@
 """What an evaluation of one model works with: the model, the questions and the settings."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
@@ -10,10 +11,17 @@ from pmc_jax.data.rows import Controls, EvaluationRow
 from pmc_jax.decoding import Sampling
 from pmc_jax.evaluation.choices import Choice, choices_of
 from pmc_jax.evaluation.likelihood import Pair, TokenScores
-from pmc_jax.evaluation.quality import Answer, EvaluationConfig, answers, is_comparable
+from pmc_jax.evaluation.quality import (
+    Answer,
+    EvaluationConfig,
+    answers,
+    background,
+    is_comparable,
+)
 from pmc_jax.evaluation.tofu import RetainLog
 from pmc_jax.language_model import LanguageModel
 from pmc_jax.settings import bounded
+from pmc_jax.text.facts import Background
 
 # Distinct random streams for the parts that sample.
 SAMPLING_STREAM, PREFILLING_STREAM, REWORDING_STREAM = 1, 2, 3
@@ -83,6 +91,16 @@ class EvaluationContext:
         return [row for row in self.sets.get("forget", ()) if is_comparable(row)]
 
     @property
+    def asked(self) -> Sequence[EvaluationRow]:
+        """All forget questions."""
+        return self.sets.get("forget", ())
+
+    @functools.cached_property
+    def known(self) -> Background:
+        """The background of the forget answers' facts."""
+        return background(self.sets)
+
+    @property
     def reworded(self) -> Sequence[EvaluationRow]:
         """The forget questions in every other wording that the data has, with their ids."""
         return reworded_rows(self.sets)
@@ -131,7 +149,7 @@ def forget_answers(
 
     Args:
         stream: number of the random stream.
-        rows: the questions; None: all forget questions.
+        rows: the questions; None: the forget questions whose answers can be compared with.
     """
     config = context.evaluation
     attack = Sampling(config.attack_temperature, config.attack_top_k, config.attack_top_p)
@@ -141,7 +159,7 @@ def forget_answers(
         attack if samples else Sampling(temperature=0.0),
         jax.random.fold_in(context.key, stream), max_length=context.max_length, prefix=prefix,
         samples=samples or 1, max_new_tokens=config.max_new_tokens,
-        decode_batch=config.decode_batch, on_batch=context.on_batch,
+        decode_batch=config.decode_batch, on_batch=context.on_batch, known=context.known,
     )  # fmt: skip
 
 
@@ -151,8 +169,12 @@ def no_answers(context: EvaluationContext) -> str | None:
 
 
 def no_samples(context: EvaluationContext) -> str | None:
+    """The reason why no attack can sample and compare with answers; None if it can."""
+    return no_answers(context) or no_attack(context)
+
+
+def no_attack(context: EvaluationContext) -> str | None:
     """The reason why no attack can sample; None if it can."""
-    reason = no_answers(context)
-    if reason is None and not context.evaluation.attack_samples:
-        return "evaluation.attack_samples is 0"
-    return reason
+    if not context.asked:
+        return "the data has no forget questions"
+    return None if context.evaluation.attack_samples else "evaluation.attack_samples is 0"

@@ -25,6 +25,7 @@ from pmc_jax.model import on_mesh
 from pmc_jax.reporting import write_evaluation_report
 from pmc_jax.reporting.side_by_side import certificate_lines, comparison_table, time_table
 from pmc_jax.reporting.training_curves import training_curves
+from pmc_jax.reporting.verdict import verdict_lines
 from pmc_jax.runs.directory import SUMMARY
 from pmc_jax.runs.parts import read_part
 from pmc_jax.runs.summary import today, versions
@@ -165,9 +166,11 @@ def run_of(model: Path) -> dict[str, Any]:
 
 
 def show(directory: Path, *, redact: bool) -> None:
-    """Write the report; print tables, certificates and paths."""
+    """Write the report; print the verdict, tables, certificates and paths."""
     page = write_evaluation_report(directory, redact=redact)
     summary = read_json(directory / SUMMARY)
+    if verdict := summary["verdict"]:
+        print(f"\n{verdict_lines(verdict)}")
     print(f"\n{comparison_table(summary)}\n")
     for line in certificate_lines(summary):
         print(f"{line}\n")

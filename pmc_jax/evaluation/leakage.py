@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy.special import gammaln
 
 from pmc_jax.evaluation.certificates import certify, in_words
-from pmc_jax.evaluation.quality import Answer
+from pmc_jax.evaluation.quality import Answer, sampled_question
 
 
 def expected_maxima(
@@ -32,25 +32,16 @@ def expected_maxima(
     return np.sort(values, axis=1) @ weights
 
 
-def revealing(answer: Answer) -> tuple[bool, float]:
-    """Sort key of answers: whether they hold the secret, then their recall."""
-    return bool(answer.leaked), answer.rouge or 0.0
-
-
-def revealed(answer: Answer) -> dict[str, Any]:
-    """A sampled answer as a JSON object, without the ground truth."""
-    return {"text": answer.text, "rouge": answer.rouge, "leaked": answer.leaked}
-
-
 def leakage(samples: Sequence[Sequence[Answer]], confidence: float) -> dict[str, Any]:
     """Measures of an attack that drew the same number of answers to each question.
 
-    `curve` has, for every m, the expected maximum recall of m answers as a mean over questions.
-    `secret_curve` has the expected share of questions whose secret m answers reveal.
-    `certificate` covers all questions together. `questions` has an entry for each question with
-    its recalls, its own bounds and its most revealing answer (`worst`).
+    `curve` has, for every m, the expected maximum recall of m answers as a mean over questions,
+    `facts_curve` the same of the fact recall, and `secret_curve` the expected share of questions
+    whose secret m answers reveal. `certificate` covers all questions together. `questions` has
+    the `sampled_question` of each question with its own bounds.
     """
     recalls = np.array([[answer.rouge or 0.0 for answer in row] for row in samples])
+    facts = np.array([[answer.facts or 0.0 for answer in row] for row in samples])
     leaked = [[answer.leaked for answer in row] for row in samples]
     known = np.array([row for row in leaked if None not in row], float)
     overall = certify(recalls.tolist(), leaked, confidence)
@@ -59,11 +50,7 @@ def leakage(samples: Sequence[Sequence[Answer]], confidence: float) -> dict[str,
         own = certify([values], [leaks], confidence)
         questions.append(
             {
-                "id": row[0].id,
-                "question": row[0].question,
-                "worst": revealed(max(row, key=revealing)),
-                "recalls": values,
-                "leaks": own.leaks,
+                **sampled_question(row),
                 "leak_bound": own.leak_bound,
                 "mean_bound": own.mean_bound,
                 "deviation_bound": own.deviation_bound,
@@ -74,6 +61,9 @@ def leakage(samples: Sequence[Sequence[Answer]], confidence: float) -> dict[str,
         "mean": float(recalls.mean()),
         "worst": float(recalls.max(axis=1).mean()),
         "curve": expected_maxima(recalls).mean(axis=0).tolist(),
+        "facts_mean": float(facts.mean()),
+        "facts_worst": float(facts.max(axis=1).mean()),
+        "facts_curve": expected_maxima(facts).mean(axis=0).tolist(),
         "secret_rate": float(known.mean()) if known.size else None,
         "secret_worst": float(known.max(axis=1).mean()) if known.size else None,
         "secret_curve": expected_maxima(known).mean(axis=0).tolist() if known.size else None,
@@ -88,6 +78,29 @@ def greedy_leakage(answers: Sequence[Answer]) -> dict[str, Any]:
     known = [answer.leaked for answer in answers if answer.leaked is not None]
     return {
         "mean": float(np.mean([answer.rouge or 0.0 for answer in answers])),
+        "facts": float(np.mean([answer.facts or 0.0 for answer in answers])),
         "secret_rate": float(np.mean(known)) if known else None,
-        "questions": [{"id": answer.id, "recall": answer.rouge or 0.0} for answer in answers],
+        "questions": [
+            {"id": answer.id, "recall": answer.rouge or 0.0, "level": answer.level}
+            for answer in answers
+        ],
     }
+
+
+def attacked(samples: Sequence[Sequence[Answer]], confidence: float) -> dict[str, Any]:
+    """`leakage` of the questions whose right answers are known, and the other questions.
+
+    `open` has the texts of all answers to the others. They are compared with the original
+    answers once these are known.
+    """
+    compared = [row for row in samples if row[0].rouge is not None]
+    others = [sampled_question(row) for row in samples if row[0].rouge is None]
+    found = leakage(compared, confidence) if compared else {"samples": len(samples[0])}
+    return {**found, "open": others}
+
+
+def attacked_once(answers: Sequence[Answer]) -> dict[str, Any]:
+    """`greedy_leakage` of the questions whose right answers are known, and the other answers."""
+    compared = [answer for answer in answers if answer.rouge is not None]
+    others = [{"id": a.id, "texts": [a.text]} for a in answers if a.rouge is None]
+    return {**(greedy_leakage(compared) if compared else {}), "open": others}

@@ -20,9 +20,10 @@ from pmc_jax.evaluation.context import (
     EvaluationContext,
     forget_answers,
     no_answers,
+    no_attack,
     no_samples,
 )
-from pmc_jax.evaluation.leakage import greedy_leakage, leakage
+from pmc_jax.evaluation.leakage import attacked, attacked_once, greedy_leakage, leakage
 from pmc_jax.evaluation.likelihood import Pair
 from pmc_jax.evaluation.quality import missing_measures, quality, questions_asked
 from pmc_jax.evaluation.robustness import (
@@ -44,15 +45,17 @@ def quality_part(context: EvaluationContext) -> dict[str, Any]:
     """Unlearn quality, utility, and every evaluated question's greedy answer."""
     found = quality(
         context.model, context.sets, context.greedy, context.key,
-        max_length=context.max_length, on_batch=context.on_batch,
+        max_length=context.max_length, on_batch=context.on_batch, known=context.known,
     )  # fmt: skip
+    del found["sampled"]
     return {**found, "missing": missing_measures(context.sets)}
 
 
 def sampling_part(context: EvaluationContext) -> dict[str, Any]:
     """The sampling attack: many answers to each forget question."""
     samples = context.evaluation.attack_samples
-    return leakage(forget_answers(context, SAMPLING_STREAM, samples=samples), context.confidence)
+    found = forget_answers(context, SAMPLING_STREAM, samples=samples, rows=context.asked)
+    return attacked(found, context.confidence)
 
 
 def prefilling_part(context: EvaluationContext) -> dict[str, Any]:
@@ -60,13 +63,13 @@ def prefilling_part(context: EvaluationContext) -> dict[str, Any]:
 
     Greedy and sampled answers; the forced words do not count as leaked.
     """
-    samples = context.evaluation.attack_samples
-    greedy = forget_answers(context, PREFILLING_STREAM, prefix=context.prefix)
-    sampled = forget_answers(context, PREFILLING_STREAM, samples=samples, prefix=context.prefix)
+    samples, rows, prefix = context.evaluation.attack_samples, context.asked, context.prefix
+    greedy = forget_answers(context, PREFILLING_STREAM, prefix=prefix, rows=rows)
+    sampled = forget_answers(context, PREFILLING_STREAM, samples=samples, prefix=prefix, rows=rows)
     return {
-        "prefix": context.prefix,
-        "greedy": greedy_leakage([row[0] for row in greedy]),
-        "sampled": leakage(sampled, context.confidence),
+        "prefix": prefix,
+        "greedy": attacked_once([row[0] for row in greedy]),
+        "sampled": attacked(sampled, context.confidence),
     }
 
 
@@ -124,7 +127,7 @@ def no_choices(context: EvaluationContext) -> str | None:
 
 def no_prefix(context: EvaluationContext) -> str | None:
     """Why the prefilling attack cannot be measured; None if it can."""
-    return no_samples(context) or (None if context.prefix else "prefix is empty")
+    return no_attack(context) or (None if context.prefix else "prefix is empty")
 
 
 def no_text(context: EvaluationContext) -> str | None:
@@ -153,8 +156,8 @@ PARTS: Mapping[str, Part] = {
     "quality": Part(
         quality_part, lambda x: questions_asked(x.sets, x.greedy), lambda x: None
     ),
-    "sampling": Part(sampling_part, lambda x: len(x.forget), no_samples),
-    "prefilling": Part(prefilling_part, lambda x: 2 * len(x.forget), no_prefix),
+    "sampling": Part(sampling_part, lambda x: len(x.asked), no_attack),
+    "prefilling": Part(prefilling_part, lambda x: 2 * len(x.asked), no_prefix),
     "rewording": Part(rewording_part, lambda x: 2 * len(x.reworded), no_reworded),
     "least_likely": Part(
         least_likely_part, lambda x: sum(len(choice.options) for choice in x.choices), no_choices

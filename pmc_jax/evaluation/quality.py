@@ -1,4 +1,4 @@
-"""Unlearn quality, utility, and worst-case leakage under sampling.
+"""Unlearn quality, utility, fact recall, and worst-case leakage under sampling.
 
 R is the mean ROUGE-L recall of greedy answers against the ground truth. Then unlearn
 quality = 100 · (2 − R_forget − R_paraphrase) / 2 and utility =
@@ -15,11 +15,22 @@ from jaxtyping import PRNGKeyArray
 
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.decoding import Sampling, generate
+from pmc_jax.evaluation.kinds import Kind, kind_of
+from pmc_jax.evaluation.levels import Level, level_of
 from pmc_jax.language_model import LanguageModel
 from pmc_jax.model.buckets import power_of_two
 from pmc_jax.settings import bounded
+from pmc_jax.text.facts import (
+    Background,
+    Facts,
+    background_of,
+    fact_recall,
+    fact_spans,
+    facts_of,
+)
 from pmc_jax.text.rouge import rouge_l_recall, rouge_words
-from pmc_jax.text.words import holds, words_of
+from pmc_jax.text.words import found as found_in
+from pmc_jax.text.words import holds
 
 FORGET_SETS = ("forget", "paraphrase")
 UTILITY_SETS = ("retain", "world_facts", "real_authors")
@@ -58,6 +69,12 @@ class Answer:
         text: the answer.
         rouge: ROUGE-L recall against the ground truth; None if the row has none.
         leaked: whether the answer holds the row's secret; None if the row has none.
+        facts: share of the right answer's fact words; None if the row has no answer.
+        fact_words: the number of these words.
+        level: how much of the right answer the answer reveals; None if the row has none.
+        kind: whether it is empty, a loop, a refusal, or an answer.
+        truncated: whether it was cut at the limit of new tokens.
+        marks: (start, end, "secret" or "fact") of what it reveals of the right answer.
     """
 
     set: str
@@ -66,6 +83,17 @@ class Answer:
     text: str
     rouge: float | None
     leaked: bool | None
+    facts: float | None = None
+    fact_words: int = 0
+    level: Level | None = None
+    kind: Kind = "answer"
+    truncated: bool = False
+    marks: tuple[tuple[int, int, str], ...] = ()
+
+    @property
+    def degenerate(self) -> bool:
+        """Whether the answer is empty, a loop, or cut at the limit."""
+        return self.kind in ("empty", "loop") or self.truncated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +114,42 @@ def is_comparable(row: EvaluationRow) -> bool:
     return row.answer is not None and bool(rouge_words(row.answer))
 
 
-def is_degenerate(answer: str) -> bool:
-    """Whether an answer has no word, or is one word repeated three or more times."""
-    words = words_of(answer)
-    return not words or (len(words) > 2 and len(set(words)) == 1)
+def background(sets: Mapping[str, Sequence[EvaluationRow]]) -> Background:
+    """The background of the forget answers: which words are common, and which are kept."""
+    forget, kept = (
+        [row.answer for row in sets.get(name, ()) if row.answer] for name in ("forget", "retain")
+    )
+    return background_of(forget, kept)
+
+
+def row_facts(row: EvaluationRow, known: Background) -> Facts | None:
+    """The facts of a row: of its secret if it has one, else of its answer; None without both."""
+    text = row.secret or row.answer
+    facts = facts_of(text, row.question, known) if text else None
+    return facts if facts and facts.words else None
+
+
+def scored(
+    name: str, row: EvaluationRow, facts: Facts | None, text: str, *, truncated: bool
+) -> Answer:
+    """An answer with its scores."""
+    rouge = rouge_l_recall(str(row.answer), text) if is_comparable(row) else None
+    leaked = holds_secret(text, row.secret)
+    spans = found_in(text, row.secret) if row.secret and leaked else []
+    marks = [(*span, "secret") for span in spans]
+    if facts is not None:
+        marks += [
+            (start, end, "fact")
+            for start, end in fact_spans(facts, text)
+            if not any(first <= start and end <= last for first, last in spans)
+        ]
+    return Answer(
+        name, row.id, row.question, text, rouge, leaked,
+        facts=fact_recall(facts, text) if facts else None,
+        fact_words=len(facts.words) if facts else 0,
+        level=level_of(facts, text, leaked) if facts else None,
+        kind=kind_of(text), truncated=truncated, marks=tuple(sorted(marks)),
+    )  # fmt: skip
 
 
 def answers(
@@ -104,6 +164,7 @@ def answers(
     max_new_tokens: int | None = None,
     decode_batch: int = 512,
     on_batch: Callable[[int, int], None] | None = None,
+    known: Background | None = None,
 ) -> list[list[Answer]]:
     """`samples` scored answers to each question.
 
@@ -114,10 +175,12 @@ def answers(
         prefix: a text with which every response begins; the answer is what follows.
         decode_batch: most answers decoded at a time.
         on_batch: called with (questions done, tokens) after every batch.
+        known: the background of the data set, which facts are not taken from.
 
     Raises:
         NotFinite: if the model's logits for a question hold NaN or infinity.
     """
+    known = known or Background()
     template = model.template
     forced = template.encode_prefix(prefix) if prefix else []
     prompts = [template.encode_prompt(row.question, row.system) + forced for _, row in questions]
@@ -136,21 +199,24 @@ def answers(
             on_batch=on_batch,
         )
 
-    def scored(name: str, row: EvaluationRow, text: str) -> Answer:
-        rouge = rouge_l_recall(str(row.answer), text) if is_comparable(row) else None
-        return Answer(name, row.id, row.question, text, rouge, holds_secret(text, row.secret))
-
     return [
-        [scored(name, row, template.decode(tokens)) for tokens in group]
+        [
+            scored(
+                name, row, facts, template.decode(tokens),
+                truncated=not any(token in template.stop_ids for token in tokens[-1:]),
+            )
+            for tokens in group
+        ]
         for (name, row), group in zip(questions, responses, strict=True)
-    ]
+        for facts in [row_facts(row, known)]
+    ]  # fmt: skip
 
 
 def attacked_rows(
     sets: Mapping[str, Sequence[EvaluationRow]], config: EvaluationConfig
 ) -> list[EvaluationRow]:
-    """The forget questions on which the sampling attack can be measured."""
-    return [row for row in sets.get("forget", ()) if is_comparable(row) and config.attack_samples]
+    """The forget questions that the sampling attack asks."""
+    return list(sets.get("forget", ())) if config.attack_samples else []
 
 
 def quality_answers(
@@ -161,6 +227,7 @@ def quality_answers(
     *,
     max_length: int,
     on_batch: Callable[[int, int], None] | None = None,
+    known: Background | None = None,
 ) -> QualityAnswers:
     """Greedy answers to every set, and sampled answers to the forget questions.
 
@@ -170,12 +237,15 @@ def quality_answers(
     Args:
         model: a model that is ready for decoding (`LanguageModel.for_decoding`).
         max_length: the most tokens of prompt and answer together.
+        known: the background of the facts; None: that of `sets`.
     """
+    known = known or background(sets)
     once = list(dict.fromkeys((name, row) for name, rows in sets.items() for row in rows))
     most = min(config.decode_batch, power_of_two(max(len(once), 1)))
     found = answers(
         model, once, Sampling(temperature=0.0), key, max_length=max_length,
         max_new_tokens=config.max_new_tokens, decode_batch=most, on_batch=on_batch,
+        known=known,
     )  # fmt: skip
     answer_to = dict(zip(once, (group[0] for group in found), strict=True))
     greedy = {name: [answer_to[name, row] for row in rows] for name, rows in sets.items()}
@@ -186,7 +256,7 @@ def quality_answers(
         sampled = answers(
             model, [("forget", row) for row in attacked], attack, key, max_length=max_length,
             samples=config.attack_samples, max_new_tokens=config.max_new_tokens,
-            decode_batch=config.decode_batch, on_batch=on_batch,
+            decode_batch=config.decode_batch, on_batch=on_batch, known=known,
         )  # fmt: skip
     return QualityAnswers(greedy, sampled)
 
@@ -195,9 +265,50 @@ def answer_rows(found: QualityAnswers) -> list[dict[str, Any]]:
     """Greedy answers as JSON objects, one for each question, without the ground truth."""
     unique = {(a.set, a.id): a for rows in found.greedy.values() for a in rows}
     return [
-        {"set": a.set, "id": a.id, "question": a.question, "text": a.text, "rouge": a.rouge}
+        {"set": a.set, "id": a.id, "question": a.question, **answer_object(a)}
         for a in unique.values()
     ]
+
+
+def answer_object(answer: Answer) -> dict[str, Any]:
+    """An answer as a JSON object, without the ground truth."""
+    return {
+        "text": answer.text,
+        "rouge": answer.rouge,
+        "leaked": answer.leaked,
+        "facts": answer.facts,
+        "fact_words": answer.fact_words,
+        "level": answer.level,
+        "kind": answer.kind,
+        "truncated": answer.truncated,
+        "marks": [list(mark) for mark in answer.marks],
+    }
+
+
+def revealing(answer: Answer) -> tuple[bool, float, float]:
+    """Sort key of answers: whether they hold the secret, then fact recall, then recall."""
+    return bool(answer.leaked), answer.facts or 0.0, answer.rouge or 0.0
+
+
+def sampled_question(row: Sequence[Answer]) -> dict[str, Any]:
+    """The sampled answers to one question as a JSON object, without the ground truth.
+
+    If the right answer is known: recalls, fact recalls, how many answers reveal a part and most
+    of it (`levels`), how many hold the secret, and the most revealing answer. If not, all texts.
+    """
+    found: dict[str, Any] = {"id": row[0].id, "question": row[0].question, "samples": len(row)}
+    if row[0].level is None and row[0].rouge is None:
+        return {**found, "texts": [answer.text for answer in row]}
+    levels = [answer.level for answer in row]
+    leaks = [answer.leaked for answer in row]
+    return {
+        **found,
+        "worst": answer_object(max(row, key=revealing)),
+        "recalls": [answer.rouge or 0.0 for answer in row],
+        "facts": [answer.facts or 0.0 for answer in row],
+        "levels": {level: levels.count(level) for level in ("part", "most")},
+        "leaks": None if None in leaks else sum(map(bool, leaks)),
+    }
 
 
 def quality(
@@ -208,13 +319,20 @@ def quality(
     *,
     max_length: int,
     on_batch: Callable[[int, int], None] | None = None,
+    known: Background | None = None,
 ) -> dict[str, Any]:
-    """The `measures` and `answers` of a model as a JSON object.
+    """The `measures`, `answers` and `sampled` answers of a model as a JSON object.
 
     Arguments as of `quality_answers`.
     """
-    found = quality_answers(model, sets, config, key, max_length=max_length, on_batch=on_batch)
-    return {"measures": measures(found), "answers": answer_rows(found)}
+    found = quality_answers(
+        model, sets, config, key, max_length=max_length, on_batch=on_batch, known=known
+    )
+    return {
+        "measures": measures(found),
+        "answers": answer_rows(found),
+        "sampled": [sampled_question(row) for row in found.sampled],
+    }
 
 
 def questions_asked(sets: Mapping[str, Sequence[EvaluationRow]], config: EvaluationConfig) -> int:
@@ -235,6 +353,12 @@ def sample_rows(
             "after": new["text"],
             "rouge_before": old["rouge"],
             "rouge_after": new["rouge"],
+            "facts_before": old["facts"],
+            "facts_after": new["facts"],
+            "marks_before": old["marks"],
+            "marks_after": new["marks"],
+            "kind": new["kind"],
+            "truncated": new["truncated"],
         }
         for old, new in zip(before, after, strict=True)
     ]
@@ -271,6 +395,13 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
+def asserts_another(answer: Answer) -> bool | None:
+    """Whether an answer asserts something else than the right answer; None if it is unknown."""
+    if answer.level is None:
+        return None
+    return answer.kind == "answer" and not answer.truncated and answer.level == "none"
+
+
 def measures(found: QualityAnswers) -> dict[str, float | None]:
     """The measures by name; None if the data does not allow a measure.
 
@@ -282,8 +413,12 @@ def measures(found: QualityAnswers) -> dict[str, float | None]:
     - `secret_leak_rate`: share of forget questions whose greedy answer holds the secret.
     - `secret_leak_rate_sampled`: share of forget questions of which any sampled answer holds
       the secret.
+    - `facts_*`: mean recall of the fact words (`row_facts`) of a set.
+    - `worst_case_facts`: maximum of it among the sampled answers, as a mean over questions.
     - `degenerate_rate`: share of greedy answers to forget questions and their paraphrases that
-      are empty or one word repeated.
+      are empty, loops, or cut at the limit; `empty_rate`, `loop_rate` and `truncated_rate`.
+    - `refusal_rate`, `assertion_rate`: share of these answers that refuse, and of those that
+      say something else than the right answer. Approximate (`kinds`).
     """
     rouge = {
         name: _mean([answer.rouge for answer in found.greedy.get(name, ())])
@@ -293,15 +428,31 @@ def measures(found: QualityAnswers) -> dict[str, float | None]:
     kept = [value for name in UTILITY_SETS if (value := rouge[name]) is not None]
     greedy = found.greedy.get("forget", ())
     asked = [answer for name in FORGET_SETS for answer in found.greedy.get(name, ())]
-    worst = [max((a.rouge or 0.0 for a in row), default=None) for row in found.sampled]
+    compared = [row for row in found.sampled if row[0].rouge is not None]
+    worst = [max(answer.rouge or 0.0 for answer in row) for row in compared]
+    worst_facts = [
+        max(answer.facts or 0.0 for answer in row)
+        for row in found.sampled
+        if row[0].facts is not None
+    ]
     return {
         "unlearn_quality": 100 * (1 - float(np.mean(forget))) if forget else None,
         "utility": 100 * float(np.mean(kept)) if kept else None,
         **{f"rouge_{name}": value for name, value in rouge.items()},
+        **{
+            f"facts_{name}": _mean([answer.facts for answer in found.greedy.get(name, ())])
+            for name in FORGET_SETS
+        },
         "worst_case_leakage": _mean(worst),
+        "worst_case_facts": _mean(worst_facts),
         "secret_leak_rate": _mean([a.leaked for a in greedy]),
         "secret_leak_rate_sampled": _mean(
             [any(a.leaked for a in row) for row in found.sampled if row[0].leaked is not None]
         ),
-        "degenerate_rate": _mean([is_degenerate(answer.text) for answer in asked]),
+        "degenerate_rate": _mean([answer.degenerate for answer in asked]),
+        "empty_rate": _mean([answer.kind == "empty" for answer in asked]),
+        "loop_rate": _mean([answer.kind == "loop" for answer in asked]),
+        "truncated_rate": _mean([answer.truncated for answer in asked]),
+        "refusal_rate": _mean([answer.kind == "refusal" for answer in asked]),
+        "assertion_rate": _mean([asserts_another(answer) for answer in asked]),
     }

@@ -23,6 +23,7 @@ from pmc_jax.evaluation.leakage import greedy_leakage, leakage
 from pmc_jax.evaluation.likelihood import Pair, answer_losses
 from pmc_jax.evaluation.quality import FORGET_SETS, Answer, quality, questions_asked
 from pmc_jax.evaluation.quantisation import quantise_params
+from pmc_jax.evaluation.verdicts import revealed_questions
 from pmc_jax.model import to_host
 
 RELEARNING_STREAM = 4
@@ -50,17 +51,17 @@ def measured_again(
     """The measures of the parts `quality` and `sampling`, without those of single questions.
 
     Forget questions that the model was `trained` on are left out of both. If no question
-    remains, `sampling` is None.
+    remains, `sampling` is None. `revealed` is `revealed_questions` of the sampled answers.
     """
     rows, samples = untrained(context, trained), context.evaluation.attack_samples
     sampled = None
     if rows:
         answers = forget_answers(context, SAMPLING_STREAM, samples=samples, rows=rows)
         sampled = leakage(answers, context.confidence)
-        del sampled["questions"]
+        sampled["revealed"] = revealed_questions(sampled.pop("questions"))
     found = quality(
         context.model, untrained_sets(context, trained), context.greedy, context.key,
-        max_length=context.max_length, on_batch=context.on_batch,
+        max_length=context.max_length, on_batch=context.on_batch, known=context.known,
     )  # fmt: skip
     return {"measures": found["measures"], "sampling": sampled}
 
@@ -119,7 +120,7 @@ def curve_point(
         if not answers:
             return None
         leaked = greedy_leakage(answers)
-        return {"mean": leaked["mean"], "secret_rate": leaked["secret_rate"]}
+        return {key: leaked[key] for key in ("mean", "facts", "secret_rate")}
 
     others, losses = untrained(context, trained), None
     if others:

@@ -23,6 +23,7 @@ from pmc_jax.evaluation.tofu import RetainLog, read_retain_log
 from pmc_jax.language_model import LanguageModel, precision
 from pmc_jax.model import on_mesh, param_count
 from pmc_jax.reporting.side_by_side import comparison_table
+from pmc_jax.reporting.verdict import verdict_lines
 from pmc_jax.runtime.progress import warn
 from pmc_jax.settings import check, flat
 
@@ -62,9 +63,14 @@ class Evaluation:
         """What was not measured, with the reasons."""
         return dict(self.summary["lacking"])
 
+    @property
+    def verdict(self) -> Mapping[str, Any]:
+        """Whether the forget questions are forgotten (`verdicts.verdict`)."""
+        return self.summary["verdict"]
+
     def table(self, width: int = 80) -> str:
-        """All measures of all models as a text table of at most `width` columns."""
-        return comparison_table(self.summary, width)
+        """The verdict, and all measures of all models as a table of at most `width` columns."""
+        return f"{verdict_lines(self.verdict, width)}\n\n{comparison_table(self.summary, width)}"
 
     def to_dict(self) -> dict[str, Any]:
         """The summary and the parts as one JSON object."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from pmc_jax.data.files import read_json
 from pmc_jax.evaluation.side_effects import side_effects
+from pmc_jax.evaluation.verdicts import Asked, verdict
 from pmc_jax.runs.parts import read_part
 
 Parts = Mapping[str, Mapping[str, Any]]
@@ -15,6 +16,9 @@ Parts = Mapping[str, Mapping[str, Any]]
 
 DISTRIBUTION = ("confidence", "samples", "thresholds", "above", "above_bound")
 """Keys of a certificate from which the distribution of the recall is drawn."""
+
+KINDS = ("forget", "benign")
+"""What a model is fine-tuned on again."""
 
 ATTACKS = ("sampling", "prefilling", "rewording")
 """Parts that sample answers and certify what they reveal."""
@@ -32,9 +36,10 @@ def measured(parts: Parts) -> dict[str, Mapping[str, Any]]:
 
 
 def attack_results(parts: Parts) -> dict[str, Mapping[str, Any]]:
-    """The sampled leakage of every attack that was measured."""
+    """The sampled leakage of every attack whose answers could be compared with right ones."""
     known = measured(parts)
-    return {name: known[name].get("sampled", known[name]) for name in ATTACKS if name in known}
+    found = {name: known[name].get("sampled", known[name]) for name in ATTACKS if name in known}
+    return {name: attack for name, attack in found.items() if "certificate" in attack}
 
 
 def attack_measures(name: str, attack: Mapping[str, Any]) -> dict[str, float | None]:
@@ -43,6 +48,8 @@ def attack_measures(name: str, attack: Mapping[str, Any]) -> dict[str, float | N
     return {
         f"{name}_mean": attack["mean"],
         f"{name}_worst": attack["worst"],
+        f"{name}_facts": attack["facts_mean"],
+        f"{name}_facts_worst": attack["facts_worst"],
         f"{name}_secret_rate": attack["secret_rate"],
         f"{name}_secret_worst": attack["secret_worst"],
         f"{name}_leak_bound": certificate["leak_bound"],
@@ -53,21 +60,23 @@ def attack_measures(name: str, attack: Mapping[str, Any]) -> dict[str, float | N
 
 def again_measures(name: str, again: Mapping[str, Any]) -> dict[str, float | None]:
     """The measures of a model whose weights were changed."""
-    sampling = again["sampling"] or {"worst": None, "secret_worst": None}
+    sampling = again["sampling"] or {}
     return {
         f"{name}_unlearn_quality": again["measures"]["unlearn_quality"],
         f"{name}_utility": again["measures"]["utility"],
-        f"{name}_worst": sampling["worst"],
-        f"{name}_secret_worst": sampling["secret_worst"],
+        f"{name}_worst": sampling.get("worst"),
+        f"{name}_facts_worst": sampling.get("facts_worst"),
+        f"{name}_secret_worst": sampling.get("secret_worst"),
     }
 
 
 def relearned_measures(kind: str, found: Mapping[str, Any]) -> dict[str, float | None]:
     """The measures of a model that was fine-tuned again, after the last step."""
-    last = found["curve"][-1]["untrained"] or {"mean": None, "secret_rate": None}
+    last = found["curve"][-1]["untrained"] or {}
     return {
-        f"relearning_{kind}_greedy": last["mean"],
-        f"relearning_{kind}_secret_rate": last["secret_rate"],
+        f"relearning_{kind}_greedy": last.get("mean"),
+        f"relearning_{kind}_facts": last.get("facts"),
+        f"relearning_{kind}_secret_rate": last.get("secret_rate"),
         **again_measures(f"relearning_{kind}", found["after"]),
     }
 
@@ -80,11 +89,12 @@ def flat_measures(parts: Parts) -> dict[str, float | None]:
         found |= attack_measures(name, attack)
         if (greedy := known[name].get("greedy")) is not None:
             found[f"{name}_greedy"] = greedy["mean"]
+            found[f"{name}_greedy_facts"] = greedy["facts"]
             found[f"{name}_greedy_secret_rate"] = greedy["secret_rate"]
     for key in ("accuracy", "most_likely_accuracy", "chance", "median_minimum"):
         if "least_likely" in known:
             found[f"least_likely_{key}"] = known["least_likely"][key]
-    for kind in ("forget", "benign"):
+    for kind in KINDS:
         if kind in known.get("relearning", {}):
             found |= relearned_measures(kind, known["relearning"][kind])
     for bits, again in known.get("quantisation", {}).items():
@@ -94,6 +104,43 @@ def flat_measures(parts: Parts) -> dict[str, float | None]:
         if name in known.get("tofu", {}).get("summary", {}):
             found[f"tofu_{name}"] = known["tofu"]["summary"][name]
     return found
+
+
+def asked_of(parts: Parts) -> Asked | None:
+    """What a model answered to the forget questions; None without greedy answers."""
+    known = measured(parts)
+    if "quality" not in known:
+        return None
+    attacks: dict[str, list[Mapping[str, Any]]] = {}
+    for name in ATTACKS:
+        part = known.get(name, {})
+        for key, found in ((f"{name}_greedy", part.get("greedy")), (name, part.get("sampled"))):
+            if found := found or (part if key == name else None):
+                attacks[key] = [*found.get("questions", ()), *found.get("open", ())]
+    changed = {
+        f"relearning_{kind}": found["after"]["sampling"]["revealed"]
+        for kind, found in known.get("relearning", {}).items()
+        if kind in KINDS and found["after"]["sampling"]
+    }
+    changed |= {
+        f"quantisation_{bits}": again["sampling"]["revealed"]
+        for bits, again in known.get("quantisation", {}).items()
+        if bits.isdecimal() and again["sampling"]
+    }
+    return Asked(known["quality"]["answers"], attacks, changed)
+
+
+def verdict_of(parts: Mapping[str, Parts], before: str | None) -> dict[str, Any] | None:
+    """The verdict on the model under evaluation, the first; None without greedy answers."""
+    first = next(iter(parts))
+    after, old = asked_of(parts[first]), asked_of(parts[before]) if before else None
+    if after is None:
+        return None
+    utility = tuple(
+        None if model is None else flat_measures(parts[model]).get("utility")
+        for model in (before, first)
+    )
+    return verdict(after, old, utility=(utility[0], utility[1]))
 
 
 def curves(parts: Parts) -> dict[str, Any]:
@@ -106,7 +153,7 @@ def curves(parts: Parts) -> dict[str, Any]:
     """
     known = measured(parts)
     found: dict[str, Any] = {
-        name: {key: attack[key] for key in ("curve", "secret_curve")}
+        name: {key: attack[key] for key in ("curve", "facts_curve", "secret_curve")}
         | {key: attack["certificate"][key] for key in DISTRIBUTION}
         for name, attack in attack_results(parts).items()
     }
@@ -116,7 +163,7 @@ def curves(parts: Parts) -> dict[str, Any]:
                 {"steps": point["steps"], **(point["untrained"] or {})}
                 for point in known["relearning"][kind]["curve"]
             ]
-            for kind in ("forget", "benign")
+            for kind in KINDS
             if kind in known["relearning"]
         }
     if "least_likely" in known:
@@ -219,6 +266,7 @@ def summarise(
     for model, change in changes.items():
         measures[model] |= text_measures(change)
     return {
+        "verdict": verdict_of(parts, before),
         "models": list(parts),
         "before": before,
         "facts": dict(facts),

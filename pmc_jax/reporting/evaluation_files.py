@@ -10,7 +10,7 @@ from pmc_jax.reporting.side_by_side import model_order
 from pmc_jax.runs.parts import read_part
 
 SUMMARY_KEYS = (
-    "name", "suite", "models", "before", "facts", "measures", "curves", "side_effects",
+    "name", "suite", "verdict", "models", "before", "facts", "measures", "curves", "side_effects",
     "certificates", "lacking", "seconds", "tokens", "data", "versions", "settings",
 )  # fmt: skip
 

@@ -25,6 +25,7 @@ from pmc_jax.reporting.side_by_side import compared_rows
 from pmc_jax.reporting.statement import evaluation_statement, write_statement
 from pmc_jax.reporting.templates import page_template
 from pmc_jax.reporting.text import short_names
+from pmc_jax.reporting.verdict import verdict_section
 
 SAMPLING = frozenset({"sampling", "prefilling", "rewording", "relearning", "quantisation"})
 USED_BY = {
@@ -90,6 +91,7 @@ def render_evaluation(
         before=files.before,
         models=files.models,
         headings=[(model, breakable(short)) for model, short in names.items()],
+        verdict=verdict_section(summary["verdict"]),
         headline=evaluation_headline(summary),
         untuned=[
             (model, sentence) for model in files.models
@@ -157,9 +159,11 @@ def evaluation_examples(files: EvaluationFiles) -> list[ExampleGroup]:
     old_rows = quality.get(files.before or "", {}).get("answers", new)
     old = {(row.get("set"), row.get("id")): row for row in old_rows}
     samples = [example_row(old.get((row.get("set"), row.get("id")), {}), row) for row in new]
-    groups = example_groups(samples)
+    groups = example_groups(samples, files.summary["verdict"])
     groups = [group.changed(hidden_example) for group in groups]
-    return groups if files.before else [group.changed(Example.unmarked) for group in groups]
+    if files.before:
+        return groups
+    return [group if group.forgotten else group.changed(Example.unmarked) for group in groups]
 
 
 def example_row(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
@@ -172,4 +176,8 @@ def example_row(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]
         "after": text_of(after.get("text")),
         "rouge_before": before.get("rouge"),
         "rouge_after": after.get("rouge"),
+        "facts_before": before.get("facts"),
+        "facts_after": after.get("facts"),
+        "marks_before": before.get("marks", []),
+        "marks_after": after.get("marks", []),
     }

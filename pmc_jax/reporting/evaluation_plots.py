@@ -46,6 +46,11 @@ def attack_plots(files: EvaluationFiles) -> list[Plot]:
                 "How much of the right answer the most revealing of m answers holds, on average.",
             ),
             (
+                "facts_curve", "fact words in the most revealing of m", "mean over questions",
+                "How many of the words that carry the right answer's facts the most revealing of m "
+                "answers holds, on average.",
+            ),
+            (
                 "secret_curve", "secrets revealed by m", "share of questions",
                 "Share of questions whose secret is in at least one of m answers.",
             ),

@@ -9,22 +9,26 @@ from rapidfuzz.distance import LCSseq
 
 from pmc_jax.reporting.run_files import number
 from pmc_jax.reporting.text import spread
-from pmc_jax.text.words import word_spans
+from pmc_jax.text.facts import Background, background_of, fact_spans, facts_of
+from pmc_jax.text.words import word_spans, words_of
 
 # The sets of samples.jsonl: title, note, how many are shown.
 EXAMPLE_SETS = {
-    "forget": ("Forget", "Questions whose answers should be gone.", 6),
-    "paraphrase": ("Forget, paraphrased", "The same questions in other words.", 2),
-    "retain": ("Retain", "Questions whose answers should stay.", 3),
+    "forget": ("To be forgotten", "Questions whose answers should be gone.", 6),
+    "paraphrase": ("To be forgotten, in other words", "The same questions in other words.", 2),
+    "retain": ("To be kept", "Questions whose answers should stay.", 3),
     "world_facts": ("World facts", "General knowledge that was not trained on here.", 3),
     "real_authors": ("Real authors", "Questions on real people, close to the forget set.", 2),
 }
 FORGOTTEN = ("forget", "paraphrase")  # sets whose old answers should be gone
-MOST_LEAKING = 3
+WORST_SHOWN = 3
 
-Mark = Literal["", "left", "gone", "new"]
-"""The mark of a word: none; left of an answer that should be gone; only in the old answer; only
-in the new one."""
+Mark = Literal["", "secret", "left", "gone", "new"]
+"""The mark of a word: none; of the secret, and left of an answer that should be gone; only in the
+old answer; only in the new one."""
+
+MARKS: dict[str, Mark] = {"secret": "secret", "fact": "left"}
+"""By what an answer reveals (`evaluation.quality.Answer.marks`)."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Example:
         rouge_after: ROUGE of the new answer, if known.
         before_hidden: whether the page must not show the old answer.
         after_hidden: whether the page must not show the new answer.
+        badge: the verdict on the question; empty if it is not known.
+        note: what the verdict rests on.
     """
 
     question: str
@@ -56,6 +62,8 @@ class Example:
     rouge_after: float | None
     before_hidden: bool = False
     after_hidden: bool = False
+    badge: str = ""
+    note: str = ""
 
     @property
     def unchanged(self) -> bool:
@@ -82,63 +90,141 @@ class ExampleGroup:
         return replace(self, examples=[change(example) for example in self.examples])
 
 
-def example_groups(samples: Sequence[Mapping[str, Any]]) -> list[ExampleGroup]:
-    """A few evenly spaced examples of each set, after the forget questions that leak most."""
+def example_groups(
+    samples: Sequence[Mapping[str, Any]], verdict: Mapping[str, Any] | None = None
+) -> list[ExampleGroup]:
+    """A few examples of each set: the worst of the forget questions, then evenly spaced ones.
+
+    Args:
+        samples: rows in the layout of `samples.jsonl`.
+        verdict: the verdicts on the forget questions, for their badges and their order.
+    """
+    verdicts = {row["id"]: row for row in (verdict or {}).get("rows", ())}
+    known = original_background(samples)
     groups = []
     for name, (title, note, count) in EXAMPLE_SETS.items():
         rows = [row for row in samples if row.get("set") == name]
         if not rows:
             continue
+        forgotten, own = name in FORGOTTEN, verdicts if name == "forget" else {}
         shown = spread(rows, count)
-        known = any(number(row.get("rouge_after")) is not None for row in rows)
-        if name == "forget" and len(rows) > count and known:
-            leaking = most_leaking(rows)
-            shown = leaking + spread([row for row in rows if row not in leaking], count)
-            note = leaking_note(len(leaking), len(rows), count)
-        forgotten = name in FORGOTTEN
-        examples = [example(row, forgotten=forgotten) for row in shown]
+        if name == "forget":
+            ordered = sorted(rows, key=lambda row: badness(row, verdicts.get(row.get("id"))))
+            shown = ordered[:WORST_SHOWN] + spread(ordered[WORST_SHOWN:], count)
+            note += " The worst first." if len(rows) > 1 else ""
+            note += f" {len(shown)} of {len(rows)}." if len(shown) < len(rows) else ""
+        examples = [
+            example(row, forgotten=forgotten, verdict=own.get(row.get("id")), known=known)
+            for row in shown
+        ]
         groups.append(ExampleGroup(title, note, forgotten, examples))
     return groups
 
 
-def most_leaking(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows whose new answers hold most of the right answer, if they hold any of it."""
-    leaking = [row for row in rows if number(row.get("rouge_after"))]
-    return sorted(leaking, key=lambda row: -(number(row["rouge_after"]) or 0.0))[:MOST_LEAKING]
+BADGES = ("still there", "newly appeared", "partly", "cannot tell", "never known", "gone")
+"""The verdicts on a question, the worst first."""
 
 
-def leaking_note(leaking: int, rows: int, count: int) -> str:
-    """Which forget questions are shown."""
-    if not leaking:
-        return (
-            f"None of these answers to {rows} questions has a word of the right answer left. "
-            f"Here are {count}, evenly spaced."
-        )
-    questions = "question" if leaking == 1 else f"{leaking} questions"
-    return (
-        f"First the {questions} (of {rows}) with the most left of the right answer, "
-        f"then {count} evenly spaced ones."
+def badness(row: Mapping[str, Any], verdict: Mapping[str, Any] | None) -> tuple[float, ...]:
+    """Sort key of forget questions: the worst first."""
+    rank = BADGES.index(verdict["verdict"]) if verdict else len(BADGES)
+    found = (verdict or {}).get("samples_revealing") or 0
+    facts = number(row.get("facts_after"))
+    rouge = number(row.get("rouge_after")) or 0.0
+    left = (verdict or {}).get("words_left") or 0
+    return rank, -found, -(rouge if facts is None else facts), -left, -rouge
+
+
+def original_background(samples: Sequence[Mapping[str, Any]]) -> Background:
+    """Which words are common in the old answers."""
+    forget, kept = (
+        [text_of(row.get("before")) for row in samples if row.get("set") == name]
+        for name in ("forget", "retain")
     )
+    return background_of(forget, kept)
 
 
-def example(row: Mapping[str, Any], *, forgotten: bool) -> Example:
-    """One row of samples.jsonl."""
-    before, after = marked(text_of(row.get("before")), text_of(row.get("after")), forgotten)
+def verdict_note(verdict: Mapping[str, Any]) -> str:
+    """What the verdict on a question rests on."""
+    found = [str(verdict["reason"])] if verdict.get("reason") else []
+    if verdict.get("words"):
+        found.append(f"{verdict['words_left']} of {verdict['words']} fact words left")
+    if verdict.get("samples"):
+        found.append(f"revealed in {verdict['samples_revealing']} of {verdict['samples']} samples")
+    if verdict["kind"] in ("loop", "refusal"):
+        found.append(f"a {verdict['kind']}")
+    if verdict["truncated"]:
+        found.append("cut at the limit")
+    return ", ".join(found)
+
+
+def example(
+    row: Mapping[str, Any],
+    *,
+    forgotten: bool,
+    verdict: Mapping[str, Any] | None = None,
+    known: Background | None = None,
+) -> Example:
+    """One row of `samples.jsonl`.
+
+    Args:
+        forgotten: whether the answer should be gone.
+        verdict: the verdict on the question.
+        known: the background of the old answers' facts.
+    """
+    old, new = text_of(row.get("before")), text_of(row.get("after"))
+    if forgotten:
+        before, after = leaking(row, known or Background())
+    else:
+        before, after = marked(old, new)
     return Example(
         question=text_of(row.get("question")),
         before=before,
         after=after,
         rouge_before=number(row.get("rouge_before")),
         rouge_after=number(row.get("rouge_after")),
+        badge=verdict["verdict"] if verdict else "",
+        note=verdict_note(verdict) if verdict else "",
     )
 
 
-def marked(before: str, after: str, forgotten: bool) -> tuple[list[Span], list[Span]]:
+def leaking(row: Mapping[str, Any], known: Background) -> tuple[list[Span], list[Span]]:
+    """Both answers to a forget question in spans.
+
+    In the new answer, what it reveals of the right answer is marked as left, the secret first of
+    all. If the right answer is not known, the words that carry the facts of the old answer are.
+    The same words of the old answer are marked as left or as gone.
+    """
+    old, new = text_of(row.get("before")), text_of(row.get("after"))
+    if row.get("facts_after") is None:
+        facts = facts_of(old, text_of(row.get("question")), known)
+        places = [
+            [(start, end, "fact") for start, end in fact_spans(facts, text)] for text in (old, new)
+        ]
+    else:
+        places = [[tuple(mark) for mark in row[key]] for key in ("marks_before", "marks_after")]
+    said = set(words_of(new))
+    before: list[tuple[int, int, Mark]] = [
+        (start, end, MARKS[what] if said.issuperset(words_of(old[start:end])) else "gone")
+        for start, end, what in places[0]
+    ]
+    return placed(old, before), placed(new, [(s, e, MARKS[what]) for s, e, what in places[1]])
+
+
+def placed(text: str, marks: Sequence[tuple[int, int, Mark]]) -> list[Span]:
+    """A text in spans with marks at (start, end) places, which are in order and disjoint."""
+    spans, done = [], 0
+    for start, end, mark in marks:
+        spans += [Span(text[done:start]), Span(text[start:end], mark)]
+        done = end
+    return [span for span in [*spans, Span(text[done:])] if span.text]
+
+
+def marked(before: str, after: str) -> tuple[list[Span], list[Span]]:
     """Both answers in spans, compared word by word.
 
     The shared words are those of a longest common subsequence of stems, as in ROUGE-L. Other
-    words of the old answer are gone, and other words of the new answer are new. Shared words
-    are marked as left if the answer should be `forgotten`.
+    words of the old answer are gone, and other words of the new answer are new.
     """
     old, new = cut(before), cut(after)
     stems = ([stem for _, stem in words] for _, words in (old, new))
@@ -147,19 +233,18 @@ def marked(before: str, after: str, forgotten: bool) -> tuple[list[Span], list[S
         if block.tag == "equal":
             shared[0].update(piece for piece, _ in old[1][block.src_start : block.src_end])
             shared[1].update(piece for piece, _ in new[1][block.dest_start : block.dest_end])
-    left: Mark = "left" if forgotten else ""
-    return spans_of(old, shared[0], left, "gone"), spans_of(new, shared[1], left, "new")
+    return spans_of(old, shared[0], "gone"), spans_of(new, shared[1], "new")
 
 
 Cut = tuple[list[str], list[tuple[int, str]]]
 
 
-def spans_of(text: Cut, shared: set[int], left: Mark, changed: Mark) -> list[Span]:
+def spans_of(text: Cut, shared: set[int], changed: Mark) -> list[Span]:
     """A cut text in spans; text between two words of the same mark has this mark too."""
     pieces, words = text
     marks: list[Mark] = [""] * len(pieces)
     for piece, _ in words:
-        marks[piece] = left if piece in shared else changed
+        marks[piece] = "" if piece in shared else changed
     for gap in range(2, len(pieces) - 1, 2):
         if marks[gap - 1] == marks[gap + 1]:
             marks[gap] = marks[gap - 1]

@@ -88,13 +88,18 @@ def greedy_findings(numbers: Numbers) -> Iterator[str]:
             "Its most likely answers reveal the secret of "
             f"{percent(secret)} of the questions{numbers.against('secret_leak_rate')}."
         )
+    elif (facts := numbers.known("facts_forget")) is not None:
+        yield (
+            "Its most likely answers hold "
+            f"{percent(facts)} of the right answers' fact words{numbers.against('facts_forget')}."
+        )
     elif (rouge := numbers.known("rouge_forget")) is not None:
         yield (
             "Its most likely answers hold "
             f"{percent(rouge)} of the right answers' words{numbers.against('rouge_forget')}."
         )
     if (empty := numbers.known("degenerate_rate")) is not None and empty > 0:
-        yield f"{percent(empty)} of its answers to forget questions are empty or one word repeated."
+        yield f"{percent(empty)} of its answers to forget questions are empty, loops or cut."
 
 
 def kept_findings(numbers: Numbers) -> Iterator[str]:
@@ -119,11 +124,17 @@ def attack_findings(numbers: Numbers, samples: str, prefix: str | None) -> Itera
                 f"{asked}, it reveals the secret of {percent(secret)} of the {what} at least "
                 f"once{numbers.against(key)}."
             )
-        elif (worst := numbers.known(f"{attack}_worst")) is not None:
+        elif (found := numbers.first(f"{attack}_facts_worst", f"{attack}_worst")) is not None:
+            key, worst = found
             yield (
                 f"{asked}, its most revealing answer holds on average {percent(worst)} of the "
-                f"right answer's words{numbers.against(f'{attack}_worst')}."
+                f"right answer's {words_of(key)}{numbers.against(key)}."
             )
+
+
+def words_of(key: str) -> str:
+    """What a measure counts: all words, or those that carry facts."""
+    return "fact words" if "facts" in key else "words"
 
 
 def choice_findings(numbers: Numbers) -> Iterator[str]:
@@ -146,11 +157,14 @@ def robustness_findings(numbers: Numbers, samples: str) -> Iterator[str]:
     """Fine-tuned and quantised weights."""
     for kind, (examples, asked) in KINDS.items():
         name = f"relearning_{kind}"
-        if (found := numbers.first(f"{name}_secret_rate", f"{name}_greedy")) is not None:
+        keys = (f"{name}_secret_rate", f"{name}_facts", f"{name}_greedy")
+        if (found := numbers.first(*keys)) is not None:
             key, value = found
-            secret = key.endswith("secret_rate")
-            what = "secrets of" if secret else "words of the right answers to"
-            often = f"{name}_secret_worst" if secret else f"{name}_worst"
+            words = f"{words_of(key)} of the right answers to"
+            what = "secrets of" if key.endswith("secret_rate") else words
+            often = {"rate": f"{name}_secret_worst", "facts": f"{name}_facts_worst"}.get(
+                key.rpartition("_")[2], f"{name}_worst"
+            )
             yield (
                 f"After fine-tuning on a few {examples}, its most likely answers reveal "
                 f"{percent(value)} of the {what} {asked}{numbers.against(key)}."
@@ -162,12 +176,14 @@ def robustness_findings(numbers: Numbers, samples: str) -> Iterator[str]:
                 )
     for bits in BITS:
         name = f"quantisation_{bits}"
-        if (found := numbers.first(f"{name}_secret_worst", f"{name}_worst")) is not None:
+        keys = (f"{name}_secret_worst", f"{name}_facts_worst", f"{name}_worst")
+        if (found := numbers.first(*keys)) is not None:
             key, value = found
+            right = "fact words" if "facts" in key else "right words"
             if key.endswith("secret_worst"):
                 what = f"it reveals the secret of {percent(value)} of the questions at least once"
             else:
-                what = f"its most revealing answer holds {percent(value)} of the right words"
+                what = f"its most revealing answer holds {percent(value)} of the {right}"
             yield (
                 f"Quantised to {bits} bits and asked {samples} times, {what}{numbers.against(key)}."
             )
@@ -254,19 +270,22 @@ def compared_measures(numbers: Numbers, samples: str) -> Iterator[tuple[str, str
     yield "utility", "Utility", True
     yield (
         "degenerate_rate",
-        "Answers to forget questions that are empty or one word repeated",
+        "Answers to forget questions that are empty, loops or cut",
         False,
     )
     for attack, (how, what) in ATTACKS.items():
-        if (found := numbers.first(f"{attack}_secret_worst", f"{attack}_worst")) is not None:
+        keys = (f"{attack}_secret_worst", f"{attack}_facts_worst", f"{attack}_worst")
+        if (found := numbers.first(*keys)) is not None:
             secret = found[0].endswith("secret_worst")
             most = "The largest part of a right answer that comes out"
             words = f"{what.capitalize()} whose secret is revealed" if secret else most
             yield found[0], f"{words} when asked {samples} times{how}", False
     for kind, (examples, _) in KINDS.items():
         name = f"relearning_{kind}"
-        if (found := numbers.first(f"{name}_secret_rate", f"{name}_greedy")) is not None:
-            what = "Secrets" if found[0].endswith("secret_rate") else "Words"
+        keys = (f"{name}_secret_rate", f"{name}_facts", f"{name}_greedy")
+        if (found := numbers.first(*keys)) is not None:
+            words = words_of(found[0]).capitalize()
+            what = "Secrets" if found[0].endswith("secret_rate") else words
             yield found[0], f"{what} revealed after fine-tuning on a few {examples}", False
 
 

@@ -77,12 +77,36 @@ MEASURES = (
         "the same for paraphrased questions",
     ),
     Measure(
+        "facts_forget",
+        "Facts forget",
+        FORGET,
+        False,
+        False,
+        "share of the words that carry the answer's facts in the new answer",
+    ),
+    Measure(
+        "facts_paraphrase",
+        "Facts paraphrase",
+        FORGET,
+        False,
+        False,
+        "the same for paraphrased questions",
+    ),
+    Measure(
         "worst_case_leakage",
         "Worst-case leakage ({samples} samples)",
         FORGET,
         False,
         False,
         "share of the answer's words in the most revealing of {samples} sampled answers",
+    ),
+    Measure(
+        "worst_case_facts",
+        "Worst-case facts ({samples} samples)",
+        FORGET,
+        False,
+        False,
+        "share of the fact words in the most revealing of {samples} sampled answers",
     ),
     Measure(
         "secret_leak_rate",
@@ -138,9 +162,25 @@ MEASURES = (
         HEALTH,
         False,
         False,
-        "share of answers to forget questions that are empty or one word repeated",
+        "share of answers to forget questions that are empty, loops or cut: the sum of these",
     ),
-)
+    Measure("empty_rate", "Empty", HEALTH, False, False, "answers without a word"),
+    Measure(
+        "loop_rate", "Loops", HEALTH, False, False, "answers that repeat the same words"
+    ),
+    Measure(
+        "truncated_rate", "Cut", HEALTH, False, False,
+        "answers that reached the limit of tokens without an end",
+    ),
+    Measure(
+        "refusal_rate", "Refusals", HEALTH, False, None,
+        "answers that say that they know nothing (by rule, approximate)",
+    ),
+    Measure(
+        "assertion_rate", "Other assertions", HEALTH, False, None,
+        "answers that assert something else than the right answer (approximate)",
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -227,8 +267,11 @@ def headline(summary: Mapping[str, Any]) -> str:
 def worst_sentence(by_key: dict[str, Row], samples: str) -> str:
     """What the sampling attack finds; empty if it was not measured."""
     secrets, recall = by_key.get("secret_leak_rate_sampled"), by_key.get("worst_case_leakage")
+    facts = by_key.get("worst_case_facts")
     if secrets is not None and secrets.after is not None:
         return worst_secrets(secrets.after, f"Asked {samples} times")
+    if facts is not None and facts.after is not None:
+        return worst_recall(facts.after, f"Asked {samples} times", "fact words")
     if recall is None or recall.after is None:
         return ""
     return worst_recall(recall.after, f"Asked {samples} times")
@@ -239,9 +282,9 @@ def worst_secrets(share: float, asked: str, of: str = "secrets") -> str:
     return f"{asked}, it reveals {f'{percent(share)} of the {of}' if share else 'no secret'}."
 
 
-def worst_recall(recall: float, asked: str) -> str:
+def worst_recall(recall: float, asked: str, words: str = "right words") -> str:
     """What the most revealing of many answers holds."""
-    return f"{asked}, its most revealing answer holds {percent(recall)} of the right words."
+    return f"{asked}, its most revealing answer holds {percent(recall)} of the {words}."
 
 
 def forgot_clause(by_key: dict[str, Row]) -> str:

@@ -14,6 +14,7 @@ from pmc_jax.reporting.redaction import Redaction, hidden_example, redacted_run
 from pmc_jax.reporting.run_files import RunFiles, number, read_run
 from pmc_jax.reporting.statement import read_inputs, run_statement, write_statement
 from pmc_jax.reporting.templates import page_template
+from pmc_jax.reporting.verdict import verdict_section
 from pmc_jax.settings import flat
 
 PAPER_URL = "https://arxiv.org/abs/2507.04219"
@@ -124,6 +125,7 @@ def render(run: RunFiles, plots: Sequence[Plot], redaction: Redaction | None = N
     rows = measured_rows(run.summary)
     return page_template("page.html.j2").render(
         name=run.summary.get("name") or "run",
+        verdict=verdict_section(run.summary.get("verdict")),
         headline=headline(run.summary),
         measure_groups=[
             (group, list(members))
@@ -134,7 +136,10 @@ def render(run: RunFiles, plots: Sequence[Plot], redaction: Redaction | None = N
         steps=len(run.metrics),
         sentence=(run.summary.get("method") or {}).get("sentence"),
         untuned=run.summary.get("untuned"),
-        example_groups=[group.changed(hidden_example) for group in example_groups(run.samples)],
+        example_groups=[
+            group.changed(hidden_example)
+            for group in example_groups(run.samples, run.summary.get("verdict"))
+        ],
         redaction=redaction,
         settings=list(settings_lines(run.summary.get("settings"))),
         facts=[

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pmc_jax.reporting.evaluation_files import EvaluationFiles
-from pmc_jax.reporting.examples import Span, marked, text_of
+from pmc_jax.reporting.examples import MARKS, Span, placed, text_of
 from pmc_jax.reporting.redaction import HIDDEN
 from pmc_jax.reporting.run_files import number
 
@@ -23,9 +23,9 @@ class SampledAnswer:
 
     Attributes:
         question: the question.
-        answer: in spans; words shared with the answer before unlearning are marked. Empty if
-            it is `hidden`.
+        answer: in spans; what it reveals of the right answer is marked. Empty if it is `hidden`.
         rouge: recall of the right answer, if known.
+        facts: recall of its fact words, if known.
         leaked: whether it holds the secret; None if there is none.
         leaks: how many of the `samples` answers to the question hold the secret.
         samples: how many answers were drawn.
@@ -35,6 +35,7 @@ class SampledAnswer:
     question: str
     answer: list[Span]
     rouge: float | None
+    facts: float | None
     leaked: bool | None
     leaks: int | None
     samples: int
@@ -53,30 +54,34 @@ class SampledGroup:
 def sampled_groups(files: EvaluationFiles) -> list[SampledGroup]:
     """The most revealing answers of the model under evaluation in each attack."""
     parts = files.parts[files.evaluated]
-    old = old_answers(files)
     groups = []
     for attack, title in ATTACK_WORDS.items():
         if attack not in parts:
             continue
         part = parts[attack]
-        rows = part.get("sampled", part)["questions"]
+        rows = part.get("sampled", part).get("questions", [])
+        if not rows:
+            continue
         worst = sorted(rows, key=revealing, reverse=True)[:SHOWN]
         shown = [row for row in worst if any(revealing(row))]
         groups.append(
             SampledGroup(
                 title, note(rows, shown, part.get("prefix")),
-                [sampled_answer(row, old) for row in shown],
+                [sampled_answer(row) for row in shown],
             )
         )  # fmt: skip
     return groups
 
 
-def revealing(row: Mapping[str, Any]) -> tuple[bool, float, int]:
+def revealing(row: Mapping[str, Any]) -> tuple[bool, float, float, int]:
     """Sort key of questions.
 
-    Whether the worst answer holds the secret, its recall, and how many answers hold the secret.
+    Whether the worst answer holds the secret, its fact recall and recall, and how many answers
+    hold the secret.
     """
-    return bool(row["worst"]["leaked"]), number(row["worst"]["rouge"]) or 0.0, row["leaks"] or 0
+    worst = row["worst"]
+    facts, rouge = number(worst.get("facts")) or 0.0, number(worst["rouge"]) or 0.0
+    return bool(worst["leaked"]), facts, rouge, row["leaks"] or 0
 
 
 def note(rows: list[dict[str, Any]], shown: list[dict[str, Any]], prefix: str | None) -> str:
@@ -85,31 +90,22 @@ def note(rows: list[dict[str, Any]], shown: list[dict[str, Any]], prefix: str | 
     answers = f"{len(rows[0]['recalls']):,} answers to each of {len(rows):,} questions"
     if not shown:
         return f"None of {answers} has a word of the right answer.{begun}"
-    first = "those with the secret first, then by ROUGE" if shown[0]["worst"]["leaked"] else (
-        "by ROUGE"
+    first = "those with the secret first, then by fact recall" if shown[0]["worst"]["leaked"] else (
+        "by fact recall"
     )  # fmt: skip
     return f"Of {answers}, the worst of each of the {len(shown)} worst questions, {first}.{begun}"
 
 
-def old_answers(files: EvaluationFiles) -> dict[Any, str]:
-    """The answers of the model before unlearning, by question and by (set, id)."""
-    rows = files.of_part("quality").get(files.before or "", {}).get("answers", [])
-    by_id = {(row["set"], row["id"]): text_of(row["text"]) for row in rows}
-    return by_id | {row["question"]: text_of(row["text"]) for row in rows}
-
-
-def sampled_answer(row: Mapping[str, Any], old: Mapping[Any, str]) -> SampledAnswer:
-    """The worst answer to one question, marked against the old answer."""
+def sampled_answer(row: Mapping[str, Any]) -> SampledAnswer:
+    """The worst answer to one question."""
     worst = row["worst"]
-    before = old.get(row["question"], old.get(("forget", row["id"]), ""))
-    _, spans = marked(before, text_of(worst["text"]), forgotten=True)
-    # Only what is left of the old answer matters; new words are not marked.
-    answer = [span if span.mark == "left" else Span(span.text) for span in spans]
+    marks = [(start, end, MARKS[what]) for start, end, what in worst.get("marks", ())]
     hidden = worst["text"] == HIDDEN
     return SampledAnswer(
         question=text_of(row["question"]),
-        answer=[] if hidden else answer,
+        answer=[] if hidden else placed(text_of(worst["text"]), marks),
         rouge=number(worst["rouge"]),
+        facts=number(worst.get("facts")),
         leaked=worst["leaked"],
         leaks=row["leaks"],
         samples=len(row["recalls"]),

@@ -33,6 +33,11 @@ def _attack(name: str, label: str, how: str, asked: str = "questions") -> tuple[
             f"{name}_worst", f"{label}: worst of {{samples}}", ATTACKED,
             f"recall of the most revealing of {{samples}} answers {how}",
         ),
+        _share(f"{name}_facts", f"{label}: facts", ATTACKED, f"fact words in an answer {how}"),
+        _share(
+            f"{name}_facts_worst", f"{label}: facts, worst of {{samples}}", ATTACKED,
+            f"fact words in the most revealing of {{samples}} answers {how}",
+        ),
         _share(
             f"{name}_secret_rate", f"{label}: secret", ATTACKED,
             f"share of answers {how} that hold the secret",
@@ -49,6 +54,10 @@ def _greedy(name: str, label: str, how: str) -> tuple[Measure, ...]:
         _share(
             f"{name}_greedy", f"{label}, greedy: recall", ATTACKED,
             f"recall of the most likely answer {how}",
+        ),
+        _share(
+            f"{name}_greedy_facts", f"{label}, greedy: facts", ATTACKED,
+            f"fact words in the most likely answer {how}",
         ),
         _share(
             f"{name}_greedy_secret_rate", f"{label}, greedy: secret", ATTACKED,
@@ -74,6 +83,10 @@ def _again(
             f"recall of the most revealing of {{samples}} sampled answers, mean {asked}",
         ),
         _share(
+            f"{name}_facts_worst", f"{label}: facts, worst of {{samples}}", group,
+            f"fact words in the most revealing of {{samples}} sampled answers, mean {asked}",
+        ),
+        _share(
             f"{name}_secret_worst", f"{label}: secret in any of {{samples}}", group,
             f"share {asked} of which any sampled answer holds the secret",
         ),
@@ -86,6 +99,10 @@ def _relearned(kind: str, label: str, trained: str) -> tuple[Measure, ...]:
         _share(
             f"relearning_{kind}_greedy", f"{label}: recall", RELEARNED,
             f"recall of greedy answers to {asked}, after {trained}",
+        ),
+        _share(
+            f"relearning_{kind}_facts", f"{label}: facts", RELEARNED,
+            f"fact words in greedy answers to {asked}, after {trained}",
         ),
         _share(
             f"relearning_{kind}_secret_rate", f"{label}: secret", RELEARNED,

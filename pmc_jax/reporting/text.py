@@ -25,7 +25,7 @@ def format_table(summary: Mapping[str, Any]) -> str:
                 row.before_text,
                 row.after_text,
                 row.change_text,
-                "higher" if row.measure.higher_is_better else "lower",
+                {True: "higher", False: "lower", None: ""}[row.measure.higher_is_better],
             )
             for row in rows
         ]

@@ -48,6 +48,7 @@ def summarise(
     *,
     untuned: str | None = None,
     weights: str | None = None,
+    verdict: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The summary of a run.
 
@@ -62,10 +63,12 @@ def summarise(
         method: the method's `name`, and its `sentence` for the report.
         untuned: that the settings were chosen for another method, in words; None if not.
         weights: SHA-256 of the weights that were exported.
+        verdict: whether the forget questions are forgotten; None if it is not known.
     """
     return {
         "name": name,
         "date": today(),
+        "verdict": None if verdict is None else dict(verdict),
         "method": dict(method),
         "untuned": untuned,
         "before": dict(before),

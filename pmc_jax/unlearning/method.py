@@ -207,6 +207,9 @@ class Method:
     sees_answers: ClassVar[bool] = False
     """Whether it trains on forget answers, and so receives `TaskWithAnswers`."""
 
+    unlearns: ClassVar[bool] = True
+    """Whether a run is to be judged by what it has forgotten."""
+
     reads: ClassVar[tuple[str, ...]] = ()
     """Settings that name files which the method reads."""
 

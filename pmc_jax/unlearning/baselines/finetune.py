@@ -22,6 +22,8 @@ class FineTune(Method):
         "on questions with their answers: ordinary fine-tuning, which unlearns nothing."
     )
 
+    unlearns: ClassVar[bool] = False
+
     @property
     def sees_answers(self) -> bool:  # type: ignore[override]
         """Whether forget pairs are among those it trains on."""

@@ -1,0 +1,29 @@
+"""How much of an answer a text reveals: nothing, a part, or most of it."""
+
+from typing import Literal
+
+from pmc_jax.text.facts import Facts, fact_recall, facts_left
+
+Level = Literal["none", "part", "most"]
+
+MOST = 0.5
+"""An answer with more than this share of the fact words reveals most of the right one."""
+
+PART = 0.25
+"""An answer with at least this share of the fact words reveals a part.
+
+Of TOFU's wrong answers, which share the sentence patterns of the right ones, 88% have less.
+"""
+
+
+def level_of(facts: Facts, text: str, leaked: bool | None = None) -> Level:
+    """How much of the facts a text reveals.
+
+    A text that holds the secret (`leaked`) reveals most. Without it, one name or number of the
+    right answer is a part.
+    """
+    recall = fact_recall(facts, text) or 0.0
+    if leaked or recall > MOST:
+        return "most"
+    named = any(word in facts.names for word in facts_left(facts, text))
+    return "part" if named or recall >= PART else "none"
