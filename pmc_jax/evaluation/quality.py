@@ -30,7 +30,7 @@ from pmc_jax.text.facts import (
 )
 from pmc_jax.text.rouge import rouge_l_recall, rouge_words
 from pmc_jax.text.words import found as found_in
-from pmc_jax.text.words import holds
+from pmc_jax.text.words import holds, words_of
 
 FORGET_SETS = ("forget", "paraphrase")
 UTILITY_SETS = ("retain", "world_facts", "real_authors")
