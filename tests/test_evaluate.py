@@ -169,7 +169,10 @@ def test_questions_without_answers_leave_reasons(run, tofu_dir, capsys):
     )  # fmt: skip
     printed = capsys.readouterr().out
     summary = json.loads((directory / "summary.json").read_text())
-    assert {key for key in summary["lacking"] if ": " not in key} == set(PAPER[1:])
+    # Sampled answers can be compared with the original ones.
+    compared = set(PAPER[1:]) - {"sampling", "prefilling"}
+    assert {key for key in summary["lacking"] if ": " not in key} == compared
+    assert summary["verdict"]["verdict"] == "cannot tell" and "VERDICT: Cannot tell." in printed
     unknown = {"unlearn quality", "ROUGE, forget", "ROUGE, paraphrase", "secret leak rate"}
     assert {f"quality: {what}" for what in unknown} <= summary["lacking"].keys()
     assert "quality: utility" not in summary["lacking"]
