@@ -621,7 +621,7 @@ class PromptTemplate:
         if answer is not None:
             messages.append({"role": "assistant", "content": answer})
         # Without it the templates of reasoning models start a chain of thought.
-        thinking = {} if self._as_openunlearning else {"enable_thinking": False}
+        thinking: dict[str, Any] = {} if self._as_openunlearning else {"enable_thinking": False}
         try:
             text = self.tokenizer.apply_chat_template(
                 messages,

@@ -103,7 +103,7 @@ def _stacked(stacks: tuple[Params, ...], cfg: ModelConfig) -> Params:
     specs = param_specs(cfg)["layers"]
 
     def separated(stack: Params) -> Params:
-        found = {}
+        found: Params = {}
         for name, leaf in stack.items():
             parts = parts_of(name)
             axis = 1 if name.endswith("_bias") else 2
