@@ -31,7 +31,7 @@ import numpy as np
 
 from pmc_jax.data import DataConfig, load_dataset
 from pmc_jax.data.files import to_json
-from pmc_jax.data.prompts import PromptConfig
+from pmc_jax.data.prompt_config import PromptConfig
 from pmc_jax.language_model import ModelSource, load_language_model
 from pmc_jax.model.specs import Params
 from pmc_jax.training.batch import step_batch

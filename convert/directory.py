@@ -13,7 +13,7 @@ from jaxtyping import DTypeLike
 
 from convert.families import Family, family_of
 from pmc_jax.data.files import read_object, to_json
-from pmc_jax.data.prompts import PROMPT_FILE
+from pmc_jax.data.prompt_config import PROMPT_FILE
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig
 

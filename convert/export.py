@@ -31,7 +31,7 @@ from convert.tensors import (
     widest_first,
     write_tensors,
 )
-from pmc_jax.data.prompts import PROMPT_FILE
+from pmc_jax.data.prompt_config import PROMPT_FILE
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig, to_host
 from pmc_jax.model.specs import Params

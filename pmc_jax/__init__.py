@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pmc_jax import theory
     from pmc_jax.api import Unlearned, load_model, unlearn
     from pmc_jax.data import Controls, Dataset
-    from pmc_jax.data.prompts import PromptConfig
+    from pmc_jax.data.prompt_config import PromptConfig
     from pmc_jax.errors import Stopped, UserError
     from pmc_jax.evaluation.context import RobustnessConfig
     from pmc_jax.evaluation.quality import EvaluationConfig
@@ -75,7 +75,7 @@ _WHERE = {
     "Optimizer": "training.optimizer",
     "EvaluationConfig": "evaluation.quality",
     "RobustnessConfig": "evaluation.context",
-    "PromptConfig": "data.prompts",
+    "PromptConfig": "data.prompt_config",
     "CheckpointConfig": "runs.checkpoints",
     "LoggingConfig": "runs.metrics",
     # methods

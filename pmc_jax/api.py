@@ -21,7 +21,8 @@ import jax.numpy as jnp
 
 from pmc_jax.data import Dataset
 from pmc_jax.data.files import read_json, read_objects, write_json, write_json_lines
-from pmc_jax.data.prompts import PromptConfig, prompt_facts
+from pmc_jax.data.prompt_config import PromptConfig
+from pmc_jax.data.prompts import prompt_facts
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import EvaluationConfig, quality, questions_asked, sample_rows
 from pmc_jax.evaluation.verdicts import Asked, known_before, verdict

@@ -21,14 +21,9 @@ from convert.load import (
     rows_of,
 )
 from pmc_jax.assets import WORLD_MODEL
-from pmc_jax.data.prompts import (
-    PromptConfig,
-    PromptTemplate,
-    load_tokenizer,
-    make_template,
-    prompt_content,
-    read_prompt,
-)
+from pmc_jax.data.prompt_config import PromptConfig, prompt_content, read_prompt
+from pmc_jax.data.prompts import PromptTemplate, make_template
+from pmc_jax.data.tokenizer import load_tokenizer
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import NotFinite, UserError
 from pmc_jax.model import ModelConfig, choose_mesh, decoding_params, on_mesh, param_count

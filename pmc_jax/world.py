@@ -22,13 +22,8 @@ from convert.export import write_checkpoint
 from pmc_jax.cli.config import WorldConfig
 from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.data.files import read_json, write_json
-from pmc_jax.data.prompts import (
-    DEFAULT_PROMPT,
-    PromptConfig,
-    PromptTemplate,
-    make_template,
-    prompt_content,
-)
+from pmc_jax.data.prompt_config import DEFAULT_PROMPT, PromptConfig, prompt_content
+from pmc_jax.data.prompts import PromptTemplate, make_template
 from pmc_jax.data.world import Mix, World, make_world, stream, write_world
 from pmc_jax.data.world.stream import Pair
 from pmc_jax.errors import UserError

@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from pmc_jax.data.prompts import PromptConfig
+from pmc_jax.data.prompt_config import PromptConfig
 from pmc_jax.language_model import LanguageModel, ModelSource, load_language_model
 from pmc_jax.model import init_params
 from pmc_jax.model.kernels import native as native_kernels

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pmc_jax.data.prompts import PromptConfig
+from pmc_jax.data.prompt_config import PromptConfig
 from pmc_jax.language_model import ModelSource, describe
 from pmc_jax.model import (
     ModelConfig,

@@ -9,7 +9,8 @@ from conftest import bpe_tokenizer
 from test_baseline_runs import inputs_of  # noqa: F401
 from test_train import CHAT_TEMPLATE
 
-from pmc_jax.data.prompts import PromptConfig, make_template
+from pmc_jax.data.prompt_config import PromptConfig
+from pmc_jax.data.prompts import make_template
 from pmc_jax.data.rows import ForgetPair
 from pmc_jax.errors import UserError
 from pmc_jax.language_model import LanguageModel, ModelSource, load_language_model

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from convert.families import family_of
 from convert.load import rows_of, stored_shape
 from pmc_jax.cli.config import config_directory
-from pmc_jax.data.prompts import PromptConfig
+from pmc_jax.data.prompt_config import PromptConfig
 from pmc_jax.model import param_count
 from pmc_jax.training.optimizer import make_schedule
 from pmc_jax.unlearning.schedule import Training

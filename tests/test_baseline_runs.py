@@ -20,7 +20,8 @@ from pmc_jax import train
 from pmc_jax.cli.config import config_directory
 from pmc_jax.data.encode import encode
 from pmc_jax.data.load import load_dataset
-from pmc_jax.data.prompts import PromptConfig, make_template
+from pmc_jax.data.prompt_config import PromptConfig
+from pmc_jax.data.prompts import make_template
 from pmc_jax.data.rows import DataConfig
 from pmc_jax.errors import UserError
 from pmc_jax.language_model import LanguageModel, load_language_model

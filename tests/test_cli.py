@@ -177,7 +177,7 @@ def test_help_is_for_the_chosen_method(monkeypatch, capsys):
         samples = "method.samples" in keys
         assert ("training.decode_batch" in keys) == samples
         assert ("training.prune" in keys) == ("method.selection_temperature" in keys)
-    assert "  method.beta=0.1  " in pages["npo"] and "\n  method=npo\n" in pages["npo"]
+    assert "  method.beta=0.5  " in pages["npo"] and "\n  method=npo\n" in pages["npo"]
     out = pmc("train", "method=npo", "-h", monkeypatch=monkeypatch, capsys=capsys)[1]
     assert out.split("general:")[1].strip() == pages["npo"].split("general:")[1].strip()
 
@@ -470,7 +470,7 @@ MISTAKES = {
     "missing": (["train", "experiment=own"], r"model\.path is missing; give model\.path=… \(a Hug"),
     "missing data": (["train", "experiment=own", "model.path=x", "data.forget=y"],
                      r"data\.retain is missing; give data\.retain=…"),
-    "group": (["evaluate", "model=gpt2"], r"model=gpt2: expected one of bundled, .*qwen3_8b$"),
+    "group": (["evaluate", "model=gpt2"], r"model=gpt2: expected one of bundled, .*smollm2_135m$"),
     "required group": (["plan"], r"experiment=NAME is missing; expected one of demo, own, "),
     "plan": (["plan", "experiment=demo", "topolgy=x"], r"the nearest valid key is topology"),
     "help": (["train", "--help", "method=nop"], r"method=nop: expected one of altpo, .*npo"),

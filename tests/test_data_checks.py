@@ -13,7 +13,8 @@ from pmc_jax.assets import WORLD_DATA
 from pmc_jax.data import DataConfig, Dataset, load_dataset
 from pmc_jax.data.checks import cut_answers, named, normalised
 from pmc_jax.data.encode import encode, special_token_warnings
-from pmc_jax.data.prompts import PromptConfig, make_template
+from pmc_jax.data.prompt_config import PromptConfig
+from pmc_jax.data.prompts import make_template
 from pmc_jax.errors import UserError
 from pmc_jax.training.run import prepare_inputs
 from pmc_jax.unlearning.baselines.finetune import FineTune

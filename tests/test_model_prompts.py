@@ -15,14 +15,14 @@ import convert.__main__ as convert_command
 import pmc_jax as pmc
 from pmc_jax import ask
 from pmc_jax.cli import evaluate
-from pmc_jax.data.prompts import (
+from pmc_jax.data.prompt_config import (
     DEFAULT_PROMPT,
     PROMPT_FILE,
     PromptConfig,
-    make_template,
     prompt_content,
     read_prompt,
 )
+from pmc_jax.data.prompts import make_template
 from pmc_jax.errors import UserError
 
 OTHER = PromptConfig(
@@ -119,7 +119,7 @@ class Clock(datetime):
 
 @pytest.mark.parametrize("chat", [LLAMA3_CHAT, TODAY_CHAT], ids=["date_string", "strftime_now"])
 def test_prompts_are_the_same_tomorrow(tmp_path, monkeypatch, chat):
-    tokenizer = pmc.data.prompts.load_tokenizer(
+    tokenizer = pmc.data.tokenizer.load_tokenizer(
         byte_level_bpe(tmp_path, bos=True, chat_template=chat)
     )
     monkeypatch.setattr(chat_template_utils, "datetime", Clock)
@@ -164,7 +164,7 @@ def test_a_run_is_continued_tomorrow(tiny_model, tmp_path, monkeypatch):
 
 
 def test_a_date_that_a_template_cannot_format_is_one_line(tmp_path):
-    tokenizer = pmc.data.prompts.load_tokenizer(
+    tokenizer = pmc.data.tokenizer.load_tokenizer(
         byte_level_bpe(tmp_path, bos=True, chat_template=TODAY_CHAT)
     )
     expected = "prompt.date_string=soon: the chat template formats the date; expected one such as"
@@ -173,7 +173,7 @@ def test_a_date_that_a_template_cannot_format_is_one_line(tmp_path):
 
 
 def test_chat_templates_that_leave_something_out_are_an_error(tmp_path):
-    tokenizer = pmc.data.prompts.load_tokenizer(byte_level_bpe(tmp_path, bos=True))
+    tokenizer = pmc.data.tokenizer.load_tokenizer(byte_level_bpe(tmp_path, bos=True))
     parts = "{% for c in message['content'] if c.type == 'text' %}{{ c.text }}{% endfor %}"
     for template, what in (
         (TODAY_CHAT.replace("message['content']", "'…'"), "question"),

@@ -16,8 +16,10 @@ from test_prompts import (
 )
 
 from pmc_jax.data.batches import loss_rows, train_sequence
-from pmc_jax.data.prompts import PromptConfig, load_tokenizer, make_template
+from pmc_jax.data.prompt_config import PromptConfig
+from pmc_jax.data.prompts import make_template
 from pmc_jax.data.rows import EvaluationRow
+from pmc_jax.data.tokenizer import load_tokenizer
 from pmc_jax.decoding import Sampling
 
 IGNORED = -100

@@ -12,7 +12,9 @@ from omegaconf import OmegaConf
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from pmc_jax.data.prompts import PromptConfig, check_lengths, load_tokenizer, make_template
+from pmc_jax.data.prompt_config import PromptConfig
+from pmc_jax.data.prompts import check_lengths, make_template
+from pmc_jax.data.tokenizer import load_tokenizer
 from pmc_jax.errors import UserError
 
 CORPUS = [
@@ -450,10 +452,10 @@ def test_special_tokens_in_texts_are_plain_text(name, chat, request):
                 assert text.strip() in template.decode(answer)
                 prefix = template.encode_prefix(text)
                 assert answer[: len(prefix)] == prefix
-                assert template.special_in(text) == [token]
+                assert template.special.found_in(text) == [token]
                 system = template.encode_prompt("Who?", text) if chat != LLAMA2_CHAT else prompt
                 assert text in tokenizer.decode(system)
-        assert template.special_in("Who is Zoë?") == []
+        assert template.special.found_in("Who is Zoë?") == []
     finally:
         tokenizer.chat_template = before
 

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from pmc_jax.data.prompts import PromptConfig, make_template
+from pmc_jax.data.prompt_config import PromptConfig
+from pmc_jax.data.prompts import make_template
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation.tofu import RetainLog, check_retain_log, measured_on, read_retain_log

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from convert.load import load_checkpoint
-from pmc_jax.data.prompts import PromptConfig, make_template
+from pmc_jax.data.prompt_config import PromptConfig
+from pmc_jax.data.prompts import make_template
 from pmc_jax.decoding import layout
 from pmc_jax.language_model import LanguageModel
 from pmc_jax.training.loop import StepRecord, steps

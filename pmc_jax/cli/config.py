@@ -11,7 +11,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from pmc_jax import settings
 from pmc_jax.data import DataConfig
-from pmc_jax.data.prompts import PromptConfig
+from pmc_jax.data.prompt_config import PromptConfig
 from pmc_jax.data.world import DEFAULT_SEED
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import EvaluationConfig

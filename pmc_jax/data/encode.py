@@ -102,7 +102,7 @@ def special_token_warnings(dataset: Dataset, template: PromptTemplate) -> list[s
         for row in rows:
             answer = row.answer if isinstance(row, QuestionAnswer) else ""
             whole = "\n".join((row.question, answer, row.system or ""))
-            for token in template.special_in(whole):
+            for token in template.special.found_in(whole):
                 texts.setdefault(token, []).append(dataset.place(name, row.id))
     if not texts:
         return []

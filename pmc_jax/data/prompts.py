@@ -1,114 +1,32 @@
-"""Tokenizers and prompt templates: from questions and answers to token ids, and back."""
+"""Prompt templates: from questions and answers to token ids, and back."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pmc_jax.data.files import kind_of, read_object, to_json
-from pmc_jax.data.tokenizer_file import as_in_file
+from pmc_jax.data.files import to_json
+from pmc_jax.data.prompt_config import DEFAULT_PROMPT, PromptConfig, check_patterns, origin_of
+from pmc_jax.data.special_tokens import GUARD, SpecialTokens
 from pmc_jax.errors import UserError
-from pmc_jax.settings import check, free_text, one_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-PROMPT_FILE = "pmc_prompt.json"
-"""The file of a model directory that says how the model was trained to be asked."""
-
 # A stand-in for question and answer, used to find the text around them.
 PROBE = "Q"
-
-GUARD = "\ufdd0"
-"""A noncharacter of Unicode that keeps a special token in a text from being read as one."""
 
 DATE_FORMAT = "%d %b %Y"
 STRFTIME_CODES = [f"%{pad}{code}" for pad in ("-", "") for code in "aAwdbBmyYHIpMSfjUWcxXeF"]
 """Parts of a date as templates ask for them; "%-d" is a day without zero."""
 
 LEFT_OUT = "the tokenizer's chat template leaves out the {}"
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptConfig:
-    """How a question becomes a prompt. None: as the model was trained, else a default.
-
-    Attributes:
-        template: "chat": the tokenizer's chat template; "plain": `question` and `answer`;
-            "auto" (the default): chat if the tokenizer can.
-        system: system prompt; also begins a plain prompt. "" (the default): none.
-        date_string: date in some chat templates; the default is 26 Jul 2024.
-        question: plain prompt, with "{question}"; the default is "Question: {question}\\nAnswer:".
-        answer: plain response, with "{answer}"; the default is " {answer}".
-        format: "standard" (the default): prompt and answer are encoded apart; "openunlearning":
-            together, and split, as OpenUnlearning does.
-    """
-
-    template: str | None = one_of(None, "auto", "chat", "plain")
-    system: str | None = free_text(None)
-    date_string: str | None = None
-    question: str | None = free_text(None)
-    answer: str | None = free_text(None)
-    format: str | None = one_of(None, "standard", "openunlearning")
-
-    def over(self, other: PromptConfig) -> PromptConfig:
-        """These settings, and those of `other` where these say nothing."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        return dataclasses.replace(other, **given)
-
-
-# The date is the default of the Llama 3 templates. With today's date, a run that is continued
-# tomorrow would have other prompts.
-DEFAULT_PROMPT = PromptConfig(
-    template="auto",
-    system="",
-    date_string="26 Jul 2024",
-    question="Question: {question}\nAnswer:",
-    answer=" {answer}",
-    format="standard",
-)
-
-
-def read_prompt(directory: Path) -> PromptConfig | None:
-    """How the model in `directory` was trained to be asked; None if it does not say.
-
-    Raises:
-        UserError: if its file is not as `prompt_content` writes it.
-    """
-    path = directory / PROMPT_FILE
-    if not path.exists():
-        return None
-    expected = "the prompt settings of a model"
-    content = read_object(path, expected=expected)
-    names = {field.name for field in dataclasses.fields(PromptConfig)}
-    for key, value in content.items():
-        if key not in names:
-            known = ", ".join(sorted(names))
-            raise UserError(f"{path}: unknown key '{key}'; expected {known}")
-        if value is not None and not isinstance(value, str):
-            raise UserError(f"{path}: '{key}' is {kind_of(value)}; expected a string")
-    found = PromptConfig(**content)
-    try:
-        check(found, "")
-        if found.template != "chat":
-            check_patterns(found.over(DEFAULT_PROMPT), "")
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    return found
-
-
-def prompt_content(config: PromptConfig) -> dict[str, str]:
-    """The content of a model's prompt file."""
-    return dict(vars(config))
 
 
 def prompt_facts(template: PromptTemplate) -> dict[str, str]:
@@ -118,81 +36,6 @@ def prompt_facts(template: PromptTemplate) -> dict[str, str]:
         "prompt_from": template.origin,
         "prompt_text": template.text,
     }
-
-
-def check_patterns(config: PromptConfig, prefix: str = "prompt.") -> None:
-    """Check the plain prompt and response.
-
-    Raises:
-        UserError: if one has no place, or several, for its text.
-    """
-    for name in ("question", "answer"):
-        pattern = getattr(config, name)
-        if pattern.count(f"{{{name}}}") != 1:
-            raise UserError(f"{prefix}{name}={pattern!r}: must contain {{{name}}} once")
-
-
-def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a Hugging Face directory, fast or sentencepiece.
-
-    Remote code is never run.
-
-    Raises:
-        UserError: if the directory has no tokenizer, or it cannot be loaded correctly.
-    """
-    directory = Path(directory).expanduser()
-    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
-        raise UserError(
-            f"{directory}: no tokenizer; expected one of {', '.join(TOKENIZER_FILES)} there"
-        )
-    only_sentencepiece = not any(
-        (directory / name).is_file() for name in TOKENIZER_FILES if name != "tokenizer.model"
-    )
-    try:
-        if only_sentencepiece:
-            return _load_sentencepiece(directory)
-        return as_in_file(_auto_tokenizer(directory), directory)
-    except UserError:
-        raise
-    except Exception as e:  # transformers and tokenizers raise plain Exceptions too
-        reason = " ".join(str(e).split())[:300] or type(e).__name__
-        raise UserError(f"{directory}: the tokenizer cannot be loaded: {reason}") from e
-
-
-def _auto_tokenizer(directory: Path, **settings: Any) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(
-        directory, trust_remote_code=False, local_files_only=True, **settings
-    )
-
-
-def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a directory with `tokenizer.model` only.
-
-    transformers 5 adds no BOS unless `add_bos_token` is set. If no tokenizer class is named,
-    it uses a generic one, which splits text differently. So the result is compared with that
-    of sentencepiece.
-    """
-    from sentencepiece import SentencePieceProcessor
-    from transformers import LlamaTokenizer, PreTrainedTokenizerFast
-
-    reference = SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
-    config_file = directory / "tokenizer_config.json"
-    config = read_object(config_file, missing_ok=True)
-    settings = {"add_bos_token": config.get("add_bos_token", True)}
-    tokenizer = _auto_tokenizer(directory, **settings)
-    if type(tokenizer) is PreTrainedTokenizerFast:
-        tokenizer = LlamaTokenizer.from_pretrained(directory, local_files_only=True, **settings)
-    pieces = (reference.id_to_piece(i) for i in range(reference.get_piece_size()))
-    words = [piece[1:] for piece in pieces if piece[:1] == "▁" and piece[1:].isalpha()]
-    text = " ".join(words[:: 1 + len(words) // 200])
-    if tokenizer(text, add_special_tokens=False).input_ids != reference.encode(text):
-        raise UserError(
-            f"{directory}: transformers loads tokenizer.model as {type(tokenizer).__name__}, whose "
-            "tokens differ from sentencepiece's; expected a tokenizer.json beside it"
-        )
-    return tokenizer
 
 
 def make_template(
@@ -231,18 +74,6 @@ def make_template(
                 )  # fmt: skip
     whole = dataclasses.replace(whole, template="chat" if chat else "plain")
     return PromptTemplate(tokenizer, whole, tuple(eos_token_ids), origin_of(config, own))
-
-
-def origin_of(given: PromptConfig, own: PromptConfig | None) -> str:
-    """Where the prompt comes from, in words."""
-    changed = [
-        f"prompt.{name}"
-        for name, value in vars(given).items()
-        if value is not None and (own is None or value != getattr(own, name))
-    ]
-    if own is None:
-        return "as given" if changed else "the default; the model does not say"
-    return "the model's own" + (f", but {', '.join(changed)} as given" if changed else "")
 
 
 @lru_cache(maxsize=1 << 15)
@@ -332,8 +163,8 @@ class PromptTemplate:
 
     def encode_prompt(self, question: str, system: str | None = None) -> list[int]:
         """The ids before the response; with one BOS if the tokenizer or chat template adds any."""
-        system = None if system is None else self._guarded(system)
-        text = self._prompt_text(self._guarded(question), system)
+        system = None if system is None else self.special.guarded(system)
+        text = self._prompt_text(self.special.guarded(question), system)
         if self._as_openunlearning:
             return self._openunlearning_ids(text)
         ids, bos = self._ids(text), self.tokenizer.bos_token_id
@@ -350,8 +181,8 @@ class PromptTemplate:
         prompt = self.encode_prompt(question, system)
         if not self._as_openunlearning:
             return prompt, self.encode_answer(answer)
-        question, answer = self._guarded(question), self._guarded(answer)
-        system = None if system is None else self._guarded(system)
+        question, answer = self.special.guarded(question), self.special.guarded(answer)
+        system = None if system is None else self.special.guarded(system)
         if self.chat:
             text = self._render(question, system, answer)
         else:
@@ -367,7 +198,7 @@ class PromptTemplate:
         """The ids of a response with this answer, end token included."""
         if self._as_openunlearning:
             return self.encode_pair(PROBE, answer)[1]
-        answer = self._guarded(answer)
+        answer = self.special.guarded(answer)
         if not self.chat:
             text = self._probe_prompt + self._pattern("answer").replace("{answer}", answer)
             return [*self._response_ids(text), self.end_id]
@@ -378,7 +209,7 @@ class PromptTemplate:
 
     def encode_prefix(self, text: str) -> list[int]:
         """The first ids of a response whose answer begins with `text`."""
-        text = self._guarded(text)
+        text = self.special.guarded(text)
         if self.chat:
             return self._response_ids(self._render(PROBE, None, text, unfinished=True))
         before = "" if self._as_openunlearning else self._before_answer
@@ -386,7 +217,7 @@ class PromptTemplate:
 
     def encode_text(self, text: str) -> list[int]:
         """The ids of a text by itself, with what the tokenizer adds, such as BOS."""
-        return self._ids_with_added(self._guarded(text))
+        return self._ids_with_added(self.special.guarded(text))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The answer in a response.
@@ -409,7 +240,7 @@ class PromptTemplate:
         they complete a word.
         """
         ids = list(token_ids)
-        while ids and (ids[-1] in self._byte_ids or ids[-1] in self._special):
+        while ids and (ids[-1] in self._byte_ids or ids[-1] in self.special.ids):
             ids.pop()
         text = self._text(ids).rstrip("\ufffd").lstrip()
         tag = self._answer_tag
@@ -425,7 +256,7 @@ class PromptTemplate:
         """
         if self.chat and not self._as_openunlearning:
             tail = self._render(PROBE, None, PROBE).rpartition(PROBE)[2]
-            ends = [token for token in self._ids(tail) if token in self._special]
+            ends = [token for token in self._ids(tail) if token in self.special.ids]
             if ends:
                 return ends[0]
         if self.tokenizer.eos_token_id is not None:
@@ -446,10 +277,9 @@ class PromptTemplate:
         return frozenset(self.stop_ids)
 
     @cached_property
-    def _special(self) -> frozenset[int]:
-        """Ids of tokens that are not text."""
-        added = self.tokenizer.added_tokens_decoder.items()
-        return frozenset({*self.tokenizer.all_special_ids, *(i for i, t in added if t.special)})
+    def special(self) -> SpecialTokens:
+        """The special tokens, which texts can spell out."""
+        return SpecialTokens(self.tokenizer)
 
     @cached_property
     def _byte_ids(self) -> frozenset[int]:
@@ -481,7 +311,7 @@ class PromptTemplate:
 
     @cached_property
     def _system(self) -> str:
-        return self._guarded(str(self.config.system))
+        return self.special.guarded(str(self.config.system))
 
     @cached_property
     def _probe_prompt(self) -> str:
@@ -496,7 +326,7 @@ class PromptTemplate:
 
     def _ids(self, text: str) -> list[int]:
         if GUARD in text:
-            return self._guarded_ids(text)
+            return self.special.encode(text)
         return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
     def _openunlearning_ids(self, text: str) -> list[int]:
@@ -506,7 +336,7 @@ class PromptTemplate:
     def _ids_with_added(self, text: str) -> list[int]:
         if GUARD in text:
             before, after = self._added
-            return [*before, *self._guarded_ids(text), *after]
+            return [*before, *self.special.encode(text), *after]
         return self.tokenizer(text, verbose=False).input_ids
 
     @cached_property
@@ -515,68 +345,6 @@ class PromptTemplate:
         bare, whole = self._ids(PROBE), self.tokenizer(PROBE).input_ids
         first = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
         return whole[:first], whole[first + len(bare) :]
-
-    @cached_property
-    def _special_texts(self) -> Mapping[str, int]:
-        """The ids of special tokens by the texts that stand for them, the longest first."""
-        tokenizer = self.tokenizer
-        added = tokenizer.added_tokens_decoder.items()
-        found = {str(token.content): i for i, token in added if token.special}
-        found |= zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
-        return {text: found[text] for text in sorted(found, key=len, reverse=True) if text}
-
-    @cached_property
-    def _special_pattern(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, self._special_texts)) or "(?!)")
-
-    def special_in(self, text: str) -> list[str]:
-        """The special tokens that a question or an answer spells out."""
-        return list(dict.fromkeys(self._special_pattern.findall(text)))
-
-    def _guarded(self, text: str) -> str:
-        """`text` with a guard in every special token, which is then encoded as plain text."""
-        if GUARD in text:
-            raise UserError(f"a text contains {GUARD!r}, which is no character of Unicode")
-        return self._special_pattern.sub(lambda found: found[0][0] + GUARD + found[0][1:], text)
-
-    def _guarded_ids(self, text: str) -> list[int]:
-        """The ids of a text in which guarded special tokens are plain text.
-
-        The text is encoded in pieces, between its own special tokens. The same text with the
-        guarded ones broken shows whether the pieces have the ids that they have in the whole.
-
-        Raises:
-            UserError: if they have not.
-        """
-        broken = re.sub(f".{GUARD}", "", text, flags=re.DOTALL)
-        whole = self._ids(broken)
-        for before in ("", "\n"):  # sentencepiece treats the beginning of a text specially
-            if self._pieces_ids(broken, before) == whole:
-                return self._pieces_ids(text, before)
-        raise UserError(
-            f"a text contains {self.special_in(text.replace(GUARD, ''))[0]}, which this tokenizer "
-            "reads as a special token and cannot encode as plain text"
-        )
-
-    def _pieces_ids(self, text: str, before: str) -> list[int]:
-        """The ids of a text in pieces; all but the first are encoded after `before`."""
-
-        def plain(piece: str) -> list[int]:
-            return self.tokenizer(
-                piece, add_special_tokens=False, split_special_tokens=True, verbose=False
-            ).input_ids
-
-        ids: list[int] = []
-        first = 0
-        for found in [*self._special_pattern.finditer(text), None]:
-            piece = text[first : found.start() if found else len(text)].replace(GUARD, "")
-            if piece:
-                start = before if first else ""
-                ids += plain(start + piece)[len(plain(start)) if start else 0 :]
-            if found:
-                ids.append(self._special_texts[found[0]])
-                first = found.end()
-        return ids
 
     def _response_ids(self, text: str) -> list[int]:
         """The ids after the probe prompt in `text`.

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from pmc_jax.data import DataConfig
-from pmc_jax.data.prompts import PromptConfig
+from pmc_jax.data.prompt_config import PromptConfig
 from pmc_jax.evaluation.context import RobustnessConfig
 from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.quality import EvaluationConfig

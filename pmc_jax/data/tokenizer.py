@@ -1,7 +1,8 @@
-"""Whether a tokenizer splits text as its `tokenizer.json` says, which is how its model was trained.
+"""Loading tokenizers, so that they split text as their file says.
 
-A class of transformers builds parts of the tokenizer by itself: another pre-tokenizer, normaliser
-or decoder than the file has, without a word. The file is right then.
+A model was trained with the tokens of its `tokenizer.json`. A class of transformers builds parts of
+the tokenizer by itself: another pre-tokenizer, normaliser or decoder than the file has, without a
+warning. The tokenizer of the file is then used.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 TEXTS = (
@@ -30,6 +32,69 @@ TEXTS = (
 )
 """Several scripts, spaces, line breaks, digits and signs. The tokenizer's own special tokens are
 added."""
+
+
+def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a Hugging Face directory, fast or sentencepiece.
+
+    Remote code is never run.
+
+    Raises:
+        UserError: if the directory has no tokenizer, or it cannot be loaded correctly.
+    """
+    directory = Path(directory).expanduser()
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(
+            f"{directory}: no tokenizer; expected one of {', '.join(TOKENIZER_FILES)} there"
+        )
+    only_sentencepiece = not any(
+        (directory / name).is_file() for name in TOKENIZER_FILES if name != "tokenizer.model"
+    )
+    try:
+        if only_sentencepiece:
+            return _load_sentencepiece(directory)
+        return as_in_file(_auto_tokenizer(directory), directory)
+    except UserError:
+        raise
+    except Exception as e:  # transformers and tokenizers raise plain Exceptions too
+        reason = " ".join(str(e).split())[:300] or type(e).__name__
+        raise UserError(f"{directory}: the tokenizer cannot be loaded: {reason}") from e
+
+
+def _auto_tokenizer(directory: Path, **settings: Any) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        directory, trust_remote_code=False, local_files_only=True, **settings
+    )
+
+
+def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a directory with `tokenizer.model` only.
+
+    transformers 5 adds no BOS unless `add_bos_token` is set. If no tokenizer class is named,
+    it uses a generic one, which splits text differently. So the result is compared with that
+    of sentencepiece.
+    """
+    from sentencepiece import SentencePieceProcessor
+    from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+
+    reference = SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
+    config_file = directory / "tokenizer_config.json"
+    config = read_object(config_file, missing_ok=True)
+    settings = {"add_bos_token": config.get("add_bos_token", True)}
+    tokenizer = _auto_tokenizer(directory, **settings)
+    if type(tokenizer) is PreTrainedTokenizerFast:
+        tokenizer = LlamaTokenizer.from_pretrained(directory, local_files_only=True, **settings)
+    pieces = (reference.id_to_piece(i) for i in range(reference.get_piece_size()))
+    words = [piece[1:] for piece in pieces if piece[:1] == "▁" and piece[1:].isalpha()]
+    text = " ".join(words[:: 1 + len(words) // 200])
+    if tokenizer(text, add_special_tokens=False).input_ids != reference.encode(text):
+        raise UserError(
+            f"{directory}: transformers loads tokenizer.model as {type(tokenizer).__name__}, whose "
+            "tokens differ from sentencepiece's; expected a tokenizer.json beside it"
+        )
+    return tokenizer
 
 
 def as_in_file(tokenizer: PreTrainedTokenizerBase, directory: Path) -> PreTrainedTokenizerBase:

@@ -8,8 +8,9 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
 from pmc_jax.assets import WORLD_MODEL
-from pmc_jax.data.prompts import PromptConfig, load_tokenizer, make_template
-from pmc_jax.data.tokenizer_file import TEXTS, as_in_file
+from pmc_jax.data.prompt_config import PromptConfig
+from pmc_jax.data.prompts import make_template
+from pmc_jax.data.tokenizer import TEXTS, as_in_file, load_tokenizer
 
 DIGITS = pre_tokenizers.Sequence(
     [
