@@ -118,7 +118,7 @@ def test_float64_needs_x64(checkpoint_dir):
 
 
 def test_an_unknown_dtype_is_named(checkpoint_dir):
-    with pytest.raises(pmc.UserError, match=r"model\.dtype=float16: expected one of float32"):
+    with pytest.raises(pmc.UserError, match=r"model\.dtype=float16: expected one of auto, float32"):
         pmc.load_model(checkpoint_dir, dtype="float16")
 
 

@@ -188,6 +188,8 @@ def name_of(part: dict[str, Any] | None) -> str:
     """The type of a part of a tokenizer, and those of a sequence of parts."""
     if part is None:
         return "none"
-    inner = next((part[key] for key in part if isinstance(part[key], list) and part[key]), [])
+    inner: list[Any] = next(
+        (part[key] for key in part if isinstance(part[key], list) and part[key]), []
+    )
     names = [str(own["type"]) for own in inner if isinstance(own, dict) and "type" in own]
     return " and ".join(names) if part["type"] == "Sequence" and names else str(part["type"])

@@ -125,8 +125,10 @@ def answer_scores(
             part = slice(len(pairs[i][0]) - 1, lengths[i] - 1)
             found[i] = TokenScores(*(field[row, part] for field in fields))
             if not found[i].is_finite:
-                prompt = model.template.tokenizer.decode(pairs[i][0], skip_special_tokens=True)
-                raise model.not_finite(i, f"an answer to the prompt {short(prompt)}")
+                prompt = model.template.tokenizer.decode(
+                    list(pairs[i][0]), skip_special_tokens=True
+                )
+                raise model.not_finite(i, f"an answer to the prompt {short(str(prompt))}")
         if on_batch:
             on_batch(len(chosen), sum(len(pairs[i][1]) for i in chosen))
     return [found[i] for i in range(len(pairs))]

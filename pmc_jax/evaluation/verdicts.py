@@ -9,13 +9,17 @@ attacks and do not change a verdict.
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pmc_jax.evaluation.levels import Level, level_of
 from pmc_jax.text.facts import Background, Facts, background_of, facts_left, facts_of
 
-GONE, PARTLY, STILL_THERE = "gone", "partly", "still there"
-NEWLY_APPEARED, NEVER_KNOWN, CANNOT_TELL = "newly appeared", "never known", "cannot tell"
+GONE: Final = "gone"
+PARTLY: Final = "partly"
+STILL_THERE: Final = "still there"
+NEWLY_APPEARED: Final = "newly appeared"
+NEVER_KNOWN: Final = "never known"
+CANNOT_TELL: Final = "cannot tell"
 VERDICTS = (STILL_THERE, NEWLY_APPEARED, PARTLY, CANNOT_TELL, NEVER_KNOWN, GONE)
 """The verdicts on a question, the worst first."""
 
