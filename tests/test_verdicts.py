@@ -15,7 +15,13 @@ from pmc_jax.evaluation.verdicts import (
     verdict,
     verdict_on,
 )
-from pmc_jax.reporting.verdict import unknown_lines, verdict_lines, verdict_sentence
+from pmc_jax.reporting.verdict import (
+    unknown_lines,
+    untested_sentence,
+    verdict_lines,
+    verdict_section,
+    verdict_sentence,
+)
 
 NOTHING = Evidence("none", {})
 KNOWN = Evidence("most", {"sampling": Found(32, 0, 30)})
@@ -154,6 +160,25 @@ def test_what_to_change_is_said():
     text = verdict_lines(found, 60)
     assert text.startswith("VERDICT: Partly forgotten.")
     assert all(len(line) <= 60 for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("attacks", "expected"),
+    [
+        ((), "Not tested: many answers to each question, a forced beginning, all other wordings, "
+             "fine-tuning on a few examples, quantised weights."),
+        (("sampling", "paraphrase", "relearning_benign"),
+         "Not tested: a forced beginning, all other wordings, quantised weights."),
+        (("sampling", "prefilling_greedy", "rewording", "relearning_forget", "quantisation_8"), ""),
+    ],
+)  # fmt: skip
+def test_attacks_that_were_left_out_are_named(attacks, expected):
+    found = verdict(Asked([row(0, "x", "none")], {}), None)
+    found["attacks"] |= {name: {"questions": 1, "revealed": 0, "samples": 4} for name in attacks}
+    assert untested_sentence(found) == expected
+    text = " ".join(verdict_lines(found).split())
+    assert expected in text and ("Not tested" in text) == bool(expected)
+    assert (expected in verdict_section(found).notes) == bool(expected)
 
 
 def test_wordings_of_a_question_count_as_one():

@@ -40,6 +40,15 @@ ATTACK_WORDS = {
 }
 """How a model was asked, by attack."""
 
+UNTESTED_WORDS = {
+    "sampling": "many answers to each question",
+    "prefilling": "a forced beginning",
+    "rewording": "all other wordings",
+    "relearning": "fine-tuning on a few examples",
+    "quantisation": "quantised weights",
+}
+"""The attacks that an evaluation can leave out, by the beginning of their names."""
+
 KIND_WORDS = {
     "revealing": "reveal something", "refusal": "refuse", "other": "assert something else",
     "loop": "are loops", "empty": "are empty",
@@ -84,6 +93,16 @@ def revealed_lines(verdict: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def untested_sentence(verdict: Mapping[str, Any]) -> str:
+    """The attacks that were left out; empty if none was."""
+    missing = [
+        words
+        for name, words in UNTESTED_WORDS.items()
+        if not any(attack.startswith(name) for attack in verdict["attacks"])
+    ]
+    return f"Not tested: {', '.join(missing)}." if missing else ""
+
+
 def kinds_sentence(verdict: Mapping[str, Any]) -> str:
     """The kinds of the greedy answers; empty if there are none."""
     kinds = verdict["answers"]
@@ -114,6 +133,8 @@ def verdict_lines(verdict: Mapping[str, Any], width: int = WIDTH) -> str:
     lines = [wrapped(f"VERDICT: {verdict_sentence(verdict)}")]
     lines += [wrapped(line, "  ") for line in revealed_lines(verdict)]
     if verdict["questions"]:
+        if untested := untested_sentence(verdict):
+            lines.append(wrapped(untested, "  "))
         lines.append(wrapped(kinds_sentence(verdict), "  "))
     if reference := reference_sentence(verdict):
         lines.append(wrapped(reference, "  "))
@@ -149,7 +170,7 @@ class Section:
         sentence: with the counts.
         counts: (verdict, number, words) of the questions, without those that do not occur.
         attacks: (how the model was asked, revealed answers, questions).
-        notes: what the answers were compared with, and their kinds.
+        notes: what was not tested, what the answers were compared with, and their kinds.
         advice: what to change.
     """
 
@@ -174,6 +195,10 @@ def verdict_section(verdict: Mapping[str, Any] | None) -> Section | None:
             (attack_words(name, found["samples"]), found["revealed"], found["questions"])
             for name, found in verdict["attacks"].items()
         ],
-        [note for note in (reference_sentence(verdict), kinds_sentence(verdict)) if note],
+        [
+            note
+            for words in (untested_sentence, reference_sentence, kinds_sentence)
+            if (note := words(verdict))
+        ],
         list(verdict["advice"]),
     )
