@@ -309,6 +309,14 @@ def test_one_model_alone(tmp_path):
     assert SECRET not in page_without_figures(directory, redact=True)
 
 
+def test_warnings_on_data_and_prompts_are_shown(tmp_path, html):
+    directory = write_evaluation(tmp_path, ("target",))
+    path = directory / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"warnings": ["prompts differ"]}))
+    assert "Warning: prompts differ." in Page(page_without_figures(directory, redact=False)).text
+    assert "Warning:" not in Page(html).text
+
+
 def test_few_parts(tmp_path):
     directory = write_evaluation(tmp_path, ("pmc", "target"), parts=("quality",))
     page = Page(write_evaluation_report(directory).read_text())

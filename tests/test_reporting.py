@@ -150,6 +150,13 @@ def test_page_holds_the_results_in_words_and_numbers(tmp_path):
     assert "Writer 0 was born in Oslo" in page.text
 
 
+def test_warnings_on_the_data_are_shown(tmp_path):
+    contents = summary(warnings=["2 answers are <cut>", "a second one"])
+    text = page_of(write_run(tmp_path / "warned", contents)).text
+    assert "Warning: 2 answers are <cut>." in text and "Warning: a second one." in text
+    assert "Warning" not in page_of(write_run(tmp_path / "plain")).text
+
+
 def test_plots_are_written_as_png_and_drawn_in_the_page(tmp_path):
     page = page_of(write_run(tmp_path))
     written = {path.name for path in (tmp_path / "report").glob("*.png")}

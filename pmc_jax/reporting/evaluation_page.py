@@ -93,6 +93,7 @@ def render_evaluation(
         headings=[(model, breakable(short)) for model, short in names.items()],
         verdict=verdict_section(summary["verdict"]),
         headline=evaluation_headline(summary),
+        warnings=summary.get("warnings") or [],
         untuned=[
             (model, sentence) for model in files.models
             if (sentence := summary["facts"][model].get("untuned"))

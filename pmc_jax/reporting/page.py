@@ -136,6 +136,7 @@ def render(run: RunFiles, plots: Sequence[Plot], redaction: Redaction | None = N
         steps=len(run.metrics),
         sentence=(run.summary.get("method") or {}).get("sentence"),
         untuned=run.summary.get("untuned"),
+        warnings=run.summary.get("warnings") or [],
         example_groups=[
             group.changed(hidden_example)
             for group in example_groups(run.samples, run.summary.get("verdict"))
