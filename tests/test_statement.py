@@ -143,6 +143,7 @@ def test_redacted_it_has_no_question_either(tmp_path):
         text = Page(evaluated(directory, redact=redact)).text
         assert (QUESTION in text) == (not redact)
         assert ("quotes no question and no answer" in text) == redact
+        assert ("The full report has them too" in text) == (not redact)
         assert "30 of 30: gone." in text
 
 
