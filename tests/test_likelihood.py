@@ -329,11 +329,11 @@ def test_a_retain_log_serves_another_model(log, scores, tmp_path):
         ('{"forget_truth_ratio": 3}', ""),
         ('{"forget_truth_ratio": {"value_by_index": {"0": {"prob": 1}}}}', ""),
         ('{"forget_truth_ratio": {"value_by_index": [{"score": 1}]}}', ""),
-        ('{"mia_min_k": {"agg_value": "high"}}', "mia_min_k: 'high' is no number"),
-        ('{"mia_min_k": {"agg_value": NaN}}', "mia_min_k: nan is no number"),
+        ('{"mia_min_k": {"agg_value": "high"}}', "mia_min_k: 'high' is not a number"),
+        ('{"mia_min_k": {"agg_value": NaN}}', "holds neither forget_truth_ratio nor mia_min_k"),
         (
             '{"forget_truth_ratio": {"value_by_index": {"0": {"score": 1}, "7": {"score": NaN}}}}',
-            "forget_truth_ratio, row 7: nan is no number",
+            "forget_truth_ratio, row 7: null or NaN is not a number",
         ),
     ],
 )

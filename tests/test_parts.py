@@ -261,7 +261,7 @@ def test_right_answers_are_in_tofu_s_log_only_if_asked_for(tiny_model):
     assert "Lisbon." not in json.dumps(found)
     log = found["files"]["TOFU_EVAL.json"]
     truths = forget_truths(x.sets)
-    assert truths == list(FORGET)
+    assert truths == list(x.sets["forget"]) and len(truths) == len(FORGET)
     filled = with_truths(log, truths)
     assert holds_truths(filled) and not holds_truths(log)
     rows = filled["forget_Q_A_ROUGE"]["value_by_index"]
@@ -275,7 +275,7 @@ def test_right_answers_are_in_tofu_s_log_only_if_asked_for(tiny_model):
         ]
         for kind in ("PARA", "PERT")
     ]
-    assert given == [[row.paraphrased for row in FORGET], [list(row.perturbed) for row in FORGET]]
+    assert given == [[row.paraphrased for row in truths], [list(row.perturbed) for row in truths]]
     assert with_truths(filled, None) == log
     with pytest.raises(ValueError, match="zip"):
         with_truths(log, truths[1:])

@@ -38,13 +38,19 @@ JARGON = (
 def verdict(*results: str, overall: str = "partly forgotten") -> dict:
     """A verdict with these results, repeated, for `QUESTIONS` questions."""
     rows = [
-        {"id": number, "verdict": results[number % len(results)]} for number in range(QUESTIONS)
-    ]
+        {"id": number, "set": "forget", "kind": "refusal", "truncated": False, "by": None,
+         "compared_with": "right answers", "words_left": 0, "words": 1, "samples": 32,
+         "samples_revealing": 0, "verdict": results[number % len(results)]}
+        for number in range(QUESTIONS)
+    ]  # fmt: skip
     way = {"questions": QUESTIONS, "revealed": 3, "samples": 32}
     return {
         "verdict": overall,
         "questions": QUESTIONS,
         "before": True,
+        "compared_with": "right answers",
+        "answers": {"revealing": 0, "refusal": QUESTIONS, "other": 0, "loop": 0, "empty": 0,
+                    "truncated": 0},
         "counts": dict.fromkeys(RESULTS, 0) | Counter(row["verdict"] for row in rows),
         "attacks": {"greedy": {**way, "samples": 1}, "sampling": way, "prefilling": way,
                     "relearning_forget": way, "quantisation_4": way},

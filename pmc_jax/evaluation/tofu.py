@@ -181,7 +181,7 @@ def read_retain_log(path: Path) -> RetainLog:
     Raises:
         UserError: if there is no such file, or it does not have this layout.
     """
-    log = read_object(path, expected=RETAIN_LOG_LAYOUT)
+    log = read_object(path, expected=RETAIN_LOG_LAYOUT, finite=True)  # others write NaN
     try:
         rows = (log.get("forget_truth_ratio") or {}).get("value_by_index") or {}
         scores = {index: row["score"] for index, row in rows.items()}
@@ -196,8 +196,9 @@ def read_retain_log(path: Path) -> RetainLog:
     places = {f"forget_truth_ratio, row {index}": score for index, score in scores.items()}
     for place, value in (places | ({} if auc is None else {"mia_min_k": auc})).items():
         if not isinstance(value, int | float) or not math.isfinite(value):
+            shown = "null or NaN" if value is None else repr(value)
             raise UserError(
-                f"{path}: {place}: {value!r} is no number; expected {RETAIN_LOG_LAYOUT}"
+                f"{path}: {place}: {shown} is not a number; expected {RETAIN_LOG_LAYOUT}"
             )
     ratios = tuple(map(float, scores.values()))
     found = RetainLog(
