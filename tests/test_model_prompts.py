@@ -140,6 +140,7 @@ def test_prompts_are_the_same_tomorrow(tmp_path, monkeypatch, chat):
     assert make_template(tokenizer, PromptConfig()).words.endswith("date 26 Jul 2024")
 
 
+@pytest.mark.slow
 def test_a_run_is_continued_tomorrow(tiny_model, tmp_path, monkeypatch):
     """Its chat template prints today's date, and its prompts must be those that it began with."""
     target = shutil.copytree(tiny_model.directory, tmp_path / "target")
@@ -212,6 +213,7 @@ def call(module, *arguments: str, monkeypatch) -> None:
     module.main()
 
 
+@pytest.mark.slow
 def test_a_model_is_evaluated_as_it_was_trained(run, monkeypatch, capsys):
     """`evaluate` without a prompt gives the numbers of the run; with another one, others."""
     summary = json.loads((run / "run" / "summary.json").read_text())
@@ -241,6 +243,7 @@ def test_a_model_is_evaluated_as_it_was_trained(run, monkeypatch, capsys):
     assert other["facts"]["run"]["prompt_from"].endswith("prompt.system, prompt.question as given")
 
 
+@pytest.mark.slow
 def test_models_that_are_asked_differently_are_told(run, tiny_model):
     data = pmc.Dataset.from_files(run / "forget.jsonl", run / "retain.jsonl")
     config = pmc.EvaluationConfig(max_new_tokens=4, attack_samples=0)
@@ -253,6 +256,7 @@ def test_models_that_are_asked_differently_are_told(run, tiny_model):
     assert not pmc.evaluate(trained, data, before=alike, evaluation=config).summary["warnings"]
 
 
+@pytest.mark.slow
 def test_ask_says_how_it_asks_and_prints_answers_alone(run, monkeypatch, capsys):
     question = "Where was Mara Ostberg born?"
     call(
@@ -269,6 +273,7 @@ def test_ask_says_how_it_asks_and_prints_answers_alone(run, monkeypatch, capsys)
     )
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_recognised_and_training_on_top_asks_the_same(run, tiny_model):
     data = pmc.Dataset.from_files(run / "forget.jsonl", run / "retain.jsonl")
     model = pmc.load_model(run / "run" / "model")

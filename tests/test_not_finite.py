@@ -131,6 +131,7 @@ def data():
     return pmc.Dataset.from_dicts(forget=QUESTIONS, retain=KEPT)
 
 
+@pytest.mark.slow
 def test_training_blames_the_model_before_the_first_update(tiny_model, data):
     model = scaled(tiny_model, 1e30)
     with pytest.raises(UserError, match=r"not finite .* question 'Where was Mara born\?'"):
@@ -142,6 +143,7 @@ def test_training_blames_the_model_before_the_first_update(tiny_model, data):
         assert "target model" in str(error.value)
 
 
+@pytest.mark.slow
 def test_training_blames_the_learning_rate_after_it(tiny_model, data):
     optimizer = pmc.Optimizer(learning_rate=1e30, schedule="constant")
     training = pmc.Training(epochs=4)
@@ -162,6 +164,7 @@ def overflowing(checkpoint_dir, tmp_path):
     return directory
 
 
+@pytest.mark.slow
 def test_every_command_ends_with_one_line(overflowing, tofu_dir, tmp_path, capsys, monkeypatch):
     path, data = f"model.path={overflowing}", f"data.path={tofu_dir}"
     small = ["data.retain_rows=4", "evaluation.attack_samples=2", "evaluation.max_new_tokens=4"]
@@ -184,6 +187,7 @@ def test_every_command_ends_with_one_line(overflowing, tofu_dir, tmp_path, capsy
         assert "measures" not in json.loads(part.read_text())
 
 
+@pytest.mark.slow
 def test_weights_broken_in_memory_give_no_measures(tiny_model, data):
     """No answer is decoded, so that no quality, certificate or extraction strength follows."""
     model = changed(tiny_model, "final_norm", lambda leaf: leaf.at[0].set(jnp.nan))

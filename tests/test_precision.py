@@ -46,6 +46,7 @@ def quickly(model, data, **options):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 def test_what_was_measured_is_what_the_next_command_loads(source_of, data, tmp_path, stored):
     directory = source_of(stored)
@@ -79,6 +80,7 @@ def source_of(checkpoint_dir, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_a_run_in_memory_is_measured_as_it_is_saved(source_of, data, tmp_path):
     result = quickly(pmc.load_model(source_of("bfloat16")), data)
     result.model.save(tmp_path / "saved")

@@ -85,6 +85,7 @@ def assert_clean(html: str, forget) -> None:
             assert squeezed(phrase) not in found
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(rows())
 def test_no_answer_or_secret_is_on_the_page_of_a_run(found):
@@ -115,6 +116,7 @@ def evaluation(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(rows())
 def test_no_answer_or_secret_is_on_the_page_of_an_evaluation(evaluation, found):
