@@ -58,7 +58,9 @@ def test_a_model_beside_the_one_before(tiny_model, dataset):
     )  # fmt: skip
     assert found.measures.keys() == found.before.keys() and found.measures != found.before
     assert {"quantisation_4_worst", "relearning_forget_greedy"} <= found.measures.keys()
-    heading, *lines = found.table().splitlines()
+    verdict, table = found.table().split("\n\n", 1)
+    assert verdict.startswith("VERDICT: ")
+    heading, *lines = table.splitlines()
     assert heading.split() == ["in", "percent", "before", "after"]
     assert max(map(len, lines)) <= 80
     utility = next(line for line in lines if line.startswith("Utility"))

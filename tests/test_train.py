@@ -421,7 +421,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, capsys):
         run("optimizer.learning_rate=1e30", "optimizer.schedule=constant")
     error = capsys.readouterr().err
     assert stop.value.code == 2
-    assert re.search(r"(loss is (nan|inf|-inf)|a weight is not finite) at step \d", error)
+    what = r"(loss is (nan|inf|-inf)|a weight is not finite|the logits are not finite)"
+    assert re.search(rf"{what} at step \d", error)
     assert "last good checkpoint" in error and "(questions [" in error
 
 

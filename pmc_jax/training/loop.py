@@ -160,8 +160,8 @@ def steps(
             if step == 0:
                 raise run.task.model.not_finite(error.index, "a forget question") from error
             raise UserError(
-                f"the logits are not finite after {step} steps; {last_good(files)}try a lower "
-                "optimizer.learning_rate"
+                f"the logits are not finite at step {step} (questions {run.questions(step)}); "
+                f"{last_good(files)}try a lower optimizer.learning_rate"
             ) from error
         yield state, record
 
