@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import pmc_jax as pmc
 from pmc_jax.assets import WORLD_DATA
 from pmc_jax.data import DataConfig, Dataset, load_dataset
-from pmc_jax.data.checks import cut_answers, named, normalised
+from pmc_jax.data.checks import cut_answers, named, question_key
 from pmc_jax.data.encode import encode, special_token_warnings
 from pmc_jax.data.prompt_config import PromptConfig
 from pmc_jax.data.prompts import make_template
@@ -108,9 +108,9 @@ def test_the_bundled_world_is_as_it_should_be():
 
 @given(st.text())
 def test_normalised_is_idempotent_and_blind_to_form(text):
-    once = normalised(text)
-    assert normalised(once) == once
-    assert normalised(unicodedata.normalize("NFD", f" {text}\n")) == once
+    once = question_key(text)
+    assert question_key(once) == once
+    assert question_key(unicodedata.normalize("NFD", f" {text}\n")) == once
 
 
 def test_named():

@@ -1,4 +1,4 @@
-"""A retain model's log is compared only if it is of the same rows; another prompt is told."""
+"""A retain model's log is compared only if it has the same rows; another prompt gives a warning."""
 
 import dataclasses
 import json

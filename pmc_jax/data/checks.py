@@ -11,8 +11,8 @@ Sources = Mapping[str, Sequence[str]]
 """Where the rows of a set came from, by its name: `f.jsonl, line 4` or `forget[3]`."""
 
 
-def normalised(text: str) -> str:
-    """A text without differences of case, spacing and Unicode form."""
+def question_key(text: str) -> str:
+    """A question without differences of case, spacing and Unicode form."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -45,11 +45,11 @@ def check_overlap(
     Raises:
         UserError: if there are some and they are not `allowed`.
     """
-    kept = {normalised(row.question): row.id for row in retain}
+    kept = {question_key(row.question): row.id for row in retain}
     found: dict[int, int] = {}
     for row in [*sets.get("forget", ()), *sets.get("paraphrase", ())]:
         for question in (row.question, *row.variants):
-            if (twin := kept.get(normalised(question))) is not None:
+            if (twin := kept.get(question_key(question))) is not None:
                 found.setdefault(row.id, twin)
     if not found:
         return []
@@ -75,7 +75,7 @@ def duplicate_questions(forget: Sequence[ForgetQuestion], sources: Sources) -> l
     first: dict[tuple[str, str], int] = {}
     again = []
     for row in forget:
-        key = normalised(row.question), normalised(row.system or "")
+        key = question_key(row.question), question_key(row.system or "")
         if first.setdefault(key, row.id) != row.id:
             twin = place(sources, "forget", first[key])
             again.append(f"{place(sources, 'forget', row.id)} (as {twin})")

@@ -30,7 +30,7 @@ HEADLINES = {
     "forgotten": "Forgotten, as far as it was tested",
     "partly forgotten": "Partly forgotten",
     "not forgotten": "Not forgotten",
-    "cannot tell": "It cannot be told whether the model has forgotten",
+    "cannot tell": "It is not known whether the model has forgotten",
 }
 
 RESULTS = {

@@ -13,7 +13,7 @@ VERDICT_WORDS = {
     "still there": ("is still there", "are still there"),
     "newly appeared": ("has newly appeared", "have newly appeared"),
     "never known": ("was never known", "were never known"),
-    "cannot tell": ("cannot be told", "cannot be told"),
+    "cannot tell": ("cannot be judged", "cannot be judged"),
 }
 """Of one answer and of several."""
 

@@ -66,7 +66,7 @@ def supported_kernels(
 
     Args:
         capability: compute capability of an NVIDIA GPU; 0 for other devices.
-        deterministic: whether XLA is told to use deterministic operations only. The gradient of
+        deterministic: whether XLA has to use deterministic operations only. The gradient of
             cuDNN's attention is not one: its bits can differ between two calls.
     """
     dtype = jnp.dtype(dtype)
