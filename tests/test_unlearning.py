@@ -50,7 +50,7 @@ def is_latin(character: str) -> bool:
         return kind in ("Po", "Pd", "Ps", "Pe", "Pi", "Pf", "Sc", "Sk", "Zs")
     if unicodedata.decomposition(character).startswith("<"):
         return kind == "No"
-    return "LATIN" in name or character.isascii()
+    return "LATIN" in name.split() or character.isascii()  # not Glagolitic "LATINATE MYSLITE"
 
 
 LATIN = "".join(filter(is_latin, map(chr, range(0x2E7F))))
