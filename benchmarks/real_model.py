@@ -35,7 +35,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from real_model_page import Run, best_runs, write_results
+from real_model_page import write_results
+from real_model_runs import Run, best_runs
 from smollm2 import HUB, fetch
 from tofu_subset import write_subset
 
@@ -402,7 +403,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="directory of runs, kept")
     parser.add_argument("--tofu", type=Path, help="directory with TOFU's files; default: the hub")
     parser.add_argument("--model", type=Path, help="directory of SmolLM2-135M-Instruct")
-    parser.add_argument("--budget", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument(
+        "--budget", choices=("cpu", "gpu"), default="cpu", help="how much to run; %(default)s"
+    )
     parser.add_argument("--tiny", action="store_true", help="try everything on the bundled model")
     parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="of these methods")
     parser.add_argument("--plan", action="store_true", help="list what would run, and stop")

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import real_model
 import real_model_page
+import real_model_runs
 import smollm2
 from real_model import Evaluation, Training, Work
-from real_model_page import Run
+from real_model_runs import Run
 
 from pmc_jax.unlearning.method import methods
 
@@ -107,7 +108,7 @@ def run(name, quality, utility, worst=0.5, kinds=("paper",), curve=(0.2, 0.5)):
     evaluation = {
         "models": [name], "measures": {name: measured},
         "settings": {"evaluation.attack_samples": len(curve)},
-        "curves": {name: {attack: {"curve": list(curve)} for attack in real_model_page.ATTACKS}},
+        "curves": {name: {attack: {"curve": list(curve)} for attack in real_model_runs.ATTACKS}},
     }  # fmt: skip
     return Run(Path(name), {"settings": settings}, dict.fromkeys(kinds, evaluation), {"cpu": 120.0})
 
@@ -125,7 +126,7 @@ RUNS = [
 
 def test_the_best_of_each_method_has_the_best_balance():
     """min(unlearn quality, utility as a share of the target's): 80, 60; 70, 70; 80."""
-    best = [run.name for run in real_model_page.best_runs(RUNS)]
+    best = [run.name for run in real_model_runs.best_runs(RUNS)]
     assert best == [
         "pmc-lr=1e-4-lambda=1-seed=0",
         "npo-lr=1e-4-lambda=1-seed=0",
@@ -134,12 +135,12 @@ def test_the_best_of_each_method_has_the_best_balance():
 
 
 def test_rivals_forget_at_least_as_much():
-    first, second = real_model_page.rivals(RUNS)
+    first, second = real_model_runs.rivals(RUNS)
     assert (first.quality, first.baseline) == (96.0, None)
     # GD's mean over seeds is 79 / 44, so it forgets less; NPO's second forgets too little.
     assert (second.quality, second.baseline_quality, second.baseline_utility) == (80.0, 85.0, 35.0)
     only_gd = [*RUNS[:3], run("gd-lr=1e-4-seed=0", 80.0, 46.0)]
-    assert real_model_page.rivals(only_gd)[1].baseline_utility == 46.0
+    assert real_model_runs.rivals(only_gd)[1].baseline_utility == 46.0
 
 
 def test_claims_follow_the_numbers():
@@ -172,7 +173,7 @@ def test_what_is_missing_is_said():
     ],
 )
 def test_configurations_in_words(name, text):
-    assert real_model_page.configuration(run(name, 1.0, 1.0)) == text
+    assert real_model_runs.configuration(run(name, 1.0, 1.0)) == text
 
 
 @pytest.mark.slow

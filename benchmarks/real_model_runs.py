@@ -1,0 +1,208 @@
+"""The runs of `real_model.py`: what was measured of each, and what is computed from several."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pmc_jax.reporting.comparison import Outcome, read_outcome
+
+METHODS = ("pmc", "ga", "gd", "dpo", "npo", "simnpo", "idk", "retain_only")
+OWN = "pmc"
+"""The method that the others are compared with."""
+ATTACKS = {"sampling": "sampled", "prefilling": "sampled after a forced beginning"}
+CURVES = {"curve": "ROUGE-L recall", "facts_curve": "fact recall"}
+"""What an attack's curves show of the most revealing of m answers; the last known one counts."""
+BEYOND = ("method.keep_sampling", "method.final_temperature", "method.final_retain_weight")
+"""Options of PMC that are not in the paper and off by default."""
+PLACES = ("name", "runs_dir", "seed", "model.path", "data.path")
+"""Settings that say where a run is, not what it does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished training run.
+
+    Attributes:
+        directory: of the run; its last part is the run's name.
+        summary: its `summary.json`.
+        evaluations: `summary.json` of the evaluations of its model, by their names in the plan.
+        spent: seconds that its command took, of all CPU cores ("cpu") and by the clock ("wall").
+    """
+
+    directory: Path
+    summary: Mapping[str, Any]
+    evaluations: Mapping[str, Mapping[str, Any]]
+    spent: Mapping[str, float] | None
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.directory.name
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All settings of the run by dotted key."""
+        return self.summary["settings"]
+
+    @property
+    def unlearns(self) -> bool:
+        """Whether the run is one of a method that unlearns, rather than fine-tuning."""
+        return self.method != "finetune"
+
+    @property
+    def method(self) -> str:
+        """The method's name; PMC with an option that is not in the paper is a method of its own."""
+        name = str(self.settings["method.name"])
+        beyond = any(self.settings.get(key) for key in BEYOND)
+        return f"{name}, beyond the paper" if beyond else name
+
+    def measures(self, kind: str = "paper") -> Mapping[str, float | None]:
+        """The measures of one evaluation by name; empty if there is none."""
+        found = self.evaluations.get(kind)
+        return found["measures"][self.name] if found else {}
+
+    def curve(self, attack: str, what: str) -> Sequence[float]:
+        """One of `CURVES`: of m sampled answers, m = 1, 2, …, as far as measured."""
+        known = [e["curves"][self.name].get(attack, {}) for e in self.evaluations.values()]
+        return max((part.get(what) or () for part in known), key=len, default=())
+
+    @property
+    def least_likely(self) -> Mapping[str, Any] | None:
+        """Curves of the least-likely attack, if it was measured."""
+        found = self.evaluations.get("paper")
+        return found["curves"][self.name].get("least_likely") if found else None
+
+    @property
+    def cpu_minutes(self) -> float | None:
+        """Minutes of CPU time of the training command, all cores added."""
+        return self.spent["cpu"] / 60 if self.spent else None
+
+    def outcome(self, target: float | None) -> Outcome:
+        """The run as `pmc report pareto` compares runs, with what `evaluate` measured."""
+        found, measured = read_outcome(self.directory), self.measures()
+        return dataclasses.replace(
+            found,
+            method=self.method,
+            settings={k: v for k, v in found.settings.items() if k not in PLACES},
+            quality=float(measured["unlearn_quality"] or 0.0),
+            utility=float(measured["utility"] or 0.0),
+            before=target,
+            minutes=self.cpu_minutes if self.cpu_minutes is not None else found.minutes,
+        )
+
+
+def compared(runs: Sequence[Run]) -> list[Run]:
+    """The runs of unlearning methods whose models are evaluated."""
+    return [run for run in runs if run.unlearns and "paper" in run.evaluations]
+
+
+def named(runs: Sequence[Run], name: str) -> Run | None:
+    """The run with this name, if its model is evaluated."""
+    return next((run for run in runs if run.name == name and "paper" in run.evaluations), None)
+
+
+def utility_of_target(runs: Sequence[Run]) -> float | None:
+    """The utility of the target model."""
+    target = named(runs, "target")
+    return target and target.measures().get("utility")
+
+
+def balance(run: Run, target: float) -> float:
+    """What `best_runs` makes as large as possible."""
+    measured = run.measures()
+    kept = 100 * (measured["utility"] or 0.0) / target
+    return min(measured["unlearn_quality"] or 0.0, kept)
+
+
+def best_runs(runs: Sequence[Run]) -> list[Run]:
+    """For each method, the run of seed 0 with the best balance of quality and utility.
+
+    It has the largest minimum of unlearn quality and utility as a share of the target model's.
+    """
+    target, best = utility_of_target(runs), dict[str, Run]()
+    for run in compared(runs) if target else ():
+        method = run.method
+        if run.settings["seed"] == 0 and (
+            method not in best or balance(run, target) > balance(best[method], target)
+        ):
+            best[method] = run
+    return list(best.values())
+
+
+def leaking(runs: Sequence[Run]) -> list[tuple[str, Run]]:
+    """The models whose leakage is shown, with labels: fine-tuned ones, and the best runs."""
+    found = [(name, run) for name in ("target", "reference") if (run := named(runs, name))]
+    return found + [(run.method, run) for run in best_runs(runs)]
+
+
+def known_curves(runs: Sequence[Run]) -> list[str]:
+    """The keys of `CURVES` that are known of some model."""
+    return [k for k in CURVES if any(run.curve("sampling", k) for _, run in leaking(runs))]
+
+
+def configuration(run: Run) -> str:
+    """The settings in a run's name as text."""
+    parts = re.findall(r"(\w+)=(.+?)(?=-\w+=|$)", run.name)
+    return ", ".join(f"{'λ' if k == 'lambda' else k} {v}" for k, v in parts if k != "seed")
+
+
+def configurations(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The compared runs by configuration: those that differ in the seed only."""
+    found: dict[str, list[Run]] = {}
+    for run in compared(runs):
+        found.setdefault(re.sub(r"-seed=\d+$", "", run.name), []).append(run)
+    return found
+
+
+def order(run: Run) -> tuple[Any, ...]:
+    """PMC first, then methods by name, and their configurations by their settings."""
+    return not run.method.startswith(OWN), run.method, run.name
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of the known values."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rival:
+    """A configuration of PMC and what the baselines reach with at least its unlearn quality."""
+
+    own: Sequence[Run]
+    quality: float
+    utility: float
+    baseline: Sequence[Run] | None
+    baseline_quality: float | None
+    baseline_utility: float | None
+
+
+def rivals(runs: Sequence[Run]) -> list[Rival]:
+    """For each configuration of PMC, the baseline of most utility among those that forget as much.
+
+    The control that unlearns nothing by design, `retain_only`, counts like any other baseline.
+    """
+    groups = [
+        (
+            group,
+            *(
+                mean([run.measures()[key] for run in group]) or 0.0
+                for key in ("unlearn_quality", "utility")
+            ),
+        )
+        for group in configurations(runs).values()
+    ]
+    found = []
+    for own, quality, utility in groups:
+        if own[0].method != OWN:
+            continue
+        others = [
+            other
+            for other in groups
+            if not other[0][0].method.startswith(OWN) and other[1] >= quality
+        ]
+        best = max(others, key=lambda other: other[2], default=(None, None, None))
+        found.append(Rival(own, quality, utility, *best))
+    return sorted(found, key=lambda rival: -rival.quality)
