@@ -134,9 +134,13 @@ def measure(task: str, directory: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print a table, and write `benchmarks/conversion.json`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parameters", type=float, default=2e9)
-    parser.add_argument("--directory", type=Path)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parameters", type=float, default=2e9, help="of the model; %(default)g")
+    parser.add_argument(
+        "--directory", type=Path, help="directory for the files; the default is a temporary one"
+    )
     parser.add_argument("--task", help="used by the benchmark's own processes")
     options = parser.parse_args()
     if options.task:

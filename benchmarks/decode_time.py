@@ -81,8 +81,12 @@ def profiled(name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print a table, and write the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models", nargs="*", default=list(MODELS), choices=list(MODELS), help="default: all"
+    )
     options = parser.parse_args()
     load, found = os.getloadavg()[0], {}
     for name in options.models:

@@ -250,11 +250,18 @@ def compared(name: str, rows: int, repetitions: int) -> dict[str, dict[str, Any]
 def main() -> None:
     """Measure, print a table for each model and number of rows, and write the numbers."""
     on_cpu = jax.default_backend() == "cpu"
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     default = ["1M-4k", "7M-4k"] if on_cpu else ["llama3_2_1b", "llama3_2_3b"]
-    parser.add_argument("models", nargs="*", default=default)
-    parser.add_argument("--rows", nargs="*", type=int, default=[160] if on_cpu else [64, 320, 1280])
-    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("models", nargs="*", metavar="MODEL", default=default, help="a shape")
+    rows = [160] if on_cpu else [64, 320, 1280]
+    parser.add_argument(
+        "--rows", nargs="*", type=int, default=rows, help="responses decoded at once; %(default)s"
+    )
+    parser.add_argument(
+        "--repetitions", type=int, default=7, help="measurements of each variant; %(default)s"
+    )
     options = parser.parse_args()
     device = jax.devices()[0].device_kind
     result: dict[str, Any] = {"load_average": os.getloadavg()[0], "models": {}}

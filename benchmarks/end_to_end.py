@@ -274,12 +274,14 @@ def show(title: str, found: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print tables, and write `benchmarks/end_to_end.json`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repetitions", type=int, default=3, help="number of seeds; %(default)s")
     parser.add_argument(
         "--tofu", nargs=2, metavar=("DIR", "MODEL"), help="also measure on TOFU's questions in DIR"
     )
-    parser.add_argument("--epochs", type=int, default=8, help="number of epochs on TOFU")
+    parser.add_argument("--epochs", type=int, default=8, help="epochs on TOFU; %(default)s")
     for side in ("--ours", "--theirs"):
         parser.add_argument(side, nargs="+", help="used by the benchmark's own processes")
     options = parser.parse_args()

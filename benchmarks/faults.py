@@ -154,9 +154,11 @@ def measure(
 
 def main() -> None:
     """Measure, print, and write `benchmarks/faults.json`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=50, help="how often to kill; %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments; %(default)s")
     parser.add_argument(
         "--directory", type=Path, help="directory for the runs; the default is a temporary one"
     )

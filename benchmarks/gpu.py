@@ -346,13 +346,25 @@ def main() -> None:
 
     Results of earlier calls on the same kind of device stay unless they are measured again.
     """
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--parts", nargs="*", default=["decode", "train"])
-    parser.add_argument("--rows", nargs="*", type=int, default=list(ROWS))
-    parser.add_argument("--remat", nargs="*", default=["dots", "none", "full"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models", nargs="*", default=list(MODELS), choices=MODELS, help="default: all"
+    )
+    parser.add_argument(
+        "--parts", nargs="*", default=["decode", "train"], help="what to measure; default: both"
+    )
+    parser.add_argument(
+        "--rows", nargs="*", type=int, default=list(ROWS), help="responses decoded at once"
+    )
+    parser.add_argument(
+        "--remat", nargs="*", default=["dots", "none", "full"], help="of optimizer steps"
+    )
     parser.add_argument("--tiny", action="store_true", help="check that everything runs")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "gpu.json")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "gpu.json", help="file of the numbers"
+    )
     parser.add_argument("--kept", action="store_true", help="print the results of earlier calls")
     parser.add_argument(
         "--peak", type=float, help="with --kept: compute shares of this peak, in TFLOP/s"

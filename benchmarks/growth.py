@@ -121,8 +121,12 @@ def draw(curves: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Measure, print and draw."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--repetitions", type=int, default=5, help="measurements of each point; %(default)s"
+    )
     options = parser.parse_args()
     params = decoding_params(init_params(jax.random.key(0), CFG), CFG, jnp.float32)
     load = os.getloadavg()[0]

@@ -296,9 +296,15 @@ def spread(found: Sequence[float]) -> str:
 
 def main() -> None:
     """Measure, print two tables, and, with all models, write `benchmarks/sampling.json`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models", nargs="*", default=list(MODELS), choices=list(MODELS), help="default: all"
+    )
+    parser.add_argument(
+        "--repetitions", type=int, default=3, help="measurements of each; %(default)s"
+    )
     options = parser.parse_args()
     load, tries = os.getloadavg()[0], alternate(ceiling_works(), 5)
     found = rates({name: min(seconds) for name, seconds in tries.items()})

@@ -218,12 +218,14 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, and write `benchmarks/savings.json`."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--tofu", nargs=2, metavar=("DIR", "MODEL"), help="also measure on TOFU's questions in DIR"
     )
-    parser.add_argument("--questions", type=int, default=96, help="number of TOFU questions")
-    parser.add_argument("--epochs", type=int, default=4, help="number of epochs on TOFU")
+    parser.add_argument("--questions", type=int, default=96, help="TOFU questions; %(default)s")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs on TOFU; %(default)s")
     options = parser.parse_args()
     result = {"load_average": os.getloadavg()[0], "demo": measure("bundled world", demo())}
     if options.tofu:

@@ -78,8 +78,10 @@ def fetch(out: Path) -> None:
 
 def main() -> None:
     """Fetch the model; OUT must not exist."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path, metavar="OUT")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new directory")
     out = parser.parse_args().out
     if out.exists():
         parser.error(f"{out} exists")

@@ -64,8 +64,10 @@ def compare_facts(directory: Path) -> None:
 
 def main() -> None:
     """Print both."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path, metavar="TOFU")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("directory", type=Path, metavar="TOFU", help="directory of TOFU's files")
     directory = parser.parse_args().directory
     compare_words(directory)
     compare_facts(directory)

@@ -6,6 +6,7 @@ On the same machine and in the same process, it also times the two obvious imple
 few rounds, extrapolated to the rounds that `collapse` needed.
 """
 
+import argparse
 import time
 from pathlib import Path
 
@@ -34,6 +35,9 @@ def seconds_of(work) -> list[float]:
 
 def main() -> None:
     """Measure, print a table, and write `benchmarks/theory.json`."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     probs = jnp.full(K, 1 / K)
     needed = 0
 

@@ -28,11 +28,13 @@ def write_subset(directory: Path, out: Path, counts: Mapping[str, int]) -> None:
 
 def main() -> None:
     """Write the files. OUT must not exist."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path, metavar="DIR")
-    parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--forget", type=int, default=64)
-    parser.add_argument("--retain", type=int, default=336)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("directory", type=Path, metavar="DIR", help="directory of TOFU's files")
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new directory")
+    parser.add_argument("--forget", type=int, default=64, help="forget questions; %(default)s")
+    parser.add_argument("--retain", type=int, default=336, help="retain rows; %(default)s")
     options = parser.parse_args()
     counts = {
         "forget10": options.forget, "forget10_perturbed": options.forget,

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -199,6 +200,27 @@ def test_every_public_name_is_in_the_reference():
     for module, name, heading in documented:
         assert getattr(pmc_jax, heading) is getattr(importlib.import_module(module), name)
     assert {heading for *_, heading in documented} == {*pmc_jax.__all__} - {"__version__", "theory"}
+
+
+SCRIPTS = [
+    path.stem
+    for path in sorted((ROOT / "benchmarks").glob("*.py"))
+    if "__main__" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_of_a_benchmark_says_what_it_does(name, monkeypatch, capsys):
+    """The words of its own docstring, line by line; nothing is run."""
+    with mock.patch.dict("os.environ"):
+        script = importlib.import_module(name)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as end:
+        script.main()
+    shown = capsys.readouterr().out
+    assert end.value.code == 0
+    assert script.__doc__.strip() in shown
+    assert f"python benchmarks/{name}.py" in script.__doc__
 
 
 def test_readme_is_short():
