@@ -28,6 +28,7 @@ from pmc_jax.planning.search import (
     typed,
 )
 from pmc_jax.settings import flat
+from pmc_jax.text.counts import counted
 
 
 def job_of(config: PlanConfig, topology: Topology) -> Job:
@@ -51,7 +52,8 @@ def job_of(config: PlanConfig, topology: Topology) -> Job:
     else:
         data, axis = mesh_layout(config.mesh)
         if data * axis != count:
-            raise UserError(f"mesh={config.mesh}: {topology.name} has {count} devices")
+            found = counted(count, "device", "devices")
+            raise UserError(f"mesh={config.mesh}: {topology.name} has {found}")
     return Job(
         cfg=model,
         dtype=dtype,

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from pmc_jax.data.rows import EvaluationRow, ForgetQuestion, QuestionAnswer
 from pmc_jax.errors import UserError
+from pmc_jax.text.counts import counted
 
 MOST_NAMED = 5
 Sources = Mapping[str, Sequence[str]]
@@ -26,11 +27,6 @@ def named(places: Sequence[str]) -> str:
     """At most five places, then how many more there are."""
     more = len(places) - MOST_NAMED
     return "; ".join(places[:MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
-
-
-def counted(count: int, what: str) -> str:
-    """A count with its noun: 1 answer, 2 answers."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def check_overlap(
@@ -57,11 +53,8 @@ def check_overlap(
         f"{place(sources, 'forget', mine)} (retain: {place(sources, 'retain', twin)})"
         for mine, twin in sorted(found.items())
     ]
-    stand = "stands" if len(pairs) == 1 else "stand"
-    problem = (
-        f"{counted(len(pairs), 'forget question')} also {stand} in the retain data, whose answers "
-        f"are trained on: {named(pairs)}"
-    )
+    count = counted(len(pairs), "forget question also stands", "forget questions also stand")
+    problem = f"{count} in the retain data, whose answers are trained on: {named(pairs)}"
     if allowed:
         return [problem]
     raise UserError(
@@ -81,8 +74,8 @@ def duplicate_questions(forget: Sequence[ForgetQuestion], sources: Sources) -> l
             again.append(f"{place(sources, 'forget', row.id)} (as {twin})")
     if not again:
         return []
-    verb = "repeats" if len(again) == 1 else "repeat"
-    return [f"{counted(len(again), 'forget question')} {verb} an earlier one: {named(again)}"]
+    count = counted(len(again), "forget question repeats", "forget questions repeat")
+    return [f"{count} an earlier one: {named(again)}"]
 
 
 def cut_answers(
@@ -97,9 +90,9 @@ def cut_answers(
     rows = [row for row, length in lengths.items() if length > max_length]
     if not rows:
         return []
-    verb = "is" if len(rows) == 1 else "are"
+    count = counted(len(rows), f"answer of the {name} data is", f"answers of the {name} data are")
     return [
-        f"{counted(len(rows), 'answer')} of the {name} data {verb} cut at "
-        f"training.max_length={max_length}, and no end token is trained after the cut: "
+        f"{count} cut at training.max_length={max_length}, "
+        "and no end token is trained after the cut: "
         f"{named([place(sources, name, row) for row in rows])}"
     ]

@@ -5,12 +5,13 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from pmc_jax.data.checks import counted, named
+from pmc_jax.data.checks import named
 from pmc_jax.data.dataset import Dataset
 from pmc_jax.data.files import to_json
 from pmc_jax.data.prompts import PromptTemplate, check_lengths
 from pmc_jax.data.rows import EvaluationRow, ForgetQuestion, QuestionAnswer
 from pmc_jax.errors import UserError
+from pmc_jax.text.counts import counted
 
 Row = TypeVar("Row", bound=ForgetQuestion | QuestionAnswer | EvaluationRow)
 Encoded = TypeVar("Encoded")
@@ -107,10 +108,9 @@ def special_token_warnings(dataset: Dataset, template: PromptTemplate) -> list[s
     if not texts:
         return []
     places = list(dict.fromkeys(place for own in texts.values() for place in own))
-    verb = "spells" if len(places) == 1 else "spell"
     return [
-        f"{counted(len(places), 'row')} {verb} special tokens ({' '.join(texts)}), which are "
-        f"encoded as plain text: {named(places)}"
+        f"{counted(len(places), 'row spells', 'rows spell')} special tokens ({' '.join(texts)}), "
+        f"which are encoded as plain text: {named(places)}"
     ]
 
 

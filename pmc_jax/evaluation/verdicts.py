@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from pmc_jax.evaluation.levels import Level, level_of
+from pmc_jax.text.counts import counted
 from pmc_jax.text.facts import Background, Facts, background_of, facts_left, facts_of
 
 GONE: Final = "gone"
@@ -397,8 +398,3 @@ def advice(
     if not any(attack["samples"] > 1 for attack in attacks.values()):
         told.append("No attack was measured, so more may come out.")
     return told
-
-
-def counted(number: int, one: str, many: str) -> str:
-    """A number with its noun."""
-    return f"{number} {one if number == 1 else many}"

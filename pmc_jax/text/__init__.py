@@ -1,1 +1,1 @@
-"""Comparing texts: their words, and how many of them another text repeats."""
+"""Words: those of texts, how many of them another text repeats, and those beside a number."""
