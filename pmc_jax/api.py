@@ -12,7 +12,7 @@ The commands call the same functions.
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,9 +213,11 @@ def run_unlearning(
         if evaluation is None:
             return None
         path = None if directory is None else directory / "evaluation" / f"{name}.json"
-        return evaluate_stage(
+        found = evaluate_stage(
             model, data, evaluation, path, name, max_length=training.max_length, seed=seed
         )
+        spent[f"evaluate_{name}"] = found["seconds"]
+        return found
 
     with on_mesh(model.mesh):
         before = evaluated(model, "before")
@@ -226,29 +228,13 @@ def run_unlearning(
             method, inputs, optimizer, directory=directory, settings=settings,
             checkpoints=checkpoints, logging=logging, progress=stage, on_step=on_step,
         )  # fmt: skip
-        result = model.with_params(trained.params)
-        if directory is not None:
-            with timed(spent, "export"):
-                if not from_first((directory / "model").exists):
-                    result.save(directory / "model")
-                # What is measured is what was exported, rounded to the dtypes of its files. They
-                # name the dtype it is computed in, which whoever loads them uses, too.
-                for leaf in jax.tree.leaves(trained.params):
-                    leaf.delete()
-                result = exported_model(model, directory)
-        else:
-            result = result.as_saved()
+        spent |= training_seconds(trained)
+        with timed(spent, "export"):
+            result = delivered(model.with_params(trained.params), directory)
         after = evaluated(result, "after")
         weights = None if directory is None else seal(checksums(result.params))
-    judged = None
-    if before and after and method.unlearns:
-        judged = run_verdict(before, after, settings)
-    if directory is not None and is_first():
-        write_summary(
-            directory, method, settings, result, trained, before, after, spent, inputs,
-            judged=judged, untuned=untuned, weights=weights,
-        )  # fmt: skip
-    return Unlearned(
+    judged = run_verdict(before, after, settings) if before and after and method.unlearns else None
+    unlearned = Unlearned(
         result,
         tuple(map(StepRecord.from_json, trained.lines) if trained.lines else trained.records),
         before and before["measures"],
@@ -256,6 +242,39 @@ def run_unlearning(
         directory,
         judged,
     )
+    if directory is not None and is_first():
+        if before and after:
+            rows = sample_rows(before["answers"], after["answers"])
+            write_json_lines(directory / "samples.jsonl", rows)
+        write_summary(
+            directory, unlearned, method, settings, inputs, trained.lines, spent,
+            untuned=untuned, weights=weights,
+        )  # fmt: skip
+        if before and after:
+            write_report(directory)
+    return unlearned
+
+
+def training_seconds(trained: Trained) -> dict[str, float]:
+    """The seconds of each part of training, in the order of the run."""
+    fixed = dict(trained.seconds)
+    checkpoint = fixed.pop("checkpoint")
+    return {**fixed, **step_seconds(trained.lines), "checkpoint": checkpoint}
+
+
+def delivered(trained: LanguageModel, directory: Path | None) -> LanguageModel:
+    """The model as whoever loads it finds it; with a run directory, exported there.
+
+    It is rounded to the dtypes of its files, which also name the dtype it is computed in. With a
+    directory, the trained weights are deleted and the files loaded.
+    """
+    if directory is None:
+        return trained.as_saved()
+    if not from_first((directory / "model").exists):
+        trained.save(directory / "model")
+    for leaf in jax.tree.leaves(trained.params):
+        leaf.delete()
+    return exported_model(trained, directory)
 
 
 def asked_of(found: Mapping[str, Any]) -> Asked:
@@ -303,39 +322,22 @@ def evaluate_stage(
 
 def write_summary(
     directory: Path,
+    unlearned: Unlearned,
     method: Method,
     settings: Mapping[str, Any],
-    model: LanguageModel,
-    trained: Trained,
-    before: Mapping[str, Any] | None,
-    after: Mapping[str, Any] | None,
-    seconds: Mapping[str, float],
     inputs: Inputs,
+    steps: Sequence[Mapping[str, Any]],
+    seconds: Mapping[str, float],
     *,
-    judged: Mapping[str, Any] | None,
     untuned: str | None,
     weights: str | None,
 ) -> None:
-    """Write `samples.jsonl` and `summary.json`, and the report if there were evaluations."""
-    fixed, earlier = dict(trained.seconds), dict(seconds)
-    checkpoint, export = fixed.pop("checkpoint"), earlier.pop("export")
-    parts = {
-        **earlier,
-        **({"evaluate_before": before["seconds"]} if before else {}),
-        **fixed,
-        **step_seconds(trained.lines),
-        "checkpoint": checkpoint,
-        "export": export,
-        **({"evaluate_after": after["seconds"]} if after else {}),
-    }
-    if before and after:
-        rows = sample_rows(before["answers"], after["answers"])
-        write_json_lines(directory / "samples.jsonl", rows)
+    """Write `summary.json`; the arguments are explained at `runs.summary.summarise`."""
+    model = unlearned.model
     summary = summarise(
-        directory.name, settings, model.config, before["measures"] if before else {},
-        after["measures"] if after else {}, trained.lines, parts,
-        {"name": method.name, "sentence": method.sentence},
-        untuned=untuned, weights=weights, verdict=judged,
+        directory.name, settings, model.config, unlearned.before or {}, unlearned.after or {},
+        steps, seconds, {"name": method.name, "sentence": method.sentence},
+        untuned=untuned, weights=weights, verdict=unlearned.verdict,
     )  # fmt: skip
     summary |= {
         "prompt": prompt_facts(inputs.task.model.template),
@@ -343,8 +345,6 @@ def write_summary(
     }
     summary["model"]["precision"] = precision(directory / "model", model.dtype)
     write_json(directory / SUMMARY, summary)
-    if before and after:
-        write_report(directory)
 
 
 def settings_of_call(

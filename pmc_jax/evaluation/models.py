@@ -54,14 +54,18 @@ def load_for_evaluation(
 ) -> tuple[LanguageModel, dict[str, Any]]:
     """The model at `path`, ready for decoding, and the facts about it."""
     model = load_language_model(source_of(config, path), config.prompt, mesh)
-    facts = {
+    facts = {**facts_of(model, path), "weights": seal(checksums(model.params))}
+    return model.for_decoding(), facts
+
+
+def facts_of(model: LanguageModel, path: str) -> dict[str, Any]:
+    """What a summary says of a model: where it is, its size, its prompt and its precision."""
+    return {
         "path": path,
         "parameters": param_count(model.config),
-        "weights": seal(checksums(model.params)),
         **prompt_facts(model.template),
         "precision": precision(model.directory, model.dtype),
     }
-    return model.for_decoding(), facts
 
 
 def record_facts(record: Path, facts: dict[str, Any]) -> None:

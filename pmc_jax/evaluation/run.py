@@ -8,20 +8,20 @@ from typing import Any
 import jax
 
 from pmc_jax.data import Controls, Dataset
-from pmc_jax.data.prompts import prompt_facts
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation.benchmark import reference_scores
 from pmc_jax.evaluation.context import EvaluationContext, RobustnessConfig
 from pmc_jax.evaluation.inputs import check_prompts, evaluation_warnings
 from pmc_jax.evaluation.measure import measure_part
+from pmc_jax.evaluation.models import facts_of
 from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.quality import EvaluationConfig
 from pmc_jax.evaluation.relearning import relearner
 from pmc_jax.evaluation.robustness import check_robustness
 from pmc_jax.evaluation.summary import Parts, summarise
 from pmc_jax.evaluation.tofu import RetainLog, read_retain_log
-from pmc_jax.language_model import LanguageModel, precision
-from pmc_jax.model import on_mesh, param_count
+from pmc_jax.language_model import LanguageModel
+from pmc_jax.model import on_mesh
 from pmc_jax.reporting.side_by_side import comparison_table
 from pmc_jax.reporting.verdict import verdict_lines
 from pmc_jax.runtime.progress import warn
@@ -150,15 +150,7 @@ def evaluate(
         with on_mesh(each.mesh):
             given = dataclasses.replace(context(each), references=references)
             parts[name] = {part: measure_part(given, part, name) for part in SUITES[suite]}
-    facts = {
-        name: {
-            "path": str(each.directory),
-            "parameters": param_count(each.config),
-            **prompt_facts(each.template),
-            "precision": precision(each.directory, each.dtype),
-        }
-        for name, each in models.items()
-    }
+    facts = {name: facts_of(each, str(each.directory)) for name, each in models.items()}
     settings = {
         "suite": suite, "prefix": prefix, "confidence": confidence, "max_length": max_length,
         "seed": seed, "evaluation": dataclasses.asdict(evaluation),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 
 from pmc_jax.data import Dataset
 from pmc_jax.data.checks import cut_answers
@@ -16,7 +17,7 @@ from pmc_jax.data.encode import digest, encode, fingerprints, special_token_warn
 from pmc_jax.data.files import to_json, write_json_lines
 from pmc_jax.errors import UserError
 from pmc_jax.language_model import LanguageModel
-from pmc_jax.model import param_count
+from pmc_jax.model import ModelConfig, param_count
 from pmc_jax.model.specs import Params
 from pmc_jax.runs.checkpoints import (
     CheckpointConfig,
@@ -143,6 +144,48 @@ class Trained:
     seconds: dict[str, float]
 
 
+NOTHING_TRAINED = (
+    "warning: the learning rate of the only step is 0 (warm-up), so nothing is trained; "
+    "expected more training.epochs or optimizer.warmup_epochs=0"
+)
+
+
+def prepare(method: Method, inputs: Inputs, params: Params) -> dict[str, Any]:
+    """What the method computes from the target model, and the seconds spent, as in a checkpoint.
+
+    Raises:
+        UserError: if it is not finite.
+    """
+    model, seconds = inputs.task.model, {"checkpoint": 0.0}
+    # It asks the forget questions in their order.
+    with timed(seconds, "target_model"), model.naming(inputs.questions):
+        found = method.prepare(inputs.task, inputs.examples, params)
+    # As JSON here too, so that a continued run sees the same values.
+    try:
+        text = to_json(found, finite=True)
+    except ValueError:
+        raise UserError(
+            f"{model.directory}: what {method.name} computes from the target model before the "
+            "first step is not finite; its logits are NaN, infinite, or too large"
+        ) from None
+    return {"prepared": json.loads(text), "seconds": seconds}
+
+
+def first_state(
+    params: Params, optimizer: optax.GradientTransformation, cfg: ModelConfig
+) -> TrainState:
+    """The state before the first step; the weights are donated.
+
+    One function is compiled for all of it. Eagerly, each shape would need one of its own.
+    """
+
+    @partial(jax.jit, donate_argnums=0)
+    def start(params: Params) -> TrainState:
+        return place_state(init_state(params, optimizer), cfg, optimizer)
+
+    return start(params)
+
+
 def train_model(
     params: Params,
     method: Method,
@@ -175,27 +218,6 @@ def train_model(
     )
     frozen = method.frozen(task, params)
     initial = method.initial_state(task)
-
-    @partial(jax.jit, donate_argnums=0)
-    def start(params: Params) -> TrainState:
-        """The first state, by one compiled function; eagerly, every shape would need its own."""
-        return place_state(init_state(params, transformation), model.config, transformation)
-
-    def prepared() -> dict[str, Any]:
-        seconds = {"checkpoint": 0.0}
-        # It asks the forget questions in their order.
-        with timed(seconds, "target_model"), model.naming(inputs.questions):
-            found = method.prepare(task, inputs.examples, params)
-        # As JSON here too, so that a continued run sees the same values.
-        try:
-            text = to_json(found, finite=True)
-        except ValueError:
-            raise UserError(
-                f"{model.directory}: what {method.name} computes from the target model before the "
-                "first step is not finite; its logits are NaN, infinite, or too large"
-            ) from None
-        return {"prepared": json.loads(text), "seconds": seconds}
-
     with ExitStack() as stack:
         restored, manager = None, None
         if directory is not None:
@@ -206,8 +228,8 @@ def train_model(
                     leaf.delete()  # frees memory for the restored weights
             restored = restore_latest(manager, RunState(abstract, initial))
         if restored is None:
-            extra = prepared()
-            state = RunState(start(params), initial)
+            extra = prepare(method, inputs, params)
+            state = RunState(first_state(params, transformation, model.config), initial)
         else:
             state, extra = restored
         run: Run[Method] = Run(
@@ -228,10 +250,7 @@ def train_model(
         for line in method.lines(run):
             shown.say(line)
         if run.total == 1 and schedule(0) == 0:
-            shown.say(
-                "warning: the learning rate of the only step is 0 (warm-up), so nothing is "
-                "trained; expected more training.epochs or optimizer.warmup_epochs=0"
-            )
+            shown.say(NOTHING_TRAINED)
         state, records = train(
             run,
             make_train_step(
