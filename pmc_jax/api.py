@@ -75,8 +75,8 @@ def load_model(
             exported it, else float32. Weights are kept in float32 at least.
         remat: what the backward pass recomputes to save memory: "none", "dots" or "full".
         mesh: "auto" for all devices, or "DATAxMODEL" (see the page on scaling).
-        prompt: how questions become prompts; a key that it leaves open is as the model was trained,
-            or else the default.
+        prompt: how questions become prompts. Keys that are None are as the model was trained, or
+            else the defaults.
         check_weights: refuse a model with a weight that is NaN or infinite.
 
     Raises:
@@ -133,7 +133,7 @@ def unlearn(
 
     Args:
         model: the target model. It stays as it is, unless `donate`.
-        data: what to forget and what to keep.
+        data: what to forget, and what to keep.
         method: a method with its settings; None: `PMC()`.
         training, optimizer: how long to train, and how.
         seed: data order, retain draws and samples depend on it.
@@ -363,10 +363,10 @@ def settings_of_call(
 
 
 def is_finished(directory: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> bool:
-    """Whether `directory` holds a run with these settings that has come to its end.
+    """Whether `directory` contains a finished run with these settings.
 
     Raises:
-        UserError: if it holds a run with other settings, or something that is not a run.
+        UserError: if it contains a run with other settings, or something that is not a run.
     """
     return holds_run(directory, settings, overwrite=overwrite) and (directory / SUMMARY).is_file()
 
@@ -385,6 +385,6 @@ def finished(directory: Path, model: LanguageModel) -> Unlearned:
 
 
 def exported_model(model: LanguageModel, directory: Path) -> LanguageModel:
-    """The model that a run has exported, as it was rounded to the stored dtypes."""
+    """The model that a run has exported, with weights in the dtypes of its files."""
     source = ModelSource(str(directory / "model"), model.dtype, model.remat)
     return load_language_model(source, model.template.config, model.mesh)

@@ -90,7 +90,7 @@ class LanguageModel:
 
     @property
     def tensor_leaves(self) -> tuple[Leaves, ...]:
-        """The leaves of the parameters that a tensor of its checkpoint has, by kind of tensor."""
+        """For each kind of tensor in the checkpoint, the leaves of the parameters with its values."""
         _, family, config = read_config(self.directory)
         return tuple(row.leaves for row, _ in rows_of(family, config))
 
@@ -289,7 +289,7 @@ def template_of(
 ) -> PromptTemplate:
     """The prompt template of a checkpoint, checked against the model's vocabulary.
 
-    `prompt` goes before the model's own settings, and these before the defaults.
+    `prompt` overrides the model's own settings, which override the defaults.
     """
     own = read_prompt(directory)
     template = make_template(load_tokenizer(directory), prompt, eos_token_ids, own)

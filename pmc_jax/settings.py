@@ -1,4 +1,4 @@
-"""Settings as dataclass fields: bounds, choices and documentation stand beside each field.
+"""Settings as dataclass fields: each field declares its bounds, choices and documentation.
 
 A settings class is a frozen dataclass. Its docstring has a line for each field under
 `Attributes:`, which `--help` prints. Its fields carry their bounds as metadata:

@@ -46,7 +46,7 @@ def test_a_forget_question_in_the_retain_data_is_an_error(spelling):
     retain = [*RETAIN, *rows("Who is Zoë?")]
     error = message(Dataset.from_dicts, forget, retain)
     assert error == (
-        "1 forget question also stands in the retain data, whose answers are trained on: "
+        "1 forget question is also in the retain data, whose answers are trained on: "
         "forget[1] (retain: retain[9]); remove these rows, or allow them with "
         "data.allow_overlap=true (in Python, allow_overlap=True)"
     )
@@ -103,7 +103,7 @@ def test_the_bundled_world_is_as_it_should_be():
     assert Dataset.bundled().warnings == ()
     everything = DataConfig(path=str(WORLD_DATA), forget="forget10", retain="full")
     count = len((WORLD_DATA / "forget10.json").read_text().splitlines())
-    assert message(load_dataset, everything).startswith(f"{count} forget questions also stand")
+    assert message(load_dataset, everything).startswith(f"{count} forget questions are also in")
 
 
 @given(st.text())

@@ -53,7 +53,7 @@ def check_overlap(
         f"{place(sources, 'forget', mine)} (retain: {place(sources, 'retain', twin)})"
         for mine, twin in sorted(found.items())
     ]
-    count = counted(len(pairs), "forget question also stands", "forget questions also stand")
+    count = counted(len(pairs), "forget question is also", "forget questions are also")
     problem = f"{count} in the retain data, whose answers are trained on: {named(pairs)}"
     if allowed:
         return [problem]
@@ -64,7 +64,7 @@ def check_overlap(
 
 
 def duplicate_questions(forget: Sequence[ForgetQuestion], sources: Sources) -> list[str]:
-    """Warn of forget questions that stand in the data more than once."""
+    """Warn of forget questions that are in the data more than once."""
     first: dict[tuple[str, str], int] = {}
     again = []
     for row in forget:

@@ -94,7 +94,7 @@ class Dataset:
                 `real_authors`.
             retain_rows: how many retain rows to evaluate, drawn with replacement; None: each
                 once.
-            allow_overlap: whether a forget question may also stand in the retain data.
+            allow_overlap: whether a forget question may also be in the retain data.
 
         Raises:
             UserError: naming file, row and field, if the data is malformed.

@@ -94,7 +94,7 @@ class PromptTemplate:
     The ids of a prompt and of an answer together are the ids of the whole text.
 
     With the format "openunlearning" the ids are those of OpenUnlearning's
-    `preprocess_chat_instance`. The plain prompt includes what stands before the answer, such as a
+    `preprocess_chat_instance`. The plain prompt includes what precedes the answer, such as a
     space. A prompt and its answer are encoded together, and the answer is what follows as many
     ids as the prompt has. It goes on to the end of the chat template, and to EOS.
 

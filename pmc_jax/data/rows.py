@@ -26,7 +26,7 @@ class DataConfig:
         retain_rows: retain examples to evaluate, drawn with replacement; None: each once.
         holdout: file like `forget` that the model has never seen, for membership inference.
         text: file with unrelated text, one paragraph a line, for side effects.
-        allow_overlap: allow forget questions that also stand in `retain`, whose answers are
+        allow_overlap: allow forget questions that are also in `retain`, whose answers are
             trained on.
 
     For format=tofu, the last four files are found by their names in TOFU if they are None:

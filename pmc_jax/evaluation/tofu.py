@@ -109,7 +109,7 @@ class RetainLog:
         indices: the row numbers of the truth ratios, as the log has them; None: 0, 1, ….
         min_k_rows: how many forget and how many holdout answers the AUC is of, if known.
         inputs: what was asked, by row number: the question, or the prompt with it.
-        measured_on: `measured_on` of the rows and the prompt, in logs of this program.
+        measured_on: `measured_on` of the rows and the prompt, in logs of `pmc_jax`.
     """
 
     truth_ratios: tuple[float, ...]

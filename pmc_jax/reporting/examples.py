@@ -198,21 +198,21 @@ def leaking(row: Mapping[str, Any], known: Background) -> tuple[list[Span], list
     old, new = text_of(row.get("before")), text_of(row.get("after"))
     if row.get("facts_after") is None:
         facts = facts_of(old, text_of(row.get("question")), known)
-        places = [
+        positions = [
             [(start, end, "fact") for start, end in fact_spans(facts, text)] for text in (old, new)
         ]
     else:
-        places = [[tuple(mark) for mark in row[key]] for key in ("marks_before", "marks_after")]
+        positions = [[tuple(mark) for mark in row[key]] for key in ("marks_before", "marks_after")]
     said = set(words_of(new))
     before: list[tuple[int, int, Mark]] = [
         (start, end, MARKS[what] if said.issuperset(words_of(old[start:end])) else "gone")
-        for start, end, what in places[0]
+        for start, end, what in positions[0]
     ]
-    return placed(old, before), placed(new, [(s, e, MARKS[what]) for s, e, what in places[1]])
+    return placed(old, before), placed(new, [(s, e, MARKS[what]) for s, e, what in positions[1]])
 
 
 def placed(text: str, marks: Sequence[tuple[int, int, Mark]]) -> list[Span]:
-    """A text in spans with marks at (start, end) places, which are in order and disjoint."""
+    """A text in spans with marks at (start, end) positions, which are in order and disjoint."""
     spans, done = [], 0
     for start, end, mark in marks:
         spans += [Span(text[done:start]), Span(text[start:end], mark)]

@@ -1,7 +1,7 @@
 """Pages for others: the files of a run or an evaluation without what is to be forgotten.
 
 A redacted page is written from files in which every right answer and secret of a forget row is
-masked, wherever it stands, and answers to forget questions that may reveal one are hidden. The
+masked, wherever it occurs, and answers to forget questions that may reveal one are hidden. The
 right answers are not in these files, so the data set is read again.
 """
 
@@ -32,7 +32,7 @@ HIDDEN = "(hidden)"
 MASK = "▇▇▇"
 """Stands for a right answer or a secret within another text."""
 KEPT_KEYS = frozenset({"set", "kind", "level", "verdict", "by", "date"})
-"""Keys whose values are words of the program or dates, which are no text."""
+"""Keys whose values are never masked: fixed words, such as verdicts, and dates."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Redaction:
             return MASK if text.strip() else text
         for symbols in self._without_words:
             text = text.replace(symbols, MASK)
-        places = {place for phrase in self._candidates(text) for place in found(text, phrase)}
+        positions = {each for phrase in self._candidates(text) for each in found(text, phrase)}
         shown, end = "", 0
-        for start, stop in sorted(places):
+        for start, stop in sorted(positions):
             shown += (text[end:start] + MASK) if start >= end else ""
             end = max(end, stop)
         return shown + text[end:]

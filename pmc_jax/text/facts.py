@@ -14,10 +14,10 @@ from pmc_jax.text.stop_words import stop_words_of
 from pmc_jax.text.words import word_spans, words_of
 
 COMMON_SHARE, COMMON_COUNT = 0.1, 3
-"""A word of more than this share of the kept answers, and of at least so many, is common."""
+"""A word is common if at least this share and this number of the kept answers have it."""
 
 PATTERN_SHARE, PATTERN_COUNT = 0.5, 20
-"""A word of more than this share of the forget answers is common, if there are so many answers."""
+"""With at least this many forget answers, a word is also common if more than this share has it."""
 
 SENTENCE_ENDS = frozenset(".!?:;…。！？")
 QUOTES = " \t\n\"'“”„«»‘’‚(["
@@ -28,7 +28,7 @@ class Background:
     """What a data set says about words.
 
     Attributes:
-        common: words of so many answers that they carry no fact.
+        common: words that occur in too many answers to carry a fact.
         kept: all words of the answers to be kept.
     """
 
@@ -42,8 +42,8 @@ class Facts:
 
     Attributes:
         words: without repetitions, in the order of the answer.
-        names: those that are numbers or names (written with a capital within a sentence), and
-            that no answer to be kept has. One of them is telling by itself.
+        names: the telling ones: numbers, and names (words with a capital within a sentence), that
+            no answer to be kept has. A single one of them reveals a part of the answer.
     """
 
     words: tuple[str, ...]
@@ -67,10 +67,10 @@ def background_of(forget: Iterable[str], kept: Iterable[str]) -> Background:
 
 @functools.lru_cache(maxsize=1 << 14)
 def facts_of(answer: str, question: str, background: Background) -> Facts:
-    """The facts of `answer`: its words that are not of the question, and not common.
+    """The facts of `answer`: its words that are not in the question and not common.
 
-    If no word remains, common words count, then those of the question, then stop words, so
-    that an answer with words has facts.
+    If no word remains, common words count, too; then words of the question; then stop words. So
+    an answer with words always has facts.
     """
     own, asked = words_of(answer), frozenset(words_of(question))
     stop = stop_words_of(own + words_of(question))
@@ -107,6 +107,6 @@ def fact_recall(facts: Facts, text: str) -> float | None:
 
 
 def fact_spans(facts: Facts, text: str) -> list[tuple[int, int]]:
-    """Where the fact words stand in `text`."""
+    """Where the fact words occur in `text`."""
     wanted = frozenset(facts.words)
     return [(start, end) for start, end, word in word_spans(text) if word in wanted]

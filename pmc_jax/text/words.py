@@ -1,9 +1,10 @@
-"""The words of a text in any script, and where a phrase stands in it.
+"""The words of a text in any script, and where a phrase occurs in it.
 
 Two spellings of a word are equal if they differ only in case, width, normal form, invisible
 characters, the accents of Latin, Greek and Cyrillic letters, or the vowel points of Hebrew and
 Arabic. English inflections are equal too: Latin words are stemmed. Scripts that put no spaces
-between words, or that attach particles to them as Korean does, are read sign by sign.
+between words, or that attach particles to them as Korean does, are read sign by sign: a sign is a
+character with its marks.
 """
 
 import re
@@ -109,12 +110,12 @@ def signs(text: str) -> int:
 
 
 def word_spans(text: str) -> list[tuple[int, int, str]]:
-    """The words of a text in order, each with its place.
+    """The words of a text in order, each with its position.
 
     Returns:
-        (start, end, word) for each word: it stands at `text[start:end]`, with its marks, and two
-        words are the same if these strings are equal. Places are disjoint: the words of a single
-        character, such as ½, are one string with spaces.
+        (start, end, word) for each word: `text[start:end]` is the word with its marks, and two
+        words are the same if the strings `word` are equal. Positions are disjoint: the words of a
+        single character, such as ½, are one string with spaces.
     """
     words: list[tuple[int, int, str]] = []
     for start, end, word in _spans(text, "apart"):
@@ -133,7 +134,7 @@ def words_of(text: str) -> tuple[str, ...]:
 
 
 def holds(text: str, phrase: str) -> bool | None:
-    """Whether the words of a phrase stand in a text, one after the other.
+    """Whether a text contains the words of a phrase in sequence.
 
     Returns:
         None if the phrase has no word and cannot be compared.
@@ -142,17 +143,17 @@ def holds(text: str, phrase: str) -> bool | None:
 
 
 def found(text: str, phrase: str) -> list[tuple[int, int]]:
-    """Where a phrase stands in a text: (start, end) of each place, in order and disjoint.
+    """Where a phrase occurs in a text: (start, end) of each position, in order and disjoint.
 
-    The places are whole words and signs of `text`; none if the phrase has no word.
+    Positions cover whole words and signs of `text`. There are none if the phrase has no word.
     """
-    places = {
-        place
+    positions = {
+        position
         for reading in _readings(text)
         for wanted in _phrases(phrase)
-        for place in _places(_spans(text, reading), wanted)
+        for position in _positions(_spans(text, reading), wanted)
     }
-    return list(_disjoint(sorted(places)))
+    return list(_disjoint(sorted(positions)))
 
 
 def _readings(text: str) -> tuple[Reading, ...]:
@@ -166,10 +167,10 @@ def _phrases(phrase: str) -> list[tuple[str, ...]]:
     return [words for words in readings if words]
 
 
-def _places(
+def _positions(
     spans: tuple[tuple[int, int, str], ...], wanted: tuple[str, ...]
 ) -> Iterator[tuple[int, int]]:
-    """Where words stand one after the other."""
+    """Where the wanted words occur in sequence."""
     count = len(wanted)
     for first in range(len(spans) - count + 1):
         if _begins(spans[first][2], wanted[0]) and all(
@@ -186,10 +187,10 @@ def _begins(word: str, wanted: str) -> bool:
     return word.endswith(bare) and bool(_ATTACHED.fullmatch(word.removesuffix(bare)))
 
 
-def _disjoint(places: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Sorted places, those that overlap as one."""
+def _disjoint(positions: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Sorted positions, in which those that overlap are joined."""
     start, end = -1, -1
-    for next_start, next_end in places:
+    for next_start, next_end in positions:
         if next_start >= end:
             if end > start:
                 yield start, end
@@ -201,21 +202,21 @@ def _disjoint(places: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 
 @lru_cache(maxsize=1 << 13)
 def _spans(text: str, reading: Reading) -> tuple[tuple[int, int, str], ...]:
-    """Words with their places in one reading."""
+    """Words with their positions in one reading."""
     if text.isascii():
         words = re.finditer(r"[A-Za-z0-9]+", text)
         return tuple((word.start(), word.end(), comparable(word[0])) for word in words)
     spell: Callable[[str], str] = _apart if reading == "apart" else visible
     spelled = [spell(character) for character in text]
-    places = [index for index, letters in enumerate(spelled) for _ in letters]
+    positions = [index for index, letters in enumerate(spelled) for _ in letters]
     return tuple(
-        (places[word.start()], places[word.end() - 1] + 1, comparable(word[0]))
+        (positions[word.start()], positions[word.end() - 1] + 1, comparable(word[0]))
         for word in _WORDS.finditer("".join(spelled))
     )
 
 
 @lru_cache(maxsize=1 << 12)
 def _apart(character: str) -> str:
-    """A character's `visible` letters; those of a symbol stand between spaces."""
+    """A character's `visible` letters; those of a symbol get spaces around them."""
     letters = visible(character)
     return f" {letters} " if _SYMBOL.match(character) else letters
