@@ -90,7 +90,7 @@ class LanguageModel:
 
     @property
     def tensor_leaves(self) -> tuple[Leaves, ...]:
-        """For each kind of tensor in the checkpoint, the leaves of the parameters with its values."""
+        """For each kind of tensor in the checkpoint, the leaves of the parameters it becomes."""
         _, family, config = read_config(self.directory)
         return tuple(row.leaves for row, _ in rows_of(family, config))
 

@@ -96,7 +96,7 @@ class PromptTemplate:
     With the format "openunlearning" the ids are those of OpenUnlearning's
     `preprocess_chat_instance`. The plain prompt includes what precedes the answer, such as a
     space. A prompt and its answer are encoded together, and the answer is what follows as many
-    ids as the prompt has. It goes on to the end of the chat template, and to EOS.
+    ids as the prompt has. It extends to the end of the chat template, and to EOS.
 
     Attributes:
         config: the settings, each with a value; `template` is "chat" or "plain".

@@ -166,8 +166,8 @@ def restore(manager: ocp.CheckpointManager, step: int, like: S) -> tuple[S, dict
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if several():  # the others may have read their parts well, and wait for this process
             raise UserError(
-                f"{manager.directory / str(step)} is corrupt ({reason}); remove it, or go on with "
-                "one process once, which sets it aside"
+                f"{manager.directory / str(step)} is corrupt ({reason}); remove it, or "
+                "continue once with one process, which sets it aside"
             ) from error
         raise CorruptCheckpoint(reason) from error
     content = dict(found.extra)

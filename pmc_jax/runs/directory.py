@@ -16,7 +16,7 @@ from pmc_jax.settings import flat, nested
 CONFIG, INPUTS, SUMMARY = "config.yaml", "inputs.json", "summary.json"
 
 LAYOUT = 2
-"""The version of what a run's directory holds; runs before 0.2.0 have none."""
+"""The version of the layout of a run's directory; runs before 0.2.0 have none."""
 
 SHARED_SECONDS = 60
 """How long a network's file system may take to show to one machine what another wrote."""
@@ -54,7 +54,7 @@ def check_outside(directory: Path, read: Iterable[tuple[str, str | None]]) -> No
 
 
 def holds_run(directory: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> bool:
-    """Whether `directory` holds a run with these `settings` (dotted keys) to go on with.
+    """Whether `directory` contains a run with these `settings` (dotted keys) to continue.
 
     With `overwrite` there is none: any run that is there will be replaced.
 
@@ -102,8 +102,8 @@ def check_layout(directory: Path) -> None:
 def stored_settings(directory: Path, like: Mapping[str, Any]) -> dict[str, Any]:
     """The settings (dotted keys) of the run in `directory`; empty if there is no run.
 
-    A run has settings of the same kind as `like`: one command never goes on with what
-    another left, nor overwrites it.
+    A run has settings of the same kind as `like`: one command never continues or overwrites
+    what another left.
     """
     path = directory / CONFIG
     try:
@@ -117,9 +117,9 @@ def stored_settings(directory: Path, like: Mapping[str, Any]) -> dict[str, Any]:
 def begin_run(
     directory: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], *, overwrite: bool
 ) -> None:
-    """Begin a run, or go on with the one that is there; of several processes, the first does.
+    """Begin a run, or continue the one that is there; of several processes, the first does.
 
-    `inputs` are hashes by name of what the run reads: a run goes on with the same ones only.
+    `inputs` are hashes by name of what the run reads. A run continues only with the same ones.
 
     Raises:
         UserError: as `holds_run`, if an input has changed, or if process 0 has read another one

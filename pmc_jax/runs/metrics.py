@@ -93,7 +93,7 @@ def kept_rows(path: Path, first_step: int) -> list[dict[str, Any]]:
 def open_metrics(
     directory: Path, first_step: int, *, logging: LoggingConfig, settings: Mapping[str, Any]
 ) -> Iterator[Metrics]:
-    """The metrics of a run that goes on at `first_step`."""
+    """The metrics of a run that continues at `first_step`."""
     with ExitStack() as stack:
         metrics = Metrics(directory / "metrics.jsonl", first_step)
         stack.callback(metrics.close)

@@ -15,7 +15,7 @@ PEAKS = {
 """Dense bfloat16 FLOP/s as makers give them, by part of a device's name; the first that fits."""
 
 FLOPS_PER_TOKEN = 6
-"""Of training, a weight: two forward, four backward (Kaplan et al. 2020)."""
+"""FLOPs of training per weight and token: two forward, four backward (Kaplan et al. 2020)."""
 
 
 def peak_flops(kind: str) -> int | None:

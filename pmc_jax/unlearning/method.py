@@ -202,7 +202,7 @@ class Method:
     name: str = ""
 
     sentence: ClassVar[str] = ""
-    """What the report says: "The model was trained for n steps …" goes on with it."""
+    """The end of a sentence in the report: "The model was trained for n steps …"."""
 
     sees_answers: ClassVar[bool] = False
     """Whether it trains on forget answers, and so receives `TaskWithAnswers`."""
