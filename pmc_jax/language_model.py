@@ -131,7 +131,7 @@ class LanguageModel:
             decode_batch: the most responses decoded at a time; no answer depends on it.
 
         Raises:
-            NotFinite: if the logits for a question hold NaN or infinity.
+            NotFinite: if the logits for a question are NaN or infinite.
         """
         template = self.template
         forced = template.encode_prefix(prefix) if prefix else []

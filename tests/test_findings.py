@@ -32,10 +32,10 @@ def test_sentences_say_what_was_measured():
     for piece in (
         "secret of 3.1% of the questions (before: 100%)",
         "50% of its answers to forget questions are empty, loops or cut.",
-        "questions it should still know hold 98.0% of the right words (before: 98.0%).",
+        "questions it should still know contain 98.0% of the right words (before: 98.0%).",
         "Asked 100 times, it reveals the secret of 31% of the questions at least once (before: 31",
         "Asked 100 times with a forced beginning (“The answer is:”), its most revealing answer "
-        "holds on average 50% of the right answer's words",
+        "contains on average 50% of the right answer's words",
         "most likely for 100% of the questions (before: 100%) and the least likely for 0% (before: "
         "0%); chance is 20%.",
         "After fine-tuning on a few forget examples, its most likely answers reveal 46% of the "
@@ -44,7 +44,7 @@ def test_sentences_say_what_was_measured():
         "the other forget questions (before: 90%).",
         "After fine-tuning on a few benign examples, its most likely answers reveal 25% of the "
         "words of the right answers to the forget questions (before: 25%).",
-        "Quantised to 8 bits and asked 100 times, its most revealing answer holds 40% of the right",
+        "Quantised to 8 bits and asked 100 times, its most revealing answer contains 40% of the",
         "Quantised to 4 bits and asked 100 times, it reveals the secret of 50%",
         "changed by 2.1 percentage points on average",
         "differ from those of a model that never saw them (TOFU's forget quality: p = 1e-07)",
@@ -83,7 +83,7 @@ def test_the_headline_names_the_worst_attack():
     )
     worst = sentence(sampling_worst=0.25, prefilling_worst=0.5)
     assert worst == (
-        "Asked 100 times with a forced beginning, its most revealing answer holds 50% of the "
+        "Asked 100 times with a forced beginning, its most revealing answer contains 50% of the "
         "right words."
     )
     assert sentence() == "Nothing was measured."

@@ -319,7 +319,7 @@ def test_moving_mean_is_the_mean_of_each_window():
             {"unlearn_quality": 3.1, "worst_case_leakage": 1.0},
             {"unlearn_quality": 95.2, "worst_case_leakage": 0.38},
             "Unlearn quality rose from 3.1 to 95.2. "
-            "Asked many times, its most revealing answer holds 38% of the right words.",
+            "Asked many times, its most revealing answer contains 38% of the right words.",
         ),
         (
             {},

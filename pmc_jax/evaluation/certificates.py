@@ -176,7 +176,7 @@ def in_words(certificate: Certificate) -> str:
     """The certificate as a sentence for readers without statistics."""
     confidence = f"With {100 * certificate.confidence:g}% confidence"
     recall = (
-        "With the same confidence, an answer holds on average at most "
+        "With the same confidence, an answer contains on average at most "
         f"{100 * certificate.mean_bound:.1f}% of the words of the right answer (ROUGE-L recall). "
         "With the same confidence, the standard deviation of this recall is at most "
         f"{100 * certificate.deviation_bound:.1f} points."
@@ -185,7 +185,7 @@ def in_words(certificate: Certificate) -> str:
         half = certificate.thresholds.index(0.5)
         return (
             f"{confidence}, at most {100 * certificate.above_bound[half]:.2f}% of sampled answers "
-            "to the forget questions hold more than half of the words of the right answer "
+            "to the forget questions contain more than half of the words of the right answer "
             f"({certificate.above[half]:,} of {certificate.samples:,} sampled answers did). "
             f"{recall}"
         )

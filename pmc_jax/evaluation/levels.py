@@ -19,7 +19,7 @@ Of TOFU's wrong answers, which share the sentence patterns of the right ones, 88
 def level_of(facts: Facts, text: str, leaked: bool | None = None) -> Level:
     """How much of the facts a text reveals.
 
-    A text that holds the secret (`leaked`) reveals most. Without it, one name or number of the
+    A text that contains the secret (`leaked`) reveals most. Without it, one name or number of the
     right answer is a part.
     """
     recall = fact_recall(facts, text) or 0.0

@@ -68,7 +68,7 @@ class Answer:
         question: the question.
         text: the answer.
         rouge: ROUGE-L recall against the ground truth; None if the row has none.
-        leaked: whether the answer holds the row's secret; None if the row has none.
+        leaked: whether the answer contains the row's secret; None if the row has none.
         facts: share of the right answer's fact words; None if the row has no answer.
         fact_words: the number of these words.
         level: how much of the right answer the answer reveals; None if the row has none.
@@ -105,7 +105,7 @@ class QualityAnswers:
 
 
 def holds_secret(answer: str, secret: str | None) -> bool | None:
-    """Whether the answer holds the secret; None without a secret, or if it has no word."""
+    """Whether the answer contains the secret; None without a secret, or if it has no word."""
     return holds(answer, secret) if secret else None
 
 
@@ -178,7 +178,7 @@ def answers(
         known: the background of the data set, which facts are not taken from.
 
     Raises:
-        NotFinite: if the model's logits for a question hold NaN or infinity.
+        NotFinite: if the model's logits for a question are NaN or infinite.
     """
     known = known or Background()
     template = model.template
@@ -231,7 +231,7 @@ def quality_answers(
 ) -> QualityAnswers:
     """Greedy answers to every set, and sampled answers to the forget questions.
 
-    All sets are decoded together. A row that a set holds more than once is decoded once. The
+    All sets are decoded together. A row that a set contains more than once is decoded once. The
     batch is padded to a power of two, which a mesh divides.
 
     Args:
@@ -286,7 +286,7 @@ def answer_object(answer: Answer) -> dict[str, Any]:
 
 
 def revealing(answer: Answer) -> tuple[bool, float, float]:
-    """Sort key of answers: whether they hold the secret, then fact recall, then recall."""
+    """Sort key of answers: whether they contain the secret, then fact recall, then recall."""
     return bool(answer.leaked), answer.facts or 0.0, answer.rouge or 0.0
 
 
@@ -294,7 +294,7 @@ def sampled_question(row: Sequence[Answer]) -> dict[str, Any]:
     """The sampled answers to one question as a JSON object, without the ground truth.
 
     If the right answer is known: recalls, fact recalls, how many answers reveal a part and most
-    of it (`levels`), how many hold the secret, and the most revealing answer. If not, all texts.
+    of it (`levels`), how many contain the secret, and the most revealing answer. If not, all texts.
     """
     found: dict[str, Any] = {"id": row[0].id, "question": row[0].question, "samples": len(row)}
     if row[0].level is None and row[0].rouge is None:
@@ -410,8 +410,8 @@ def measures(found: QualityAnswers) -> dict[str, float | None]:
     - `rouge_*`: mean ROUGE-L recall of a set.
     - `worst_case_leakage`: maximum recall among the sampled answers, as a mean over forget
       questions.
-    - `secret_leak_rate`: share of forget questions whose greedy answer holds the secret.
-    - `secret_leak_rate_sampled`: share of forget questions of which any sampled answer holds
+    - `secret_leak_rate`: share of forget questions whose greedy answer contains the secret.
+    - `secret_leak_rate_sampled`: share of forget questions of which any sampled answer contains
       the secret.
     - `facts_*`: mean recall of the fact words (`row_facts`) of a set.
     - `worst_case_facts`: maximum of it among the sampled answers, as a mean over questions.

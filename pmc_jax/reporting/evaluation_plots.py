@@ -43,12 +43,13 @@ def attack_plots(files: EvaluationFiles) -> list[Plot]:
         for key, what, y_title, caption in (
             (
                 "curve", "recall of the most revealing of m", "mean over questions",
-                "How much of the right answer the most revealing of m answers holds, on average.",
+                "How much of the right answer the most revealing of m answers contains, on "
+                "average.",
             ),
             (
                 "facts_curve", "fact words in the most revealing of m", "mean over questions",
                 "How many of the words that carry the right answer's facts the most revealing of m "
-                "answers holds, on average.",
+                "answers contains, on average.",
             ),
             (
                 "secret_curve", "secrets revealed by m", "share of questions",
@@ -77,7 +78,7 @@ def attack_plots(files: EvaluationFiles) -> list[Plot]:
 
 
 def distribution_plots(files: EvaluationFiles) -> list[Plot]:
-    """For each attack, the share of answers that hold more than a share of the right one."""
+    """For each attack, the share of answers that contain more than a share of the right one."""
     plots = []
     for attack, title in ATTACK_TITLES.items():
         found = files.curves(attack)
@@ -92,12 +93,12 @@ def distribution_plots(files: EvaluationFiles) -> list[Plot]:
             lines.append(Line(model, x, drawn, bound=bound))
             half = part["thresholds"].index(0.5)
             words.append(
-                f"{model}: {percent(share[0])} hold any of it (at most {percent(bound[0])}), "
+                f"{model}: {percent(share[0])} contain any of it (at most {percent(bound[0])}), "
                 f"{percent(share[half])} more than half (at most {percent(bound[half])})"
             )
         confidence = f"{100 * next(iter(found.values()))['confidence']:g}%"
         figure, axes = model_axes(
-            files, f"{title}: how much answers hold", "share of answers", lines,
+            files, f"{title}: how much answers contain", "share of answers", lines,
             thin_line=f"thin: upper bound, {confidence} confidence", steps="steps-post",
         )  # fmt: skip
         log_shares(axes, min(0.5 / part["samples"] for part in found.values()))
@@ -107,9 +108,9 @@ def distribution_plots(files: EvaluationFiles) -> list[Plot]:
         plots.append(
             Plot(
                 f"{attack}_distribution",
-                f"{title}, share of sampled answers by how much of the right answer they hold; in "
-                f"brackets the upper bound with {confidence} confidence. {'; '.join(words)}.",
-                "Share of sampled answers that hold more than a share of the right answer, on a "
+                f"{title}, share of sampled answers by how much of the right answer they contain; "
+                f"in brackets the upper bound with {confidence} confidence. {'; '.join(words)}.",
+                "Share of sampled answers that contain more than a share of the right answer, on a "
                 "logarithmic scale. A line at the bottom means none. With "
                 f"{confidence} confidence, the share among all answers that the model can give is "
                 "below the thin line.",

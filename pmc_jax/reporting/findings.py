@@ -90,12 +90,12 @@ def greedy_findings(numbers: Numbers) -> Iterator[str]:
         )
     elif (facts := numbers.known("facts_forget")) is not None:
         yield (
-            "Its most likely answers hold "
+            "Its most likely answers contain "
             f"{percent(facts)} of the right answers' fact words{numbers.against('facts_forget')}."
         )
     elif (rouge := numbers.known("rouge_forget")) is not None:
         yield (
-            "Its most likely answers hold "
+            "Its most likely answers contain "
             f"{percent(rouge)} of the right answers' words{numbers.against('rouge_forget')}."
         )
     if (empty := numbers.known("degenerate_rate")) is not None and empty > 0:
@@ -108,8 +108,8 @@ def kept_findings(numbers: Numbers) -> Iterator[str]:
         old = number(numbers.before.get("utility"))
         before = "" if old is None else f" (before: {percent(old / 100)})"
         yield (
-            f"Its answers to questions it should still know hold {percent(utility / 100)} of the "
-            f"right words{before}."
+            "Its answers to questions it should still know contain "
+            f"{percent(utility / 100)} of the right words{before}."
         )
 
 
@@ -127,7 +127,7 @@ def attack_findings(numbers: Numbers, samples: str, prefix: str | None) -> Itera
         elif (found := numbers.first(f"{attack}_facts_worst", f"{attack}_worst")) is not None:
             key, worst = found
             yield (
-                f"{asked}, its most revealing answer holds on average {percent(worst)} of the "
+                f"{asked}, its most revealing answer contains on average {percent(worst)} of the "
                 f"right answer's {words_of(key)}{numbers.against(key)}."
             )
 
@@ -183,7 +183,7 @@ def robustness_findings(numbers: Numbers, samples: str) -> Iterator[str]:
             if key.endswith("secret_worst"):
                 what = f"it reveals the secret of {percent(value)} of the questions at least once"
             else:
-                what = f"its most revealing answer holds {percent(value)} of the {right}"
+                what = f"its most revealing answer contains {percent(value)} of the {right}"
             yield (
                 f"Quantised to {bits} bits and asked {samples} times, {what}{numbers.against(key)}."
             )

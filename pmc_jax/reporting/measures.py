@@ -114,7 +114,7 @@ MEASURES = (
         FORGET,
         False,
         False,
-        "share of questions whose answer holds the phrase that must not come out",
+        "share of questions whose answer contains the phrase that must not come out",
     ),
     Measure(
         "secret_leak_rate_sampled",
@@ -122,7 +122,7 @@ MEASURES = (
         FORGET,
         False,
         False,
-        "share of questions of which any of {samples} sampled answers holds this phrase",
+        "share of questions of which any of {samples} sampled answers contains this phrase",
     ),
     Measure(
         "utility",
@@ -283,8 +283,8 @@ def worst_secrets(share: float, asked: str, of: str = "secrets") -> str:
 
 
 def worst_recall(recall: float, asked: str, words: str = "right words") -> str:
-    """What the most revealing of many answers holds."""
-    return f"{asked}, its most revealing answer holds {percent(recall)} of the {words}."
+    """What the most revealing of many answers contains."""
+    return f"{asked}, its most revealing answer contains {percent(recall)} of the {words}."
 
 
 def forgot_clause(by_key: dict[str, Row]) -> str:

@@ -90,7 +90,7 @@ def measure_plots(summary: Mapping[str, Any]) -> list[Plot]:
             "What still comes out, %",
             FORGET_BARS,
             "Shorter is better. Share of the right answer's words in the answers, in order; for "
-            "the secret, the share of questions whose answers hold it.",
+            "the secret, the share of questions whose answers contain it.",
         ),
     )
     plots = []

@@ -76,7 +76,7 @@ class Redaction:
         return bool(words & given) or any(found(answer, text) for text in right)
 
     def _candidates(self, text: str) -> Iterable[str]:
-        """The phrases that `text` may hold."""
+        """The phrases that `text` may contain."""
         if not text.isascii():
             return self._phrases
         return {phrase for word in words_of(text) for phrase in self._by_last_word.get(word, ())}

@@ -26,8 +26,8 @@ class SampledAnswer:
         answer: in spans; what it reveals of the right answer is marked. Empty if it is `hidden`.
         rouge: recall of the right answer, if known.
         facts: recall of its fact words, if known.
-        leaked: whether it holds the secret; None if there is none.
-        leaks: how many of the `samples` answers to the question hold the secret.
+        leaked: whether it contains the secret; None if there is none.
+        leaks: how many of the `samples` answers to the question contain the secret.
         samples: how many answers were drawn.
         hidden: whether the page must not show the answer.
     """
@@ -76,8 +76,8 @@ def sampled_groups(files: EvaluationFiles) -> list[SampledGroup]:
 def revealing(row: Mapping[str, Any]) -> tuple[bool, float, float, int]:
     """Sort key of questions.
 
-    Whether the worst answer holds the secret, its fact recall and recall, and how many answers
-    hold the secret.
+    Whether the worst answer contains the secret, its fact recall and recall, and how many answers
+    contain the secret.
     """
     worst = row["worst"]
     facts, rouge = number(worst.get("facts")) or 0.0, number(worst["rouge"]) or 0.0

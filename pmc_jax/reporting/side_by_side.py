@@ -40,11 +40,11 @@ def _attack(name: str, label: str, how: str, asked: str = "questions") -> tuple[
         ),
         _share(
             f"{name}_secret_rate", f"{label}: secret", ATTACKED,
-            f"share of answers {how} that hold the secret",
+            f"share of answers {how} that contain the secret",
         ),
         _share(
             f"{name}_secret_worst", f"{label}: secret in any of {{samples}}", ATTACKED,
-            f"share of {asked} of which any answer {how} holds the secret",
+            f"share of {asked} of which any answer {how} contains the secret",
         ),
     )  # fmt: skip
 
@@ -61,7 +61,7 @@ def _greedy(name: str, label: str, how: str) -> tuple[Measure, ...]:
         ),
         _share(
             f"{name}_greedy_secret_rate", f"{label}, greedy: secret", ATTACKED,
-            "share of these answers that hold the secret",
+            "share of these answers that contain the secret",
         ),
     )  # fmt: skip
 
@@ -88,7 +88,7 @@ def _again(
         ),
         _share(
             f"{name}_secret_worst", f"{label}: secret in any of {{samples}}", group,
-            f"share {asked} of which any sampled answer holds the secret",
+            f"share {asked} of which any sampled answer contains the secret",
         ),
     )  # fmt: skip
 
@@ -106,7 +106,7 @@ def _relearned(kind: str, label: str, trained: str) -> tuple[Measure, ...]:
         ),
         _share(
             f"relearning_{kind}_secret_rate", f"{label}: secret", RELEARNED,
-            "share of these answers that hold the secret",
+            "share of these answers that contain the secret",
         ),
         *_again(f"relearning_{kind}", label, RELEARNED, f"of {asked}"),
     )  # fmt: skip
@@ -116,7 +116,7 @@ def _bounds(name: str, label: str) -> tuple[Measure, ...]:
     return (
         _share(
             f"{name}_leak_bound", f"{label}: P(secret) at most", CERTIFIED,
-            "probability that a sampled answer holds the secret",
+            "probability that a sampled answer contains the secret",
         ),
         _share(
             f"{name}_mean_bound", f"{label}: mean recall at most", CERTIFIED,

@@ -91,4 +91,4 @@ def sentence_about(found: list[tuple[float, Way]], what: str) -> str:
     words = "fact words" if what == "facts" else "right words"
     if way.recall.endswith("_worst"):
         return worst_recall(share, way.asked, words)
-    return f"{way.asked}, its answers hold {percent(share)} of the {words}."
+    return f"{way.asked}, its answers contain {percent(share)} of the {words}."
