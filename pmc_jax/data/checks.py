@@ -17,16 +17,16 @@ def question_key(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def place(sources: Sources, name: str, row: int) -> str:
+def where(sources: Sources, name: str, row: int) -> str:
     """Where a row came from."""
     known = sources.get(name, ())
     return known[row] if row < len(known) else f"{name}[{row}]"
 
 
-def named(places: Sequence[str]) -> str:
-    """At most five places, then how many more there are."""
-    more = len(places) - MOST_NAMED
-    return "; ".join(places[:MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
+def named(rows: Sequence[str]) -> str:
+    """At most five rows, then how many more there are."""
+    more = len(rows) - MOST_NAMED
+    return "; ".join(rows[:MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def check_overlap(
@@ -50,7 +50,7 @@ def check_overlap(
     if not found:
         return []
     pairs = [
-        f"{place(sources, 'forget', mine)} (retain: {place(sources, 'retain', twin)})"
+        f"{where(sources, 'forget', mine)} (retain: {where(sources, 'retain', twin)})"
         for mine, twin in sorted(found.items())
     ]
     count = counted(len(pairs), "forget question is also", "forget questions are also")
@@ -70,8 +70,8 @@ def duplicate_questions(forget: Sequence[ForgetQuestion], sources: Sources) -> l
     for row in forget:
         key = question_key(row.question), question_key(row.system or "")
         if first.setdefault(key, row.id) != row.id:
-            twin = place(sources, "forget", first[key])
-            again.append(f"{place(sources, 'forget', row.id)} (as {twin})")
+            twin = where(sources, "forget", first[key])
+            again.append(f"{where(sources, 'forget', row.id)} (as {twin})")
     if not again:
         return []
     count = counted(len(again), "forget question repeats", "forget questions repeat")
@@ -94,5 +94,5 @@ def cut_answers(
     return [
         f"{count} cut at training.max_length={max_length}, "
         "and no end token is trained after the cut: "
-        f"{named([place(sources, name, row) for row in rows])}"
+        f"{named([where(sources, name, row) for row in rows])}"
     ]

@@ -17,7 +17,7 @@ from pmc_jax.data.checks import (
     Sources,
     check_overlap,
     duplicate_questions,
-    place,
+    where,
 )
 from pmc_jax.data.files import read_text_lines
 from pmc_jax.data.records import Record, make_records, read_records
@@ -249,9 +249,9 @@ class Dataset:
             warnings=warnings,
         )
 
-    def place(self, name: str, row: int) -> str:
+    def where(self, name: str, row: int) -> str:
         """Where a row of the set `name` came from, for errors."""
-        return place(self.sources, name, row)
+        return where(self.sources, name, row)
 
     def forget_pairs(self) -> tuple[ForgetPair, ...]:
         """The forget questions with their answers, for methods that train on them; never for PMC.
@@ -263,7 +263,7 @@ class Dataset:
         for row in self.evaluation["forget"]:
             if row.answer is None:
                 raise UserError(
-                    f"{self.place('forget', row.id)}: field 'answer' is missing; expected the "
+                    f"{self.where('forget', row.id)}: field 'answer' is missing; expected the "
                     "answer to forget, which this method trains on"
                 )
             pairs.append(ForgetPair(row.id, row.question, row.answer, row.system))

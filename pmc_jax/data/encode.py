@@ -75,7 +75,7 @@ def encoded(
         try:
             found.append(encode_row(row))
         except UserError as error:
-            raise UserError(f"{dataset.place(name, row.id)}: {error}") from None
+            raise UserError(f"{dataset.where(name, row.id)}: {error}") from None
     return found
 
 
@@ -104,13 +104,13 @@ def special_token_warnings(dataset: Dataset, template: PromptTemplate) -> list[s
             answer = row.answer if isinstance(row, QuestionAnswer) else ""
             whole = "\n".join((row.question, answer, row.system or ""))
             for token in template.special.found_in(whole):
-                texts.setdefault(token, []).append(dataset.place(name, row.id))
+                texts.setdefault(token, []).append(dataset.where(name, row.id))
     if not texts:
         return []
-    places = list(dict.fromkeys(place for own in texts.values() for place in own))
+    found = list(dict.fromkeys(row for own in texts.values() for row in own))
     return [
-        f"{counted(len(places), 'row spells', 'rows spell')} special tokens ({' '.join(texts)}), "
-        f"which are encoded as plain text: {named(places)}"
+        f"{counted(len(found), 'row spells', 'rows spell')} special tokens ({' '.join(texts)}), "
+        f"which are encoded as plain text: {named(found)}"
     ]
 
 
