@@ -330,7 +330,7 @@ ERRORS = {
     "topology=h100:0": "topology=h100:0: expected a TPU topology",
     "memory=much": "memory=much: expected a size like 80GB",
     "method=npo": "method=npo: expected a method that samples, such as pmc",
-    "mesh=4x2": "mesh=4x2: cpu:1 has 1 devices",
+    "mesh=4x2": "mesh=4x2: cpu:1 has 1 device",
     "prompt_tokens=300": "prompt_tokens=300: expected at most 198",
     "model=hf": "model.path is missing",
     "training.gradient_dtype=float16": "expected one of float32, bfloat16",
