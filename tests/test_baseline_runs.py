@@ -296,7 +296,7 @@ def test_questions_without_answers(data_of, tmp_path):
     (tmp_path / "forget.jsonl").write_text('{"question": "Where was Mara born?"}\n')
     (tmp_path / "retain.jsonl").write_text('{"question": "Where is Oslo?", "answer": "Here."}\n')
     cfg = DataConfig(
-        format="jsonl", path=str(tmp_path), forget="forget.jsonl", retain="retain.jsonl"
+        format="files", path=str(tmp_path), forget="forget.jsonl", retain="retain.jsonl"
     )
     for method in (IDK(), RetainOnly(), FineTune(pairs="retain"), PMC()):
         assert data_of(method, cfg)[0].visited == 1

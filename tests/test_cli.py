@@ -27,6 +27,7 @@ from pmc_jax.cli.config import (
     group_names,
 )
 from pmc_jax.cli.entry_point import check_ahead, entry_point, help_for, parse, quoted
+from pmc_jax.data.rows import Fields
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation.config import EvaluateConfig
 from pmc_jax.language_model import ModelSource
@@ -147,7 +148,7 @@ def test_every_setting_has_a_line_of_its_own(name):
         assert not line.endswith("="), line
 
 
-KINDS = [*SCHEMAS.values(), *METHODS.values()]
+KINDS = [*SCHEMAS.values(), *METHODS.values(), Fields]
 KINDS += [
     type(getattr(schema(), field.name))
     for schema in SCHEMAS.values()

@@ -221,7 +221,7 @@ def test_own_files_as_controls(tmp_path):
     write(tmp_path / "h.jsonl", [{"question": "2+2?", "answer": "4"}])
     (tmp_path / "t.txt").write_text("\ufeffUnrelated – text.\n", "utf-8")
     cfg = DataConfig(
-        format="jsonl", path=str(tmp_path), forget="f.jsonl", retain="r.jsonl", retain_rows=None,
+        format="files", path=str(tmp_path), forget="f.jsonl", retain="r.jsonl", retain_rows=None,
         holdout="h.jsonl", text="t.txt",
     )  # fmt: skip
     found = controls_of(cfg)
@@ -237,13 +237,13 @@ def test_a_question_alone_is_enough_to_unlearn(tmp_path):
     forget = write(tmp_path / "forget.jsonl", [{"question": "Who?"}, {"question": "Where?"}])
     retain = write(tmp_path / "retain.jsonl", [{"question": "1+1?", "answer": "2"}])
     data = load_dataset(
-        DataConfig(format="jsonl", forget=str(forget), retain=str(retain), retain_rows=None)
+        DataConfig(format="files", forget=str(forget), retain=str(retain), retain_rows=None)
     )
     assert data.forget == (ForgetQuestion(0, "Who?"), ForgetQuestion(1, "Where?"))
     assert set(data.evaluation) == {"forget", "retain"}
     assert [row.answer for row in data.evaluation["forget"]] == [None, None]
     relative = DataConfig(
-        format="jsonl", path=str(tmp_path), forget="forget.jsonl", retain="retain.jsonl",
+        format="files", path=str(tmp_path), forget="forget.jsonl", retain="retain.jsonl",
         retain_rows=None, world_facts="retain.jsonl",
     )  # fmt: skip
     data = load_dataset(relative)
@@ -261,7 +261,7 @@ def test_own_forget_file_with_answers_and_paraphrases(tmp_path):
     }
     write(tmp_path / "f.jsonl", [row])
     write(tmp_path / "r.jsonl", [{"question": "1+1?", "answer": "2"}])
-    cfg = DataConfig(format="jsonl", path=str(tmp_path), forget="f.jsonl", retain="r.jsonl")
+    cfg = DataConfig(format="files", path=str(tmp_path), forget="f.jsonl", retain="r.jsonl")
     evaluation = load_dataset(cfg).evaluation
     (forget,), (paraphrase,) = evaluation["forget"], evaluation["paraphrase"]
     assert (forget.answer, forget.secret, forget.perturbed) == ("Zoë Ng of Oslo", "Oslo", ("Ann",))
@@ -277,7 +277,7 @@ def test_chat_messages(tmp_path):
         [chat(("user", "Who?")), chat(("system", "Be brief."), ("user", "Where?"))],
     )
     write(tmp_path / "r.jsonl", [chat(("system", "Hi."), ("user", "1+1?"), ("assistant", "2"))])
-    cfg = DataConfig(format="jsonl", path=str(tmp_path), forget="f.jsonl", retain="r.jsonl")
+    cfg = DataConfig(format="files", path=str(tmp_path), forget="f.jsonl", retain="r.jsonl")
     data = load_dataset(cfg)
     assert data.forget == (ForgetQuestion(0, "Who?"), ForgetQuestion(1, "Where?", "Be brief."))
     assert (data.retain[0].question, data.retain[0].answer) == ("1+1?", "2")
@@ -297,7 +297,8 @@ BAD_ROWS = [
     ('{"question": " "}', "field 'question' is empty; expected some text"),
     ('{"question": "\\ud800"}', "field 'question' contains half a surrogate pair"),
     ('{"question": "Who?", "anwser": "Zoë"}', "field 'answer' is missing, but "),
-    ('{"question": "Who?", "answer": ["Zoë"]}', "field 'answer' must be a string, but is a list"),
+    ('{"question": "Who?", "answer": [3]}', "field 'answer' must be a string, but is a number"),
+    ('{"question": "Who?", "answer": []}', "field 'answer' is an empty list"),
     ('{"question": "W", "answer": "x", "secret": {}}', "field 'secret' must be a string"),
     ('{"question": "W", "answer": "x", "perturbed_answer": [1]}', "field 'perturbed_answer' must"),
     ('{"messages": "Who?"}', "field 'messages' must be a list, but is a string"),
@@ -314,7 +315,7 @@ def test_a_bad_row_is_named(tmp_path, row, expected):
     path = tmp_path / "f.jsonl"
     path.write_text(GOOD + row + "\n", "utf-8")
     (tmp_path / "r.jsonl").write_text(GOOD, "utf-8")
-    cfg = DataConfig(format="jsonl", path=str(tmp_path), forget="f.jsonl", retain="r.jsonl")
+    cfg = DataConfig(format="files", path=str(tmp_path), forget="f.jsonl", retain="r.jsonl")
     assert message(cfg).startswith(f"{path}, line 2: {expected}")
 
 
@@ -328,7 +329,7 @@ def test_a_paraphrase_has_question_and_answer(tofu):
 def test_a_retain_row_needs_an_answer(tmp_path):
     write(tmp_path / "f.jsonl", [{"question": "Who?"}])
     write(tmp_path / "r.jsonl", [{"messages": [{"role": "user", "content": "Who?"}]}])
-    cfg = DataConfig(format="jsonl", path=str(tmp_path), forget="f.jsonl", retain="r.jsonl")
+    cfg = DataConfig(format="files", path=str(tmp_path), forget="f.jsonl", retain="r.jsonl")
     assert "r.jsonl, line 1: field 'answer' is missing" in message(cfg)
 
 
@@ -347,7 +348,7 @@ def test_bad_files(tofu):
         assert expected in message(cfg)
     path.unlink()
     path.mkdir()
-    own = DataConfig(format="jsonl", path=str(tofu), forget="forget10.json", retain="retain90.json")
+    own = DataConfig(format="files", path=str(tofu), forget="forget10.json", retain="retain90.json")
     assert "retain90.json: is a directory" in message(own)
     absent = message(dataclasses.replace(own, retain="none.jsonl"))
     assert "data.retain=none.jsonl: no such file in " in absent

@@ -82,7 +82,7 @@ def test_overlap_is_the_intersection(forget, retain):
 def test_files_are_named_with_lines_and_the_setting_is_a_key(tmp_path):
     (tmp_path / "f.jsonl").write_text("\n" + json.dumps(rows("Who?")[0]))
     (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, [*RETAIN, rows("Who?")[0]])))
-    config = DataConfig(format="jsonl", path=str(tmp_path), forget="f.jsonl", retain="r.jsonl")
+    config = DataConfig(format="files", path=str(tmp_path), forget="f.jsonl", retain="r.jsonl")
     where = f"{tmp_path}/f.jsonl, line 2 (retain: {tmp_path}/r.jsonl, line 10)"
     assert where in message(load_dataset, config)
     allowed = load_dataset(DataConfig(**{**vars(config), "allow_overlap": True}))

@@ -71,7 +71,7 @@ def test_files_and_memory_give_the_same(files, retain_rows):
     generators = {name: (row for row in rows) for name, rows in SETS.items()}
     assert Dataset.from_dicts(**generators, text=TEXT, retain_rows=retain_rows) == expected
     paths = {name: str(path) for name, path in files.items()}
-    cfg = DataConfig(format="jsonl", path="/", retain_rows=retain_rows, **paths)
+    cfg = DataConfig(format="files", path="/", retain_rows=retain_rows, **paths)
     assert load_dataset(cfg) == expected
 
 

@@ -130,7 +130,7 @@ def test_named_modules_exist(path):
 def test_named_settings_exist(path):
     known = set().union(*KEYS.values())
     named = re.findall(
-        rf"(?<![\w./\"'\]])((?:{'|'.join(SECTIONS)})\.(?!md|py|yaml|json|html|ya?ml)[a-z_0-9]+)\b(?!\()",
+        rf"(?<![\w./\"'\]])((?:{'|'.join(SECTIONS)})\.(?!md|py|yaml|json|html|ya?ml)[a-z_0-9]+(?:\.[a-z_0-9]+)*)\b(?!\()",
         code(path),
     )
     assert not {key for key in named if key not in known}

@@ -164,7 +164,7 @@ def test_questions_without_answers_leave_reasons(run, tofu_dir, capsys):
     forget = tofu_dir / "forget.jsonl"
     forget.write_text('{"question": "Where was Mara Ostberg born?"}\n')
     directory = run(
-        "data=jsonl", f"data.forget={forget}", f"data.retain={tofu_dir / 'retain90.json'}",
+        "data=files", f"data.forget={forget}", f"data.retain={tofu_dir / 'retain90.json'}",
         "data.path=null",
     )  # fmt: skip
     printed = capsys.readouterr().out

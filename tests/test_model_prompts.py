@@ -222,7 +222,7 @@ def test_a_model_is_evaluated_as_it_was_trained(run, monkeypatch, capsys):
     )
     arguments = (
         f"model.path={run / 'run' / 'model'}", f"evaluations_dir={run / 'evaluations'}",
-        "data=jsonl", f"data.path={run}", "data.forget=forget.jsonl", "data.retain=retain.jsonl",
+        "data=files", f"data.path={run}", "data.forget=forget.jsonl", "data.retain=retain.jsonl",
         "data.retain_rows=null", "suite=quick", "evaluation.attack_samples=0",
         "evaluation.max_new_tokens=16", "max_length=64",
     )  # fmt: skip

@@ -200,7 +200,7 @@ def write_run(directory, **changes) -> None:
     write_json_lines(directory / "data" / "forget.jsonl", [row])
     write_json_lines(directory / "data" / "retain.jsonl", [kept])
     config = {
-        "data.format": "jsonl", "data.path": str(directory / "data"), "data.retain_rows": None,
+        "data.format": "files", "data.path": str(directory / "data"), "data.retain_rows": None,
         "data.forget": "forget.jsonl", "data.retain": "retain.jsonl", **changes,
     }  # fmt: skip
     (directory / "config.yaml").write_text(yaml.safe_dump(nested(config)))

@@ -220,7 +220,7 @@ def test_own_files_need_only_questions(run, tmp_path):
     forget.write_text('{"question": "Where was Mara Ostberg born?"}\n')
     retain.write_text('{"question": "Where is Oslo?", "answer": "In Norway."}\n')
     directory = run(
-        "data.format=jsonl", f"data.forget={forget}", f"data.retain={retain}",
+        "data.format=files", f"data.forget={forget}", f"data.retain={retain}",
         data=tmp_path, name="own",
     )  # fmt: skip
     summary = json.loads((directory / "summary.json").read_text())

@@ -137,6 +137,6 @@ def write_data(directory: Path) -> dict[str, str]:
     }  # fmt: skip
     write_json_lines(directory / "forget.jsonl", [row] * 8)
     write_json_lines(directory / "retain.jsonl", [{"question": "Norway?", "answer": "Oslo"}])
-    files = DataConfig("jsonl", str(directory), forget="forget.jsonl", retain="retain.jsonl")
+    files = DataConfig("files", str(directory), forget="forget.jsonl", retain="retain.jsonl")
     dataset = load_dataset(files)
     return Inputs(dataset, dataset.controls, None).hashes

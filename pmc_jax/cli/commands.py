@@ -77,7 +77,7 @@ COMMANDS = {
              "model.path=runs/demo/model compare=bundled"),
             ("Compare several models, with every measure",
              "suite=full model.path=runs/a/model 'compare=[DIR,runs/b/model]'"),
-            ("Evaluate on your own questions", "model=hf model.path=DIR data=jsonl "
+            ("Evaluate on your own questions", "model=hf model.path=DIR data=files "
              "data.forget=forget.jsonl data.retain=retain.jsonl"),
         ),
         groups=("model", "data"),

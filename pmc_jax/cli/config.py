@@ -61,7 +61,7 @@ class AskConfig:
 
     Attributes:
         question: the question to ask.
-        questions: JSONL file with a "question" a line, in place of `question`.
+        questions: file of questions, like a forget file, in place of `question`.
         out: JSONL file for the answers to `questions`.
         n: answers per question.
         temperature: sampling temperature; 0 is greedy.

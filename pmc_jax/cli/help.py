@@ -95,6 +95,10 @@ def entries(
     known = descriptions(kind)
     for field in fields:
         value = values[field.name]
+        inner: Any = field.default_factory
+        if dataclasses.is_dataclass(inner):
+            yield from entries(inner, f"{prefix}{field.name}.", dataclasses.fields(inner), value)
+            continue
         text = known.get(field.name, "")
         choices = field.metadata.get("choices", ())
         if not all(f'"{choice}"' in text for choice in choices):

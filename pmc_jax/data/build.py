@@ -47,7 +47,7 @@ def forget_questions(records: Sequence[Record]) -> tuple[ForgetQuestion, ...]:
 def retain_pairs(records: Sequence[Record]) -> tuple[QuestionAnswer, ...]:
     """Retain rows; each needs a question and an answer."""
     return tuple(
-        QuestionAnswer(i, r.text("question"), r.text("answer"), r.optional_text("system"))
+        QuestionAnswer(i, r.text("question"), r.answers()[0], r.optional_text("system"))
         for i, r in enumerate(records)
     )
 
@@ -58,7 +58,8 @@ def evaluation_rows(records: Sequence[Record] | None) -> tuple[EvaluationRow, ..
         EvaluationRow(
             id=i,
             question=r.text("question"),
-            answer=r.text("answer"),
+            answer=r.answers()[0],
+            accepted=r.answers()[1:],
             secret=r.optional_text("secret"),
             perturbed=r.texts("perturbed_answer"),
             system=r.optional_text("system"),
@@ -100,7 +101,8 @@ def forget_sets(forget: Sequence[Record], perturbed: Sequence[Record] | None) ->
             EvaluationRow(
                 id=i,
                 question=ours.text("question"),
-                answer=ours.optional_text("answer"),
+                answer=next(iter(ours.optional_answers()), None),
+                accepted=ours.optional_answers()[1:],
                 secret=secret,
                 perturbed=theirs.texts("perturbed_answer"),
                 system=ours.optional_text("system"),

@@ -20,11 +20,12 @@ from pmc_jax.data.checks import (
     where,
 )
 from pmc_jax.data.files import read_text_lines
-from pmc_jax.data.records import Record, make_records, read_records
+from pmc_jax.data.records import FileReader, Record, make_records
 from pmc_jax.data.rows import (
     Controls,
     DataConfig,
     EvaluationRow,
+    Fields,
     ForgetPair,
     ForgetQuestion,
     QuestionAnswer,
@@ -45,8 +46,9 @@ class Dataset:
     an answer is enough to unlearn; evaluating what was forgotten needs the answer. Optional
     fields are `system` (the system prompt), `secret` (the phrase of the answer that must not
     come out), `perturbed_answer` (wrong answers), `paraphrased_question`,
-    `paraphrased_answer` and `variants` (the question in other words). A row may also be a
-    chat: `{"messages": [{"role": …, "content": …}, …]}`.
+    `paraphrased_answer` and `variants` (the question in other words). An answer may be a
+    list of right answers, the main one first. A row may also be a chat:
+    `{"messages": [{"role": …, "content": …}, …]}`.
 
     Attributes:
         forget: the forget questions, without their answers.
@@ -80,8 +82,9 @@ class Dataset:
         text: str | Path | None = None,
         retain_rows: int | None = None,
         allow_overlap: bool = False,
+        fields: Mapping[str, str] | None = None,
     ) -> "Dataset":
-        """Read JSON-lines files, or files with one JSON array.
+        """Read files: JSON lines, JSON, CSV, TSV, plain text, Parquet, or saved `datasets`.
 
         Args:
             forget: rows to forget.
@@ -95,6 +98,7 @@ class Dataset:
             retain_rows: how many retain rows to evaluate, drawn with replacement; None: each
                 once.
             allow_overlap: whether a forget question may also be in the retain data.
+            fields: what the files call the fields: {"question": "prompt"}.
 
         Raises:
             UserError: naming file, row and field, if the data is malformed.
@@ -111,7 +115,14 @@ class Dataset:
             holdout=path(holdout),
             text=path(text),
         )
-        return cls.from_records(read_data_files(files), retain_rows, allow_overlap=allow_overlap)
+        try:
+            names = Fields(**(fields or {}))
+        except TypeError:
+            known = ", ".join(field.name for field in dataclasses.fields(Fields))
+            raise UserError(f"fields={fields}: the fields are {known}") from None
+        return cls.from_records(
+            read_data_files(files, names), retain_rows, allow_overlap=allow_overlap
+        )
 
     @classmethod
     def from_dicts(
@@ -270,24 +281,25 @@ class Dataset:
         return tuple(pairs)
 
 
-def read_data_files(files: DataFiles) -> DataRecords:
+def read_data_files(files: DataFiles, fields: Fields = Fields()) -> DataRecords:  # noqa: B008
     """Read the files of a data set; their rows are not checked yet.
 
     Raises:
-        UserError: if a file cannot be read or is not JSON.
+        UserError: if a file cannot be read, or no file has a column that `fields` names.
     """
+    reader = FileReader(fields.renamed())
 
     def records(path: Path | None) -> list[Record] | None:
-        return None if path is None else read_records(path)
+        return None if path is None else reader.records(path)
 
     refusals: list[str] = []
     if files.refusals is not None:
         refusals = read_text_lines(files.refusals)
         if not refusals:
             raise UserError(f"{files.refusals}: no refusals; expected one a line")
-    return DataRecords(
-        forget=read_records(files.forget),
-        retain=read_records(files.retain),
+    found = DataRecords(
+        forget=reader.records(files.forget),
+        retain=reader.records(files.retain),
         perturbed=records(files.perturbed),
         world_facts=records(files.world_facts),
         real_authors=records(files.real_authors),
@@ -296,6 +308,8 @@ def read_data_files(files: DataFiles) -> DataRecords:
         text=None if files.text is None else read_text_lines(files.text),
         refusals=refusals,
     )
+    reader.check()
+    return found
 
 
 def make_data_records(

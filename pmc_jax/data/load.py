@@ -20,7 +20,9 @@ def load_dataset(config: DataConfig, *, download_controls: bool = False) -> Data
     """
     files = data_files(config, download_controls=download_controls)
     return Dataset.from_records(
-        read_data_files(files), config.retain_rows, allow_overlap=config.allow_overlap
+        read_data_files(files, config.fields),
+        config.retain_rows,
+        allow_overlap=config.allow_overlap,
     )
 
 
@@ -28,12 +30,12 @@ def data_files(config: DataConfig, *, download_controls: bool = False) -> DataFi
     """The files of the data set that `config` describes, downloaded if need be."""
     if config.format == "tofu":
         return tofu_files(config, controls=download_controls)
-    if config.format == "jsonl":
-        return _jsonl_files(config)
-    raise UserError(f"data.format={config.format}: expected tofu or jsonl")
+    if config.format == "files":
+        return _own_files(config)
+    raise UserError(f"data.format={config.format}: expected tofu or files")
 
 
-def _jsonl_files(config: DataConfig) -> DataFiles:
+def _own_files(config: DataConfig) -> DataFiles:
     base = Path(config.path or ".").expanduser()
 
     def resolve(option: str, name: str) -> Path:

@@ -5,10 +5,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pmc_jax.data.files import check_object, kind_of, numbered_lines, parse_json, read_text
+from pmc_jax.data.files import kind_of
+from pmc_jax.data.tables import read_rows
 from pmc_jax.errors import UserError
 
 CHAT_ROLES = {"system": "system", "user": "question", "assistant": "answer"}
+
+OTHER_NAMES = {
+    "question": ("prompt", "instruction", "query", "input", "user", "problem", "q"),
+    "answer": (
+        "answers", "completion", "response", "output", "target", "label", "assistant", "a",
+    ),
+    "messages": ("conversations", "conversation", "chat"),
+}  # fmt: skip
+"""What other data sets call a field. Errors suggest these names; rows are not read by them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +45,7 @@ class Record:
         """
         if field not in self.fields:
             names = ", ".join(f"'{name}'" for name in self.fields) or "no fields"
-            raise self.error(field, f"is missing; the row has {names}")
+            raise self.error(field, f"is missing; the row has {names}{self._suggestion(field)}")
         return self._check_text(field, self.fields[field])
 
     def optional_text(self, field: str) -> str | None:
@@ -50,6 +60,32 @@ class Record:
         several = isinstance(value, Iterable) and not isinstance(value, str | Mapping)
         return tuple(self._check_text(field, item) for item in (value if several else [value]))
 
+    def _suggestion(self, field: str) -> str:
+        """Which of the row's columns may hold a missing field."""
+        known = {name.casefold().strip(): name for name in self.fields}
+        for name in (field, *OTHER_NAMES.get(field, ())):
+            if name in known:
+                return f" (data.fields.{field}={known[name]} reads the {field} from there)"
+        return ""
+
+    def answers(self) -> tuple[str, ...]:
+        """The right answers: the field "answer" is a text, or a list of them, the main one first.
+
+        Raises:
+            UserError: if it is missing, or one of them is not a text.
+        """
+        value = self.fields.get("answer")
+        if isinstance(value, Iterable) and not isinstance(value, str | Mapping):
+            found = self.texts("answer")
+            if not found:
+                raise self.error("answer", "is an empty list; expected at least one answer")
+            return tuple(dict.fromkeys(found))
+        return (self.text("answer"),)
+
+    def optional_answers(self) -> tuple[str, ...]:
+        """Like `answers`, but empty if the field is absent or null."""
+        return () if self.fields.get("answer") is None else self.answers()
+
     def _check_text(self, field: str, value: Any) -> str:
         if not isinstance(value, str):
             raise self.error(field, f"must be a string, but is {kind_of(value)}")
@@ -63,7 +99,7 @@ class Record:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The rows of a JSON-lines file, or of a file with one JSON array.
+    """The rows of a file or directory, which `read_rows` reads.
 
     Rows in chat form, `{"messages": [{"role", "content"}, …]}`, get the fields "system",
     "question" and "answer".
@@ -71,18 +107,55 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         UserError: if the file cannot be read, a row is not an object, or there are no rows.
     """
-    text = read_text(path, expected="a JSON-lines file")
-    if text.lstrip().startswith("["):
-        elements = parse_json(text, path, expected="a JSON array of objects")
-        rows = [(f"{path}, element {number}", row) for number, row in enumerate(elements, 1)]
-    else:
-        rows = [
-            (f"{path}, line {number}", parse_json(line, path, number))
-            for number, line in numbered_lines(text)
-        ]
-    if not rows:
-        raise UserError(f"{path}: no rows; expected one JSON object a line")
-    return [_record(where, check_object(row, where)) for where, row in rows]
+    return FileReader().records(path)
+
+
+@dataclasses.dataclass
+class FileReader:
+    """Reads files whose columns are not named like the fields.
+
+    Attributes:
+        fields: the column that holds a field, by field. "a.b" is the key b of column a.
+        found: those of the fields whose column was in a file read so far.
+    """
+
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    found: set[str] = dataclasses.field(default_factory=set)
+
+    def records(self, path: Path) -> list[Record]:
+        """As `read_records`."""
+        records = []
+        for where, row in read_rows(path):
+            moved = {
+                field: value
+                for field, name in self.fields.items()
+                if (value := value_at(row, name)) is not None
+            }
+            self.found.update(moved)
+            others = {k: v for k, v in row.items() if k not in {self.fields[f] for f in moved}}
+            records.append(_record(where, others | moved))
+        if not records:
+            raise UserError(f"{path}: no rows; expected at least one")
+        return records
+
+    def check(self) -> None:
+        """Check that the column of every field was found.
+
+        Raises:
+            UserError: naming those that no file has.
+        """
+        for field, name in self.fields.items():
+            if field not in self.found:
+                raise UserError(f"data.fields.{field}={name}: no file has this column")
+
+
+def value_at(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a column, or of a key within it ("a.b"); None if there is none."""
+    if name in row or "." not in name:
+        return row.get(name)
+    outer, _, inner = name.partition(".")
+    value = row.get(outer)
+    return value_at(value, inner) if isinstance(value, Mapping) else None
 
 
 def make_records(

@@ -7,7 +7,41 @@ a ground-truth answer cannot reach the optimiser by mistake. Evaluation gets an
 
 import dataclasses
 
-from pmc_jax.settings import one_of, path_to
+from pmc_jax.settings import free_text, one_of, path_to
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """The names of the columns, or of the keys of JSON objects, in your own files.
+
+    "answers.text" is the key `text` of the column `answers`. A file without the column that is
+    named here may have the column with the field's own name.
+
+    Attributes:
+        question: column of the question.
+        answer: column of the answer, or of a list of right answers, the main one first.
+        system: column of the system prompt for the question.
+        secret: column of the phrase of the answer that must not come out.
+        paraphrased_question: column of the question in other words.
+        paraphrased_answer: column of the answer in other words.
+        perturbed_answer: column of wrong answers.
+        variants: column of further wordings of the question.
+        messages: column of chats.
+    """
+
+    question: str = free_text("question")
+    answer: str = free_text("answer")
+    system: str = free_text("system")
+    secret: str = free_text("secret")
+    paraphrased_question: str = free_text("paraphrased_question")
+    paraphrased_answer: str = free_text("paraphrased_answer")
+    perturbed_answer: str = free_text("perturbed_answer")
+    variants: str = free_text("variants")
+    messages: str = free_text("messages")
+
+    def renamed(self) -> dict[str, str]:
+        """The column of each field whose column has another name, by field."""
+        return {k: name for k, name in dataclasses.asdict(self).items() if name != k}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,12 +49,12 @@ class DataConfig:
     """Where the questions and answers come from.
 
     Attributes:
-        format: "tofu": files named and laid out like TOFU's; "jsonl": your own files.
+        format: "tofu": files named and laid out like TOFU's; "files": your own files.
         path: directory of the files; "bundled": the small world in the package; None: a
             download from `hub`, for format=tofu.
         hub: Hugging Face data set in TOFU's format.
-        forget: what to forget: a split of TOFU, or a JSONL file.
-        retain: what to keep: a split of TOFU, or a JSONL file.
+        forget: what to forget: a split of TOFU, or your own file.
+        retain: what to keep: a split of TOFU, or your own file.
         world_facts: file with questions about the world, for utility.
         real_authors: file with questions about real people, for utility.
         retain_rows: retain examples to evaluate, drawn with replacement; None: each once.
@@ -34,7 +68,7 @@ class DataConfig:
     measured on the questions and answers of `world_facts` and `real_authors`.
     """
 
-    format: str = one_of("tofu", "tofu", "jsonl")
+    format: str = one_of("tofu", "tofu", "files")
     path: str | None = path_to(None)
     hub: str = "locuslab/TOFU"
     forget: str = path_to("forget10")
@@ -45,6 +79,7 @@ class DataConfig:
     holdout: str | None = path_to(None)
     text: str | None = path_to(None)
     allow_overlap: bool = False
+    fields: Fields = dataclasses.field(default_factory=Fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +118,7 @@ class EvaluationRow:
     Attributes:
         id: the row's index in its file.
         answer: the ground truth; None if the forget file has questions only.
+        accepted: further answers that are as right as `answer`.
         secret: the phrase of the answer that must not come out, if known.
         perturbed: wrong answers, worded like `paraphrased` if that is given.
         paraphrased: the true answer in other words.
@@ -97,6 +133,7 @@ class EvaluationRow:
     system: str | None = None
     paraphrased: str | None = None
     variants: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

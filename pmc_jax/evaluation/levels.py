@@ -5,6 +5,7 @@ from typing import Literal
 from pmc_jax.text.facts import Facts, fact_recall, facts_left
 
 Level = Literal["none", "part", "most"]
+LEVELS: tuple[Level, ...] = ("none", "part", "most")
 
 MOST = 0.5
 """An answer with more than this share of the fact words reveals most of the right one."""
@@ -27,3 +28,8 @@ def level_of(facts: Facts, text: str, leaked: bool | None = None) -> Level:
         return "most"
     named = any(word in facts.names for word in facts_left(facts, text))
     return "part" if named or recall >= PART else "none"
+
+
+def closeness(facts: Facts, text: str) -> tuple[int, float]:
+    """How close a text comes to the facts, to compare right answers: first by level."""
+    return LEVELS.index(level_of(facts, text)), fact_recall(facts, text) or 0.0

@@ -16,7 +16,7 @@ from jaxtyping import PRNGKeyArray
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.evaluation.kinds import Kind, kind_of
-from pmc_jax.evaluation.levels import Level, level_of
+from pmc_jax.evaluation.levels import Level, closeness, level_of
 from pmc_jax.language_model import LanguageModel
 from pmc_jax.model.buckets import power_of_two
 from pmc_jax.settings import bounded
@@ -109,31 +109,39 @@ def holds_secret(answer: str, secret: str | None) -> bool | None:
     return holds(answer, secret) if secret else None
 
 
+def right_answers(row: EvaluationRow) -> list[str]:
+    """The answers that are right, the main one first; empty if the row has none."""
+    return [] if row.answer is None else [row.answer, *row.accepted]
+
+
 def is_comparable(row: EvaluationRow) -> bool:
     """Whether the row has an answer with a word for ROUGE: one of punctuation has none."""
-    return row.answer is not None and bool(rouge_words(row.answer))
+    return any(rouge_words(answer) for answer in right_answers(row))
 
 
 def background(sets: Mapping[str, Sequence[EvaluationRow]]) -> Background:
     """The background of the forget answers: which words are common, and which are kept."""
     forget, kept = (
-        [row.answer for row in sets.get(name, ()) if row.answer] for name in ("forget", "retain")
+        [answer for row in sets.get(name, ()) for answer in right_answers(row)]
+        for name in ("forget", "retain")
     )
     return background_of(forget, kept)
 
 
-def row_facts(row: EvaluationRow, known: Background) -> Facts | None:
-    """The facts of a row: of its secret if it has one, else of its answer; None without both."""
-    text = row.secret or row.answer
-    facts = facts_of(text, row.question, known) if text else None
-    return facts if facts and facts.words else None
+def row_facts(row: EvaluationRow, known: Background) -> list[Facts]:
+    """The facts of each right answer of a row, or of its secret if it has one."""
+    texts = [row.secret] if row.secret else right_answers(row)
+    found = (facts_of(text, row.question, known) for text in texts)
+    return [facts for facts in found if facts.words]
 
 
 def scored(
-    name: str, row: EvaluationRow, facts: Facts | None, text: str, *, truncated: bool
+    name: str, row: EvaluationRow, known: Sequence[Facts], text: str, *, truncated: bool
 ) -> Answer:
-    """An answer with its scores."""
-    rouge = rouge_l_recall(str(row.answer), text) if is_comparable(row) else None
+    """An answer with its scores: against the right answer that it comes closest to."""
+    truths = [answer for answer in right_answers(row) if rouge_words(answer)]
+    rouge = max((rouge_l_recall(answer, text) for answer in truths), default=None)
+    facts = max(known, key=lambda own: closeness(own, text), default=None)
     leaked = holds_secret(text, row.secret)
     spans = found_in(text, row.secret) if row.secret and leaked else []
     marks = [(*span, "secret") for span in spans]

@@ -112,7 +112,9 @@ def redaction_of(rows: Mapping[str, Sequence[EvaluationRow]]) -> Redaction:
     for name in FORGOTTEN:
         for row in rows.get(name, ()):
             phrases[row.id] |= {
-                text for text in (row.answer, row.paraphrased, row.secret) if text and text.strip()
+                text
+                for text in (row.answer, row.paraphrased, row.secret, *row.accepted)
+                if text and text.strip()
             }
     return Redaction({row: tuple(sorted(texts)) for row, texts in phrases.items()})
 

@@ -35,7 +35,7 @@ class AltPO(ReferencedMethod):
 
     Attributes:
         beta: the inverse temperature β.
-        alternatives: a JSON-lines file of alternatives; null: sampled from the target model.
+        alternatives: a file of alternatives; null: sampled from the target model.
         samples: responses drawn for each question.
         kept: how many of them become alternatives: those least like the answer.
         temperature: sampling temperature of the alternatives.
