@@ -342,7 +342,7 @@ def test_lower_bounds(key):
         ("finetune", "method.pairs", "some", "one of all, retain, forget"),
         ("train", "model.dtype", "int8", "one of auto, float32, bfloat16, float64"),
         ("train", "model.remat", "some", "one of none, dots, full"),
-        ("train", "data.format", "csv", "one of tofu, jsonl"),
+        ("train", "data.format", "csv", "one of tofu, files"),
         ("train", "prompt.template", "none", "one of auto, chat, plain"),
         ("train", "optimizer.schedule", "cosine", "one of linear, constant"),
         ("train", "optimizer.moment_dtype", "int8", "one of float32, bfloat16"),

@@ -337,7 +337,7 @@ def test_bad_files(tofu):
     cfg = DataConfig(path=str(tofu))
     path = tofu / "retain90.json"
     for content, expected in (
-        (b"", "retain90.json: no rows; expected one JSON object a line"),
+        (b"", "retain90.json: no rows; expected at least one"),
         (b"\xef\xbb\xbf \n\n", "retain90.json: no rows"),
         (b"[]", "retain90.json: no rows"),
         (GOOD.encode() + "é".encode("latin-1"), "retain90.json, line 2: not UTF-8"),
@@ -357,7 +357,7 @@ def test_bad_files(tofu):
 def test_bad_configuration(tofu):
     cfg = DataConfig(path=str(tofu))
     assert message(dataclasses.replace(cfg, format="csv")) == (
-        "data.format=csv: expected tofu or jsonl"
+        "data.format=csv: expected tofu or files"
     )
     assert message(dataclasses.replace(cfg, retain_rows=0)).startswith("data.retain_rows=0")
     assert message(dataclasses.replace(cfg, path=str(tofu / "no"))).endswith("no such directory")

@@ -114,7 +114,7 @@ BAD_ROWS = [
     ({"question": None}, "field 'question' must be a string, but is null"),
     ({"question": " ", "answer": "x"}, "field 'question' is empty; expected some text"),
     ({"question": "\ud800", "answer": "x"}, "field 'question' contains half a surrogate pair"),
-    ({"question": "W", "answer": ["Zoë"]}, "field 'answer' must be a string, but is a list"),
+    ({"question": "W", "answer": [3]}, "field 'answer' must be a string, but is a number"),
     ({"question": "W", "answer": "x", "variants": [1]}, "field 'variants' must be a string, but"),
     ({"question": "Who?", "anwser": "Zoë"}, "field 'answer' is missing, but "),
     ({"messages": [{"role": ["user"]}]}, "field 'messages' has the roles [['user']]; expected one"),

@@ -150,6 +150,7 @@ def test_named_commands_and_their_keys_exist(path):
 def test_single_settings_exist(path):
     """`key=value` between backquotes is a setting or an argument of the Python API."""
     functions = (getattr(pmc_jax, name) for name in ("load_model", "unlearn", "evaluate"))
+    functions = (*functions, pmc_jax.Dataset.from_files)
     arguments = {name for each in functions for name in inspect.signature(each).parameters}
     known = set().union(*KEYS.values(), GROUPS, arguments)
     known |= {

@@ -7,7 +7,7 @@ a ground-truth answer cannot reach the optimiser by mistake. Evaluation gets an
 
 import dataclasses
 
-from pmc_jax.settings import free_text, one_of, path_to
+from pmc_jax.settings import one_of, path_to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Fields:
         messages: column of chats.
     """
 
-    question: str = free_text("question")
-    answer: str = free_text("answer")
-    system: str = free_text("system")
-    secret: str = free_text("secret")
-    paraphrased_question: str = free_text("paraphrased_question")
-    paraphrased_answer: str = free_text("paraphrased_answer")
-    perturbed_answer: str = free_text("perturbed_answer")
-    variants: str = free_text("variants")
-    messages: str = free_text("messages")
+    question: str = "question"
+    answer: str = "answer"
+    system: str = "system"
+    secret: str = "secret"
+    paraphrased_question: str = "paraphrased_question"
+    paraphrased_answer: str = "paraphrased_answer"
+    perturbed_answer: str = "perturbed_answer"
+    variants: str = "variants"
+    messages: str = "messages"
 
     def renamed(self) -> dict[str, str]:
         """The column of each field whose column has another name, by field."""
