@@ -19,6 +19,7 @@ from pmc_jax.cli.commands import called
 from pmc_jax.errors import UserError
 from pmc_jax.model import make_mesh, mesh_layout, param_count
 from pmc_jax.runtime.progress import stage
+from pmc_jax.terminal import print_error
 
 
 def refuse_existing(destination: Path) -> None:
@@ -169,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 check_weights=options.check_weights,
             )  # fmt: skip
     except (UserError, OSError) as error:  # OSError: no space, no permission
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)

@@ -16,6 +16,7 @@ from pmc_jax.data.files import read_object, to_json
 from pmc_jax.data.prompt_config import PROMPT_FILE
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig
+from pmc_jax.terminal import short
 
 SIDE_FILES = (
     "tokenizer*.json",
@@ -67,7 +68,7 @@ def compute_dtype(directory: Path) -> str:
     found = read_object(path, missing_ok=True).get(COMPUTE_DTYPE, "float32")
     if found not in ("float32", "bfloat16", "float64"):
         raise UserError(
-            f"{path}: {COMPUTE_DTYPE} is {found!r}; expected float32, bfloat16 or float64"
+            f"{path}: {COMPUTE_DTYPE} is {short(found)}; expected float32, bfloat16 or float64"
         )
     return str(found)
 

@@ -12,10 +12,12 @@ from convert.rows import Row, in_layer, linear_rows, norm_rows, renamed, whole
 from convert.settings import (
     HFConfig,
     activation_from_hf,
+    object_of,
     optional,
     rope_from_hf,
     rope_of,
     rope_to_hf,
+    shown,
     sizes_from_hf,
     sizes_to_hf,
     value_of,
@@ -25,6 +27,7 @@ from convert.settings import (
 )
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig
+from pmc_jax.terminal import short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +80,14 @@ def family_of(config: HFConfig) -> Family:
         found = next((f for f in FAMILIES if named == f.model_type), None)
     if found is None:
         raise UserError(
-            f"config.json: architecture {named} is not supported; expected one of "
+            f"config.json: architecture {short(named)} is not supported; expected one of "
             f"{', '.join(f.architecture for f in FAMILIES)}"
         )
     quantised = config.get("quantization_config") or config.get("compression_config")
     if quantised:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
         raise UserError(
-            f"config.json: a quantised checkpoint ({method}) is not supported; expected "
+            f"config.json: a quantised checkpoint ({short(method)}) is not supported; expected "
             "float32, float16 or bfloat16 weights"
         )
     return found
@@ -135,6 +138,10 @@ def qwen_windows(config: HFConfig, layers: int) -> tuple[int, ...]:
     if not value_of(config, "use_sliding_window", bool, False):
         return ()
     first = config.get("max_window_layers", 28)
+    if not isinstance(first, int):
+        raise UserError(
+            f"config.json: max_window_layers is {shown(first)}; expected the number of a layer"
+        )
     window = optional(config, "sliding_window", int, 4096)
     return windows_from_hf(config, window, [layer >= first for layer in range(layers)])
 
@@ -249,17 +256,15 @@ def gemma3_from_hf(config: HFConfig) -> ModelConfig:
     pattern = value_of(config, "sliding_window_pattern", int, 6)
     window = optional(config, "sliding_window", int, 4096)
     default = [(layer + 1) % pattern != 0 for layer in range(cfg.num_layers)]
-    kinds = config.get("rope_parameters") or {}
-    if not isinstance(kinds, Mapping):
-        raise UserError(f"config.json: rope_parameters is {kinds!r}; expected an object")
-    everywhere = {**(kinds.get("full_attention") or {}), **(config.get("rope_scaling") or {})}
+    kinds = object_of(config, "rope_parameters")
+    everywhere = {**object_of(kinds, "full_attention"), **object_of(config, "rope_scaling")}
     local_theta = value_of(config, "rope_local_base_freq", float, 1e4)
     return dataclasses.replace(
         cfg,
         qk_norm=True,
         windows=windows_from_hf(config, window, default),
         rope=rope_of(everywhere, config, theta=1e6),
-        local_rope=rope_of(kinds.get("sliding_attention") or {}, {"rope_theta": local_theta}),
+        local_rope=rope_of(object_of(kinds, "sliding_attention"), {"rope_theta": local_theta}),
     )
 
 
@@ -289,7 +294,7 @@ def gemma3_multimodal_from_hf(config: HFConfig) -> ModelConfig:
     """The language model of a multimodal checkpoint."""
     text = config.get("text_config")
     if not isinstance(text, Mapping):
-        raise UserError(f"config.json: text_config is {text!r}; expected an object")
+        raise UserError(f"config.json: text_config is {shown(text)}; expected an object")
     return gemma3_from_hf({**GEMMA3_DEFAULTS, **text})
 
 

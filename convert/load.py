@@ -31,6 +31,7 @@ from pmc_jax.data.files import read_object
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig, Spec, param_shardings, param_specs
 from pmc_jax.model.specs import Params
+from pmc_jax.terminal import short
 
 DOWNLOADED = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt")
 """Files to download from the hub: weights and tokenizer, no code."""
@@ -86,11 +87,11 @@ def load_config(directory: str | Path) -> ModelConfig:
     return read_config(Path(directory))[2]
 
 
-def eos_token_ids(directory: Path) -> tuple[int, ...]:
+def eos_token_ids(directory: Path, vocab_size: int) -> tuple[int, ...]:
     """The ids that end a response, from the generation config or else the model config.
 
     Raises:
-        UserError: if they are not token ids.
+        UserError: if they are not ids of the model's vocabulary.
     """
     for name in ("generation_config.json", "config.json"):
         path = directory / name
@@ -102,8 +103,11 @@ def eos_token_ids(directory: Path) -> tuple[int, ...]:
         if found is None:
             continue
         ids = found if isinstance(found, list) else [found]
-        if not all(type(token) is int and token >= 0 for token in ids):
-            raise UserError(f"{path}: eos_token_id is {found!r}; expected an id or a list of ids")
+        if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
+            raise UserError(
+                f"{path}: eos_token_id is {short(found)}; expected an id below vocab_size, "
+                f"{vocab_size}, or a list of them"
+            )
         return tuple(ids)
     return ()
 
@@ -327,7 +331,7 @@ def load_checkpoint(
     """
     directory = resolve(source)
     _, family, cfg = read_config(directory)
-    stop_ids = eos_token_ids(directory)
+    stop_ids = eos_token_ids(directory, cfg.vocab_size)
     if check_weights:
         check_untouched(directory, family)
     if is_native(directory):

@@ -7,8 +7,26 @@ from typing import Any
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig, RopeConfig
 from pmc_jax.model.forward import ACTIVATIONS
+from pmc_jax.terminal import short
 
 HFConfig = Mapping[str, Any]
+
+
+LARGEST = {int: 2**31 - 1, float: 3.4e38}
+"""What fits into the int32 and float32 that models are computed with."""
+
+LARGEST_OF = {
+    "num_hidden_layers": 2**12,
+    "num_attention_heads": 2**14,
+    "num_key_value_heads": 2**14,
+    "head_dim": 2**14,
+    "hidden_size": 2**20,
+    "intermediate_size": 2**22,
+    "vocab_size": 2**24,
+    "rms_norm_eps": 1,
+    "layer_norm_eps": 1,
+}
+"""Far more than any model has: a file that asks for more is broken."""
 
 
 def value_of(config: HFConfig, key: str, kind: type, default: Any = None) -> Any:
@@ -16,17 +34,44 @@ def value_of(config: HFConfig, key: str, kind: type, default: Any = None) -> Any
 
     Raises:
         UserError: if it is missing and has no default, has another type, or is a number that
-            is not positive.
+            is not positive, or too large.
     """
     value = config.get(key)
     value = default if value is None else value
+    if kind is bool and isinstance(value, bool):
+        return value
+    most = LARGEST_OF.get(key, LARGEST.get(kind))
+    if kind is not bool and is_positive(value, kind, most):
+        return kind(value)
+    wanted = {int: "a positive integer", float: "a positive number", bool: "true or false"}[kind]
+    if kind is not bool and is_positive(value, kind):
+        wanted += f" of at most {most:g}" if kind is float else f" of at most {most}"
+    raise UserError(f"config.json: {key} is {shown(value)}; expected {wanted}")
+
+
+def is_positive(value: Any, kind: type, most: float | None = None) -> bool:
+    """Whether a value is a positive finite number, an integer if `kind` is int."""
     accepted = (int, float) if kind is float else kind
-    number_like = isinstance(value, accepted) and isinstance(value, bool) == (kind is bool)
-    if not number_like or (kind is not bool and not 0 < value < math.inf):
-        wanted = {int: "a positive integer", float: "a positive number", bool: "true or false"}
-        found = "missing" if value is None else f"{value!r}"
-        raise UserError(f"config.json: {key} is {found}; expected {wanted[kind]}")
-    return kind(value)
+    if not isinstance(value, accepted) or isinstance(value, bool):
+        return False
+    return 0 < value < math.inf and (most is None or value <= most)
+
+
+def shown(value: Any) -> str:
+    """A value for an error, cut if it is long."""
+    return "missing" if value is None else short(repr(value))
+
+
+def object_of(config: HFConfig, key: str) -> HFConfig:
+    """`config[key]`, an object; an absent, null or empty one is {}.
+
+    Raises:
+        UserError: if it is something else.
+    """
+    value = config.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise UserError(f"config.json: {key} is {shown(value)}; expected an object")
+    return value
 
 
 def optional(config: HFConfig, key: str, kind: type, default: Any) -> Any:
@@ -59,9 +104,7 @@ def rope_from_hf(config: HFConfig, partial: float | None = None) -> RopeConfig:
     Args:
         partial: the default share of rotated dimensions; None: the family always rotates all.
     """
-    settings = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if not isinstance(settings, Mapping):
-        raise UserError(f"config.json: rope settings are {settings!r}; expected an object")
+    settings = object_of(config, "rope_scaling") or object_of(config, "rope_parameters")
     return rope_of(settings, config, partial)
 
 
@@ -69,11 +112,11 @@ def rope_of(
     settings: HFConfig, config: HFConfig, partial: float | None = None, theta: float = 1e4
 ) -> RopeConfig:
     """The rope that `settings` describe, with defaults from `config`."""
-    kind = settings.get("rope_type") or settings.get("type") or "default"
-    kind = ROPE_ALIASES.get(kind, kind)
+    kind = named = settings.get("rope_type") or settings.get("type") or "default"
+    kind = ROPE_ALIASES.get(kind, kind) if isinstance(kind, str) else None
     if kind not in ROPE_NUMBERS:
         raise UserError(
-            f"config.json: rope type {kind!r} is not supported; expected one of "
+            f"config.json: rope type {shown(named)} is not supported; expected one of "
             f"{', '.join(ROPE_NUMBERS)}"
         )
     theta = value_of(settings, "rope_theta", float, value_of(config, "rope_theta", float, theta))
@@ -113,15 +156,17 @@ def longrope_factors(
         if (
             not isinstance(values, list | tuple)
             or len(values) != pairs
-            or not all(isinstance(x, int | float) and 0 < x < math.inf for x in values)
+            or not all(is_positive(x, float, LARGEST[float]) for x in values)
         ):
             raise UserError(
-                f"config.json: {key} is {values!r}; expected a list of {pairs} positive numbers"
+                f"config.json: {key} is {shown(values)}; expected a list of {pairs} positive "
+                "numbers"
             )
         found[key] = tuple(float(x) for x in values)
     longest = value_of(config, "max_position_embeddings", int, 4096)
     scale = value_of(settings, "factor", float, longest / original)
-    scaling = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
+    stretched = scale > 1 and original > 1
+    scaling = math.sqrt(1 + math.log(scale) / math.log(original)) if stretched else 1.0
     return {**found, "attention_factor": value_of(settings, "attention_factor", float, scaling)}
 
 
@@ -142,9 +187,9 @@ def rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
 def activation_from_hf(config: HFConfig, key: str, default: str) -> str:
     """The name of the activation, one of `ACTIVATIONS`."""
     activation = config.get(key, default)
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise UserError(
-            f"config.json: {key} {activation!r} is not supported; expected one of "
+            f"config.json: {key} {shown(activation)} is not supported; expected one of "
             f"{', '.join(ACTIVATIONS)}"
         )
     return activation
@@ -203,9 +248,10 @@ def windows_from_hf(
         sliding = list(default)
     else:
         known = {"sliding_attention": True, "full_attention": False}
-        if not isinstance(types, list) or len(types) != len(default) or set(types) - set(known):
+        fits = isinstance(types, list) and len(types) == len(default)
+        if not fits or not all(isinstance(name, str) and name in known for name in types):
             raise UserError(
-                f"config.json: layer_types is {types!r}; expected, for each of {len(default)} "
+                f"config.json: layer_types is {shown(types)}; expected, for each of {len(default)} "
                 f"layers, {' or '.join(known)}"
             )
         sliding = [known[name] for name in types]

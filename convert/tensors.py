@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from convert.directory import write_object
 from pmc_jax.data.files import kind_of, read_object, to_json
 from pmc_jax.errors import UserError
+from pmc_jax.terminal import short
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -105,10 +106,15 @@ def indexed_files(directory: Path) -> dict[str, str]:
         raise UserError(f"{index}: weight_map is {kind_of(weight_map)}; expected an object")
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not name.endswith(".safetensors"):
-            raise UserError(f"{index}: {tensor} is in {name!r}; expected a .safetensors file")
+            raise UserError(
+                f"{index}: {short(tensor)} is in {short(repr(name))}; expected a .safetensors file"
+            )
         # A backslash separates folders on Windows.
         if Path(name).name != name or "\\" in name:
-            raise UserError(f"{index}: {tensor} is in {name!r}; expected a file in this directory")
+            raise UserError(
+                f"{index}: {short(tensor)} is in {short(repr(name))}; expected a file in "
+                "this directory"
+            )
     return weight_map
 
 

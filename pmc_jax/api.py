@@ -39,7 +39,7 @@ from pmc_jax.reporting import write_report
 from pmc_jax.reporting.verdict import unknown_lines
 from pmc_jax.runs.checkpoints import CheckpointConfig, checksums, seal
 from pmc_jax.runs.directory import SUMMARY, begin_run, check_outside, holds_run
-from pmc_jax.runs.metrics import LoggingConfig
+from pmc_jax.runs.metrics import LoggingConfig, check_logging
 from pmc_jax.runs.summary import step_seconds, summarise
 from pmc_jax.runtime.processes import from_first, is_first
 from pmc_jax.runtime.progress import stage, token_stage, warn
@@ -195,6 +195,8 @@ def run_unlearning(
     The other arguments and the errors are those of `unlearn`, with `directory` for `out`.
     """
     if directory is not None:
+        if is_first():
+            check_logging(logging)
         read = [("model.path", str(model.directory))]
         check_outside(directory, read + [(f"method.{k}", getattr(method, k)) for k in method.reads])
     if isinstance(model.params["layers"], tuple):

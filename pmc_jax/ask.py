@@ -17,6 +17,7 @@ from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
 from pmc_jax.language_model import load_language_model, resolved
 from pmc_jax.runtime.progress import stage
+from pmc_jax.terminal import visible
 
 
 def read_questions(config: AskConfig) -> list[tuple[str, str | None]]:
@@ -78,7 +79,7 @@ def ask(config: AskConfig) -> None:
         print(f"{len(answers)} questions answered in {config.out}")
         return
     for answer in answers[0]["answers"]:
-        print(answer)
+        print(visible(answer, keep="\n\t"))
 
 
 main = entry_point(ask, "ask", AskConfig)

@@ -239,7 +239,8 @@ def describe(source: ModelSource, prompt: PromptConfig) -> LanguageModel:
         UserError: as `load_language_model`, except for the weights.
     """
     source, directory = resolved(source), resolve(path_of(source))
-    config, ids = load_config(directory), eos_token_ids(directory)
+    config = load_config(directory)
+    ids = eos_token_ids(directory, config.vocab_size)
     template = template_of(config, directory, ids, prompt)
     return LanguageModel({}, config, template, directory, source.dtype, source.remat)
 

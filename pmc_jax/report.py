@@ -9,6 +9,7 @@ from pathlib import Path
 from pmc_jax.cli.arguments import Parser, command_parser
 from pmc_jax.cli.commands import WIDTH, called
 from pmc_jax.errors import UserError
+from pmc_jax.terminal import print_error
 
 MOST_NAMED = 10
 
@@ -23,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ablation(arguments[1:])
         else:
             write_reports(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print_error(error)
         return 2
     return 0
 

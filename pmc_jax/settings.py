@@ -27,6 +27,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from pmc_jax.errors import UserError
+from pmc_jax.terminal import short
+
+MOST = 2**20
+"""The upper bound of a number without one of its own: more than any run uses."""
 
 BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "least": ("at least", operator.ge),
@@ -45,7 +49,12 @@ def bounded(
     below: float | None = None,
     needs: str | None = None,
 ) -> Any:
-    """A field for a number with bounds; `least` and `most` themselves are allowed."""
+    """A field for a number, or a list of numbers, with bounds.
+
+    `least` and `most` themselves are allowed. Without `most` and `below`, `MOST` is the bound.
+    """
+    if most is None and below is None:
+        most = MOST
     return _field(default, least=least, above=above, most=most, below=below, needs=needs)
 
 
@@ -75,6 +84,8 @@ def path_to(default: Any) -> Any:
 
 def _field(default: Any, **metadata: Any) -> Any:
     given = {name: value for name, value in metadata.items() if value is not None}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=given)
     return dataclasses.field(default=default, metadata=given)
 
 
@@ -151,11 +162,22 @@ def check(settings: Any, prefix: str = "") -> None:
             continue
         choices = field.metadata.get("choices", ())
         if choices and value not in choices:
-            raise UserError(f"{key}={value}: expected one of {', '.join(choices)}")
-        for name, (words, holds) in BOUNDS.items():
-            bound = field.metadata.get(name)
-            if bound is not None and not holds(value, bound):
-                raise UserError(f"{key}={value}: expected {words} {_short(bound)}")
+            raise UserError(f"{key}={short(value)}: expected one of {', '.join(choices)}")
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if problem := out_of_bounds(item, field.metadata):
+                raise UserError(f"{key}={short(value)}: expected {problem}")
+
+
+def out_of_bounds(value: Any, metadata: Mapping[str, Any]) -> str | None:
+    """What is expected in place of a number; None if it keeps the bounds of a field."""
+    bounds = {name: metadata[name] for name in BOUNDS if name in metadata}
+    if bounds and (isinstance(value, bool) or not isinstance(value, int | float)):
+        return "a number"
+    for name, bound in bounds.items():
+        words, holds = BOUNDS[name]
+        if not holds(value, bound):
+            return f"{words} {_short(bound)}"
+    return None
 
 
 def _short(bound: float) -> str:

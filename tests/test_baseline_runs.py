@@ -332,7 +332,7 @@ MISTAKES = {
     "activations": (["method=gd", "method.retain_loss=activations"], r"expected one of nll, kl$"),
     "retain loss": (["method=gd", "method.retain_loss=l2"], r"expected one of nll, kl"),
     "retain loss of PMC": (["method.retain_loss=kl"], r"retain_loss is a key of method=gd, "),
-    "refusals": (["method=idk", "method.refusals=none.txt"], r"none\.txt: cannot be read"),
+    "refusals": (["method=idk", "method.refusals=none.txt"], r"none\.txt: no such file"),
 }
 
 

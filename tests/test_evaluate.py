@@ -255,7 +255,7 @@ MISTAKES = {
     "no retain log": (["retain_logs=pyproject.toml"], r"expected OpenUnlearning's TOFU_EVAL\.json"),
     "retain log": (["retain_logs=./nowhere"], r"nowhere: no such file; expected OpenUnl"),
     "steps": (["robustness.steps=[4,2]"], r"robustness\.steps=\[4, 2\]: expected increasing"),
-    "bits": (["robustness.bits=[1]"], r"robustness\.bits=\[1\]: expected numbers of bits"),
+    "bits": (["robustness.bits=[1]"], r"robustness\.bits=\[1\]: expected at least 2"),
     "examples": (["robustness.examples=0"], r"robustness\.examples=0: expected at least 1"),
     "missing text": (["data.text=./nowhere"], r"nowhere: no such file"),
     "missing holdout": (["data.holdout=nobody"], r"data\.holdout=nobody: no such file"),

@@ -176,7 +176,7 @@ READERS: dict[str, tuple[Reader, str, dict[str, tuple[object, str]]]] = {
     "curves": (lambda path: training_curves(path.parent / "model"), "metrics.jsonl", PRESENT),
     "config": (lambda path: read_config(path.parent), "config.json", ALL),
     "generation config": (
-        lambda path: eos_token_ids(path.parent), "generation_config.json", PRESENT
+        lambda path: eos_token_ids(path.parent, 9), "generation_config.json", PRESENT
     ),
     "native": (lambda path: read_native(path.parent), "model_config.json", ALL),
     "index": (

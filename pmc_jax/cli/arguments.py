@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from pmc_jax.cli.commands import COMMANDS, WIDTH, Command, called
+from pmc_jax.terminal import print_error
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,7 +18,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, formatter_class=Formatter, allow_abbrev=False, **options)  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; {self.prog} --help explains the arguments", file=sys.stderr)
+        print_error(f"{message}; {self.prog} --help explains the arguments")
         sys.exit(2)
 
 

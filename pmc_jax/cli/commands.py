@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from pmc_jax import __version__
+from pmc_jax.terminal import print_error, print_everything
 
 WIDTH = 80
 """Columns of every help page."""
@@ -204,6 +205,8 @@ def overview() -> str:
 
 def unknown_command(name: str) -> str:
     """The error message for a command that does not exist."""
+    if name.startswith("-"):
+        return f"{name}: options follow the command, as in pmc COMMAND {name}"
     near = difflib.get_close_matches(name, COMMANDS, 1)
     hint = f"the nearest command is {near[0]}" if near else f"expected {', '.join(COMMANDS)}"
     return f"unknown command {name}; {hint}"
@@ -211,6 +214,7 @@ def unknown_command(name: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int | None:
     """Run `pmc`; the exit status, or None for 0."""
+    print_everything()
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         print(overview())
@@ -219,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         print(f"pmc_jax {__version__}")
         return 0
     if name not in COMMANDS:
-        print(f"error: {unknown_command(name)}", file=sys.stderr)
+        print_error(unknown_command(name))
         return 2
     # transformers would warn at import that PyTorch is missing; nothing here needs it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -1,15 +1,16 @@
 """The settings of each command, composed by Hydra from `configs/` and the command line."""
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from pmc_jax import settings
+from pmc_jax.cli.overrides import Setting, settings_of
 from pmc_jax.data import DataConfig
 from pmc_jax.data.prompt_config import PromptConfig
 from pmc_jax.data.world import DEFAULT_SEED
@@ -217,15 +218,33 @@ def group_names(group: str) -> list[str]:
     return sorted(path.stem for path in (config_directory() / group).glob("*.yaml"))
 
 
-def free_text_keys(schema: type, outside: Sequence[str] = ()) -> set[str]:
-    """The keys whose values the command line takes literally.
+OPTIONAL_GROUPS = ("experiment", "sweep")
+"""Groups without which a command has all settings that it needs."""
+
+
+def choices_of(name: str) -> dict[str, list[str]]:
+    """The names that each of Hydra's groups can have in a command; null where it may have none."""
+    text = (config_directory() / f"{name}.yaml").read_text(encoding="utf-8")
+    chosen: dict[str, str] = {}
+    for entry in yaml.safe_load(text)["defaults"]:
+        chosen |= entry if isinstance(entry, dict) else {}
+    return {
+        group: [*group_names(group), *(["null"] if group in OPTIONAL_GROUPS else [])]
+        for group in chosen
+        if " " not in group  # "override hydra/…", "optional settings"
+    }
+
+
+def settings_of_schema(schema: type, outside: Sequence[str] = ()) -> dict[str, Setting]:
+    """Every setting of a command by its dotted key, with those of all methods.
 
     `outside` are methods from outside the package, `package.module:Name`.
     """
-    kinds = [*methods().values(), *map(resolve, outside)]
-    own = (settings.fields_of(kind(), "method.") for kind in kinds)
-    fields = itertools.chain(settings.fields_of(schema()), *own)
-    return {key for key, field, _ in fields if field.metadata.get("free_text")}
+    found = dict(settings_of(schema))
+    if any(key.startswith("method.") for key in found):
+        for kind in [*methods().values(), *map(resolve, outside)]:
+            found |= settings_of(kind, "method.")
+    return found
 
 
 def check_values(config: Any) -> None:

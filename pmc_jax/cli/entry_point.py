@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import hydra
@@ -16,22 +16,25 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from pmc_jax.cli.arguments import Parser
 from pmc_jax.cli.commands import COMMANDS, called
 from pmc_jax.cli.config import (
     check_values,
+    choices_of,
     config_directory,
-    free_text_keys,
     group_names,
+    settings_of_schema,
     store_method,
 )
 from pmc_jax.cli.help import help_page
+from pmc_jax.cli.overrides import Setting, check_arguments, literal, split
 from pmc_jax.cli.unknown_keys import missing_key, unknown_key
 from pmc_jax.errors import Stopped, UserError
 from pmc_jax.runtime.compilation import compile_sooner_on_cpus, keep_compiled
 from pmc_jax.runtime.processes import end_all, is_first, several
+from pmc_jax.terminal import message_of, print_error, print_everything, short
 from pmc_jax.unlearning.method import methods
 
 
@@ -74,7 +77,7 @@ def compose(
     try:
         return hydra.compose(name, overrides=list(overrides), return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(one_line(error, schema, chosen_method(overrides, name))) from error
+        raise UserError(one_line(error, schema, name, overrides)) from error
 
 
 def typed(composed: DictConfig, overrides: Sequence[str], name: str, schema: type) -> Any:
@@ -88,7 +91,7 @@ def typed(composed: DictConfig, overrides: Sequence[str], name: str, schema: typ
     except MissingMandatoryValue as error:
         raise UserError(missing_key(str(error.full_key), schema)) from error
     except OmegaConfBaseException as error:
-        raise UserError(one_line(error, schema, chosen_method(overrides, name))) from error
+        raise UserError(one_line(error, schema, name, overrides)) from error
     except dataclasses.FrozenInstanceError as error:  # +key=value
         field = str(error).split("'")[1]
         keys = [text.partition("=")[0].lstrip("+") for text in overrides if text[0] == "+"]
@@ -117,8 +120,9 @@ def outside_methods(overrides: Sequence[str]) -> list[str]:
     return [name for names in chosen for name in names.split(",") if ":" in name]
 
 
-def one_line(error: BaseException, schema: type, method: str | None) -> str:
+def one_line(error: BaseException, schema: type, name: str, overrides: Sequence[str] = ()) -> str:
     """A message of Hydra or OmegaConf, which spans lines, as one line that names the key."""
+    method = chosen_method(overrides, name)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={choice}: expected one of {', '.join(group_names(group))}"
@@ -130,6 +134,11 @@ def one_line(error: BaseException, schema: type, method: str | None) -> str:
     message = str(error).strip() if cause is error else str(cause).strip()
     if key and "not in" in message.splitlines()[0]:
         return unknown_key(key, schema, method)
+    given = {own: value for _, own, value in map(split, overrides)}
+    settings = settings_of_schema(schema, outside_methods(overrides))
+    setting = re.sub(r"\[\d+\]$", "", str(key))  # a list's setting, not its item
+    if setting in given and setting in settings and isinstance(cause, ValidationError):
+        return f"{setting}={short(given[setting])}: expected {settings[setting].expected}"
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     noise = ("full_key:", "object_type=", "reference_type=", "Set the", "See https:")
     text = " ".join(line for line in lines if not line.startswith(noise))
@@ -158,16 +167,74 @@ def runs_of(overrides: Sequence[str]) -> Iterator[list[str]]:
             yield [*first[:position], value, *first[position + 1 :]]
 
 
+def check_encoding(arguments: Sequence[str]) -> None:
+    """Check that arguments are UTF-8, which Python reads as text.
+
+    Raises:
+        UserError: for one that is not.
+    """
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{short(argument)}: not UTF-8; expected UTF-8 text") from None
+
+
+def is_sweep(options: argparse.Namespace) -> bool:
+    """Whether a command line may stand for several runs."""
+    return options.multirun or any(text.startswith("sweep=") for text in options.overrides)
+
+
+def as_meant(
+    options: argparse.Namespace, name: str, schema: type, outside: Sequence[str] = ()
+) -> list[str]:
+    """The overrides in Hydra's grammar, each of them checked by itself.
+
+    Args:
+        outside: methods from outside the package.
+
+    Raises:
+        UserError: for one that is no setting, or no value of it; or for a sweep of a command that
+            has none.
+    """
+    if options.multirun and not COMMANDS[name].sweeps:
+        able = " and ".join(own for own, command in COMMANDS.items() if command.sweeps)
+        raise UserError(f"--multirun: {name} makes one run; several are for {able}")
+    settings = settings_of_schema(schema, outside)
+    overrides = [literal(text, settings, sweep=is_sweep(options)) for text in options.overrides]
+    if composed_elsewhere(options):
+        return overrides
+    groups = choices_of(name)
+    for text in options.overrides:
+        _, key, value = split(text)
+        if value is None:
+            raise UserError(
+                f"{short(text)}: expected KEY=VALUE; {called(name)} --help lists the keys"
+            )
+        if key and not is_known(key, settings, groups):
+            with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+                raise UserError(unknown_key(key, schema, chosen_method(overrides, name)))
+    check_arguments(overrides, settings, groups)
+    return overrides
+
+
+def is_known(key: str, settings: Mapping[str, Setting], groups: Collection[str]) -> bool:
+    """Whether a key is a setting or a group of settings, with any method, or one of Hydra's."""
+    if key in settings or key in groups or key.startswith(("hydra.", "hydra/")):
+        return True
+    within = [own for own in settings if settings[own].kind is dict]
+    return any(own.startswith(f"{key}.") for own in settings) or key.startswith(
+        tuple(f"{own}." for own in within)
+    )
+
+
 def check_ahead(options: argparse.Namespace, name: str, schema: type) -> None:
     """Compose once before Hydra does, so that mistakes become one line.
 
     Raises:
         UserError: naming the key that is wrong.
     """
-    for text in options.overrides:
-        if "=" not in text and not text.startswith("~"):
-            raise UserError(f"{text}: expected KEY=VALUE; {called(name)} --help lists the keys")
-    sweeps = options.multirun or any(text.startswith("sweep=") for text in options.overrides)
+    sweeps = is_sweep(options)
     with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
         if options.cfg or not sweeps:
             composed = compose(options.overrides, name, schema)
@@ -177,7 +244,7 @@ def check_ahead(options: argparse.Namespace, name: str, schema: type) -> None:
         try:
             runs = list(runs_of(options.overrides))
         except HydraException as error:
-            raise UserError(one_line(error, schema, None)) from error
+            raise UserError(one_line(error, schema, name)) from error
         for overrides in runs:
             typed(compose(overrides, name, schema), overrides, name, schema)
 
@@ -195,7 +262,7 @@ def help_for(overrides: Sequence[str], name: str, schema: type) -> str:
         try:
             composed = compose(next(runs_of(chosen)), name, schema, with_hydra=True)
         except HydraException as error:
-            raise UserError(one_line(error, schema, None)) from error
+            raise UserError(one_line(error, schema, name)) from error
     choices = dict(composed.hydra.runtime.choices)
     own = OmegaConf.masked_copy(composed, [field.name for field in dataclasses.fields(schema)])
     settings: Any = OmegaConf.to_container(own)
@@ -210,18 +277,6 @@ def show(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def quoted(argument: str, free_text: Collection[str]) -> str:
-    """`key=text` of a free-text key with the text in quotes, as Hydra's grammar wants it."""
-    key, equals, text = argument.partition("=")
-    bare = key not in free_text or not equals or text == "null"
-    if bare or (len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"):
-        return argument
-    # Backslashes are literal except before a quote or an interpolation.
-    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
-    escaped = re.sub(r'(\\*)("|$)', r"\1\1\2", text).replace('"', '\\"')
-    return f'{key}="{escaped}"'
-
-
 def run_task(task: Callable[[Any], None], composed: DictConfig) -> str | None:
     """Run a command once; returns its error if it is a run of a sweep, which goes on.
 
@@ -234,8 +289,8 @@ def run_task(task: Callable[[Any], None], composed: DictConfig) -> str | None:
         task(config)
     except (UserError, OSError) as error:
         if several():
-            end_all(str(error), 2)
-        print(f"error: {error}", file=sys.stderr)
+            end_all(message_of(error), 2)
+        print_error(error)
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             sys.exit(2)
         return str(error)
@@ -249,12 +304,27 @@ def run_task(task: Callable[[Any], None], composed: DictConfig) -> str | None:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except BaseException as error:
+        if missing := missing_backend(error):
+            print_error(missing)
+            sys.exit(2)
         if several():  # the others wait for this one
             end_all(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", 1, error)
         raise
     finally:
         gc.collect()
     return None
+
+
+def missing_backend(error: BaseException) -> str | None:
+    """What to say if JAX has no backend for the devices that JAX_PLATFORMS names; else None."""
+    wanted = os.environ.get("JAX_PLATFORMS")
+    if not isinstance(error, RuntimeError) or "nable to initialize backend" not in str(error):
+        return None
+    reason = str(error).partition(": ")[2].partition(" (set JAX_PLATFORMS")[0]
+    return (
+        f"JAX_PLATFORMS={wanted}: JAX cannot use these devices ({reason}); install their plugin "
+        "or unset JAX_PLATFORMS"
+    )
 
 
 def spare_the_collector() -> None:
@@ -288,23 +358,25 @@ def entry_point(
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         if os.getcwd() not in sys.path:  # for methods and rewards of one's own
             sys.path.append(os.getcwd())
+        print_everything()
+        arguments = sys.argv[1:]
         try:
-            outside = outside_methods(sys.argv[1:])
+            check_encoding(arguments)
+            options = parse(arguments, name)
+            flags = [argument for argument in arguments if argument not in options.overrides]
+            outside = outside_methods(options.overrides)
             for method in outside:
                 store_method(method)
-            free_text = free_text_keys(schema, outside)
-            arguments = [quoted(argument, free_text) for argument in sys.argv[1:]]
-            options = parse(arguments, name)
+            options.overrides = as_meant(options, name, schema, outside)
             if options.help:
                 show(help_for(options.overrides, name, schema))
                 return
             if not composed_elsewhere(options):
                 check_ahead(options, name, schema)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print_error(error)
             sys.exit(2)
         # Hydra takes its options before the overrides only.
-        flags = [argument for argument in arguments if argument not in options.overrides]
         sys.argv[1:] = [*flags, *options.overrides]
         keep_compiled()
         if compile_sooner:
@@ -312,7 +384,7 @@ def entry_point(
         spare_the_collector()
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(run)()
         if failed:
-            print(f"error: {len(failed)} runs of the sweep failed", file=sys.stderr)
+            print_error(f"{len(failed)} runs of the sweep failed")
             sys.exit(2)
 
     return main

@@ -32,9 +32,12 @@ def read_text(path: Path, *, expected: str = "a text file", missing_ok: bool = F
         missing_ok: a missing file counts as an empty one.
 
     Raises:
-        UserError: if the file is missing, a directory, unreadable, or not UTF-8.
+        UserError: if the file is missing, a directory, not a regular file (reading a pipe could
+            take for ever), unreadable, too large for the memory, or not UTF-8.
     """
     try:
+        if not (path.is_file() or path.is_dir()) and path.exists():
+            raise UserError(f"{path}: not a regular file; expected {expected}")
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         if missing_ok:
@@ -49,6 +52,8 @@ def read_text(path: Path, *, expected: str = "a text file", missing_ok: bool = F
         ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from None
+    except MemoryError:
+        raise UserError(f"{path}: does not fit into memory; expected {expected}") from None
 
 
 def read_text_lines(path: Path, *, expected: str = "a text file") -> list[str]:

@@ -13,6 +13,7 @@ from pmc_jax.data.files import to_json
 from pmc_jax.data.prompt_config import DEFAULT_PROMPT, PromptConfig, check_patterns, origin_of
 from pmc_jax.data.special_tokens import GUARD, SpecialTokens
 from pmc_jax.errors import UserError
+from pmc_jax.runtime.timing import time_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,6 +26,12 @@ PROBE = "Q"
 DATE_FORMAT = "%d %b %Y"
 STRFTIME_CODES = [f"%{pad}{code}" for pad in ("-", "") for code in "aAwdbBmyYHIpMSfjUWcxXeF"]
 """Parts of a date as templates ask for them; "%-d" is a day without zero."""
+
+LONGEST_TEMPLATE = 10**6
+"""Characters of a chat template, and of what it puts around a conversation."""
+
+RENDER_SECONDS = 5.0
+"""The longest time that rendering one conversation may take."""
 
 LEFT_OUT = "the tokenizer's chat template leaves out the {}"
 
@@ -391,21 +398,28 @@ class PromptTemplate:
         # Without it the templates of reasoning models start a chain of thought.
         thinking: dict[str, Any] = {} if self._as_openunlearning else {"enable_thinking": False}
         try:
-            text = self.tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=answer is None,
-                continue_final_message=unfinished,
-                date_string=self.config.date_string,
-                chat_template=self._chat_template,
-                **thinking,
-            )
-            return str(text)
+            with time_limit(RENDER_SECONDS):
+                text = self.tokenizer.apply_chat_template(
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=answer is None,
+                    continue_final_message=unfinished,
+                    date_string=self.config.date_string,
+                    chat_template=self._chat_template,
+                    **thinking,
+                )
         except UserError:
             raise
         except Exception as e:  # jinja errors, and whatever a template raises
-            reason = " ".join(str(e).split())[:300]
+            reason = " ".join(str(e).split())[:300] or type(e).__name__
             raise UserError(f"the tokenizer's chat template fails: {reason}") from e
+        given = sum(len(message["content"]) for message in messages)
+        if len(text) > LONGEST_TEMPLATE + 10 * given:
+            raise UserError(
+                f"the tokenizer's chat template renders {len(text):,} characters for a "
+                f"conversation of {given:,}; use prompt.template=plain"
+            )
+        return str(text)
 
     @cached_property
     def _chat_template(self) -> str:
@@ -414,6 +428,11 @@ class PromptTemplate:
         Transformers passes no functions to templates, so a macro takes its place.
         """
         template = str(self.tokenizer.get_chat_template())
+        if len(template) > LONGEST_TEMPLATE:
+            raise UserError(
+                f"the tokenizer's chat template has {len(template):,} characters; expected at most "
+                f"{LONGEST_TEMPLATE:,}"
+            )
         if "strftime_now" not in template:
             return template
         text = str(self.config.date_string)

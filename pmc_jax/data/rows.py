@@ -7,7 +7,7 @@ a ground-truth answer cannot reach the optimiser by mistake. Evaluation gets an
 
 import dataclasses
 
-from pmc_jax.settings import one_of, path_to
+from pmc_jax.settings import bounded, one_of, path_to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class DataConfig:
     retain: str = path_to("retain90")
     world_facts: str | None = path_to(None)
     real_authors: str | None = path_to(None)
-    retain_rows: int | None = 400
+    retain_rows: int | None = bounded(400, least=1)
     holdout: str | None = path_to(None)
     text: str | None = path_to(None)
     allow_overlap: bool = False

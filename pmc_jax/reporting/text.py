@@ -2,13 +2,13 @@
 
 import shutil
 import textwrap
-import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, TypeVar
 
 from pmc_jax.reporting.measures import measured_rows, unmeasured
 from pmc_jax.reporting.tables import text_table
+from pmc_jax.terminal import visible
 
 T = TypeVar("T")
 
@@ -69,11 +69,8 @@ def format_examples(
 
 
 def printable(value: Any) -> str:
-    """Text on one line without control characters, which the terminal would obey."""
-    text = "" if value is None else str(value)
-    spaced = "".join(" " if character.isspace() else character for character in text)
-    kept = (character for character in spaced if unicodedata.category(character)[0] != "C")
-    return " ".join("".join(kept).split())
+    """Text on one line, with control characters written out."""
+    return visible(" ".join(("" if value is None else str(value)).split()))
 
 
 def short_names(names: Sequence[str], longest: int = LONGEST_NAME) -> dict[str, str]:

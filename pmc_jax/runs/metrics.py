@@ -1,6 +1,7 @@
 """Where the numbers of each step go: `metrics.jsonl`, TensorBoard, Weights & Biases."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -32,6 +33,29 @@ class LoggingConfig:
     tensorboard: bool = True
     wandb: bool = False
     update_norm: bool = True
+
+
+def check_logging(config: LoggingConfig) -> None:
+    """Check before a run's work that what it logs to is there.
+
+    Raises:
+        UserError: if Weights & Biases is not installed, or has no key to send anything with.
+    """
+    if not config.wandb:
+        return
+    try:
+        import wandb as service
+    except ImportError as error:
+        raise UserError("logging.wandb=true: install the extra pmc_jax[wandb]") from error
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return
+    try:
+        service.login()  # asks for a key on a terminal
+    except Exception as error:  # the client raises many kinds
+        raise UserError(
+            f"logging.wandb=true: {' '.join(str(error).split())}; run `wandb login`, set "
+            "WANDB_API_KEY, or set WANDB_MODE=offline"
+        ) from error
 
 
 class Metrics:
@@ -106,10 +130,8 @@ def open_metrics(
                 lambda step, row: [writer.add_scalar(k, v, step) for k, v in row.items()]
             )
         if logging.wandb and is_first():
-            try:
-                import wandb as service
-            except ImportError as error:
-                raise UserError("logging.wandb=true: install the extra pmc_jax[wandb]") from error
+            import wandb as service
+
             project = service.init(
                 project="pmc_jax", name=directory.name, dir=str(directory), config=dict(settings)
             )

@@ -1,8 +1,11 @@
-"""The seconds that each part of a run takes."""
+"""The seconds that each part of a run takes, and may take."""
 
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -11,3 +14,35 @@ def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - started
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """End the block after `seconds`; within another block with less time left, when that ends.
+
+    It has no effect outside the main thread, and where the system has no timer.
+
+    Raises:
+        TimeoutError: in the block, between two operations of Python.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        raise TimeoutError(f"takes more than {seconds:g} s")
+
+    started = time.monotonic()
+    handler = signal.signal(signal.SIGALRM, end)
+    outer, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    if 0 < outer < seconds:
+        signal.setitimer(signal.ITIMER_REAL, outer)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if outer:
+            left = outer - (time.monotonic() - started)
+            signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3))

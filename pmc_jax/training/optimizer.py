@@ -30,13 +30,13 @@ class Optimizer:
         moment_dtype: dtype of both moments; None: that of the weights.
     """
 
-    learning_rate: float = bounded(1e-5, least=0)
+    learning_rate: float = bounded(1e-5, least=0, most=1)
     schedule: str = one_of("linear", "linear", "constant")
     warmup_epochs: float = bounded(1.0, least=0)
-    weight_decay: float = bounded(0.01, least=0)
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = bounded(1e-8, above=0)
+    weight_decay: float = bounded(0.01, least=0, most=100)
+    beta1: float = bounded(0.9, least=0, below=1)
+    beta2: float = bounded(0.999, least=0, below=1)
+    epsilon: float = bounded(1e-8, above=0, most=1)
     max_grad_norm: float | None = bounded(None, above=0)
     moment_dtype: str | None = one_of(None, "float32", "bfloat16")
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pmc_jax.data.batches import refusal_draw
+from pmc_jax.data.files import read_text_lines
 from pmc_jax.errors import UserError
 from pmc_jax.unlearning.method import Example, Task
 
@@ -16,11 +17,7 @@ def read_refusals(path: str) -> list[str]:
         UserError: if it cannot be read or has none.
     """
     file = Path(path).expanduser()
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"method.refusals={file}: cannot be read ({error})") from None
-    if found := [line.strip() for line in lines if line.strip()]:
+    if found := read_text_lines(file):
         return found
     raise UserError(f"method.refusals={file}: no refusals; expected one a line")
 

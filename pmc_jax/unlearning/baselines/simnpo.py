@@ -31,7 +31,7 @@ class SimNPO(BaselineMethod):
 
     name: str = "simnpo"
     beta: float = bounded(4.5, above=0)
-    gamma: float = 0.0
+    gamma: float = bounded(0.0, least=0)
 
     sentence: ClassVar[str] = (
         "by negative preference optimisation without a reference model (SimNPO, arXiv "
