@@ -23,6 +23,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,7 @@ def configuration(rng: random.Random, directory: Path) -> tuple[str, Callable[[]
     return said, run
 
 
+@cache
 def architectures() -> list[dict[str, Any]]:
     """The configurations of `configs/model`, and that of the bundled model."""
     found = [json.loads((WORLD_MODEL / "config.json").read_text(encoding="utf-8"))]

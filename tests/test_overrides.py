@@ -49,7 +49,7 @@ def test_a_text_is_taken_literally(text):
 @given(st.lists(ANY_TEXT | HARD_TEXT, min_size=2, max_size=4))
 def test_a_sweep_has_the_values_between_its_commas(texts):
     texts = [text.replace(",", ";").strip() for text in texts]
-    if any(is_in_quotes(text) or "${" in text for text in texts):
+    if any(text[:1] in ("'", '"') or "${" in text for text in texts):
         return
     argument = literal(f"key={','.join(texts)}", TEXT, sweep=True)
     swept = OverridesParser.create().parse_override(argument)
@@ -162,7 +162,7 @@ MISTAKES = {
     "a space in a key": (["train", "see d=1"], "unknown configuration key see d; "),
     "a very long number": (["train", f"seed={LONG}"], "seed=1111111111"),
     "a very long text": (["train", f"seed={'x' * 5000}"], "seed=xxxxxxxxxx"),
-    "samples": (["ask", "n=1000000000"], "n=1000000000: expected at most 2**20"),
+    "samples": (["ask", "n=1000000000"], "n=1000000000: expected at most 65536"),
     "length": (
         ["train", "training.max_length=99999999999"],
         "training.max_length=99999999999: expected at most 2**20",

@@ -78,7 +78,7 @@ class AskConfig:
     question: str | None = free_text(None)
     questions: str | None = None
     out: str | None = None
-    n: int = bounded(1, least=1)
+    n: int = bounded(1, least=1, most=2**16)
     temperature: float = bounded(0.0, least=0)
     top_k: int = bounded(0, least=0)
     top_p: float = bounded(1.0, above=0, most=1)

@@ -145,8 +145,10 @@ def parse_json(
         return json.loads(text, parse_constant=constant)
     except json.JSONDecodeError as error:
         where, reason = f"{path}, line {line or error.lineno}", error.msg
-    except (ValueError, RecursionError) as error:  # a very long number; very deep nesting
+    except ValueError as error:  # a very long number, or one that is no JSON
         where, reason = f"{path}, line {line}" if line else str(path), str(error)
+    except RecursionError:
+        where, reason = f"{path}, line {line}" if line else str(path), "nested too deeply"
     raise UserError(f"{where}: not valid JSON ({reason}); expected {expected}")
 
 

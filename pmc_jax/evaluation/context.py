@@ -45,7 +45,7 @@ class RobustnessConfig:
 
     examples: int = bounded(8, least=1)
     steps: list[int] = bounded([1, 2, 4, 8, 16, 32], least=1)
-    batch_size: int = bounded(8, least=1)
+    batch_size: int = bounded(8, least=1, most=2**16)
     learning_rate: float = bounded(1e-4, above=0, most=1)
     bits: list[int] = bounded([8, 4], least=2, most=16)
 

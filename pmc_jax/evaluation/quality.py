@@ -52,7 +52,7 @@ class EvaluationConfig:
 
     max_new_tokens: int | None = bounded(None, least=1)
     decode_batch: int = bounded(512, least=1)
-    attack_samples: int = bounded(32, least=0)
+    attack_samples: int = bounded(32, least=0, most=2**16)
     attack_temperature: float = bounded(1.0, above=0)
     attack_top_k: int = bounded(0, least=0)
     attack_top_p: float = bounded(1.0, above=0, most=1)

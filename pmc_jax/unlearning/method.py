@@ -333,7 +333,7 @@ class RetainingMethod(Method):
     """
 
     retain_weight: float = bounded(1.0, least=0)
-    retain_per_forget: int = bounded(1, least=0)
+    retain_per_forget: int = bounded(1, least=0, most=2**10)
 
     def retain_weight_at(self, run: Run[Method], state: Any, step: int) -> float:
         """λ at a step."""

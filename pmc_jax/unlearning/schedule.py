@@ -33,8 +33,8 @@ class Training:
     """
 
     epochs: int = bounded(10, least=0)
-    batch_size: int = bounded(8, least=1)
-    accumulation: int = bounded(1, least=1)
+    batch_size: int = bounded(8, least=1, most=2**16)
+    accumulation: int = bounded(1, least=1, most=2**12)
     count_partial_updates: bool = True
     max_length: int = bounded(200, least=2)
     gradient_dtype: str | None = one_of(None, "float32", "bfloat16")

@@ -48,7 +48,7 @@ class AltPO(ReferencedMethod):
     name: str = "altpo"
     beta: float = bounded(0.1, above=0)
     alternatives: str | None = path_to(None)
-    samples: int = bounded(20, least=1)
+    samples: int = bounded(20, least=1, most=2**16)
     kept: int = bounded(5, least=1)
     temperature: float = bounded(1.0, least=0)
     max_new_tokens: int | None = bounded(None, least=1)

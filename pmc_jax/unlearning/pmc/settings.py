@@ -36,7 +36,7 @@ class PMCSettings(RetainingMethod):
     """
 
     name: str = "pmc"
-    samples: int = bounded(5, least=1)
+    samples: int = bounded(5, least=1, most=2**16)
     temperature: float = bounded(1.0, least=0)
     top_k: int = bounded(0, least=0)
     top_p: float = bounded(1.0, above=0, most=1)
