@@ -451,6 +451,7 @@ def try_one(run: Callable[[], None], said: str, tally: Tally) -> None:
 def fuzz(kind: str, count: int, seed: int) -> Tally:
     """Try `count` inputs of one kind, the same ones for the same seed."""
     tally = Tally()
+    describe(ModelSource(), PromptConfig())  # imports take long, and no limit must interrupt them
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -11,6 +11,7 @@ import jax
 
 from pmc_jax.cli.config import AskConfig
 from pmc_jax.cli.entry_point import entry_point
+from pmc_jax.data.encode import check_tokens
 from pmc_jax.data.files import write_json_lines
 from pmc_jax.data.records import read_records
 from pmc_jax.decoding import Sampling, generate
@@ -51,10 +52,12 @@ def ask(config: AskConfig) -> None:
     print(f"Prompt: {template}", file=sys.stderr)
     prefix = template.encode_prefix(config.prefix) if config.prefix else []
     asked = [question for question, _ in questions]
+    prompts = [template.encode_prompt(text, system) + prefix for text, system in questions]
+    check_tokens({0}.union(*prompts), model.config.vocab_size)
     with stage("asking", len(questions)) as progress, model.naming(asked):
         responses = generate(
             model.for_decoding().params,
-            [template.encode_prompt(text, system) + prefix for text, system in questions],
+            prompts,
             cfg=model.config,
             sampling=Sampling(
                 config.temperature, config.top_k, config.top_p, stop_ids=template.stop_ids

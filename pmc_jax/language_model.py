@@ -21,6 +21,7 @@ from convert.load import (
     rows_of,
 )
 from pmc_jax.assets import WORLD_MODEL
+from pmc_jax.data.encode import check_tokens
 from pmc_jax.data.prompt_config import PromptConfig, prompt_content, read_prompt
 from pmc_jax.data.prompts import PromptTemplate, make_template
 from pmc_jax.data.tokenizer import load_tokenizer
@@ -132,10 +133,12 @@ class LanguageModel:
 
         Raises:
             NotFinite: if the logits for a question are NaN or infinite.
+            UserError: if the tokenizer gives a token that the model does not have.
         """
         template = self.template
         forced = template.encode_prefix(prefix) if prefix else []
         prompts = [template.encode_prompt(question, system) + forced for question in questions]
+        check_tokens({0}.union(*prompts), self.config.vocab_size)
         with on_mesh(self.mesh), self.naming(questions):
             responses = generate(
                 self.for_decoding().params,
@@ -263,15 +266,12 @@ def load_language_model(
     Raises:
         UserError: for what is missing or unsupported, or a tokenizer of another model.
     """
-    source = resolved(source)
+    described = describe(source, prompt)  # before the weights, which take longer
     found = load_checkpoint(
-        path_of(source), dtype=weights_dtype(source.dtype), mesh=mesh,
+        path_of(source), dtype=described.weights_dtype, mesh=mesh,
         check_weights=source.check_weights,
     )  # fmt: skip
-    template = template_of(found.cfg, found.directory, found.eos_token_ids, prompt)
-    return LanguageModel(
-        found.params, found.cfg, template, found.directory, source.dtype, source.remat, mesh
-    )
+    return dataclasses.replace(described, params=found.params, config=found.cfg, mesh=mesh)
 
 
 def path_of(source: ModelSource) -> str | Path:
@@ -294,9 +294,10 @@ def template_of(
     """
     own = read_prompt(directory)
     template = make_template(load_tokenizer(directory), prompt, eos_token_ids, own)
-    if template.end_id >= config.vocab_size:
-        raise UserError(
-            f"{directory}: the tokenizer ends a response with token id {template.end_id}, but "
-            f"the model's vocabulary has {config.vocab_size} tokens"
-        )
+    for token in (*template.stop_ids, *template.encode_prompt("Who?")):
+        if token >= config.vocab_size:
+            raise UserError(
+                f"{directory}: the tokenizer gives token id {token}, but the model's vocabulary "
+                f"has {config.vocab_size} tokens; expected those of one model"
+            )
     return template

@@ -143,6 +143,7 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
     "size missing": (config(vocab_size=None), ["vocab_size is missing"]),
     "size as text": (config(hidden_size="32"), ["hidden_size is '32'", "positive integer"]),
     "no layers": (config(num_hidden_layers=0), ["num_hidden_layers is 0"]),
+    "a long text": (config(hidden_size="x" * 10**6), ["hidden_size is 'xxx", "xxx'; expected"]),
     "switch as text": (config(mlp_bias="no"), ["mlp_bias is 'no'", "true or false"]),
     "kv heads": (config(num_key_value_heads=3), ["num_attention_heads 4", "3"]),
     "odd head_dim": (config(head_dim=7), ["head_dim 7 is odd"]),
@@ -168,7 +169,42 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
     "partial rotary": (config(partial_rotary_factor=0.5), ["partial_rotary_factor"]),
     "stop ids": (
         write("generation_config.json", b'{"eos_token_id": "</s>"}'),
-        ["generation_config.json: eos_token_id is '</s>'"],
+        ["generation_config.json: eos_token_id is </s>; expected an id below vocab_size, 97"],
+    ),
+    "stop id beyond the vocabulary": (
+        write("generation_config.json", b'{"eos_token_id": [1, 97]}'),
+        ["eos_token_id is [1, 97]; expected an id below vocab_size, 97"],
+    ),
+    "stop id beyond int32": (
+        write("generation_config.json", b'{"eos_token_id": 2147483648}'),
+        ["eos_token_id is 2147483648; expected an id below"],
+    ),
+    "activation is a list": (config(hidden_act=["silu"]), ["hidden_act ['silu']", "silu, gelu"]),
+    "huge eps": (config(rms_norm_eps=10**400), ["rms_norm_eps is 1000", "number of at most 1"]),
+    "nested": (write("config.json", b'{"a":' * 100_000), ["not valid JSON (nested too deeply)"]),
+    "layers": (
+        config(num_hidden_layers=10**9),
+        ["num_hidden_layers is 1000000000; expected a positive integer of at most 4096"],
+    ),
+    "rope type is a list": (
+        config(rope_parameters={"rope_type": ["linear"]}),
+        ["rope type ['linear'] is not"],
+    ),
+    "layer types": (
+        config(
+            architectures=["Qwen2ForCausalLM"], use_sliding_window=True, layer_types=[["full"]] * 3
+        ),
+        ["layer_types is [['full'], ", "expected, for each of 3 layers"],
+    ),
+    "first layer with a window": (
+        config(
+            architectures=["Qwen2ForCausalLM"], use_sliding_window=True, max_window_layers="all"
+        ),
+        ["max_window_layers is 'all'; expected the number of a layer"],
+    ),
+    "rope of Gemma is text": (
+        config(architectures=["Gemma3ForCausalLM"], rope_parameters={"full_attention": "linear"}),
+        ["full_attention is 'linear'; expected an object"],
     ),
 }
 
@@ -181,6 +217,7 @@ def test_what_is_wrong_is_named(name, source):
         load_checkpoint(source)
     message = str(caught.value)
     assert str(source) in message and "\n" not in message
+    assert len(message) < len(str(source)) + 400
     for part in parts:
         assert part in message
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,7 @@ from pmc_jax.reporting.run_files import read_run
 from pmc_jax.reporting.training_curves import training_curves
 from pmc_jax.runs.metrics import kept_rows
 from pmc_jax.runs.parts import read_part
+from pmc_jax.runtime.timing import time_limit
 
 TEXTS = st.text('[]{}", \n1é', max_size=8)
 VALUES = st.recursive(
@@ -202,6 +204,19 @@ def test_every_reader_says_in_one_line_what_is_wrong(tmp_path, name, problem):
     where = rf"{re.escape(str(path))}(, (line|element) \d+)?: "
     assert re.match(where + re.escape(expected), message), message
     assert "; expected " in message and "\n" not in message
+
+
+@pytest.mark.parametrize("name", [name for name in READERS if "encoding" in READERS[name][2]])
+def test_no_reader_waits_for_a_pipe(tmp_path, name):
+    read, file, _ = READERS[name]
+    os.mkfifo(tmp_path / file)
+    with pytest.raises(UserError, match=r": not a regular file; expected "), time_limit(10):
+        read(tmp_path / file)
+
+
+def test_a_device_is_no_file():
+    with pytest.raises(UserError, match="/dev/zero: not a regular file; expected a text file"):
+        read_text(Path("/dev/zero"))
 
 
 def test_a_missing_part_says_how_to_get_it(tmp_path):

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pmc_jax import ask, train
+from pmc_jax.data.prompts import PromptTemplate
 from pmc_jax.training import loop
 from pmc_jax.training import run as training_run
 from pmc_jax.unlearning.pmc.selection import categorical, selection_keys
@@ -456,6 +457,14 @@ def test_ask_takes_any_question(question, checkpoint_dir, tmp_path, monkeypatch)
     call(ask, f"model.path={checkpoint_dir}", f"question={question}", "max_new_tokens=1",
          f"out={out}", monkeypatch=monkeypatch)  # fmt: skip
     assert [row["question"] for row in lines(out)] == [question]
+
+
+def test_ask_shows_control_characters(checkpoint_dir, capsys, monkeypatch):
+    """A terminal would obey them; line breaks and tabs are kept."""
+    monkeypatch.setattr(PromptTemplate, "decode", lambda *_: "a\x1b[2Jb\n\tc\u202e\x9b")
+    call(ask, f"model.path={checkpoint_dir}", "question=Who?", "max_new_tokens=1",
+         monkeypatch=monkeypatch)  # fmt: skip
+    assert capsys.readouterr().out == "a\\x1b[2Jb\n\tc\\u202e\\x9b\n"
 
 
 def test_ask_answers_a_file(checkpoint_dir, tmp_path, capsys, monkeypatch):

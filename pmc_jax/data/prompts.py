@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from pmc_jax.data.files import to_json
 from pmc_jax.data.prompt_config import DEFAULT_PROMPT, PromptConfig, check_patterns, origin_of
 from pmc_jax.data.special_tokens import GUARD, SpecialTokens
+from pmc_jax.data.tokenizer import is_of_library
 from pmc_jax.errors import UserError
-from pmc_jax.runtime.timing import time_limit
+from pmc_jax.runtime.timing import memory_limit, time_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,8 +31,9 @@ STRFTIME_CODES = [f"%{pad}{code}" for pad in ("-", "") for code in "aAwdbBmyYHIp
 LONGEST_TEMPLATE = 10**6
 """Characters of a chat template, and of what it puts around a conversation."""
 
-RENDER_SECONDS = 5.0
-"""The longest time that rendering one conversation may take."""
+RENDER_SECONDS = 10.0
+RENDER_BYTES = 2 * 10**9
+"""The time that rendering one conversation may take, and the memory when a template is loaded."""
 
 LEFT_OUT = "the tokenizer's chat template leaves out the {}"
 
@@ -117,12 +119,26 @@ class PromptTemplate:
     origin: str = "as given"
 
     def __post_init__(self) -> None:
-        _ = self.end_id  # renders the chat template once, so that errors come early
         question, answer = "the probe question", "the probe answer"
-        if self.chat and question not in self._render(question, None):
-            raise UserError(f"{LEFT_OUT.format('question')}: all prompts would be the same")
-        if self.chat and answer not in self._render(question, None, answer):
-            raise UserError(f"{LEFT_OUT.format('answer')}: nothing could be learnt from it")
+        if self.chat:  # errors come early, and a hostile template takes no memory
+            with memory_limit(RENDER_BYTES):
+                prompt, whole = self._render(question, None), self._render(question, None, answer)
+            if question not in prompt:
+                raise UserError(f"{LEFT_OUT.format('question')}: all prompts would be the same")
+            if answer not in whole:
+                raise UserError(f"{LEFT_OUT.format('answer')}: nothing could be learnt from it")
+        try:
+            ids, others = self.encode_pair(question, answer), self.encode_pair(PROBE, PROBE)
+            text = self.decode(ids[1])
+        except UserError:
+            raise
+        except BaseException as error:
+            if not is_of_library(error):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"the tokenizer fails on a text of two words: {reason}") from error
+        if ids[0] == others[0] or ids[1] == others[1] or not text:
+            raise UserError("the tokenizer gives different texts the same tokens, or none")
 
     def __str__(self) -> str:
         """The prompt in words and where it comes from, on one line."""

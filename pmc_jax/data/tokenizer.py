@@ -56,9 +56,16 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
         return as_in_file(_auto_tokenizer(directory), directory)
     except UserError:
         raise
-    except Exception as e:  # transformers and tokenizers raise plain Exceptions too
+    except BaseException as e:
+        if not is_of_library(e):
+            raise
         reason = " ".join(str(e).split())[:300] or type(e).__name__
         raise UserError(f"{directory}: the tokenizer cannot be loaded: {reason}") from e
+
+
+def is_of_library(error: BaseException) -> bool:
+    """Whether transformers or tokenizers may have raised it: an Exception, or a panic of Rust."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _auto_tokenizer(directory: Path, **settings: Any) -> PreTrainedTokenizerBase:
@@ -165,7 +172,9 @@ def is_same(tokenizer: PreTrainedTokenizerBase, raw: Tokenizer, *, ends: bool) -
                 )
                 if decoded != raw.decode(ids, skip_special_tokens=skip):
                     return False
-    except Exception:  # tokenizers raises plain Exceptions, where a part does not suit another
+    except BaseException as error:  # where a part does not suit another
+        if not is_of_library(error):
+            raise
         return False
     return True
 

@@ -1,10 +1,11 @@
-"""The seconds that each part of a run takes, and may take."""
+"""The seconds that each part of a run takes; limits of time and memory for code of others."""
 
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -14,6 +15,32 @@ def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - started
+
+
+@contextmanager
+def memory_limit(more: int) -> Iterator[None]:
+    """Let the process take at most `more` bytes of address space besides what it has.
+
+    It has no effect where the system does not say how much that is.
+
+    Raises:
+        MemoryError: in the block, where it takes more.
+    """
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    except (ImportError, OSError):
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = pages * resource.getpagesize() + more
+    known = [limit for limit in (most, soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(known), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @contextmanager
