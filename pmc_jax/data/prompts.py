@@ -15,6 +15,7 @@ from pmc_jax.data.special_tokens import GUARD, SpecialTokens
 from pmc_jax.data.tokenizer import is_of_library
 from pmc_jax.errors import UserError
 from pmc_jax.runtime.timing import memory_limit, time_limit
+from pmc_jax.terminal import visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -150,11 +151,11 @@ class PromptTemplate:
         parts = ["chat template"]
         if not self.chat:
             pattern = f"{self.config.question}{self.config.answer}"
-            parts = [f"plain, {to_json(pattern)}"]
+            parts = [f"plain, {visible(to_json(pattern))}"]
         if self.config.system:
-            parts.append(f"system prompt {to_json(self.config.system)}")
+            parts.append(f"system prompt {visible(to_json(self.config.system))}")
         if self.uses_date:
-            parts.append(f"date {self.config.date_string}")
+            parts.append(f"date {visible(str(self.config.date_string))}")
         if self._as_openunlearning:
             parts.append("in OpenUnlearning's format")
         return ", ".join(parts)
