@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import hydra
+import jax
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
@@ -304,7 +305,7 @@ def run_task(task: Callable[[Any], None], composed: DictConfig) -> str | None:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except BaseException as error:
-        if missing := missing_backend(error):
+        if missing := missing_backend():
             print_error(missing)
             sys.exit(2)
         if several():  # the others wait for this one
@@ -315,16 +316,19 @@ def run_task(task: Callable[[Any], None], composed: DictConfig) -> str | None:
     return None
 
 
-def missing_backend(error: BaseException) -> str | None:
-    """What to say if JAX has no backend for the devices that JAX_PLATFORMS names; else None."""
+def missing_backend() -> str | None:
+    """What to say if JAX cannot use the devices that JAX_PLATFORMS names; None if it can."""
     wanted = os.environ.get("JAX_PLATFORMS")
-    if not isinstance(error, RuntimeError) or "nable to initialize backend" not in str(error):
+    if not wanted:
         return None
-    reason = str(error).partition(": ")[2].partition(" (set JAX_PLATFORMS")[0]
-    return (
-        f"JAX_PLATFORMS={wanted}: JAX cannot use these devices ({reason}); install their plugin "
-        "or unset JAX_PLATFORMS"
-    )
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):  # JAX says why at the first call only
+        return (
+            f"JAX_PLATFORMS={wanted}: JAX cannot use such a device here; install its plugin, or "
+            "unset JAX_PLATFORMS"
+        )
+    return None
 
 
 def spare_the_collector() -> None:

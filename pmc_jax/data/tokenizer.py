@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +57,10 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     try:
         if only_sentencepiece:
             return _load_sentencepiece(directory)
-        return as_in_file(_auto_tokenizer(directory), directory)
+        found = _auto_tokenizer(directory)
+        with muted_panics():
+            found(TEXTS[1])  # a broken part fails here, in its own words
+        return as_in_file(found, directory)
     except UserError:
         raise
     except BaseException as e:
@@ -66,6 +73,20 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
 def is_of_library(error: BaseException) -> bool:
     """Whether transformers or tokenizers may have raised it: an Exception, or a panic of Rust."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+@contextmanager
+def muted_panics() -> Iterator[None]:
+    """Nothing is written to the process's stderr: Rust prints a backtrace, whoever catches it."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _auto_tokenizer(directory: Path, **settings: Any) -> PreTrainedTokenizerBase:
