@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pmc_jax.data.files import read_object
 from pmc_jax.errors import UserError
+from pmc_jax.runtime.timing import time_limit
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -36,6 +37,10 @@ TEXTS = (
 )
 """Several scripts, spaces, line breaks, digits and signs. The tokenizer's own special tokens are
 added."""
+
+
+PROBE_SECONDS = 30.0
+"""The longest time that encoding a few texts may take."""
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
@@ -58,9 +63,10 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
         if only_sentencepiece:
             return _load_sentencepiece(directory)
         found = _auto_tokenizer(directory)
-        with muted_panics():
-            found(TEXTS[1])  # a broken part fails here, in its own words
-        return as_in_file(found, directory)
+        with time_limit(PROBE_SECONDS):
+            with muted_panics():
+                found(TEXTS[1])  # a broken part fails here, in its own words
+            return as_in_file(found, directory)
     except UserError:
         raise
     except BaseException as e:
