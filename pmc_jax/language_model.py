@@ -23,8 +23,8 @@ from convert.load import (
 from pmc_jax.assets import WORLD_MODEL
 from pmc_jax.data.encode import check_tokens
 from pmc_jax.data.prompt_config import PromptConfig, prompt_content, read_prompt
-from pmc_jax.data.prompts import PromptTemplate, make_template
-from pmc_jax.data.tokenizer import load_tokenizer
+from pmc_jax.data.prompts import PromptTemplate, check_texts, make_template
+from pmc_jax.data.tokenizer import load_tokenizer, muted_panics
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import NotFinite, UserError
 from pmc_jax.model import ModelConfig, choose_mesh, decoding_params, on_mesh, param_count
@@ -294,10 +294,9 @@ def template_of(
     """
     own = read_prompt(directory)
     template = make_template(load_tokenizer(directory), prompt, eos_token_ids, own)
-    for token in (*template.stop_ids, *template.encode_prompt("Who?")):
-        if token >= config.vocab_size:
-            raise UserError(
-                f"{directory}: the tokenizer gives token id {token}, but the model's vocabulary "
-                f"has {config.vocab_size} tokens; expected those of one model"
-            )
+    try:
+        with muted_panics():
+            check_texts(template, config.vocab_size)
+    except UserError as error:
+        raise UserError(f"{directory}: {error}") from None
     return template

@@ -132,7 +132,10 @@ def test_all_json_is_written_in_one_place():
         and {"dump", "dumps", "JSONEncoder"}
         & {getattr(node, "attr", None), *(own.name for own in getattr(node, "names", ()))}
     }
-    assert found == {"pmc_jax/data/files.py", "pmc_jax/runtime/processes.py"}
+    # The fuzzer writes what is not valid on purpose.
+    assert found - {"benchmarks/fuzz.py"} == {
+        "pmc_jax/data/files.py", "pmc_jax/runtime/processes.py",
+    }  # fmt: skip
 
 
 def test_a_part_of_an_evaluation(tmp_path):

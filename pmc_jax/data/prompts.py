@@ -128,18 +128,7 @@ class PromptTemplate:
                 raise UserError(f"{LEFT_OUT.format('question')}: all prompts would be the same")
             if answer not in whole:
                 raise UserError(f"{LEFT_OUT.format('answer')}: nothing could be learnt from it")
-        try:
-            ids, others = self.encode_pair(question, answer), self.encode_pair(PROBE, PROBE)
-            text = self.decode(ids[1])
-        except UserError:
-            raise
-        except BaseException as error:
-            if not is_of_library(error):
-                raise
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"the tokenizer fails on a text of two words: {reason}") from error
-        if ids[0] == others[0] or ids[1] == others[1] or not text:
-            raise UserError("the tokenizer gives different texts the same tokens, or none")
+        _ = self.end_id
 
     def __str__(self) -> str:
         """The prompt in words and where it comes from, on one line."""
@@ -470,6 +459,33 @@ class PromptTemplate:
             + " }}{%- endmacro %}{{ '' }}"
             + template
         )
+
+
+def check_texts(template: PromptTemplate, vocab_size: int) -> None:
+    """Check that the tokens of a few words tell them apart, and that the model has them.
+
+    Raises:
+        UserError: for a tokenizer that fails, drops the text, or is that of another model.
+    """
+    try:
+        prompt, answer = template.encode_pair("the probe question", "the probe answer")
+        other, another = template.encode_pair(PROBE, PROBE)
+        text = template.decode(answer)
+    except UserError:
+        raise
+    except BaseException as error:
+        if not is_of_library(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the tokenizer fails on a few words: {reason}") from error
+    if prompt == other or answer == another or not text:
+        raise UserError("the tokenizer gives different texts the same tokens, or none")
+    for token in (*template.stop_ids, *prompt, *answer):
+        if token >= vocab_size:
+            raise UserError(
+                f"the tokenizer gives token id {token}, but the model's vocabulary has "
+                f"{vocab_size} tokens; expected those of one model"
+            )
 
 
 def check_lengths(
