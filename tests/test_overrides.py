@@ -148,7 +148,7 @@ MISTAKES = {
     "a removed key": (["train", "~seed"], "~seed: expected KEY=VALUE; "),
     "a removed value": (["train", "~seed=0"], "~seed=0: a setting cannot be removed; "),
     "a group of nothing": (["train", "model=null"], "model=null: expected one of bundled, "),
-    "data of nothing": (["train", "data=null"], "data=null: expected one of jsonl, "),
+    "data of nothing": (["train", "data=null"], "data=null: expected one of files, "),
     "a model's path for its group": (
         ["train", "model=/tmp/my model"], "model=/tmp/my model: expected one of bundled, ",
     ),
