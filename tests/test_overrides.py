@@ -149,6 +149,11 @@ MISTAKES = {
     "a removed value": (["train", "~seed=0"], "~seed=0: a setting cannot be removed; "),
     "a group of nothing": (["train", "model=null"], "model=null: expected one of bundled, "),
     "data of nothing": (["train", "data=null"], "data=null: expected one of files, "),
+    "no sweep": (["train", "sweep=null"], "sweep=null: expected one of ablation_epochs, "),
+    "a number for a group": (["plan", "experiment=+1", "x=1"], "unknown configuration key x; "),
+    "a missing column": (
+        ["evaluate", "data.fields.answer=???"], "data.fields.answer is missing; give ",
+    ),
     "a model's path for its group": (
         ["train", "model=/tmp/my model"], "model=/tmp/my model: expected one of bundled, ",
     ),

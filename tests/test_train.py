@@ -317,7 +317,7 @@ def test_changed_data_does_not_continue_a_run(file, run, tofu_dir, monkeypatch, 
 
 MISTAKES = {
     "unknown key": (["training.epoch=3"], r"unknown .* key training\.epoch;.*training\.epochs"),
-    "wrong type": (["training.epochs=many"], r"training\.epochs: .*'many'.*[Ii]nteger"),
+    "wrong type": (["training.epochs=many"], r"training\.epochs=many: expected an integer"),
     "unknown experiment": (["experiment=tofu"], r"experiment=tofu: expected .*tofu_llama3_2_3b"),
     "bad choice": (["optimizer.schedule=cosine"], r"optimizer\.schedule=cosine: expected one of"),
     "bad number": (["method.samples=0"], r"method\.samples=0: expected at least 1"),

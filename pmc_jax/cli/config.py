@@ -218,18 +218,14 @@ def group_names(group: str) -> list[str]:
     return sorted(path.stem for path in (config_directory() / group).glob("*.yaml"))
 
 
-OPTIONAL_GROUPS = ("experiment", "sweep")
-"""Groups without which a command has all settings that it needs."""
-
-
 def choices_of(name: str) -> dict[str, list[str]]:
-    """The names that each of Hydra's groups can have in a command; null where it may have none."""
+    """The names that each of Hydra's groups can have in a command."""
     text = (config_directory() / f"{name}.yaml").read_text(encoding="utf-8")
     chosen: dict[str, str] = {}
     for entry in yaml.safe_load(text)["defaults"]:
         chosen |= entry if isinstance(entry, dict) else {}
     return {
-        group: [*group_names(group), *(["null"] if group in OPTIONAL_GROUPS else [])]
+        group: group_names(group)
         for group in chosen
         if " " not in group  # "override hydra/…", "optional settings"
     }

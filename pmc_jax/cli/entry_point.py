@@ -109,7 +109,7 @@ def chosen_method(overrides: Sequence[str], name: str) -> str | None:
     choices = [text for text in overrides if text.partition("=")[0] in ("method", "experiment")]
     try:
         method = hydra.compose(name, overrides=choices).get("method")
-    except (HydraException, OmegaConfBaseException):
+    except (HydraException, OmegaConfBaseException, ValueError):  # ValueError: method=1
         return None
     found = method.get("name") if method is not None else None
     return found if found in methods() else None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import operator
 from collections.abc import Sequence
 
 from pmc_jax.settings import descriptions, flat
@@ -34,7 +35,7 @@ def unknown_key(key: str, schema: type, method: str | None) -> str:
 def missing_key(key: str, schema: type) -> str:
     """The message for a key of `schema` that has no default and no value."""
     group, _, name = key.rpartition(".")
-    kind = type(getattr(schema(), group)) if group else schema
+    kind = type(operator.attrgetter(group)(schema())) if group else schema
     meaning = descriptions(kind).get(name, "").replace("`", "")
     return f"{key} is missing; give {key}=… ({meaning.partition('. ')[0].rstrip('.')})"
 
