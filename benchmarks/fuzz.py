@@ -56,8 +56,8 @@ from pmc_jax.terminal import message_of
 SECONDS = 20.0
 """The longest time that one input may take; a tenth of it on an idle machine is already long."""
 
-COUNTS = {"command lines": 500, "configurations": 3000, "tokenizers": 400, "weights": 400,
-          "data files": 1500}  # fmt: skip
+COUNTS = {"command lines": 2000, "configurations": 4000, "tokenizers": 1000, "weights": 1000,
+          "data files": 3000}  # fmt: skip
 
 SCHEMAS: dict[str, type] = {
     "train": Config, "evaluate": EvaluateConfig, "ask": AskConfig, "plan": PlanConfig,
