@@ -243,7 +243,7 @@ MISTAKES = {
     "foreign key": (["foo=1"], r"key foo; there are name, evaluations_dir, .*, distributed\.…$"),
     "foreign key of a group": (["evaluation.xyz=1"], r"evaluation has max_new_tokens, decode"),
     "key without its group": (["samples=3"], r"nearest valid key is evaluation\.attack_samples"),
-    "mistyped group": (["evalution.decode_batch=3"], r"the nearest valid key is evaluation\.decode_batch"),
+    "mistyped group": (["evalution.decode_batch=3"], r"nearest .* is evaluation\.decode_batch"),
     "unknown key": (["evaluation.sample=3"], r"unknown .* evaluation\.sample;.*evaluation\.\w+"),
     "unknown suite": (["suite=all"], r"suite=all: expected one of quick, paper, tofu, attacks"),
     "confidence": (["confidence=1.0"], r"confidence=1\.0: expected less than 1"),
