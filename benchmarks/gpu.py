@@ -148,9 +148,9 @@ class Steps:
 
     def __post_init__(self) -> None:
         prompts = -(-self.rows // SAMPLES)
-        logits, prefix = self.prefill()
-        self.own, self.state = begin_decoding(
-            logits, prefix, jax.random.split(jax.random.key(0), (prompts, SAMPLES)),
+        logits, self.own = self.prefill()
+        self.state = begin_decoding(
+            logits, self.own, jax.random.split(jax.random.key(0), (prompts, SAMPLES)),
             jnp.full(prompts, 10 * ROOM), jnp.arange(prompts),
             jnp.arange(prompts * SAMPLES).reshape(prompts, SAMPLES),
             length=ROOM, sampling=SAMPLING,

@@ -17,6 +17,7 @@ from pmc_jax.data.records import read_records
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
 from pmc_jax.language_model import load_language_model, resolved
+from pmc_jax.runtime.memory import allow_memory
 from pmc_jax.runtime.progress import stage
 from pmc_jax.terminal import visible
 
@@ -44,6 +45,7 @@ def read_questions(config: AskConfig) -> list[tuple[str, str | None]]:
 def ask(config: AskConfig) -> None:
     """Decode `n` answers to each question, and print them or write them to a file."""
     questions = read_questions(config)
+    allow_memory(config.memory)
     source = resolved(config.model)
     if source.dtype == "float64":
         jax.config.update("jax_enable_x64", True)

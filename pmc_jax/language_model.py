@@ -29,7 +29,7 @@ from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import NotFinite, UserError
 from pmc_jax.model import ModelConfig, choose_mesh, decoding_params, on_mesh, param_count
 from pmc_jax.model.specs import Params
-from pmc_jax.settings import one_of, path_to
+from pmc_jax.settings import AUTO, one_of, path_to
 
 Leaves = tuple[tuple[str, ...], ...]
 """Paths of leaves of the parameters."""
@@ -120,7 +120,7 @@ class LanguageModel:
         prefix: str | None = None,
         system: str | None = None,
         seed: int = 0,
-        decode_batch: int = 256,
+        decode_batch: int | str = AUTO,
     ) -> list[list[str]]:
         """Answer questions: `samples` texts for each.
 
@@ -129,7 +129,8 @@ class LanguageModel:
                 apply (0 and 1 switch the filters off).
             prefix: a text that every response is made to begin with; the answer is what follows.
             system: a system prompt in place of the template's own.
-            decode_batch: the most responses decoded at a time; no answer depends on it.
+            decode_batch: the most responses decoded at a time; "auto": as many as fit into memory.
+                No answer depends on it, except by rounding.
 
         Raises:
             NotFinite: if the logits for a question are NaN or infinite.

@@ -9,16 +9,21 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from pmc_jax.cli.config import PlanConfig
 from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.data.files import write_json
+from pmc_jax.decoding.generate import MOST_ROWS, rows_at_once
 from pmc_jax.errors import UserError
 from pmc_jax.language_model import planned_config, resolved, weights_dtype
 from pmc_jax.model import auto_layout, mesh_layout, param_count
+from pmc_jax.model.buckets import bucket_length
+from pmc_jax.model.kernels.dispatch import MIN_CAPABILITY, Target, supported_kernels
+from pmc_jax.model.memory import Footprint
 from pmc_jax.planning.devices import Topology, find_topology
 from pmc_jax.planning.page import memory_table, outcome_json, uneven, work_table
-from pmc_jax.planning.phases import PHASES, Job
+from pmc_jax.planning.phases import PHASES, Job, drawn_by
 from pmc_jax.planning.search import (
     Attempt,
     Change,
@@ -27,8 +32,9 @@ from pmc_jax.planning.search import (
     nearest_that_fits,
     typed,
 )
-from pmc_jax.settings import flat
+from pmc_jax.settings import AUTO, flat
 from pmc_jax.text.counts import counted
+from pmc_jax.training.sizes import Lengths, sizes
 
 
 def job_of(config: PlanConfig, topology: Topology) -> Job:
@@ -54,7 +60,7 @@ def job_of(config: PlanConfig, topology: Topology) -> Job:
         if data * axis != count:
             found = counted(count, "device", "devices")
             raise UserError(f"mesh={config.mesh}: {topology.name} has {found}")
-    return Job(
+    job = Job(
         cfg=model,
         dtype=dtype,
         weights_dtype=weights_dtype(dtype),
@@ -66,6 +72,40 @@ def job_of(config: PlanConfig, topology: Topology) -> Job:
         model_axis=axis,
         prompt_tokens=config.prompt_tokens,
     )
+    return sized(job, topology)
+
+
+def sized(job: Job, topology: Topology) -> Job:
+    """The job with numbers in place of "auto", as a run on such devices chooses them."""
+    backend = topology.backend
+    several = job.data * job.model_axis > 1
+    kernels = supported_kernels(backend, several, job.dtype, capability=MIN_CAPABILITY)
+    model = Footprint(
+        job.cfg, job.dtype, Target(backend, several, kernels), job.data, job.model_axis
+    )
+    most, drawn = job.training.max_length, drawn_by(job)
+    prompts = [most] * job.training.questions_per_step
+    room = min(most - job.prompt_tokens - 1, drawn.max_new_tokens or most)
+    lengths = Lengths(job.prompt_tokens, room, prompts, prompts * job.method.retain_pairs)
+    width, time_ = bucket_length(job.prompt_tokens), bucket_length(room)
+    free = beside = topology.memory
+    if topology.memory is not None:
+        wide = jnp.dtype(job.weights_dtype).itemsize
+        moments = 2 * jnp.dtype(job.optimizer.moment_dtype or job.weights_dtype).itemsize
+        free = topology.memory - model.weights(wide + moments)
+        beside = topology.memory - model.weights(wide) - model.decoding_weights
+    found = sizes(
+        job.training, job.method, lengths, model, free, kinds=1, remat=job.remat,
+        update_norm=False, weights_dtype=job.weights_dtype,
+    )  # fmt: skip
+    answers = None
+    if job.training.decode_batch == AUTO:
+        answers, _ = rows_at_once(
+            model, beside, prompts=MOST_ROWS * job.data, samples=1, width=width, time=time_,
+            filters=False,
+        )  # fmt: skip
+    training = dataclasses.replace(job.training, **found)
+    return dataclasses.replace(job, training=training, answer_batch=answers)
 
 
 def show(outcome: Outcome, topology: Topology) -> None:

@@ -58,6 +58,15 @@ def bounded(
     return _field(default, least=least, above=above, most=most, below=below, needs=needs)
 
 
+AUTO = "auto"
+"""The value of a number that follows from the memory of the devices."""
+
+
+def automatic(*, least: int = 1, needs: str | None = None) -> Any:
+    """A field for a whole number, or "auto", its default."""
+    return _field(AUTO, least=least, needs=needs, auto=True)
+
+
 def one_of(default: Any, *choices: str) -> Any:
     """A field for one of a few names; None is allowed where it is the default."""
     return _field(default, choices=choices)
@@ -158,8 +167,11 @@ def check(settings: Any, prefix: str = "") -> None:
         UserError: naming the key, its value and what was expected.
     """
     for key, field, value in fields_of(settings, prefix):
-        if value is None:
+        automatic = field.metadata.get("auto", False)
+        if value is None or (automatic and value == AUTO):
             continue
+        if automatic and (isinstance(value, bool) or not isinstance(value, int)):
+            raise UserError(f"{key}={value}: expected {AUTO} or a whole number")
         choices = field.metadata.get("choices", ())
         if choices and value not in choices:
             raise UserError(f"{key}={short(value)}: expected one of {', '.join(choices)}")

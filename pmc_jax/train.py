@@ -20,13 +20,14 @@ from pmc_jax.reporting import format_examples, format_table, write_report
 from pmc_jax.reporting.run_files import read_run
 from pmc_jax.reporting.verdict import verdict_lines
 from pmc_jax.runs.directory import directory_of
+from pmc_jax.runtime.memory import allow_memory
 from pmc_jax.runtime.processes import from_first, is_first, join
 from pmc_jax.runtime.timing import timed
 from pmc_jax.settings import recorded
 
 NOT_SETTINGS = (
-    "overwrite", "runs_dir", "mesh", "model.check_weights", "logging.tensorboard", "logging.wandb",
-    "logging.update_norm",
+    "overwrite", "runs_dir", "mesh", "memory", "model.check_weights", "logging.tensorboard",
+    "logging.wandb", "logging.update_norm",
 )  # fmt: skip
 """Keys that may differ when a run is continued."""
 
@@ -34,6 +35,7 @@ NOT_SETTINGS = (
 def train(config: Config) -> None:
     """One whole run, which all its processes call."""
     join(config.distributed)
+    allow_memory(config.memory)
     config = dataclasses.replace(config, model=resolved(config.model))
     read = [("model.path", config.model.path), ("data.path", config.data.path)]
     read += [(f"method.{key}", getattr(config.method, key)) for key in config.method.reads]

@@ -273,6 +273,7 @@ BOUNDS = {
     "method.kept": ("altpo", 1, True), "method.layer": ("rmu", 0, True),
     "method.trained_layers": ("rmu", 1, True), "method.steering": ("rmu", 0, True),
     "training.epochs": ("train", 0, True), "training.batch_size": ("train", 1, True),
+    "training.micro_batch": ("train", 1, True),
     "training.accumulation": ("train", 1, True), "training.max_length": ("train", 2, True),
     "training.decode_batch": ("train", 1, True), "training.wave": ("train", 0, True),
     "training.chunk": ("train", 1, True), "optimizer.learning_rate": ("train", 0, True),

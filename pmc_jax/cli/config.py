@@ -21,7 +21,7 @@ from pmc_jax.language_model import ModelSource
 from pmc_jax.runs.checkpoints import CheckpointConfig
 from pmc_jax.runs.metrics import LoggingConfig
 from pmc_jax.runtime.processes import DistributedConfig
-from pmc_jax.settings import bounded, free_text
+from pmc_jax.settings import automatic, bounded, free_text
 from pmc_jax.training.optimizer import Optimizer
 from pmc_jax.unlearning.method import Method, methods, resolve
 from pmc_jax.unlearning.schedule import Training
@@ -37,6 +37,7 @@ class Config:
         seed: seed of all random numbers.
         overwrite: replace a run that has the same name.
         mesh: devices: "auto", or DATAxMODEL. 4x2 shards batches 4 ways and weights 2 ways.
+        memory: most memory to take of a device, or of the machine for CPUs, such as 6GB.
     """
 
     name: str = "run"
@@ -44,6 +45,7 @@ class Config:
     seed: int = bounded(0, least=0, below=2**32)
     overwrite: bool = False
     mesh: str = "auto"
+    memory: str | None = None
     model: ModelSource = dataclasses.field(default_factory=ModelSource)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
@@ -71,8 +73,9 @@ class AskConfig:
         max_new_tokens: longest answer in tokens.
         seed: seed of all random numbers.
         prefix: text that every answer is made to begin with.
-        decode_batch: most answers decoded at once.
+        decode_batch: most answers decoded at once; "auto": as many as fit into memory.
         overwrite: replace the file `out`.
+        memory: most memory to take of the device, or of the machine for CPUs, such as 6GB.
     """
 
     question: str | None = free_text(None)
@@ -85,8 +88,9 @@ class AskConfig:
     max_new_tokens: int = bounded(128, least=1)
     seed: int = bounded(0, least=0, below=2**32)
     prefix: str | None = free_text(None)
-    decode_batch: int = bounded(256, least=1)
+    decode_batch: int | str = automatic()
     overwrite: bool = False
+    memory: str | None = None
     model: ModelSource = dataclasses.field(default_factory=ModelSource)
     prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
 
@@ -106,7 +110,6 @@ class PlanConfig(Config):
     """
 
     topology: str = "cpu:1"
-    memory: str | None = None
     prompt_tokens: int = bounded(64, least=1)
     tries: int = bounded(6, least=0)
     out: str | None = None

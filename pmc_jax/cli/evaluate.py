@@ -30,12 +30,13 @@ from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.robustness import check_robustness
 from pmc_jax.language_model import check_weights, resolved
 from pmc_jax.runs.directory import SUMMARY, begin_run, directory_of, holds_run
+from pmc_jax.runtime.memory import allow_memory
 from pmc_jax.runtime.processes import from_first, is_first, join
 from pmc_jax.runtime.progress import warn
 from pmc_jax.settings import recorded
 
 NOT_SETTINGS = (
-    "overwrite", "evaluations_dir", "mesh", "redact", "keep_truth", "model.check_weights",
+    "overwrite", "evaluations_dir", "mesh", "memory", "redact", "keep_truth", "model.check_weights",
 )  # fmt: skip
 """Keys that may differ when an evaluation is continued."""
 
@@ -43,6 +44,7 @@ NOT_SETTINGS = (
 def evaluate(config: EvaluateConfig) -> None:
     """Run one evaluation. All of its processes call this."""
     join(config.distributed)
+    allow_memory(config.memory)
     # Models that are compared are computed in the same dtype.
     config = dataclasses.replace(config, model=resolved(config.model))
     check_robustness(config.robustness)

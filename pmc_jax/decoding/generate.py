@@ -11,9 +11,13 @@ from jaxtyping import Array, Bool, DTypeLike, Int, Key, PRNGKeyArray
 from pmc_jax.decoding.layout import prompt_rows, shapes
 from pmc_jax.decoding.sampler import DECODING, Decoding, Responses, Sampling, sample
 from pmc_jax.errors import NotFinite, UserError
-from pmc_jax.model import ModelConfig, RopeConfig, to_devices
-from pmc_jax.model.buckets import bucket_length, halved
+from pmc_jax.model import ModelConfig, RopeConfig, batch_shards, to_devices
+from pmc_jax.model.buckets import bucket_length, halved, power_of_two
+from pmc_jax.model.memory import Footprint, first_fitting, footprint, halvings
 from pmc_jax.model.specs import Params
+from pmc_jax.runtime.memory import free_memory, in_batches
+from pmc_jax.runtime.processes import from_all
+from pmc_jax.settings import AUTO
 
 
 @partial(jax.jit, static_argnames="samples")
@@ -46,8 +50,54 @@ def check_longrope(rope: RopeConfig, prompt: int, limit: int) -> None:
         )
 
 
-DECODE_BATCH = 512
-"""The default limit of responses that are decoded at a time."""
+MOST_ROWS = 512
+"""The most responses that "auto" decodes at a time on each shard of a batch; more save little."""
+
+
+def rows_at_once(
+    model: Footprint,
+    free: int | None,
+    *,
+    prompts: int,
+    samples: int,
+    width: int,
+    time: int,
+    filters: bool,
+    wave: int = 0,
+) -> tuple[int, int]:
+    """How many prompts, and samples of each, are decoded at a time if there are `free` bytes.
+
+    Prompts are halved before samples.
+
+    Args:
+        free: on each device; None: unknown.
+        prompts, samples: as many as there are.
+        width, time: the most tokens of a prompt and of a response, in buckets.
+        wave: the most samples of a prompt at a time; 0: all.
+
+    Returns:
+        The numbers of prompts and of samples.
+    """
+    most = min(wave or samples, samples)
+    each = min(max(MOST_ROWS // samples, 1), power_of_two(-(-max(prompts, 1) // model.data)))
+    choices = [(model.data * count, most) for count in halvings(each)]
+    choices += [(model.data, count) for count in halvings(most)[1:]]
+
+    def size(choice: tuple[int, int]) -> int:
+        return model.generate(*choice, width, time, filters=filters)
+
+    return first_fitting(choices, size, free)
+
+
+def fewer_rows(prompts: int, wave: int, shards: int) -> tuple[int, int] | None:
+    """Half as many prompts at a time, or half as many samples of each; None: there is one row.
+
+    Every shard of a batch keeps a prompt.
+    """
+    if prompts > shards:
+        return max(-(-prompts // 2), shards), wave
+    return (prompts, -(-wave // 2)) if wave > 1 else None
+
 
 PruneBatch = Callable[[Sequence[int], Responses], Bool[np.ndarray, "batch samples"]]
 """From the indices of a batch's prompts and its responses to which of these can be dropped."""
@@ -66,7 +116,7 @@ def generate(
     step: int = 0,
     question_ids: Sequence[int] | None = None,
     longest_prompt: int = 0,
-    decode_batch: int | None = None,
+    decode_batch: int | str = AUTO,
     dtype: DTypeLike = jnp.float32,
     decoding: Decoding = DECODING,
     wave: int = 0,
@@ -78,7 +128,10 @@ def generate(
     Prompts of similar length form a batch. A batch has at most `decode_batch` responses, but at
     least one prompt, and one of the few shapes of `layout.shapes`. The RNG key of a response
     follows from key, step, question id and sample (`row_keys`), so a response does not depend on
-    its batch. Responses include their stop token.
+    its batch, except by rounding. Responses include their stop token.
+
+    If a device runs out of memory, a batch is decoded again with half as many responses at a time,
+    and so are those that follow in this process.
 
     Args:
         temperature: replaces the temperature of `sampling`, which must not be 0. The functions
@@ -87,9 +140,9 @@ def generate(
         question_ids: by default, the prompt's index in `prompts`.
         longest_prompt: the length of the longest prompt of all calls that share compiled
             functions, if this call has only shorter prompts.
-        decode_batch: the maximum number of responses that are decoded at a time; None: all, up
-            to 512. Calls with the same number share compiled functions, however few prompts they
-            have.
+        decode_batch: the maximum number of responses that are decoded at a time; "auto": what
+            fits into memory, up to 512 on each shard of a batch. Calls with the same number share
+            compiled functions, however few prompts they have.
         decoding: how to do the work; no setting changes a response.
         wave: how many samples of a prompt to decode at a time; 0: all.
         prune: called at the start of a wave and between chunks. A response that it drops is
@@ -99,19 +152,30 @@ def generate(
     Raises:
         UserError: if a response may cross the length at which LongRoPE changes.
         NotFinite: if the logits of a response hold NaN or infinity.
+        UserError: if a device has too little memory for a single response.
     """
     for prompt, most in zip(prompts, limits, strict=True):
         check_longrope(cfg.rope, len(prompt), most)
     ids = range(len(prompts)) if question_ids is None else question_ids
     widest = bucket_length(max(longest_prompt, *map(len, prompts), 0))
-    if decode_batch is None:
-        decode_batch = min(len(prompts) * samples, DECODE_BATCH)
-    largest = max(1, decode_batch // samples)
-    choices = shapes(largest, samples, wave=wave, compact=decoding.compact)
+    time = bucket_length(max(limits, default=0))
+    if decode_batch == AUTO:
+        jax.block_until_ready(params)  # before memory is measured
+        largest, wave = from_all(
+            lambda: rows_at_once(
+                footprint(cfg, dtype), free_memory(), prompts=len(prompts), samples=samples,
+                width=widest, time=time, wave=wave,
+                filters=sampling.top_k > 0 or sampling.top_p < 1,
+            )
+        )  # fmt: skip
+    else:
+        largest = max(1, int(decode_batch) // samples)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     responses: list[list[list[int]]] = [[] for _ in prompts]
-    for first in range(0, len(order), largest):
-        chosen = order[first : first + largest]
+
+    def decode(chosen: Sequence[int], size: tuple[int, ...]) -> Responses:
+        """The responses to a batch of prompts."""
+        largest, wave = size
         batch = prompt_rows(len(chosen), largest, compact=decoding.compact)
         width = halved(widest, len(prompts[chosen[-1]]))
         tokens, mask = left_padded([prompts[i] for i in chosen], batch, width)
@@ -119,16 +183,25 @@ def generate(
         limit[: len(chosen)] = [limits[i] for i in chosen]
         row_ids[: len(chosen)] = [ids[i] for i in chosen]
         try:
-            found = sample(
+            return sample(
                 params, to_devices(tokens, "batch", None), to_devices(mask, "batch", None),
                 row_keys(key, np.uint32(step), to_devices(row_ids), samples), limit,
-                time=bucket_length(max(limits)), shapes=choices, cfg=cfg, sampling=sampling,
-                temperature=temperature, dtype=dtype, decoding=decoding, wave=wave,
-                prune=partial(prune, chosen) if prune else None,
+                time=time, shapes=shapes(largest, samples, wave=wave, compact=decoding.compact),
+                cfg=cfg, sampling=sampling, temperature=temperature, dtype=dtype,
+                decoding=decoding, wave=wave, prune=partial(prune, chosen) if prune else None,
             )  # fmt: skip
         except NotFinite as error:
             i = chosen[error.index]
             raise NotFinite(i, f"prompt {i}: {error} (NaN or infinite)") from None
+
+    def words(size: tuple[int, ...]) -> str:
+        return f"{size[0] * min(size[1] or samples, samples)} responses at a time"
+
+    for chosen, found in in_batches(
+        order, decode, (largest, wave),
+        lambda size: fewer_rows(size[0], size[1] or samples, batch_shards()), words,
+        task=(cfg, str(jnp.dtype(dtype)), samples, widest, time), what="decoding",
+    ):  # fmt: skip
         for row, i in enumerate(chosen):
             responses[i] = [found.tokens_of(row, j) for j in range(samples)]
         if on_batch:

@@ -27,6 +27,7 @@ from pmc_jax.model import (
     grow,
     init_suffix,
     prefill,
+    replaced,
     squeeze_single,
     to_devices,
     to_host,
@@ -190,7 +191,8 @@ prefill_prompts = jax.jit(prefill, static_argnames=("cfg", "dtype"))
 logits `[batch, vocab]` and a `PrefixCache`. It donates nothing."""
 
 
-def _take_prompts(prefix: PrefixCache, prompts: Int[Array, " groups"]) -> PrefixCache:
+@jax.jit
+def take_prompts(prefix: PrefixCache, prompts: Int[Array, " groups"]) -> PrefixCache:
     """The cache of these prompts; one may occur several times."""
     k, v = jax.tree.map(lambda stack: stack[:, prompts], (prefix.k, prefix.v))
     return PrefixCache(k=k, v=v, mask=prefix.mask[prompts])
@@ -208,13 +210,14 @@ def begin_decoding(
     length: int,
     sampling: Sampling,
     temperature: Float[Array, ""] | None = None,
-) -> tuple[PrefixCache, DecodeState]:
+) -> DecodeState:
     """Arrange rows in groups and slots, and choose the first token of each.
 
-    It donates nothing, since later waves need `logits` and `prefix` again.
+    It donates nothing, since later waves need `logits` again.
 
     Args:
-        logits, prefix: what `prefill_prompts` returns.
+        logits: what `prefill_prompts` returns.
+        prefix: the prefix cache of each group.
         keys, limit: the key of each response, and the most tokens of each prompt's responses.
         prompts, rows: what `arrange` returns: the prompt of each group, and the row
             (prompt · samples + sample) of each slot, or -1 for an empty one.
@@ -222,11 +225,10 @@ def begin_decoding(
         temperature: replaces that of `sampling`; a change does not compile again.
 
     Returns:
-        The prefix cache of each group, and the state of `groups` × `slots` rows with an empty
-        suffix cache.
+        The state of `groups` × `slots` rows with an empty suffix cache.
     """
     groups, slots = rows.shape
-    prefix, logits = _take_prompts(prefix, prompts), logits[prompts]
+    logits = logits[prompts]
     limits = jnp.broadcast_to(limit[prompts][:, None], rows.shape)
     state = DecodeState(
         tokens=jnp.zeros((groups, slots, length + 1), jnp.int32),
@@ -240,7 +242,7 @@ def begin_decoding(
         suffix=init_suffix(prefix, slots, length),
     )
     chosen, broken = choose(logits, state.keys, state.step, sampling, temperature)
-    return prefix, _append(state, chosen, broken, state.step, sampling)
+    return _append(state, chosen, broken, state.step, sampling)
 
 
 @partial(jax.jit, static_argnames=("cfg", "sampling"), donate_argnames="state")
@@ -283,46 +285,44 @@ def decode_chunk(
     return dataclasses.replace(state, suffix=unsqueeze_single(state.suffix))
 
 
-@partial(jax.jit, static_argnames="length")
 def _grow(state: DecodeState, length: int) -> DecodeState:
-    """The state with room for `length` decode steps."""
+    """The state with room for `length` decode steps; it replaces `state`."""
     room = [(0, 0), (0, 0), (0, length + 1 - state.tokens.shape[2])]
     return dataclasses.replace(
-        state, tokens=jnp.pad(state.tokens, room), suffix=grow(state.suffix, length)
+        state, tokens=_padded(state.tokens, tuple(room)), suffix=grow(state.suffix, length)
     )
 
 
+_padded = jax.jit(jnp.pad, static_argnums=1)
+
+
 @jax.jit
+def _move_rows(rows: dict[str, Array], slots: Int[Array, "groups slots"]) -> dict[str, Array]:
+    moved = jax.tree.map(lambda own: own.reshape(-1, *own.shape[2:])[slots], rows)
+    return {**moved, "done": moved["done"] | (slots < 0)}
+
+
+@jax.jit
+def _move_stack(stack: Array, slots: Int[Array, "groups slots"]) -> Array:
+    return stack.reshape(stack.shape[0], -1, *stack.shape[3:])[:, slots]
+
+
 def _regroup(
     prefix: PrefixCache,
     state: DecodeState,
     groups: Int[Array, " groups"],
     slots: Int[Array, "groups slots"],
 ) -> tuple[PrefixCache, DecodeState]:
-    """Rows in a new arrangement.
+    """Rows in a new arrangement; its state replaces `state`.
 
     `groups` has the old group of each new group, and `slots` the old slot (group · slots + slot) of
     each new slot; -1 is an empty slot, which is marked as done.
     """
-
-    def take(rows: Array) -> Array:
-        return rows.reshape(-1, *rows.shape[2:])[slots]
-
-    suffix = jax.tree.map(
-        lambda cache: cache.reshape(cache.shape[0], -1, *cache.shape[3:])[:, slots], state.suffix
-    )
-    moved = DecodeState(
-        tokens=take(state.tokens),
-        length=take(state.length),
-        last=take(state.last),
-        done=take(state.done) | (slots < 0),
-        keys=take(state.keys),
-        limit=take(state.limit),
-        broken=take(state.broken),
-        step=state.step,
-        suffix=suffix,
-    )
-    return _take_prompts(prefix, groups), moved
+    names = ("tokens", "length", "last", "done", "keys", "limit", "broken")
+    rows = _move_rows({name: getattr(state, name) for name in names}, slots)
+    suffix = replaced(lambda stack: _move_stack(stack, slots), state.suffix)
+    moved = DecodeState(**rows, step=state.step, suffix=suffix)
+    return take_prompts(prefix, groups), moved
 
 
 def _record(found: Responses, state: DecodeState, row_of: np.ndarray) -> int:
@@ -407,13 +407,23 @@ def sample(
             continue
         found.status[chosen] = RUNNING
         prompt_of, row_of = arrange(chosen, smallest_shape(chosen.sum(1), shapes))
-        prefix, state = begin_decoding(
-            logits, prompts, keys, to_devices(limit), to_devices(prompt_of),
+        if in_order(prompt_of, row_of, batch):
+            prompt_of, prefix = np.arange(batch, dtype=np.int32), prompts  # no second copy
+        else:
+            prefix = take_prompts(prompts, to_devices(prompt_of))
+        state = begin_decoding(
+            logits, prefix, keys, to_devices(limit), to_devices(prompt_of),
             to_devices(row_of), length=lengths[0], sampling=sampling, temperature=temperature,
         )  # fmt: skip
         advance = partial(decode_chunk, params, cfg=cfg, sampling=sampling, temperature=temperature)
         _decode_wave(advance, prefix, state, row_of, found, shapes, lengths, decoding, prune)
     return found
+
+
+def in_order(prompt_of: np.ndarray, row_of: np.ndarray, batch: int) -> bool:
+    """Whether there is a group for each of `batch` prompts, and each used one is that prompt's."""
+    used = (row_of >= 0).any(1)
+    return len(prompt_of) == batch and bool((prompt_of == np.arange(batch))[used].all())
 
 
 def _decode_wave(

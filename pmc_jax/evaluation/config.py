@@ -23,6 +23,7 @@ class EvaluateConfig:
         seed: seed of all random numbers.
         overwrite: replace an evaluation that has the same name.
         mesh: devices: "auto", or DATAxMODEL. 4x2 shards batches 4 ways and weights 2 ways.
+        memory: most memory to take of a device, or of the machine for CPUs, such as 6GB.
         suite: which measures to take.
         compare: one model or a list; the first is the model before unlearning.
         prefix: first words of every answer in the prefilling attack.
@@ -39,6 +40,7 @@ class EvaluateConfig:
     seed: int = bounded(0, least=0, below=2**32)
     overwrite: bool = False
     mesh: str = "auto"
+    memory: str | None = None
     suite: str = one_of("paper", *SUITES)
     compare: Any = path_to(None)
     prefix: str | None = free_text("The answer is:")

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,18 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from pmc_jax.data.batches import loss_rows
 from pmc_jax.language_model import LanguageModel, short
-from pmc_jax.model import ModelConfig, forward, to_devices, to_host
+from pmc_jax.model import ModelConfig, batch_shards, forward, to_devices, to_host
 from pmc_jax.model.buckets import bucket_length, power_of_two
 from pmc_jax.model.forward import logits
+from pmc_jax.model.memory import first_fitting, footprint, halvings
 from pmc_jax.model.nll import CHUNK
 from pmc_jax.model.specs import Params
+from pmc_jax.runtime.memory import free_memory, in_batches
+from pmc_jax.runtime.processes import from_all
+from pmc_jax.settings import AUTO
+
+MOST_PAIRS = 64
+"""The most answers that "auto" scores at a time on each shard of a batch."""
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prompt and of an answer, which includes its end token."""
@@ -96,7 +104,7 @@ def answer_scores(
     model: LanguageModel,
     pairs: Sequence[Pair],
     *,
-    batch_size: int = 64,
+    batch_size: int | str = AUTO,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> list[TokenScores]:
     """Scores of the answer of every pair.
@@ -104,15 +112,33 @@ def answer_scores(
     Pairs of similar length form a batch. A batch of fewer than `batch_size` pairs is padded to
     a power of two. `on_batch` is called with (pairs done, tokens scored).
 
+    Args:
+        batch_size: the most pairs at a time; "auto": as many as fit into memory, up to 64 on each
+            shard of a batch. If memory still runs out, it is halved.
+
     Raises:
         NotFinite: if a score of an answer is NaN or infinite, since logits are or overflow.
     """
     lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
     order = sorted(range(len(pairs)), key=lambda i: (lengths[i], i))
     found: dict[int, TokenScores] = {}
-    for first in range(0, len(order), batch_size):
-        chosen = order[first : first + batch_size]
-        batch = min(batch_size, power_of_two(len(chosen)))
+    if batch_size == AUTO:
+        longest = bucket_length(max(lengths, default=0))
+        own, shards = footprint(model.config, model.dtype), batch_shards()
+        jax.block_until_ready(model.params)  # before memory is measured
+        (batch_size,) = from_all(
+            lambda: (
+                first_fitting(
+                    [shards * count for count in halvings(MOST_PAIRS)],
+                    lambda count: own.score(count, longest),
+                    free_memory(),
+                ),
+            )
+        )
+
+    def scored(chosen: Sequence[int], size: tuple[int, ...]) -> Any:
+        """The fields of `TokenScores` for a batch of pairs, on the host."""
+        batch = min(size[0], power_of_two(len(chosen)))
         filled = [pairs[i] for i in chosen] + [pairs[chosen[0]]] * (batch - len(chosen))
         prompts, answers = zip(*filled, strict=True)
         tokens, mask, _ = loss_rows(prompts, answers, bucket_length(lengths[chosen[-1]]))
@@ -120,7 +146,14 @@ def answer_scores(
             model.params, to_devices(tokens, "batch", None), to_devices(mask, "batch", None),
             cfg=model.config, dtype=model.dtype,
         )  # fmt: skip
-        fields = to_host(arrays)
+        return to_host(arrays)
+
+    for chosen, fields in in_batches(
+        order, scored, (int(batch_size),),
+        lambda size: (-(-size[0] // 2),) if size[0] > batch_shards() else None,
+        lambda size: f"{size[0]} answers at a time",
+        task=(model.config, model.dtype), what="scoring",
+    ):  # fmt: skip
         for row, i in enumerate(chosen):
             part = slice(len(pairs[i][0]) - 1, lengths[i] - 1)
             found[i] = TokenScores(*(field[row, part] for field in fields))
@@ -138,7 +171,7 @@ def answer_losses(
     model: LanguageModel,
     pairs: Sequence[Pair],
     *,
-    batch_size: int = 64,
+    batch_size: int | str = AUTO,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, " pairs"]:
     """Mean negative log-likelihood per token of each answer, in nats.

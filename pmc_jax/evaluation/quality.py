@@ -19,7 +19,7 @@ from pmc_jax.evaluation.kinds import Kind, kind_of
 from pmc_jax.evaluation.levels import Level, closeness, level_of
 from pmc_jax.language_model import LanguageModel
 from pmc_jax.model.buckets import power_of_two
-from pmc_jax.settings import bounded
+from pmc_jax.settings import AUTO, automatic, bounded
 from pmc_jax.text.facts import (
     Background,
     Facts,
@@ -43,7 +43,7 @@ class EvaluationConfig:
     Attributes:
         max_new_tokens: longest answer in tokens, however long the prompt is; None: what
             `max_length` leaves.
-        decode_batch: most answers decoded at once.
+        decode_batch: most answers decoded at once; "auto": as many as fit into memory.
         attack_samples: answers per question in the sampling attack; 0 skips it.
         attack_temperature: temperature of the sampling attack.
         attack_top_k: top-k of the sampling attack; 0 is off.
@@ -51,7 +51,7 @@ class EvaluationConfig:
     """
 
     max_new_tokens: int | None = bounded(None, least=1)
-    decode_batch: int = bounded(512, least=1)
+    decode_batch: int | str = automatic()
     attack_samples: int = bounded(32, least=0, most=2**16)
     attack_temperature: float = bounded(1.0, above=0)
     attack_top_k: int = bounded(0, least=0)
@@ -170,7 +170,7 @@ def answers(
     prefix: str | None = None,
     samples: int = 1,
     max_new_tokens: int | None = None,
-    decode_batch: int = 512,
+    decode_batch: int | str = AUTO,
     on_batch: Callable[[int, int], None] | None = None,
     known: Background | None = None,
 ) -> list[list[Answer]]:
@@ -181,7 +181,7 @@ def answers(
         max_length: the most tokens of prompt and answer together, unless `max_new_tokens` says
             how many an answer has at most.
         prefix: a text with which every response begins; the answer is what follows.
-        decode_batch: most answers decoded at a time.
+        decode_batch: most answers decoded at a time; "auto": as many as fit into memory.
         on_batch: called with (questions done, tokens) after every batch.
         known: the background of the data set, which facts are not taken from.
 
@@ -240,7 +240,7 @@ def quality_answers(
     """Greedy answers to every set, and sampled answers to the forget questions.
 
     All sets are decoded together. A row that a set contains more than once is decoded once. The
-    batch is padded to a power of two, which a mesh divides.
+    batch is padded to a power of two, which most meshes divide.
 
     Args:
         model: a model that is ready for decoding (`LanguageModel.for_decoding`).
@@ -249,7 +249,9 @@ def quality_answers(
     """
     known = known or background(sets)
     once = list(dict.fromkeys((name, row) for name, rows in sets.items() for row in rows))
-    most = min(config.decode_batch, power_of_two(max(len(once), 1)))
+    most = config.decode_batch
+    if isinstance(most, int):
+        most = min(most, power_of_two(max(len(once), 1)))
     found = answers(
         model, once, Sampling(temperature=0.0), key, max_length=max_length,
         max_new_tokens=config.max_new_tokens, decode_batch=most, on_batch=on_batch,

@@ -14,6 +14,7 @@ from pmc_jax.data.prompts import PromptTemplate
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.evaluation.likelihood import Pair, answer_scores
 from pmc_jax.language_model import LanguageModel
+from pmc_jax.settings import AUTO
 
 
 def text_pairs(template: PromptTemplate, text: Sequence[str], window: int) -> list[Pair]:
@@ -38,7 +39,7 @@ def text_probabilities(
     model: LanguageModel,
     pairs: Sequence[Pair],
     *,
-    batch_size: int = 64,
+    batch_size: int | str = AUTO,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, " tokens"]:
     """p(x_t | x_<t) of every token except the first of each window, in order."""

@@ -6,6 +6,7 @@ from pmc_jax.model.cache import (
     SuffixCache,
     grow,
     init_suffix,
+    replaced,
     squeeze_single,
     unsqueeze_single,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "param_specs",
     "parts_of",
     "prefill",
+    "replaced",
     "routed",
     "squeeze_single",
     "stacked",

@@ -3,6 +3,8 @@
 Both hold one array for each stack of layers (`layer_stacks`).
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -73,10 +75,31 @@ def place_prefix(prefix: PrefixCache) -> PrefixCache:
     return PrefixCache(k=k, v=v, mask=constrain(prefix.mask, "batch", None))
 
 
+@partial(jax.jit, static_argnames="length")
+def _longer(stack: Array, length: int) -> Array:
+    """A stack of a suffix cache with room for `length` decode steps."""
+    room = [(0, 0)] * 4 + [(0, length - stack.shape[-2]), (0, 0)]
+    return place_suffix(jnp.pad(stack, room))
+
+
 def grow(suffix: SuffixCache, length: int) -> SuffixCache:
-    """The same cache with room for `length` decode steps."""
-    room = [(0, 0)] * 4 + [(0, length - suffix.length), (0, 0)]
-    return place_suffix(jax.tree.map(lambda x: jnp.pad(x, room), suffix))
+    """The same cache with room for `length` decode steps; it replaces `suffix` (`replaced`)."""
+    return replaced(partial(_longer, length=length), suffix)
+
+
+def replaced(change: Callable[[Array], Array], tree: Part) -> Part:
+    """`tree` with `change` applied to its arrays; each is freed once its successor is there.
+
+    So there is never a second copy of the whole. A call within a compiled function would free
+    nothing.
+    """
+
+    def one(old: Array) -> Array:
+        new = jax.block_until_ready(change(old))
+        old.delete()
+        return new
+
+    return jax.tree.map(one, tree)
 
 
 def squeeze_single(suffix: SuffixCache) -> SuffixCache:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from pmc_jax.errors import UserError
 from pmc_jax.model import MESH_AXES
+from pmc_jax.runtime.memory import memory_size
 
 GIB = 2**30
 TPUS = {"v4": 32 * GIB, "v5e": 16 * GIB, "v5p": 95 * GIB, "v6e": 32 * GIB}
@@ -23,8 +24,6 @@ GPUS = {
     "l40s": 48 * GB, "l4": 24 * GB, "rtx4090": 24 * GB,
 }  # fmt: skip
 """Memory of a GPU in bytes, as its maker states it."""
-
-UNITS = {"GB": GB, "GIB": GIB, "MB": 10**6, "MIB": 2**20}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,21 +42,15 @@ class Topology:
     memory: int | None
     exact: bool
 
+    @property
+    def backend(self) -> str:
+        """JAX's name for the kind of device."""
+        kind = self.name.partition(":")[0]
+        return "tpu" if kind in TPUS else "gpu" if kind in GPUS else "cpu"
+
     def mesh(self, data: int, model: int) -> Mesh:
         """A mesh of all devices."""
         return Mesh(np.array(self.devices).reshape(data, model), MESH_AXES)
-
-
-def memory_size(text: str) -> int:
-    """`80GB` or `16GiB` in bytes.
-
-    Raises:
-        UserError: for any other text.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]+)", text)
-    if found is None or found[2].upper() not in UNITS:
-        raise UserError(f"memory={text}: expected a size like 80GB or 16GiB")
-    return round(float(found[1]) * UNITS[found[2].upper()])
 
 
 def find_topology(name: str, memory: str | None) -> Topology:

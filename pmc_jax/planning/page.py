@@ -10,7 +10,7 @@ from rich.text import Text
 
 from pmc_jax.model import param_count
 from pmc_jax.planning.devices import Topology
-from pmc_jax.planning.phases import Compiled, Job, drawn_by
+from pmc_jax.planning.phases import Compiled, Job, answers_at_once, drawn_by
 from pmc_jax.planning.search import Outcome, too_large
 
 KINDS = (
@@ -36,7 +36,7 @@ def tokens_of(job: Job, function: Compiled) -> int:
     if function.name.endswith(": decode"):
         samples = drawn_by(job).samples
         sampling = function.name.startswith("sample")
-        return batch.sampled_at_once(samples) * samples if sampling else batch.decode_batch
+        return batch.sampled_at_once(samples) * samples if sampling else answers_at_once(job)
     return 0
 
 

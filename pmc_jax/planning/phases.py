@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from pmc_jax.data.packing import LONGEST_PER_ROW
+from pmc_jax.decoding import MOST_ROWS
 from pmc_jax.decoding.sampler import (
     Sampling,
     begin_decoding,
@@ -42,6 +43,7 @@ class Job:
         method, training, optimizer: the settings of the run.
         data, model_axis: sizes of the mesh axes "data" and "model".
         prompt_tokens: the length of the longest prompt.
+        answer_batch: greedy answers decoded at a time; None: `training.decode_batch`.
         end_ids: stand for the tokenizer's, which is not read.
     """
 
@@ -55,6 +57,7 @@ class Job:
     data: int
     model_axis: int
     prompt_tokens: int
+    answer_batch: int | None = None
     end_ids: tuple[int, ...] = (0,)
 
 
@@ -161,10 +164,11 @@ def compile_function(
 
 def abstract_batch(job: Job) -> Batch:
     """The batch of an optimizer step in which all sequences have the greatest length."""
-    per_part = job.training.batch_size, 0, job.training.batch_size * job.method.retain_pairs
+    size = job.training.part_size
+    per_part = size, 0, size * job.method.retain_pairs
     rows = bucket_rows(-(-sum(per_part) // LONGEST_PER_ROW))
     width = LONGEST_PER_ROW * job.training.max_length
-    shape = (job.training.accumulation, -(-rows // job.data) * job.data, width)
+    shape = (job.training.parts, -(-rows // job.data) * job.data, width)
 
     def make() -> Batch:
         tokens, mask = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
@@ -195,7 +199,7 @@ def gradient_bytes(job: Job, state: TrainState) -> int:
     """Bytes of gradients on one device: a micro-batch's, and the sum over several."""
     dtype = jnp.dtype(job.training.gradient_dtype or job.weights_dtype)
     weights = shard_bytes(state.params) // jnp.dtype(job.weights_dtype).itemsize
-    return weights * dtype.itemsize * (2 if job.training.accumulation > 1 else 1)
+    return weights * dtype.itemsize * (2 if job.training.parts > 1 else 1)
 
 
 def compile_train(job: Job, mesh: Mesh) -> Compiled:
@@ -253,12 +257,11 @@ def compile_decoding(
 ) -> None:
     """Compile prefill and decoding of `samples` responses to each of `prompts` prompts.
 
-    If they do not all fit `training.decode_batch`, these are as many prompts as fit. The decode
+    The decode
     chunk is compiled with the cache at its full length. The function between prefill and decoding
     needs less memory, so it is reported only if it is refused. `beside` is in memory all the time.
     """
-    batch = max(1, min(prompts, job.training.decode_batch // samples))
-    width, time_ = bucket_length(job.prompt_tokens), response_room(job)
+    batch, width, time_ = prompts, bucket_length(job.prompt_tokens), response_room(job)
     params = weights_to_decode(job, mesh)
     weights = {"decoding params": shard_bytes(params)}
 
@@ -280,9 +283,10 @@ def compile_decoding(
         on_compiled(function)
         if function.refused:
             return
-        kept = {**beside, "cache": shard_bytes(prefix), "logits": shard_bytes(logits)}
+        cache = {"cache": shard_bytes(prefix)}
+        kept = {**beside, "logits": shard_bytes(logits)}
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (batch, samples)))
-        function, (prefix, state) = compile_function(
+        function, state = compile_function(
             f"{name}: begin",
             begin_decoding,
             (
@@ -295,7 +299,7 @@ def compile_decoding(
             ),
             {"length": lengths[-1], "sampling": sampling},
             {**beside, **weights},
-            {kind: kept[kind] for kind in ("cache", "logits")},
+            {**cache, "logits": kept["logits"]},
         )
         if function.refused:
             on_compiled(function)
@@ -311,11 +315,18 @@ def compile_decoding(
         )
         on_compiled(function)
     if len(lengths) > 1:
-        # While the cache grows, the old one and the new one are both in memory.
+        # While a stack's keys or values grow, the old ones are in memory, too.
         full = shard_bytes(state.suffix) * lengths[-2] // lengths[-1]
-        held = {**kept, **weights, "cache": kept["cache"] + cache["cache"] + full}
+        old = full // (2 * len(state.suffix.k))
+        held = {**kept, **weights, "cache": cache["cache"] + old}
         growing = {**held, "temporaries": 0}
         on_compiled(Compiled(f"{name}: grow", growing, sum(held.values()), 0, 0.0, {}, None, 0.0))
+
+
+def answers_at_once(job: Job) -> int:
+    """Greedy answers that are decoded at a time."""
+    most = job.training.decode_batch if job.answer_batch is None else job.answer_batch
+    return MOST_ROWS if isinstance(most, str) else most
 
 
 PHASES = ("train", "sample", "answer")
@@ -334,14 +345,13 @@ def compile_phase(job: Job, phase: str, mesh: Mesh, on_compiled: OnCompiled) -> 
     if phase == "train":
         on_compiled(compile_train(job, mesh))
     elif phase == "sample":
-        drawn, questions = drawn_by(job), job.training.questions_per_step
+        drawn = drawn_by(job)
+        questions = job.training.sampled_at_once(drawn.samples)
         sampling = dataclasses.replace(drawn.sampling, stop_ids=job.end_ids)
         compile_decoding(job, mesh, phase, questions, drawn.samples, sampling, waiting, on_compiled)
     else:
         greedy = Sampling(temperature=0.0, stop_ids=job.end_ids)
-        compile_decoding(
-            job, mesh, phase, job.training.decode_batch, 1, greedy, params, on_compiled
-        )
+        compile_decoding(job, mesh, phase, answers_at_once(job), 1, greedy, params, on_compiled)
 
 
 def least_bytes(job: Job, phase: str, mesh: Mesh) -> int:

@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pmc_jax.planning.devices import Topology
-from pmc_jax.planning.phases import Compiled, Job, compile_phase, drawn_by, least_bytes
+from pmc_jax.planning.phases import (
+    Compiled,
+    Job,
+    answers_at_once,
+    compile_phase,
+    drawn_by,
+    least_bytes,
+)
 
 Change = dict[str, Any]
 """Settings by their keys on the command line."""
@@ -46,7 +53,8 @@ def changed(job: Job, change: Change) -> Job:
             job = dataclasses.replace(job, remat=value)
         elif group == "training":
             training = dataclasses.replace(job.training, **{name: value})
-            job = dataclasses.replace(job, training=training)
+            answers = None if name == "decode_batch" else job.answer_batch
+            job = dataclasses.replace(job, training=training, answer_batch=answers)
         else:
             optimizer = dataclasses.replace(job.optimizer, **{name: value})
             job = dataclasses.replace(job, optimizer=optimizer)
@@ -69,7 +77,7 @@ def fewer_rows(job: Job) -> list[Change]:
     for part in (1, 2, 4, 8):
         even = prompts // part // job.data * job.data
         rows = samples * even
-        if 0 < rows < job.training.decode_batch and {"training.decode_batch": rows} not in found:
+        if 0 < rows < answers_at_once(job) and {"training.decode_batch": rows} not in found:
             found.append({"training.decode_batch": rows})
     return found
 
@@ -79,12 +87,10 @@ def other_parts(job: Job) -> list[Change]:
 
     A single micro-batch needs no memory for a sum of gradients.
     """
-    size, count = job.training.batch_size, job.training.accumulation
+    size, count = job.training.part_size, job.training.parts
     sizes = [size // part for part in (2, 4, 8) if size % part == 0]
-    sizes += [size * count] if count > 1 else []
-    return [
-        {"training.batch_size": one, "training.accumulation": size * count // one} for one in sizes
-    ]
+    sizes += [job.training.questions_per_step] if count > 1 else []
+    return [{"training.micro_batch": one} for one in sizes]
 
 
 def other_meshes(job: Job) -> list[Change]:

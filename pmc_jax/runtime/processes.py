@@ -116,6 +116,14 @@ def from_first(find: Callable[[], Any]) -> Any:
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes())
 
 
+def from_all(find: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+    """The least of what `find` returns on all processes; every one of them calls it."""
+    if not several():
+        return find()
+    found = np.asarray(multihost_utils.process_allgather(np.array(find(), np.int64)))
+    return min(tuple(map(int, own)) for own in found)
+
+
 def agree(flag: bool, content: Callable[[], bytes] = bytes) -> bool:
     """Whether `flag` is set on any process. `content` must return the same on all of them.
 

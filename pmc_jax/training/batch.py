@@ -135,7 +135,7 @@ def step_batch(run: Run[Method], step: int, chosen: StepExamples) -> tuple[Batch
         ]
         for kind, own in sequences.items()
     }
-    size = training.batch_size
+    size = training.part_size
     return pack_batch(
         trained,
         (
@@ -143,7 +143,7 @@ def step_batch(run: Run[Method], step: int, chosen: StepExamples) -> tuple[Batch
             size if chosen.preferred else 0,
             size * per_question,
         ),
-        accumulation=training.accumulation,
+        accumulation=training.parts,
         max_length=training.max_length,
         dtype=task.model.weights_dtype,
     )

@@ -21,6 +21,7 @@ from pmc_jax.model.specs import Params
 from pmc_jax.runs.checkpoints import finish, save
 from pmc_jax.runs.metrics import Metrics
 from pmc_jax.runs.throughput import speeds
+from pmc_jax.runtime.memory import ran_out, reason
 from pmc_jax.runtime.processes import agree
 from pmc_jax.runtime.progress import Stage
 from pmc_jax.training.batch import step_batch
@@ -163,7 +164,28 @@ def steps(
                 f"the logits are not finite at step {step} (questions {run.questions(step)}); "
                 f"{last_good(files)}try a lower optimizer.learning_rate"
             ) from error
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if not ran_out(error):
+                raise
+            raise out_of_memory(run, step, error) from None
         yield state, record
+
+
+def out_of_memory(run: Run[Method], step: int, error: BaseException) -> UserError:
+    """The error for a step that does not fit into memory, with what to change."""
+    training, remat = run.task.training, run.task.model.remat
+    changes = []
+    if training.part_size > 1:
+        changes.append(f"training.micro_batch={-(-training.part_size // 2)}")
+    if remat != "full":
+        changes.append("model.remat=full")
+    if training.gradient_dtype != "bfloat16":
+        changes.append("training.gradient_dtype=bfloat16")
+    tried = f"; try {' or '.join(changes)}" if changes else ""
+    return UserError(
+        f"out of memory at step {step}, which trains on {training.part_size} forget questions at "
+        f"a time ({reason(error)}){tried}"
+    )
 
 
 def train(

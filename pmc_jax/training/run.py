@@ -18,6 +18,7 @@ from pmc_jax.data.files import to_json, write_json_lines
 from pmc_jax.errors import UserError
 from pmc_jax.language_model import LanguageModel
 from pmc_jax.model import ModelConfig, param_count
+from pmc_jax.model.memory import footprint
 from pmc_jax.model.specs import Params
 from pmc_jax.runs.checkpoints import (
     CheckpointConfig,
@@ -27,11 +28,13 @@ from pmc_jax.runs.checkpoints import (
     seal,
 )
 from pmc_jax.runs.metrics import LoggingConfig, open_metrics
-from pmc_jax.runtime.processes import from_first
+from pmc_jax.runtime.memory import free_memory
+from pmc_jax.runtime.processes import from_all, from_first
 from pmc_jax.runtime.progress import Stage
 from pmc_jax.runtime.timing import timed
 from pmc_jax.training.loop import RunFiles, StepRecord, train
 from pmc_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
+from pmc_jax.training.sizes import lengths_of, sizes
 from pmc_jax.training.step import (
     RunState,
     TrainState,
@@ -218,6 +221,19 @@ def train_model(
     )
     frozen = method.frozen(task, params)
     initial = method.initial_state(task)
+
+    def chosen(state: TrainState) -> dict[str, Any]:
+        """How much is sampled and trained at a time, which a continued run keeps."""
+        jax.block_until_ready((state, frozen))  # before memory is measured
+        lengths = lengths_of(task, method, inputs.examples)
+        found = sizes(
+            task.training, method, lengths, footprint(model.config, model.dtype), free_memory(),
+            kinds=1 + bool(inputs.examples.preferred), remat=model.remat,
+            update_norm=logging.update_norm, weights_dtype=model.weights_dtype,
+        )  # fmt: skip
+        least = from_all(lambda: tuple(found.values()))
+        return dict(zip(found, least, strict=True))
+
     with ExitStack() as stack:
         restored, manager = None, None
         if directory is not None:
@@ -230,12 +246,15 @@ def train_model(
         if restored is None:
             extra = prepare(method, inputs, params)
             state = RunState(first_state(params, transformation, model.config), initial)
+            extra["sizes"] = chosen(state.train)
         else:
             state, extra = restored
+        training = dataclasses.replace(task.training, **extra["sizes"])
+        sized = dataclasses.replace(task, training=training)
         run: Run[Method] = Run(
             method,
-            task,
-            method.with_prepared(task, inputs.examples, extra["prepared"]),
+            sized,
+            method.with_prepared(sized, inputs.examples, extra["prepared"]),
             extra["prepared"],
         )
         first, files = int(state.train.step), None

@@ -3,8 +3,8 @@
 import dataclasses
 
 from pmc_jax.data.batches import epoch_order
-from pmc_jax.decoding import Decoding
-from pmc_jax.settings import bounded, one_of, switch
+from pmc_jax.decoding import MOST_ROWS, Decoding
+from pmc_jax.settings import automatic, bounded, one_of, switch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,14 +13,17 @@ class Training:
 
     Attributes:
         epochs: how often every forget question is visited.
-        batch_size: forget questions per micro-batch.
+        batch_size: forget questions per micro-batch; an optimizer step has batch_size ×
+            accumulation of them.
         accumulation: micro-batches per optimizer step.
+        micro_batch: most forget questions in a forward and backward pass; "auto": batch_size, or
+            a half, a quarter, … of it that fits into memory.
         count_partial_updates: whether an epoch's last update counts in full where it holds fewer
             questions; false ends the run after epochs × questions / (batch_size × accumulation)
             updates, as the published code does.
         max_length: most tokens of prompt and response together.
         gradient_dtype: dtype of the gradients and of their sum; null: that of the weights.
-        decode_batch: most responses decoded at a time.
+        decode_batch: most responses decoded at a time; "auto": as many as fit into memory.
         prune: stop decoding samples that can no longer be selected.
         wave: samples of a question decoded at a time; later ones are left out once one scores
             0. 0: all at once.
@@ -35,10 +38,11 @@ class Training:
     epochs: int = bounded(10, least=0)
     batch_size: int = bounded(8, least=1, most=2**16)
     accumulation: int = bounded(1, least=1, most=2**12)
+    micro_batch: int | str = automatic()
     count_partial_updates: bool = True
     max_length: int = bounded(200, least=2)
     gradient_dtype: str | None = one_of(None, "float32", "bfloat16")
-    decode_batch: int = bounded(512, least=1, needs="samples")
+    decode_batch: int | str = automatic(needs="samples")
     prune: bool = switch(True, needs="selection_temperature")
     wave: int = bounded(0, least=0, needs="selection_temperature")
     chunk: int = bounded(8, least=1, needs="selection_temperature")
@@ -55,12 +59,24 @@ class Training:
         """Forget questions per optimizer step."""
         return self.batch_size * self.accumulation
 
+    @property
+    def part_size(self) -> int:
+        """Forget questions in a forward and backward pass."""
+        most = self.batch_size if isinstance(self.micro_batch, str) else self.micro_batch
+        return min(most, self.questions_per_step)
+
+    @property
+    def parts(self) -> int:
+        """Forward and backward passes of an optimizer step; the last may have fewer questions."""
+        return -(-self.questions_per_step // self.part_size)
+
     def sampled_at_once(self, samples: int) -> int:
         """Questions whose `samples` responses are decoded at a time.
 
         The same in all steps, so that all steps share a few shapes.
         """
-        return max(1, min(self.decode_batch // samples, self.questions_per_step))
+        most = MOST_ROWS if isinstance(self.decode_batch, str) else self.decode_batch
+        return max(1, min(most // samples, self.questions_per_step))
 
     def updates_per_epoch(self, questions: int) -> int:
         """Optimizer steps that visit every question once."""

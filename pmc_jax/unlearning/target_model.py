@@ -52,7 +52,7 @@ def reference_nll(
     params: Params, pairs: Sequence[Pair], *, model: LanguageModel, training: Training
 ) -> Float[np.ndarray, " pairs"]:
     """N_ref: the summed NLL of every answer under `params`, cut as training cuts it."""
-    size, template = training.batch_size, model.template
+    size, template = training.part_size, model.template
 
     @jax.jit
     def summed(params: Params, tokens: Array, segments: Array, loss_mask: Array) -> Array:

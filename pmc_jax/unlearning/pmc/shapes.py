@@ -67,8 +67,8 @@ def training_shapes(run: Run[PMCSettings], multiple: int) -> list[tuple[int, int
     rooms = range(PER_ROW * shortest, PER_ROW * longest + 1)
     widths = {width_for(room, training.max_length) for room in rooms}
     visited = len(prompts) % training.questions_per_step or training.questions_per_step
-    fewest = min(visited, training.batch_size) * per_question
-    most = min(len(prompts), training.batch_size) * per_question
+    fewest = min(visited, training.part_size) * per_question
+    most = min(len(prompts), training.part_size) * per_question
     found = set()
     for width in widths:
         least = -(-fewest * shortest // width)

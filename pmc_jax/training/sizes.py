@@ -1,0 +1,115 @@
+"""How many sequences a run samples and trains at a time, from shapes and free memory."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from pmc_jax.data.packing import first_fit, row_width
+from pmc_jax.decoding.generate import rows_at_once
+from pmc_jax.model.buckets import bucket_length, bucket_rows
+from pmc_jax.model.memory import Footprint, first_fitting, halvings
+from pmc_jax.settings import AUTO
+from pmc_jax.unlearning.method import Examples, Method, Task
+from pmc_jax.unlearning.schedule import Training
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """The tokens of what a run samples and trains on.
+
+    Attributes:
+        prompt, response: of the longest forget prompt, and of the longest sampled response.
+        forget: of the sequences that each question adds to a step, the longest questions first.
+        retain: of the retain pairs, the longest first.
+    """
+
+    prompt: int
+    response: int
+    forget: Sequence[int]
+    retain: Sequence[int]
+
+
+def lengths_of(task: Task, method: Method, examples: Examples) -> Lengths:
+    """The lengths of a run; those of sampled responses are their limits."""
+    most, drawn = task.training.max_length, method.drawn
+    prompts = [len(prompt) for prompt in task.prompts]
+    room = max((most - length - 1 for length in prompts), default=1)
+    response = room if drawn is None else min(room, drawn.max_new_tokens or room)
+    forget = [len(e.prompt) + len(e.answer) for e in examples.forget]
+    forget += [max(len(e.prompt) + len(e.answer) for e in own) for own in examples.preferred]
+    if drawn is not None and not forget:
+        forget = [length + response + 1 for length in prompts]
+    elif not forget and examples.visited:
+        forget = [most] * examples.visited  # not known before `prepare`
+
+    def longest(found: Sequence[int]) -> list[int]:
+        return sorted((min(length, most) for length in found), reverse=True)
+
+    retain = [len(e.prompt) + len(e.answer) for e in examples.retain]
+    return Lengths(max(prompts, default=1), max(response, 1), longest(forget), longest(retain))
+
+
+def micro_batch_shape(
+    lengths: Lengths, size: int, kinds: int, retain_pairs: int, max_length: int
+) -> tuple[int, int]:
+    """Rows and tokens of a micro-batch of the longest sequences, as `pack_batch` lays it out.
+
+    Args:
+        size: forget questions in it.
+        kinds: sequences of a question besides its retain pairs.
+    """
+    pairs = size * retain_pairs
+    own = [*lengths.forget[: size * kinds], *lengths.retain[:pairs]]
+    own += [lengths.retain[0]] * (pairs - len(lengths.retain)) if lengths.retain else []
+    width = row_width(own, max_length)
+    return bucket_rows(len(first_fit(dict(enumerate(own)), width))), width
+
+
+def sizes(
+    training: Training,
+    method: Method,
+    lengths: Lengths,
+    model: Footprint,
+    free: int | None,
+    *,
+    kinds: int,
+    remat: str,
+    update_norm: bool,
+    weights_dtype: str,
+) -> dict[str, Any]:
+    """The settings of `training` that are "auto", as numbers.
+
+    Args:
+        free: bytes on each device beside weights and moments; None: unknown.
+        kinds: sequences of a question in a step besides its retain pairs.
+    """
+    found: dict[str, Any] = {}
+    drawn = method.drawn
+    if training.decode_batch == AUTO and drawn is not None:
+        filters = drawn.sampling.top_k > 0 or drawn.sampling.top_p < 1
+        prompts, wave = rows_at_once(
+            model, None if free is None else free - model.decoding_weights,
+            prompts=training.questions_per_step, samples=drawn.samples,
+            width=bucket_length(lengths.prompt), time=bucket_length(lengths.response),
+            filters=filters, wave=training.wave,
+        )  # fmt: skip
+        found["decode_batch"] = prompts * drawn.samples
+        found["wave"] = wave if wave < drawn.samples else training.wave
+    if training.micro_batch == AUTO:
+        dtype = jnp.dtype(training.gradient_dtype or weights_dtype)
+
+        def size(questions: int) -> int:
+            rows, width = micro_batch_shape(
+                lengths, questions, kinds, method.retain_pairs, training.max_length
+            )
+            return model.train_step(
+                -(-rows // model.data) * model.data, width, remat=remat,
+                gradient_bytes=dtype.itemsize, update_norm=update_norm,
+                parts=-(-training.questions_per_step // questions),
+            )  # fmt: skip
+
+        choices = halvings(training.part_size)
+        found["micro_batch"] = first_fitting(choices, size, free)
+    return found

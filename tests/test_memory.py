@@ -1,0 +1,352 @@
+"""Memory: bounds against the compiler, what is free, and what happens when it runs out."""
+
+import dataclasses
+import importlib
+import resource
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import slow_but
+
+import pmc_jax as pmc
+from pmc_jax.decoding.generate import MOST_ROWS, fewer_rows, rows_at_once
+from pmc_jax.decoding.sampler import Sampling, begin_decoding, decode_chunk, prefill_prompts
+from pmc_jax.errors import UserError
+from pmc_jax.evaluation import likelihood
+from pmc_jax.evaluation.likelihood import answer_scores, next_token_scores
+from pmc_jax.model import ModelConfig, RopeConfig, decoding_params, param_count, param_specs
+from pmc_jax.model.kernels.dispatch import Target
+from pmc_jax.model.memory import SHARE, Footprint, first_fitting, footprint, halvings
+from pmc_jax.runtime import memory
+from pmc_jax.training.batch import Batch
+from pmc_jax.training.optimizer import Optimizer, make_optimizer
+from pmc_jax.training.sizes import Lengths, micro_batch_shape, sizes
+from pmc_jax.training.step import abstract_state, make_train_step
+from pmc_jax.unlearning.pmc import PMC
+from pmc_jax.unlearning.schedule import Training
+
+LLAMA = ModelConfig(
+    vocab_size=4096, hidden_size=192, intermediate_size=512, num_layers=2, num_heads=6,
+    num_kv_heads=2, head_dim=32,
+)  # fmt: skip
+GEMMA = ModelConfig(
+    vocab_size=16384, hidden_size=128, intermediate_size=512, num_layers=2, num_heads=4,
+    num_kv_heads=2, head_dim=32, norm="rms_plus_one", qk_norm=True, post_norms=True,
+    activation="gelu_pytorch_tanh", tie_embeddings=True, windows=(16, 0), local_rope=RopeConfig(),
+)  # fmt: skip
+PHI = ModelConfig(
+    vocab_size=4096, hidden_size=256, intermediate_size=1024, num_layers=2, num_heads=8,
+    num_kv_heads=8, head_dim=32, norm="layer", parallel_block=True, gated_mlp=False,
+    activation="gelu_new", attention_bias=True, attention_out_bias=True, mlp_bias=True,
+    head_bias=True,
+)  # fmt: skip
+MODELS = {"llama": LLAMA, "gemma": GEMMA, "phi": PHI}
+LOOSEST = 3.0
+"""No bound is more than this many times what the compiler says."""
+
+FULL = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes.")
+
+
+def shaped(shape, dtype=jnp.int32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def bytes_of(lowered, *, results: bool = False) -> int:
+    """What the compiled function takes beside its arguments."""
+    found = lowered.compile().memory_analysis()
+    made = found.output_size_in_bytes - found.alias_size_in_bytes
+    return found.temp_size_in_bytes + (made if results else 0)
+
+
+def weights(cfg, dtype):
+    def make():
+        params = jax.tree.map(lambda spec: jnp.zeros(spec.shape), param_specs(cfg))
+        return decoding_params(params, cfg, dtype)
+
+    return jax.eval_shape(make)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "samples", "filtered"),
+    slow_but(
+        [("llama", "float32", 1, False)],
+        [
+            (name, dtype, samples, filtered)
+            for name in MODELS
+            for dtype in ("float32", "bfloat16")
+            for samples, filtered in ((1, False), (4, True))
+        ],
+    ),
+)
+def test_decoding_takes_no_more_than_planned(name, dtype, samples, filtered):
+    cfg, prompts, width, time = MODELS[name], 32 // samples, 64, 128
+    model, params = footprint(cfg, dtype), weights(MODELS[name], dtype)
+    assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) == model.decoding_weights
+    tokens = shaped((prompts, width))
+    lowered = prefill_prompts.lower(params, tokens, shaped(tokens.shape, bool), cfg, dtype=dtype)
+    logits, prefix = lowered.out_info
+    taken = bytes_of(lowered, results=True)
+    assert taken <= model.prefill(prompts, width) <= LOOSEST * taken
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (prompts, samples)))
+    sampling = Sampling(1.0, 0, 0.9, stop_ids=(0,)) if filtered else Sampling(0.0, stop_ids=(0,))
+    state = begin_decoding.lower(
+        logits, prefix, keys, shaped((prompts,)), shaped((prompts,)), shaped((prompts, samples)),
+        length=time, sampling=sampling,
+    ).out_info  # fmt: skip
+    lowered = decode_chunk.lower(
+        params, prefix, state, shaped(()), shaped(()), cfg=cfg, sampling=sampling
+    )
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((prefix.k, state.suffix)))
+    held += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(prefix.v))
+    taken = held + bytes_of(lowered)
+    assert taken <= model.decode(prompts, samples, width, time, filters=filtered) <= LOOSEST * taken
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    slow_but(
+        [("llama", "float32")],
+        [(name, dtype) for name in MODELS for dtype in ("float32", "bfloat16")],
+    ),
+)
+def test_scoring_takes_no_more_than_planned(name, dtype):
+    cfg, rows, time = MODELS[name], 32, 128
+    lowered = next_token_scores.lower(
+        weights(cfg, dtype), shaped((rows, time)), shaped((rows, time), bool), cfg=cfg, dtype=dtype
+    )
+    taken = bytes_of(lowered, results=True)
+    assert taken <= footprint(cfg, dtype).score(rows, time) <= LOOSEST * taken
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize(("name", "dtype"), [("llama", "float32"), ("phi", "float32"),
+                                             ("llama", "bfloat16")])  # fmt: skip
+@pytest.mark.parametrize("parts", [1, 2])
+def test_training_takes_no_more_than_planned(name, dtype, remat, parts):
+    cfg, rows, time = MODELS[name], 16, 128
+    optimizer = make_optimizer(
+        Optimizer(learning_rate=1e-3, schedule="constant"), cfg, optax.constant_schedule(1e-3)
+    )
+    shape = (parts, rows, time)
+    batch = Batch(
+        tokens=jnp.zeros(shape, jnp.int32), segments=jnp.zeros(shape, jnp.int32),
+        loss_mask=jnp.ones(shape, bool), reference=jnp.zeros((parts, rows)), sizes=(rows, 0, 0),
+    )  # fmt: skip
+    step = make_train_step(optimizer, PMC(), cfg, dtype=dtype, remat=remat)
+    leaves, structure = jax.tree.flatten((abstract_state(cfg, optimizer, "float32"), batch))
+    flat = jax.jit(
+        lambda *leaves: step(*jax.tree.unflatten(structure, leaves), 1.0, {}),
+        donate_argnums=range(len(leaves) - len(jax.tree.leaves(batch))),
+    )
+    taken = bytes_of(flat.lower(*leaves))
+    bound = footprint(cfg, dtype).train_step(
+        rows, time, remat=remat, gradient_bytes=4, parts=parts, update_norm=False
+    )
+    assert taken <= bound <= LOOSEST * taken
+
+
+def on_mesh_of(data: int, model: int) -> Footprint:
+    return Footprint(LLAMA, "bfloat16", Target("gpu", data * model > 1), data, model)
+
+
+def test_a_mesh_divides_what_it_shards():
+    one, eight = on_mesh_of(1, 1), on_mesh_of(4, 2)
+    count = param_count(LLAMA)
+    assert one.weights(4) == 4 * count and eight.weights(4) < 4.1 * count / 8
+    assert one.cache(100) == 2 * 2 * 2 * 32 * 2 * 100 == 2 * eight.cache(100)
+    assert eight.generate(64, 4, 64, 128) < one.generate(64, 4, 64, 128) / 7
+    # Seven prompts are replicated, three heads are not divided by two.
+    assert eight.rows(7) == 7 and eight.rows(8) == 2 and on_mesh_of(1, 4).cache(1) == one.cache(1)
+
+
+def test_sizes_come_from_a_ladder():
+    model = on_mesh_of(1, 1)
+
+    def chosen(free, samples=1, prompts=1000, wave=0):
+        return rows_at_once(
+            model, free, prompts=prompts, samples=samples, width=64, time=128, filters=False,
+            wave=wave,
+        )  # fmt: skip
+
+    assert chosen(None) == (MOST_ROWS, 1) and chosen(None, prompts=5) == (8, 1)
+    assert chosen(None, 100) == (5, 100) and chosen(None, 20, wave=4) == (25, 4)
+    ladder = {chosen(free, samples=100) for free in range(0, 10**9, 10**6)}
+    assert ladder == {(5, 100), (3, 100), (2, 100), (1, 100), (1, 50), (1, 25), (1, 13), (1, 7),
+                      (1, 4), (1, 2), (1, 1)}  # fmt: skip
+    for free in (10**7, 10**8, 10**9):
+        prompts, samples = chosen(free, 20)
+        assert model.generate(prompts, samples, 64, 128, filters=False) <= SHARE * free
+    assert rows_at_once(
+        on_mesh_of(4, 2), None, prompts=10, samples=3, width=64, time=128, filters=True
+    ) == (16, 3)  # fmt: skip
+    assert halvings(10) == [10, 5, 3, 2, 1]
+    assert first_fitting([4, 2, 1], lambda n: 100 * n, 300) == 2
+    assert first_fitting([4, 2, 1], lambda n: 100 * n, 1) == 1
+
+
+def test_prompts_are_halved_before_samples():
+    found, size = [], (8, 5)
+    while size := fewer_rows(*size, 2):
+        found.append(size)
+    assert found == [(4, 5), (2, 5), (2, 3), (2, 2), (2, 1)]
+
+
+def test_a_micro_batch_is_laid_out_as_in_training():
+    """Eight sequences of 60 tokens with as many pairs of 40: four rows of 192 or fewer."""
+    lengths = Lengths(30, 30, [60] * 8, [40] * 100)
+    rows, width = micro_batch_shape(lengths, 8, 1, 1, 200)
+    assert width == 200 and rows == 5  # bucket of 4 · 50 tokens; 3 sequences of 60 to a row, …
+    training, method = Training(batch_size=8), PMC(samples=4)
+    model = dataclasses.replace(on_mesh_of(1, 1), target=Target("cpu", False))
+
+    def chosen(free, **changes):
+        return sizes(
+            dataclasses.replace(training, **changes), method, lengths, model, free, kinds=1,
+            remat="none", update_norm=False, weights_dtype="float32",
+        )  # fmt: skip
+
+    assert chosen(None) == {"decode_batch": 32, "wave": 0, "micro_batch": 8}
+    assert chosen(0) == {"decode_batch": 4, "wave": 1, "micro_batch": 1}
+    assert chosen(0, decode_batch=64, micro_batch=2) == {}
+    some = dataclasses.replace(training, micro_batch=3)
+    assert (some.part_size, some.parts) == (3, 3) and training.parts == 1
+
+
+# --- what is free
+
+
+def machine(root, *, available=8_000_000, rss=1_000_000, groups=""):
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable:   {available} kB\n")
+    (root / "proc/self/status").write_text(f"VmSize:\t5000000 kB\nVmRSS:\t {rss} kB\n")
+    (root / "proc/self/cgroup").write_text(groups)
+    return root
+
+
+def group(path, **files):
+    path.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (path / name.replace("__", ".")).write_text(str(content))
+
+
+def test_free_memory_is_the_least_of_all_limits(tmp_path, monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
+    root = machine(tmp_path / "plain")
+    assert memory.host_memory(root=root) == 8_000_000 * 1024
+    assert memory.host_memory(3 * 10**9, root) == 3 * 10**9 - 1_000_000 * 1024
+    assert memory.host_memory(1, root) == 0
+    # Version 2: the parent's limit is what holds.
+    root = machine(tmp_path / "two", groups="0::/job/step\n")
+    group(root / "sys/fs/cgroup/job/step", memory__max="max", memory__current=5)
+    group(root / "sys/fs/cgroup/job", memory__max=4000, memory__current=1500,
+          memory__stat="anon 1000\ninactive_file 500\n")  # fmt: skip
+    assert memory.host_memory(root=root) == 4000 - 1000
+    # Version 1.
+    root = machine(tmp_path / "one", groups="4:memory:/a\n3:cpuset:/a\n")
+    group(root / "sys/fs/cgroup/memory/a", memory__limit_in_bytes=7000,
+          memory__usage_in_bytes=2000, memory__stat="total_inactive_file 1000\n")  # fmt: skip
+    assert memory.host_memory(root=root) == 6000
+
+
+def test_resource_limits_count(tmp_path, monkeypatch):
+    root = machine(tmp_path)
+    limits = {resource.RLIMIT_AS: 6 * 10**9}
+    monkeypatch.setattr(
+        resource, "getrlimit", lambda kind: (limits.get(kind, resource.RLIM_INFINITY), -1)
+    )
+    assert memory.host_memory(root=root) == 6 * 10**9 - 5_000_000 * 1024
+
+
+def test_a_person_can_limit_it(monkeypatch):
+    monkeypatch.setattr(memory, "_allowed", None)
+    assert memory.allowed_memory() is None
+    monkeypatch.setenv(memory.VARIABLE, "2GB")
+    assert memory.allowed_memory() == 2 * 10**9
+    memory.allow_memory("1GiB")
+    assert memory.allowed_memory() == 2**30
+    with pytest.raises(UserError, match="memory=lots: expected a size"):
+        memory.allow_memory("lots")
+    assert memory.free_memory() is not None
+
+
+# --- when it runs out
+
+
+@pytest.fixture
+def forgetful(monkeypatch):
+    """Nothing that ran out in one test is remembered in another."""
+    monkeypatch.setattr(memory, "_smaller", {})
+
+
+def test_decoding_goes_on_with_half_as_many(tiny_model, monkeypatch, capsys, forgetful):
+    module = importlib.import_module("pmc_jax.decoding.generate")
+    questions = [f"Who is number {i}?" for i in range(6)]
+
+    def answers():
+        return tiny_model.generate(questions, samples=4, temperature=1.0, max_new_tokens=8)
+
+    expected, real, seen = answers(), module.sample, []
+
+    def limited(params, tokens, mask, keys, *rest, **options):
+        rows = keys.shape[0] * min(options["wave"] or keys.shape[1], keys.shape[1])
+        seen.append(rows)
+        if rows > 2:
+            raise FULL
+        return real(params, tokens, mask, keys, *rest, **options)
+
+    monkeypatch.setattr(module, "sample", limited)
+    assert answers() == expected
+    assert seen[:5] == [32, 16, 8, 4, 2] and set(seen[5:]) == {2}
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "out of memory" in line and "2 responses at a time instead" in line
+    seen.clear()
+    assert answers() == expected and set(seen) == {2} and not capsys.readouterr().out
+
+    monkeypatch.setattr(module, "sample", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(UserError, match="out of memory: decoding 1 responses at a time does not"):
+        answers()
+
+
+def test_other_errors_are_not_taken_for_it():
+    assert memory.ran_out(FULL) and memory.ran_out(MemoryError())
+    assert not memory.ran_out(jax.errors.JaxRuntimeError("INTERNAL: broken"))
+    assert not memory.ran_out(ValueError("RESOURCE_EXHAUSTED"))
+
+
+def test_scoring_goes_on_with_half_as_many(tiny_model, monkeypatch, capsys, forgetful):
+    pairs = [([3, 4, 5], [6, 7, 1][: 1 + i % 3]) for i in range(5)]
+    expected, real = answer_scores(tiny_model, pairs), likelihood.next_token_scores
+
+    def limited(params, tokens, *rest, **options):
+        if len(tokens) > 2:
+            raise FULL
+        return real(params, tokens, *rest, **options)
+
+    monkeypatch.setattr(likelihood, "next_token_scores", limited)
+    for a, b in zip(answer_scores(tiny_model, pairs), expected, strict=True):
+        np.testing.assert_allclose(a.log_probs, b.log_probs, atol=1e-5)
+    assert "2 answers at a time instead" in capsys.readouterr().out
+
+
+def test_a_step_that_does_not_fit_names_what_to_change(tiny_model, monkeypatch, forgetful):
+    data = pmc.Dataset.from_dicts(
+        [{"question": f"Where was {i} born?", "answer": "Oslo"} for i in range(4)],
+        [{"question": "What is 1?", "answer": "One."}],
+    )
+    module = importlib.import_module("pmc_jax.training.run")
+
+    def full(*_, **__):
+        def step(*_):
+            raise FULL
+
+        return step
+
+    monkeypatch.setattr(module, "make_train_step", full)
+    with pytest.raises(UserError) as error:
+        pmc.unlearn(tiny_model, data, pmc.GA(), pmc.Training(batch_size=4, max_length=64))
+    assert "out of memory at step 0" in str(error.value)
+    assert "training.micro_batch=2 or model.remat=full" in str(error.value)
