@@ -13,11 +13,20 @@ from conftest import slow_but
 
 import pmc_jax as pmc
 from pmc_jax.decoding.generate import MOST_ROWS, fewer_rows, rows_at_once
-from pmc_jax.decoding.sampler import Sampling, begin_decoding, decode_chunk, prefill_prompts
+from pmc_jax.decoding.sampler import DecodeState, Sampling, decode_chunk
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import likelihood
 from pmc_jax.evaluation.likelihood import answer_scores, next_token_scores
-from pmc_jax.model import ModelConfig, RopeConfig, decoding_params, param_count, param_specs
+from pmc_jax.model import (
+    ModelConfig,
+    PrefixCache,
+    RopeConfig,
+    SuffixCache,
+    decoding_params,
+    param_count,
+    param_specs,
+    prefill,
+)
 from pmc_jax.model.kernels.dispatch import Target
 from pmc_jax.model.memory import SHARE, Footprint, first_fitting, footprint, halvings
 from pmc_jax.runtime import memory
@@ -50,15 +59,25 @@ LOOSEST = 3.0
 FULL = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes.")
 
 
-def shaped(shape, dtype=jnp.int32):
-    return jax.ShapeDtypeStruct(shape, dtype)
+def bytes_of(function, *trees, donated: int | None = None) -> int:
+    """What a compiled function takes beside its arguments; the tree `donated` becomes its result.
 
-
-def bytes_of(lowered, *, results: bool = False) -> int:
-    """What the compiled function takes beside its arguments."""
-    found = lowered.compile().memory_analysis()
+    The function gets a flat list of arrays, since jaxtyping rejects trees of what `lower` creates.
+    """
+    leaves, structure = jax.tree.flatten(trees)
+    before = 0 if donated is None else len(jax.tree.leaves(trees[:donated]))
+    count = 0 if donated is None else len(jax.tree.leaves(trees[donated]))
+    flat = jax.jit(
+        lambda *leaves: jax.tree.leaves(function(*jax.tree.unflatten(structure, leaves))),
+        donate_argnums=range(before, before + count),
+    )
+    found = flat.lower(*leaves).compile().memory_analysis()
     made = found.output_size_in_bytes - found.alias_size_in_bytes
-    return found.temp_size_in_bytes + (made if results else 0)
+    return found.temp_size_in_bytes + max(made, 0)
+
+
+def size_of(tree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def weights(cfg, dtype):
@@ -83,25 +102,35 @@ def weights(cfg, dtype):
 )
 def test_decoding_takes_no_more_than_planned(name, dtype, samples, filtered):
     cfg, prompts, width, time = MODELS[name], 32 // samples, 64, 128
-    model, params = footprint(cfg, dtype), weights(MODELS[name], dtype)
-    assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) == model.decoding_weights
-    tokens = shaped((prompts, width))
-    lowered = prefill_prompts.lower(params, tokens, shaped(tokens.shape, bool), cfg, dtype=dtype)
-    logits, prefix = lowered.out_info
-    taken = bytes_of(lowered, results=True)
+    model, params = footprint(cfg, dtype), weights(cfg, dtype)
+    assert size_of(params) == model.decoding_weights
+    tokens, mask = jnp.zeros((prompts, width), jnp.int32), jnp.ones((prompts, width), bool)
+    taken = bytes_of(lambda *args: prefill(*args, cfg, dtype=dtype), params, tokens, mask)
     assert taken <= model.prefill(prompts, width) <= LOOSEST * taken
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (prompts, samples)))
+
+    def empty(*shape):
+        shape = (1, prompts, *shape, cfg.head_dim)
+        return tuple(jnp.zeros(shape, dtype) for _ in range(cfg.num_layers))
+
+    heads = cfg.num_kv_heads
+    prefix = PrefixCache(empty(heads, width), empty(heads, width), mask)
+    suffix = SuffixCache(empty(samples, heads, time), empty(samples, heads, time))
+    rows = jnp.zeros((prompts, samples), jnp.int32)
+    state = DecodeState(
+        tokens=jnp.zeros((prompts, samples, time + 1), jnp.int32), length=rows, last=rows,
+        done=rows > 0, keys=jax.random.split(jax.random.key(0), rows.shape), limit=rows,
+        broken=rows > 0, step=jnp.int32(0), suffix=suffix,
+    )  # fmt: skip
+    assert size_of((prefix.k, prefix.v)) == model.cache(prompts * width)
+    assert size_of(suffix) == model.cache(prompts * samples * time)
     sampling = Sampling(1.0, 0, 0.9, stop_ids=(0,)) if filtered else Sampling(0.0, stop_ids=(0,))
-    state = begin_decoding.lower(
-        logits, prefix, keys, shaped((prompts,)), shaped((prompts,)), shaped((prompts, samples)),
-        length=time, sampling=sampling,
-    ).out_info  # fmt: skip
-    lowered = decode_chunk.lower(
-        params, prefix, state, shaped(()), shaped(()), cfg=cfg, sampling=sampling
-    )
-    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((prefix.k, state.suffix)))
-    held += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(prefix.v))
-    taken = held + bytes_of(lowered)
+
+    def decode(*args):
+        return decode_chunk.__wrapped__(*args, cfg=cfg, sampling=sampling)
+
+    end = jnp.int32(0)
+    taken = bytes_of(decode, params, prefix, state, end, end, donated=2)
+    taken += size_of((prefix.k, prefix.v, suffix))
     assert taken <= model.decode(prompts, samples, width, time, filters=filtered) <= LOOSEST * taken
 
 
@@ -114,10 +143,12 @@ def test_decoding_takes_no_more_than_planned(name, dtype, samples, filtered):
 )
 def test_scoring_takes_no_more_than_planned(name, dtype):
     cfg, rows, time = MODELS[name], 32, 128
-    lowered = next_token_scores.lower(
-        weights(cfg, dtype), shaped((rows, time)), shaped((rows, time), bool), cfg=cfg, dtype=dtype
-    )
-    taken = bytes_of(lowered, results=True)
+    tokens = jnp.zeros((rows, time), jnp.int32)
+
+    def score(*args):
+        return next_token_scores(*args, cfg=cfg, dtype=dtype)
+
+    taken = bytes_of(score, weights(cfg, dtype), tokens, tokens == 0)
     assert taken <= footprint(cfg, dtype).score(rows, time) <= LOOSEST * taken
 
 
@@ -137,12 +168,8 @@ def test_training_takes_no_more_than_planned(name, dtype, remat, parts):
         loss_mask=jnp.ones(shape, bool), reference=jnp.zeros((parts, rows)), sizes=(rows, 0, 0),
     )  # fmt: skip
     step = make_train_step(optimizer, PMC(), cfg, dtype=dtype, remat=remat)
-    leaves, structure = jax.tree.flatten((abstract_state(cfg, optimizer, "float32"), batch))
-    flat = jax.jit(
-        lambda *leaves: step(*jax.tree.unflatten(structure, leaves), 1.0, {}),
-        donate_argnums=range(len(leaves) - len(jax.tree.leaves(batch))),
-    )
-    taken = bytes_of(flat.lower(*leaves))
+    state = abstract_state(cfg, optimizer, "float32")
+    taken = bytes_of(lambda *args: step(*args, 1.0, {})[0], state, batch, donated=0)
     bound = footprint(cfg, dtype).train_step(
         rows, time, remat=remat, gradient_bytes=4, parts=parts, update_norm=False
     )
@@ -174,7 +201,7 @@ def test_sizes_come_from_a_ladder():
 
     assert chosen(None) == (MOST_ROWS, 1) and chosen(None, prompts=5) == (8, 1)
     assert chosen(None, 100) == (5, 100) and chosen(None, 20, wave=4) == (25, 4)
-    ladder = {chosen(free, samples=100) for free in range(0, 10**9, 10**6)}
+    ladder = {chosen(free, samples=100) for free in range(0, 10**9 // 5, 10**5)}
     assert ladder == {(5, 100), (3, 100), (2, 100), (1, 100), (1, 50), (1, 25), (1, 13), (1, 7),
                       (1, 4), (1, 2), (1, 1)}  # fmt: skip
     for free in (10**7, 10**8, 10**9):
@@ -196,10 +223,10 @@ def test_prompts_are_halved_before_samples():
 
 
 def test_a_micro_batch_is_laid_out_as_in_training():
-    """Eight sequences of 60 tokens with as many pairs of 40: four rows of 192 or fewer."""
+    """Eight sequences of 60 tokens with as many pairs of 40, in rows of the bucket for 200."""
     lengths = Lengths(30, 30, [60] * 8, [40] * 100)
     rows, width = micro_batch_shape(lengths, 8, 1, 1, 200)
-    assert width == 200 and rows == 5  # bucket of 4 · 50 tokens; 3 sequences of 60 to a row, …
+    assert (rows, width) == (4, 256)  # two rows of 4 · 60, one of 6 · 40, one of 2 · 40
     training, method = Training(batch_size=8), PMC(samples=4)
     model = dataclasses.replace(on_mesh_of(1, 1), target=Target("cpu", False))
 
