@@ -64,7 +64,7 @@ AUTO = "auto"
 
 def automatic(*, least: int = 1, needs: str | None = None) -> Any:
     """A field for a whole number, or "auto", its default."""
-    return _field(AUTO, least=least, needs=needs, auto=True)
+    return _field(AUTO, least=least, most=MOST, needs=needs, auto=True)
 
 
 def one_of(default: Any, *choices: str) -> Any:

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import hydra
@@ -34,6 +35,7 @@ from pmc_jax.cli.overrides import Setting, check_arguments, literal, split
 from pmc_jax.cli.unknown_keys import missing_key, unknown_key
 from pmc_jax.errors import Stopped, UserError
 from pmc_jax.runtime.compilation import compile_sooner_on_cpus, keep_compiled
+from pmc_jax.runtime.memory import ran_out, reason
 from pmc_jax.runtime.processes import end_all, is_first, several
 from pmc_jax.terminal import message_of, print_error, print_everything, short
 from pmc_jax.unlearning.method import methods
@@ -287,7 +289,8 @@ def run_task(task: Callable[[Any], None], composed: DictConfig) -> str | None:
     try:
         config = OmegaConf.to_object(composed)
         check_values(config)
-        task(config)
+        with naming_memory():
+            task(config)
     except (UserError, OSError) as error:
         if several():
             end_all(message_of(error), 2)
@@ -329,6 +332,24 @@ def missing_backend() -> str | None:
             "unset JAX_PLATFORMS"
         )
     return None
+
+
+@contextmanager
+def naming_memory() -> Iterator[None]:
+    """Make an error that says that memory ran out a user error, which is one line.
+
+    Raises:
+        UserError: in place of the one that the block raises.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        raise UserError(
+            f"out of memory ({reason(error)}); end other processes, or try a smaller model, "
+            "model.dtype=bfloat16 or more devices"
+        ) from error
 
 
 def spare_the_collector() -> None:
