@@ -98,7 +98,7 @@ def sized(job: Job, topology: Topology) -> Job:
         job.training, job.method, lengths, model, free, kinds=1, remat=job.remat,
         update_norm=False, weights_dtype=job.weights_dtype,
     )  # fmt: skip
-    answers = None
+    answers: int | None = None
     if job.training.decode_batch == AUTO:
         answers, _ = rows_at_once(
             model, beside, prompts=MOST_ROWS * job.data, samples=1, width=width, time=time_,
