@@ -134,7 +134,9 @@ def gigabytes(size: float | None) -> str:
 
 def main() -> None:
     """Measure, print the tables, and write `memory.json`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("tofu", metavar="TOFU")
     parser.add_argument("--questions", type=int, default=256)
