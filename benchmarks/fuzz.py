@@ -471,10 +471,12 @@ def fuzz(kind: str, count: int, seed: int) -> Tally:
 
 def main() -> None:
     """Try all kinds, print the counts, and write `benchmarks/fuzz.json`."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="share of the usual numbers")
     parser.add_argument("--kind", choices=list(KINDS), help="one kind only, written to no file")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the random changes")
     options = parser.parse_args()
     result: dict[str, Any] = {}
     for kind in [options.kind] if options.kind else KINDS:
