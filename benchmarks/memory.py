@@ -88,10 +88,9 @@ def compiled(name: str, device: str) -> list[dict[str, Any]]:
     import yaml
 
     from convert.families import family_of
-    from pmc_jax.decoding.generate import rows_at_once
     from pmc_jax.decoding.sampler import Sampling
     from pmc_jax.model.kernels.dispatch import MIN_CAPABILITY, Target, supported_kernels
-    from pmc_jax.model.memory import Footprint
+    from pmc_jax.model.memory import Footprint, rows_at_once
     from pmc_jax.planning.devices import find_topology
     from pmc_jax.planning.phases import Compiled, Job, compile_decoding
     from pmc_jax.training.optimizer import Optimizer

@@ -14,13 +14,12 @@ import jax.numpy as jnp
 from pmc_jax.cli.config import PlanConfig
 from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.data.files import write_json
-from pmc_jax.decoding.generate import MOST_ROWS, rows_at_once
 from pmc_jax.errors import UserError
 from pmc_jax.language_model import planned_config, resolved, weights_dtype
 from pmc_jax.model import auto_layout, mesh_layout, param_count
 from pmc_jax.model.buckets import bucket_length
 from pmc_jax.model.kernels.dispatch import MIN_CAPABILITY, Target, supported_kernels
-from pmc_jax.model.memory import Footprint
+from pmc_jax.model.memory import MOST_ROWS, Footprint, rows_at_once
 from pmc_jax.planning.devices import Topology, find_topology
 from pmc_jax.planning.page import memory_table, outcome_json, uneven, work_table
 from pmc_jax.planning.phases import PHASES, Job, drawn_by

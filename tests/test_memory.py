@@ -12,7 +12,7 @@ import pytest
 from conftest import slow_but
 
 import pmc_jax as pmc
-from pmc_jax.decoding.generate import MOST_ROWS, fewer_rows, rows_at_once
+from pmc_jax.decoding.generate import fewer_rows
 from pmc_jax.decoding.sampler import DecodeState, Sampling, decode_chunk
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import likelihood
@@ -28,7 +28,15 @@ from pmc_jax.model import (
     prefill,
 )
 from pmc_jax.model.kernels.dispatch import Target
-from pmc_jax.model.memory import SHARE, Footprint, first_fitting, footprint, halvings
+from pmc_jax.model.memory import (
+    MOST_ROWS,
+    SHARE,
+    Footprint,
+    first_fitting,
+    footprint,
+    halvings,
+    rows_at_once,
+)
 from pmc_jax.runtime import memory
 from pmc_jax.training.batch import Batch
 from pmc_jax.training.optimizer import Optimizer, make_optimizer

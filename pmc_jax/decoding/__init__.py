@@ -1,7 +1,7 @@
 """Autoregressive decoding: many samples for each prompt, in one compiled loop."""
 
 from pmc_jax.decoding.draw import draw, filter_threshold
-from pmc_jax.decoding.generate import MOST_ROWS, PruneBatch, generate, is_whole, row_keys
+from pmc_jax.decoding.generate import PruneBatch, generate, is_whole, row_keys
 from pmc_jax.decoding.sampler import (
     DROPPED,
     FINISHED,
@@ -17,7 +17,6 @@ from pmc_jax.decoding.sampler import (
 __all__ = [
     "DROPPED",
     "FINISHED",
-    "MOST_ROWS",
     "RUNNING",
     "WAITING",
     "Decoding",

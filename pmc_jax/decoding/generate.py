@@ -12,8 +12,8 @@ from pmc_jax.decoding.layout import prompt_rows, shapes
 from pmc_jax.decoding.sampler import DECODING, Decoding, Responses, Sampling, sample
 from pmc_jax.errors import NotFinite, UserError
 from pmc_jax.model import ModelConfig, RopeConfig, batch_shards, to_devices
-from pmc_jax.model.buckets import bucket_length, halved, power_of_two
-from pmc_jax.model.memory import Footprint, first_fitting, footprint, halvings
+from pmc_jax.model.buckets import bucket_length, halved
+from pmc_jax.model.memory import footprint, rows_at_once
 from pmc_jax.model.specs import Params
 from pmc_jax.runtime.memory import free_memory, in_batches
 from pmc_jax.runtime.processes import from_all
@@ -48,45 +48,6 @@ def check_longrope(rope: RopeConfig, prompt: int, limit: int) -> None:
             f"a prompt of {prompt} tokens and up to {limit} new ones cross position {longest}, "
             "where the model's LongRoPE changes; expected fewer new tokens"
         )
-
-
-MOST_ROWS = 512
-"""The most responses that "auto" decodes at a time on each shard of a batch; more save little."""
-
-
-def rows_at_once(
-    model: Footprint,
-    free: int | None,
-    *,
-    prompts: int,
-    samples: int,
-    width: int,
-    time: int,
-    filters: bool,
-    wave: int = 0,
-) -> tuple[int, int]:
-    """How many prompts, and samples of each, are decoded at a time if there are `free` bytes.
-
-    Prompts are halved before samples.
-
-    Args:
-        free: on each device; None: unknown.
-        prompts, samples: as many as there are.
-        width, time: the most tokens of a prompt and of a response, in buckets.
-        wave: the most samples of a prompt at a time; 0: all.
-
-    Returns:
-        The numbers of prompts and of samples.
-    """
-    most = min(wave or samples, samples)
-    each = min(max(MOST_ROWS // samples, 1), power_of_two(-(-max(prompts, 1) // model.data)))
-    choices = [(model.data * count, most) for count in halvings(each)]
-    choices += [(model.data, count) for count in halvings(most)[1:]]
-
-    def size(choice: tuple[int, int]) -> int:
-        return model.generate(*choice, width, time, filters=filters)
-
-    return first_fitting(choices, size, free)
 
 
 def fewer_rows(prompts: int, wave: int, shards: int) -> tuple[int, int] | None:

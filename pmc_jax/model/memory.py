@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
+from pmc_jax.model.buckets import power_of_two
 from pmc_jax.model.config import ModelConfig
 from pmc_jax.model.kernels.dispatch import (
     Target,
@@ -27,6 +28,9 @@ from pmc_jax.model.specs import Spec, param_specs
 
 SHARE = 0.8
 """The share of free memory that a choice counts on: allocators leave gaps between arrays."""
+
+MOST_ROWS = 512
+"""The most responses that "auto" decodes at a time on each shard of a batch; more save little."""
 
 Choice = TypeVar("Choice")
 
@@ -239,3 +243,38 @@ def first_fitting(
     if free is None:
         return choices[0]
     return next((one for one in choices if size(one) <= SHARE * free), choices[-1])
+
+
+def rows_at_once(
+    model: Footprint,
+    free: int | None,
+    *,
+    prompts: int,
+    samples: int,
+    width: int,
+    time: int,
+    filters: bool,
+    wave: int = 0,
+) -> tuple[int, int]:
+    """How many prompts, and samples of each, are decoded at a time if there are `free` bytes.
+
+    Prompts are halved before samples.
+
+    Args:
+        free: on each device; None: unknown.
+        prompts, samples: as many as there are.
+        width, time: the most tokens of a prompt and of a response, in buckets.
+        wave: the most samples of a prompt at a time; 0: all.
+
+    Returns:
+        The numbers of prompts and of samples.
+    """
+    most = min(wave or samples, samples)
+    each = min(max(MOST_ROWS // samples, 1), power_of_two(-(-max(prompts, 1) // model.data)))
+    choices = [(model.data * count, most) for count in halvings(each)]
+    choices += [(model.data, count) for count in halvings(most)[1:]]
+
+    def size(choice: tuple[int, int]) -> int:
+        return model.generate(*choice, width, time, filters=filters)
+
+    return first_fitting(choices, size, free)

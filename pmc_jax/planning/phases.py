@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from pmc_jax.data.packing import LONGEST_PER_ROW
-from pmc_jax.decoding import MOST_ROWS
 from pmc_jax.decoding.sampler import (
     Sampling,
     begin_decoding,
@@ -22,6 +21,7 @@ from pmc_jax.decoding.sampler import (
 )
 from pmc_jax.model import ModelConfig, on_mesh, param_specs
 from pmc_jax.model.buckets import bucket_length, bucket_rows
+from pmc_jax.model.memory import MOST_ROWS
 from pmc_jax.model.sharding import partition_spec
 from pmc_jax.model.specs import Params
 from pmc_jax.planning.compiled import collectives, matmul_flops

@@ -7,9 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from pmc_jax.data.packing import first_fit, row_width
-from pmc_jax.decoding.generate import rows_at_once
 from pmc_jax.model.buckets import bucket_length, bucket_rows
-from pmc_jax.model.memory import Footprint, first_fitting, halvings
+from pmc_jax.model.memory import Footprint, first_fitting, halvings, rows_at_once
 from pmc_jax.settings import AUTO
 from pmc_jax.unlearning.method import Examples, Method, Task
 from pmc_jax.unlearning.schedule import Training

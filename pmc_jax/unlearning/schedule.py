@@ -3,7 +3,8 @@
 import dataclasses
 
 from pmc_jax.data.batches import epoch_order
-from pmc_jax.decoding import MOST_ROWS, Decoding
+from pmc_jax.decoding import Decoding
+from pmc_jax.model.memory import MOST_ROWS
 from pmc_jax.settings import automatic, bounded, one_of, switch
 
 
