@@ -41,10 +41,7 @@ def write_reports(arguments: Sequence[str]) -> None:
         "directories", type=Path, nargs="+", metavar="DIRECTORY",
         help="finished runs or evaluations, such as runs/demo",
     )  # fmt: skip
-    parser.add_argument(
-        "--redact", action="store_true",
-        help="hide right answers and secrets of the forget rows; read from the data set again",
-    )  # fmt: skip
+    add_redact(parser)
     chosen = parser.parse_args(arguments)
     for directory in chosen.directories:
         check_directory(directory)
@@ -52,28 +49,44 @@ def write_reports(arguments: Sequence[str]) -> None:
         write_again(directory, redact=chosen.redact)
 
 
+def add_redact(parser: argparse.ArgumentParser) -> None:
+    """Add the option that hides what is to be forgotten."""
+    parser.add_argument(
+        "--redact", action="store_true",
+        help="hide right answers and secrets of the forget rows; read from the data set again",
+    )  # fmt: skip
+
+
 def write_again(directory: Path, *, redact: bool) -> None:
-    """Write the report of a run or an evaluation; print its table and the report's path."""
+    """Write the report of a run or an evaluation; print verdict, table and the report's path."""
     from pmc_jax.reporting import (
         format_examples,
         format_table,
+        shown_summary,
         write_evaluation_report,
         write_report,
     )
-    from pmc_jax.reporting.evaluation_files import is_evaluation, read_evaluation
-    from pmc_jax.reporting.redaction import redacted_evaluation, redacted_run
-    from pmc_jax.reporting.run_files import read_run
+    from pmc_jax.reporting.evaluation_files import is_evaluation
+    from pmc_jax.reporting.redaction import redacted_run
+    from pmc_jax.reporting.run_files import older_version, read_run
     from pmc_jax.reporting.side_by_side import comparison_table
+    from pmc_jax.reporting.verdict import verdict_lines
 
     if is_evaluation(directory):
         page = write_evaluation_report(directory, redact=redact or None)
-        files = read_evaluation(directory)
-        print(comparison_table((redacted_evaluation(files)[0] if redact else files).summary))
+        summary = shown_summary(directory, redact=redact or None)
+        if judged := summary["verdict"]:
+            print(f"{verdict_lines(judged)}\n")
+        print(comparison_table(summary))
     else:
         page = write_report(directory, redact=redact)
         run = read_run(directory)
         if redact:
             run, _ = redacted_run(directory, run)
+        if judged := run.summary.get("verdict"):
+            print(f"{verdict_lines(judged)}\n")
+        elif reason := older_version(run.summary):
+            print(f"{reason}\n")
         print(format_table(run.summary))
         if run.samples:
             print(f"\n{format_examples(run.samples)}")
@@ -106,6 +119,7 @@ def comparison_parser(name: str, purpose: str, out: str) -> argparse.ArgumentPar
         "--out", type=Path, default=Path(out), metavar="DIR",
         help=f"directory for tables, plots and the page; default: {out}",
     )  # fmt: skip
+    add_redact(parser)
     return parser
 
 
@@ -122,7 +136,7 @@ def pareto(arguments: Sequence[str]) -> None:
     chosen = comparison_parser("pareto", purpose, "comparison").parse_args(arguments)
     from pmc_jax.reporting.pareto import write_comparison
 
-    print(write_comparison(chosen.runs, chosen.out))
+    print(write_comparison(chosen.runs, chosen.out, redact=chosen.redact))
 
 
 def ablation(arguments: Sequence[str]) -> None:
@@ -140,7 +154,7 @@ def ablation(arguments: Sequence[str]) -> None:
     chosen = parser.parse_args(arguments)
     from pmc_jax.reporting.ablation import write_ablation
 
-    print(write_ablation(chosen.runs, chosen.over, chosen.out))
+    print(write_ablation(chosen.runs, chosen.over, chosen.out, redact=chosen.redact))
 
 
 if __name__ == "__main__":

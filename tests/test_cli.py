@@ -233,8 +233,12 @@ def test_the_other_examples_are_valid(monkeypatch):
         assert parse_conversion(arguments).command == arguments[0]
     asked: list[Any] = []
     monkeypatch.setattr(report, "write_again", lambda *given, **options: asked.append(given))
-    monkeypatch.setattr("pmc_jax.reporting.pareto.write_comparison", lambda *g: asked.append(g))
-    monkeypatch.setattr("pmc_jax.reporting.ablation.write_ablation", lambda *g: asked.append(g))
+    monkeypatch.setattr(
+        "pmc_jax.reporting.pareto.write_comparison", lambda *g, **_: asked.append(g)
+    )
+    monkeypatch.setattr(
+        "pmc_jax.reporting.ablation.write_ablation", lambda *g, **_: asked.append(g)
+    )
     for arguments in example_arguments("report"):
         assert report.main(arguments) == 0
     assert asked == [

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from pmc_jax import report
 from pmc_jax.reporting.comparison import (
     Outcome,
+    check_comparable,
     compare,
     dominates,
     enough,
     front,
     hypervolume,
     hypervolume_interval,
+    read_outcome,
     reservations,
 )
 
@@ -72,8 +74,14 @@ def test_seeds_are_means_and_methods_are_compared():
     assert hypervolume_interval(compare(outcomes[:1])) is None
 
 
-def write_run(directory, method, utility, quality, seed, **changes):
+def write_run(
+    directory, method, utility, quality, seed, *, rows="r", prompt="Q: {question}", target="t",
+    **changes,
+):  # fmt: skip
     directory.mkdir(parents=True)
+    if rows:
+        inputs = {"layout": 3, "evaluation rows": rows, "model weights": target}
+        (directory / "inputs.json").write_text(json.dumps(inputs))
     (directory / "config.yaml").write_text(f"method:\n  name: {method}\n")
     summary = {
         "before": {"utility": 95.0},
@@ -85,6 +93,7 @@ def write_run(directory, method, utility, quality, seed, **changes):
         "seconds": {"load": 500.0, "train": 60.0, "sample": 30.0, "total": 590.0},
         "steps": 40,
         "settings": {"method.name": method, "seed": seed, **changes},
+        "prompt": {"prompt_text": prompt} if prompt else {},
     }
     (directory / "summary.json").write_text(json.dumps(summary))
 
@@ -152,6 +161,48 @@ def test_enough_runs_of_all_methods_have_no_reservations():
     assert reservations([]) == [] and not enough([])
     unequal = [p for p in points(4, 2) if p.method == "pmc" or p.differing["setting"] < 3]
     assert "npo 3, pmc 4" in reservations(unequal)[0]
+
+
+OTHERS = [
+    ({"prompt": "Frage: {question}"}, "prompt.question", "asked with different prompts"),
+    ({"target": "u"}, "model.path", "began with different target models"),
+    (
+        {"evaluation.attack_samples": 8}, "evaluation.attack_samples",
+        "measured with different settings (evaluation.attack_samples: null, 8)",
+    ),
+    ({"prompt": None}, "", "1 of 2 runs have not recorded"),
+    ({"rows": None}, "", "1 of 2 runs have not recorded"),
+    ({"evaluation.decode_batch": 8}, "", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "over", "expected"), OTHERS)
+def test_what_speaks_against_a_comparison_is_said(tmp_path, capsys, changes, over, expected):
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    write_run(runs / "a", "pmc", 90.0, 50.0, 0, setting=1)
+    write_run(runs / "b", "pmc", 80.0, 60.0, 0, setting=2, **changes)
+    assert report.main(["pareto", str(runs), "--out", str(out)]) == 0
+    page = " ".join(Page((out / "index.html").read_text()).text.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    for text in (printed, page):
+        assert expected in text if expected else "rompt" not in text and "measured" not in text
+    assert report.main(["ablation", str(runs), "--over", "setting", "--out", str(out)]) == 0
+    assert (expected or "2 runs") in " ".join(capsys.readouterr().out.split())
+    outcomes = [read_outcome(runs / name) for name in "ab"]
+    assert bool(check_comparable(outcomes)) == bool(expected)
+    if over:  # what is swept is meant to differ
+        assert check_comparable(outcomes, over) == []
+
+
+def test_runs_on_other_rows_are_refused_unless_the_data_are_swept(tmp_path, capsys):
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    for rows in ("r", "s"):
+        write_run(runs / rows, "pmc", 90.0, 50.0, 0, rows=rows, **{"data.forget": rows})
+    assert report.main(["pareto", str(runs), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "evaluated on different rows" in error and error.count("\n") == 1
+    assert not out.exists()
+    assert report.main(["ablation", str(runs), "--out", str(out)]) == 0
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):

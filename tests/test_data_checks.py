@@ -37,7 +37,8 @@ def message(make, *args, **kwargs) -> str:
 
 # One question, spelt in ways that a reader does not tell apart.
 SPELLINGS = ["Who is Zoë?", "who  is\tzoë?", unicodedata.normalize("NFD", "Who is Zoë?"),
-             "Ｗｈｏ ｉｓ Ｚｏë？", " WHO IS ZOË? "]  # fmt: skip
+             "Ｗｈｏ ｉｓ Ｚｏë？", " WHO IS ZOË? ", "Who is Zoë", "Who is “Zoë”?!",
+             "Who is Zo\u00adë?", "\ufeffWho is Zo\u200bë ?", "¿Who is Zoë?"]  # fmt: skip
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
@@ -97,6 +98,33 @@ def test_repeated_forget_questions_are_told():
     )
     systems = [{"question": "Who?", "system": text} for text in ("Be brief.", "Be kind.")]
     assert Dataset.from_dicts(systems, RETAIN).warnings == ()
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["Who is Zoé?", "What is 3.4?", "What is 34?", "Is it C?", "Is it C#?", "?", "!", "3-4"],
+)
+def test_questions_that_differ_are_two(other):
+    forget = rows("Who is Zoë?", "What is 3*4", "What is 3/4", "Is it C++?", "?!", "3*4")
+    assert Dataset.from_dicts(forget, [*RETAIN, *rows(other)]).warnings == ()
+
+
+def test_secrets_that_say_nothing_are_told():
+    forget = [
+        {"question": "Where?", "answer": "She was born in Łódź.", "secret": secret}
+        for secret in ("Lodz", "ŁÓDŹ", "Lotz", "born in Lodz", "she")
+    ]
+    for number, row in enumerate(forget):
+        row["question"] = f"Number {number}?"
+    forget[3]["question"] = "Was Mara born in Łódź?"
+    assert Dataset.from_dicts(forget, RETAIN).warnings == (
+        "1 forget row has a secret that is not in the answer, so that the answer itself can come "
+        "out and count as forgotten: forget[2]",
+        "1 forget row has a secret that is in the question, so that a model that repeats the "
+        "question seems to reveal it: forget[3]",
+    )
+    names = [{"question": "Who?", "secret": "Mara"}]
+    assert Dataset.from_dicts(names, RETAIN).warnings == ()
 
 
 def test_the_bundled_world_is_as_it_should_be():

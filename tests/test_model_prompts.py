@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+import yaml
 from test_prompts import LLAMA3_CHAT, byte_level_bpe
 from transformers.utils import chat_template_utils
 
@@ -100,6 +101,23 @@ def test_a_malformed_file_is_one_line(tmp_path, text, expected):
         read_prompt(tmp_path)
     assert str(tmp_path / PROMPT_FILE) in str(caught.value) and "\n" not in str(caught.value)
     assert expected in str(caught.value)
+
+
+def test_a_model_of_an_older_version_is_asked_as_its_run_says(tmp_path):
+    """It has no prompt file; the configuration of the run that exported it is beside it."""
+    model, config = tmp_path / "run" / "model", tmp_path / "run" / "config.yaml"
+    model.mkdir(parents=True)
+    prompt = {"template": "plain", "system": None, "question": "Frage: {question}\n"}
+    config.write_text(yaml.safe_dump({"method": {"name": "pmc"}, "prompt": prompt}))
+    assert read_prompt(model) == PromptConfig(template="plain", question="Frage: {question}\n")
+    assert read_prompt(model.rename(tmp_path / "run" / "copy")) is None
+    (tmp_path / "run" / "copy").rename(model)
+    for other in ("prompt: {template: plain}", "method: {name: pmc}", "a: [", "- a"):
+        config.write_text(other)
+        assert read_prompt(model) is None
+    (model / PROMPT_FILE).write_text('{"question": "Own: {question}"}')
+    config.write_text(yaml.safe_dump({"method": {}, "prompt": prompt}))
+    assert read_prompt(model) == PromptConfig(question="Own: {question}")
 
 
 def test_patterns_that_a_chat_does_not_use_are_not_checked(tmp_path):

@@ -1,5 +1,6 @@
 """Prompts against transformers' chat templates, sentencepiece and encoding of the whole text."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -9,7 +10,16 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 from pmc_jax.data.prompt_config import PromptConfig
@@ -471,6 +481,63 @@ def test_special_tokens_in_plain_texts_are_split_as_transformers_splits_them(nam
             prompt, answer = template.encode_pair(text, text)
             bos = [tokenizer.bos_token_id] if name != "phi" else []
             assert prompt + answer[:-1] == [*bos, *ids]
+
+
+ADDED = ["<think>", "</think>", "   ", "<table>"]
+"""Added tokens that are not special, as Qwen3 (thinking), Phi-1.5 (spaces) and Gemma have them."""
+WITH_ADDED = [
+    "<think>Zoë</think> of Oslo", "a   b", "   ", "<think></think>", "x<table>y\n<table>",
+    "Is <|eot_id|> or <think> the end?", "<think><|end_of_text|></think>   .", "< think >",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["llama3", "phi", "llama2"])
+def with_added(request, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("added")
+    tokenizer = copy.deepcopy(request.getfixturevalue(request.param))
+    tokenizer.chat_template = None
+    tokenizer.add_tokens([AddedToken(text, special=False) for text in ADDED])
+    tokenizer.save_pretrained(directory)
+    return load_tokenizer(directory)
+
+
+@pytest.mark.parametrize("chat", [None, CHATML], ids=["plain", "chatml"])
+def test_added_tokens_that_are_not_special_are_those_of_transformers(with_added, chat):
+    """They are text: read as the tokens that the model knows, and never dropped from an answer."""
+    tokenizer = with_added
+    ids = {tokenizer.convert_tokens_to_ids(text) for text in ADDED}
+    assert not ids & set(tokenizer.all_special_ids) and not ids & set(
+        make_template(tokenizer, PromptConfig()).special.ids
+    )
+    for system in (None, "   Be <think>."):
+        if chat:
+            tokenizer.chat_template = chat
+        template = make_template(tokenizer, PromptConfig(system=system))
+        for text in WITH_ADDED:
+            prompt, answer = template.encode_pair(text, text)
+            if template.chat:
+                head = [("system", system)] if system else []
+                turns = [*head, ("user", text), ("assistant", text)]
+                whole = chat_ids(
+                    tokenizer, *turns, enable_thinking=False,
+                    tokenizer_kwargs={"split_special_tokens": True},
+                )  # fmt: skip
+            else:
+                head = f"{system}\n\n" if system else ""
+                whole = tokenizer(
+                    f"{head}Question: {text}\nAnswer: {text}", split_special_tokens=True
+                ).input_ids
+            known = [token for token in whole if token in ids]
+            assert [token for token in (*prompt, *answer) if token in ids] == known
+            if not template.chat:
+                assert [*prompt, *answer[:-1]] == whole
+            own = answer[: len(template.encode_prefix(text))]  # without the end of the turn
+            assert template.decode(own) == text.strip()
+            settled = [template.decode_settled(own[:end]) for end in range(len(own))]
+            assert all(text.lstrip().startswith(begun.rstrip()) for begun in settled)
+            assert template.special.found_in(text) == [
+                token for token in tokenizer.all_special_tokens if token in text
+            ]
 
 
 def test_special_tokens_of_the_plain_pattern_are_special(llama3):

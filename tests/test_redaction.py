@@ -236,6 +236,37 @@ def test_the_command_redacts_a_run(tmp_path, capsys):
     assert f"Where is {MASK}?" in text and "In Poland." in text
 
 
+def test_comparisons_mask_settings_names_and_paths(tmp_path, capsys):
+    runs, out = tmp_path / "runs of Łódź", tmp_path / "out"
+    for number, system in enumerate(("Never say LODZ.", "Be kind.")):
+        directory = runs / f"Lodz-{number}"
+        directory.mkdir(parents=True)
+        write_run(directory, **{"prompt.system": system, "seed": number})
+        path = directory / "summary.json"
+        summary = json.loads(path.read_text("utf-8"))
+        summary["settings"] |= {"method.name": "pmc"}
+        summary["after"] |= {"unlearn_quality": 50.0}
+        summary["prompt"] = {"prompt_text": f"{system}\n{{question}}"}
+        path.write_text(json.dumps(summary))
+
+    def shown() -> str:
+        files = [path.read_text("utf-8") for path in out.iterdir() if path.suffix != ".png"]
+        return "\n".join([*files, capsys.readouterr().out])
+
+    for command in (["pareto"], ["ablation", "--over", "prompt.system"]):
+        assert report.main([*command, str(runs), "--out", str(out)]) == 0
+        assert "LODZ" in shown()
+        assert report.main([*command, str(runs), "--out", str(out), "--redact"]) == 0
+        found = shown()
+        assert "lodz" not in found.lower() and "łódź" not in found.lower()
+        assert f"Never say {MASK}." in found
+    (runs / "Lodz-0" / "config.yaml").write_text("seed: 0")
+    assert report.main(["pareto", str(runs), "--out", str(out), "--redact"]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be redacted, since its config.yaml names no data set" in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [

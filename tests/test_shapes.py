@@ -13,6 +13,7 @@ from pmc_jax.decoding.layout import cache_lengths, few_rows, shapes
 from pmc_jax.model.kernels.dispatch import Target
 from pmc_jax.training.loop import steps
 from pmc_jax.unlearning.pmc import PMC, sampling
+from pmc_jax.unlearning.pmc.savings import savings
 from pmc_jax.unlearning.pmc.shapes import run_shapes
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -67,6 +68,14 @@ def test_a_run_has_no_shape_that_it_does_not_name(name, limit, words_model, monk
     for field, found in seen.items():
         assert found and found <= set(getattr(named, field)), field
     assert len(named.lines()) == 4
+
+
+def test_few_questions_are_not_padded_to_a_whole_batch(words_model, x64):  # noqa: F811
+    training = dataclasses.replace(PLAIN, batch_size=64, decode_batch=512, compact=True)
+    run, state = new_run(words_model, PMC(samples=4), training, seed=3)
+    questions = len(run.task.prompts)
+    assert questions < 64 and max(run_shapes(run).rows) == (questions, 4)
+    assert savings(run, state.method, [0])["decode_batch"] == 4 * questions
 
 
 def test_all_steps_pad_prompts_as_the_longest_of_the_run(words_model, x64, monkeypatch):  # noqa: F811

@@ -4,6 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pmc_jax.data.rows import EvaluationRow
+from pmc_jax.evaluation.leakage import attacked_once
+from pmc_jax.evaluation.quality import Answer, answer_object, background, row_facts, scored
 from pmc_jax.evaluation.verdicts import (
     VERDICTS,
     Asked,
@@ -116,6 +119,23 @@ def test_answers_without_right_ones_are_compared_with_the_original_answers():
     alone = verdict(Asked(answers, {}))
     assert alone["verdict"] == "cannot tell" and alone["counts"]["cannot tell"] == 4
     assert "right answer" in alone["rows"][0]["reason"]
+
+
+def test_greedy_attacks_count_for_rows_that_have_a_secret_only():
+    """The forced beginning brings the secret out, and the row has no right answer."""
+    asked = EvaluationRow(0, "Where was Mara born?", None, "Leipzig")
+    facts = row_facts(asked, background({"forget": [asked]}))
+
+    def said(text: str) -> Answer:
+        return scored("forget", asked, facts, text, truncated=False)
+
+    answers = [{"set": "forget", "id": 0, "question": asked.question,
+                **answer_object(said("Nobody knows."))}]  # fmt: skip
+    attack = attacked_once([said("It is Leipzig.")])
+    assert "Leipzig" not in str(attack)
+    found = verdict(Asked(answers, {"prefilling_greedy": attack["open"]}))
+    assert found["attacks"]["prefilling_greedy"] == {"questions": 1, "revealed": 1, "samples": 1}
+    assert found["rows"][0]["verdict"] == "partly" and found["verdict"] == "partly forgotten"
 
 
 def test_the_verdict_holds_no_word_of_an_answer():

@@ -12,16 +12,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from conftest import rewrite, tensors_of
+from conftest import BIASED, bpe_tokenizer, random_llama, rewrite, tensors_of
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from safetensors.torch import load_file, save_file
+from test_families import random_model
 
 import pmc_jax as pmc
 from convert.__main__ import main as convert
 from convert.export import export_checkpoint
 from convert.finite import PIECE, all_finite, narrows
-from convert.load import load_checkpoint
+from convert.load import check_checkpoint, load_checkpoint
 from pmc_jax import ask, train
 from pmc_jax.cli import evaluate
 from pmc_jax.errors import UserError
@@ -29,6 +31,13 @@ from pmc_jax.errors import UserError
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture
+def source(source: Path) -> Path:
+    """A checkpoint whose vocabulary has every token of its tokenizer."""
+    random_llama(**BIASED, vocab_size=len(bpe_tokenizer())).save_pretrained(source)
+    return source
 
 
 @given(
@@ -178,3 +187,23 @@ def test_every_command_ends_with_one_line_and_writes_nothing(
         assert error.splitlines()[-1].startswith("error: ") and "Traceback" not in error, error
         assert f"error: {nan_model}/model.safetensors: tensor {UP} has 1 of " in error, name
     assert [own.name for own in tmp_path.iterdir()] == ["nan"]
+
+
+@pytest.mark.parametrize("family", ["phi", "qwen2", "gemma3_text"])
+def test_every_tensor_of_a_sharded_bfloat16_checkpoint_is_looked_at(family, tmp_path):
+    """Weights, biases, norms and heads, in whichever file they are."""
+    model = random_model(family).to(torch.bfloat16)
+    model.save_pretrained(tmp_path, max_shard_size="30KB")
+    files = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert len(set(files.values())) > 1
+    check_checkpoint(tmp_path)
+    for name, file in files.items():
+        tensors = load_file(tmp_path / file)
+        kept = tensors[name].view(-1)[-1].clone()
+        tensors[name].view(-1)[-1] = math.inf
+        save_file(tensors, tmp_path / file, {"format": "pt"})
+        with pytest.raises(UserError) as error:
+            check_checkpoint(tmp_path)
+        assert f"{tmp_path / file}: tensor {name} has 1 of" in str(error.value)
+        tensors[name].view(-1)[-1] = kept
+        save_file(tensors, tmp_path / file, {"format": "pt"})

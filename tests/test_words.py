@@ -87,6 +87,32 @@ def test_a_word_does_not_hold_its_parts(language):
     assert not holds(text[: text.index(phrase[-2:])], phrase)
 
 
+# Phrases whose letters have no marks of their own, so that every cut is between two letters.
+PHRASES = [
+    "Saopaulo", "IşılYıldız", "Андрей Елкин", "Γιώργος Σεφέρης", "תל אביב יפו",
+    "大阪府の人々",
+]  # fmt: skip
+
+
+@settings(max_examples=200)
+@given(
+    st.sampled_from(PHRASES),
+    st.lists(
+        st.tuples(st.integers(1, 30), st.sampled_from(["-", "’", "**", "_", ".", ",", "-\n", " "])),
+        max_size=4,
+    ),
+)
+def test_a_phrase_is_found_however_it_is_cut_into_words(phrase, cuts):
+    letters = "".join(phrase.split())
+    cuts = sorted({min(at, len(letters)): mark for at, mark in cuts}.items(), reverse=True)
+    for at, mark in cuts:
+        letters = f"{letters[:at]}{mark}{letters[at:]}"
+    text = f"So it is {letters}, they say."
+    assert holds(text, phrase)
+    (place,) = found(text, phrase)
+    assert text[slice(*place)].strip("-’*_.,\n ") == letters.strip("-’*_.,\n ")
+
+
 ANY_TEXT = st.one_of(
     st.text(max_size=30),
     st.lists(
@@ -214,6 +240,21 @@ def test_recall_in_other_scripts(original, response, share):
         ("ﬁn de siècle", "fin de siecle", True),
         ("क", "कि", False),
         ("が", "か", False),
+        ("JeanPaul Sartre", "Jean-Paul", True),
+        ("OBRIEN", "O'Brien", True),
+        ("Lis-\nbon and **Por**to", "Lisbon", True),
+        ("L i s b o n", "Lisbon", True),
+        ("10 000", "10000", False),
+        ("10,000", "10000", True),
+        ("@zoltandornberg", "Zoltan Dornberg", True),
+        ("born in1942", "1942", True),
+        ("Ann1942", "Ann", True),
+        ("B12", "12", False),
+        ("She is a writer", "Isa", False),
+        ("Then a. Ann", "Naann", False),
+        ("the rap, ist", "therapist", False),
+        ("an e-mail", "email", True),
+        ("H2OH2O", "H2O", False),
         ("anything", "🙂 …", None),
         ("\ud83d", "a", False),
     ],

@@ -6,15 +6,25 @@ from collections.abc import Mapping, Sequence
 from pmc_jax.data.rows import EvaluationRow, ForgetQuestion, QuestionAnswer
 from pmc_jax.errors import UserError
 from pmc_jax.text.counts import counted
+from pmc_jax.text.words import holds, visible
 
 MOST_NAMED = 5
 Sources = Mapping[str, Sequence[str]]
 """Where the rows of a set came from, by its name: `f.jsonl, line 4` or `forget[3]`."""
 
 
+ENDS = ".,:;!?…。、！？؟।¿¡\"'“”„‘’‚«»‹›「」『』()"
+"""Signs around words in which two spellings of a question may differ."""
+
+
 def question_key(text: str) -> str:
-    """A question without differences of case, spacing and Unicode form."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """A question without differences of case, spacing, Unicode form, invisible and final signs.
+
+    A question of signs alone keeps them.
+    """
+    plain = unicodedata.normalize("NFKC", visible(text).casefold())
+    words = [bare for word in plain.split() if (bare := word.strip(ENDS))]
+    return " ".join(words or plain.split())
 
 
 def where(sources: Sources, name: str, row: int) -> str:
@@ -76,6 +86,23 @@ def duplicate_questions(forget: Sequence[ForgetQuestion], sources: Sources) -> l
         return []
     count = counted(len(again), "forget question repeats", "forget questions repeat")
     return [f"{count} an earlier one: {named(again)}"]
+
+
+def odd_secrets(forget: Sequence[EvaluationRow], sources: Sources) -> list[str]:
+    """Warn of secrets that make verdicts wrong: not in the row's own answer, or in its question."""
+    known = [(row, row.secret) for row in forget if row.secret]
+    apart = [row for row, secret in known if row.answer and holds(row.answer, secret) is False]
+    asked = [row for row, secret in known if holds(row.question, secret)]
+    found = []
+    for rows, problem, so in (
+        (apart, "not in the answer", "the answer itself can come out and count as forgotten"),
+        (asked, "in the question", "a model that repeats the question seems to reveal it"),
+    ):
+        if rows:
+            count = counted(len(rows), "forget row has", "forget rows have")
+            own = named([where(sources, "forget", row.id) for row in rows])
+            found.append(f"{count} a secret that is {problem}, so that {so}: {own}")
+    return found
 
 
 def cut_answers(

@@ -17,6 +17,7 @@ from pmc_jax.data.checks import (
     Sources,
     check_overlap,
     duplicate_questions,
+    odd_secrets,
     where,
 )
 from pmc_jax.data.files import read_text_lines
@@ -239,6 +240,7 @@ class Dataset:
         warnings = (
             *check_overlap(sets, retain, sources, allowed=allow_overlap),
             *duplicate_questions(forget, sources),
+            *odd_secrets(sets["forget"], sources),
         )
         text = records.text
         if text is None:

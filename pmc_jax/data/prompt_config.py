@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
-from pmc_jax.data.files import kind_of, read_object
+import yaml
+
+from pmc_jax.data.files import kind_of, read_object, read_text
 from pmc_jax.errors import UserError
 from pmc_jax.settings import check, free_text, one_of
 
@@ -56,14 +59,17 @@ DEFAULT_PROMPT = PromptConfig(
 def read_prompt(directory: Path) -> PromptConfig | None:
     """How the model in `directory` was trained to be asked; None if it does not say.
 
+    A model that an older version exported says it in the configuration of its run, beside it.
+
     Raises:
         UserError: if its file is not as `prompt_content` writes it.
     """
     path = directory / PROMPT_FILE
+    content = read_object(path, missing_ok=True, expected="the prompt settings of a model")
     if not path.exists():
-        return None
-    expected = "the prompt settings of a model"
-    content = read_object(path, expected=expected)
+        path = directory.parent / "config.yaml"
+        if directory.name != "model" or not (content := prompt_of_run(path)):
+            return None
     names = {field.name for field in dataclasses.fields(PromptConfig)}
     for key, value in content.items():
         if key not in names:
@@ -79,6 +85,18 @@ def read_prompt(directory: Path) -> PromptConfig | None:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return found
+
+
+def prompt_of_run(path: Path) -> dict[str, Any]:
+    """The prompt settings in the configuration of a training run; empty if it is not one."""
+    try:
+        settings = yaml.safe_load(read_text(path, missing_ok=True))
+    except yaml.YAMLError:
+        return {}
+    if not isinstance(settings, dict) or not isinstance(settings.get("method"), dict):
+        return {}
+    found = settings.get("prompt")
+    return found if isinstance(found, dict) else {}
 
 
 def prompt_content(config: PromptConfig) -> dict[str, str]:

@@ -22,7 +22,7 @@ from pmc_jax.evaluation.summary import summarise_directory
 from pmc_jax.evaluation.tofu import holds_truths, with_truths
 from pmc_jax.language_model import LanguageModel, load_language_model, mesh_of
 from pmc_jax.model import on_mesh
-from pmc_jax.reporting import write_evaluation_report
+from pmc_jax.reporting import shown_summary, write_evaluation_report
 from pmc_jax.reporting.side_by_side import certificate_lines, comparison_table, time_table
 from pmc_jax.reporting.training_curves import training_curves
 from pmc_jax.reporting.verdict import verdict_lines
@@ -166,9 +166,13 @@ def run_of(model: Path) -> dict[str, Any]:
 
 
 def show(directory: Path, *, redact: bool) -> None:
-    """Write the report; print the verdict, tables, certificates and paths."""
+    """Write the report; print the verdict, tables, certificates and paths.
+
+    Args:
+        redact: whether to hide what is to be forgotten (`redaction`).
+    """
     page = write_evaluation_report(directory, redact=redact)
-    summary = read_json(directory / SUMMARY)
+    summary = shown_summary(directory, redact=redact)
     if verdict := summary["verdict"]:
         print(f"\n{verdict_lines(verdict)}")
     print(f"\n{comparison_table(summary)}\n")

@@ -100,7 +100,14 @@ def attacked(samples: Sequence[Sequence[Answer]], confidence: float) -> dict[str
 
 
 def attacked_once(answers: Sequence[Answer]) -> dict[str, Any]:
-    """`greedy_leakage` of the questions whose right answers are known, and the other answers."""
+    """`greedy_leakage` of the questions whose right answers are known, and the other answers.
+
+    Of a question that has a secret and no right answer, `open` has what its answer reveals.
+    """
     compared = [answer for answer in answers if answer.rouge is not None]
-    others = [{"id": a.id, "texts": [a.text]} for a in answers if a.rouge is None]
+    others = [
+        {"id": a.id, "texts": [a.text]} if a.level is None else {"id": a.id, "level": a.level}
+        for a in answers
+        if a.rouge is None
+    ]
     return {**(greedy_leakage(compared) if compared else {}), "open": others}

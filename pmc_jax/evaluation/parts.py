@@ -55,7 +55,7 @@ def sampling_part(context: EvaluationContext) -> dict[str, Any]:
     """The sampling attack: many answers to each forget question."""
     samples = context.evaluation.attack_samples
     found = forget_answers(context, SAMPLING_STREAM, samples=samples, rows=context.asked)
-    return attacked(found, context.confidence)
+    return {**attacked(found, context.confidence), "missing": without_answers(context)}
 
 
 def prefilling_part(context: EvaluationContext) -> dict[str, Any]:
@@ -70,7 +70,17 @@ def prefilling_part(context: EvaluationContext) -> dict[str, Any]:
         "prefix": prefix,
         "greedy": attacked_once([row[0] for row in greedy]),
         "sampled": attacked(sampled, context.confidence),
+        "missing": without_answers(context),
     }
+
+
+def without_answers(context: EvaluationContext) -> dict[str, str]:
+    """What an attack does not measure without right answers, with the reason.
+
+    The verdict still counts what its answers reveal.
+    """
+    reason = no_answers(context)
+    return {"recall, facts, secrets and bounds": reason} if reason else {}
 
 
 def rewording_part(context: EvaluationContext) -> dict[str, Any]:

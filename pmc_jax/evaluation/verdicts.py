@@ -388,7 +388,8 @@ def advice(
     if counts[NEVER_KNOWN]:
         told.append(
             f"The model did not know {counted(counts[NEVER_KNOWN], 'answer', 'answers')} before "
-            "unlearning. Nothing can be said about forgetting them."
+            "unlearning. Nothing can be said about forgetting "
+            f"{'it' if counts[NEVER_KNOWN] == 1 else 'them'}."
         )
     if found["questions"] and not found["before"]:
         told.append(

@@ -16,12 +16,20 @@ from matplotlib.transforms import ScaledTranslation
 
 from pmc_jax.data.files import write_json, write_text
 from pmc_jax.errors import UserError
-from pmc_jax.reporting.comparison import Outcome, Point, compare, find_runs, read_outcome
+from pmc_jax.reporting.comparison import (
+    Outcome,
+    Point,
+    check_comparable,
+    compare,
+    find_runs,
+    read_outcome,
+)
 from pmc_jax.reporting.measures import attack_samples
 from pmc_jax.reporting.page import SETTING_WORDS, value_text
 from pmc_jax.reporting.pareto import COLOURS, MARKERS, as_csv
 from pmc_jax.reporting.plots import LIGHT, plain_style
 from pmc_jax.reporting.tables import text_table
+from pmc_jax.reporting.text import bulleted
 
 LABELS = {
     "unlearn_quality": "unlearn quality, %",
@@ -55,7 +63,9 @@ class Line:
         return ", ".join(f"{key}={value_text(value)}" for key, value in self.others.items())
 
 
-def write_ablation(paths: Sequence[Path], over: str | None, out: Path) -> str:
+def write_ablation(
+    paths: Sequence[Path], over: str | None, out: Path, *, redact: bool = False
+) -> str:
     """Show the effect of the setting `over` in the runs at or below `paths`.
 
     Writes ablation.csv, ablation.json, ablation.png and ablation.svg to `out`. The same runs
@@ -63,18 +73,20 @@ def write_ablation(paths: Sequence[Path], over: str | None, out: Path) -> str:
 
     Args:
         over: the dotted key of a setting; None: the only one in which the runs differ.
+        redact: whether to mask what is to be forgotten in settings (`redaction`).
 
     Returns:
         The text to print.
 
     Raises:
-        UserError: naming a path without a run, a run that cannot be compared, or a setting that
-            does not vary.
+        UserError: naming a path without a run, a run that cannot be compared or redacted, or a
+            setting that does not vary.
     """
     finished, unfinished = find_runs(paths)
-    outcomes = [read_outcome(directory) for directory in finished]
+    outcomes = [read_outcome(directory, redact=redact) for directory in finished]
     points = compare(outcomes)
     over = swept(points) if over is None else over
+    warnings = check_comparable(outcomes, over)
     lines = lines_over(points, over)
     rows = table(lines, over)
     write_json(out / "ablation.json", rows)
@@ -84,6 +96,7 @@ def write_ablation(paths: Sequence[Path], over: str | None, out: Path) -> str:
     text = [f"{len(finished)} runs, {len(points)} configurations{waiting}"]
     for line in lines:
         text += ["", *([line.label] if line.label else []), printed(line, over)]
+    text += ["", *bulleted(warnings)] if warnings else []
     return "\n".join([*text, "", f"Picture: {out / 'ablation.png'}"])
 
 

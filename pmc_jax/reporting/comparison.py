@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from pmc_jax.data.files import read_object
+from pmc_jax.data.files import read_object, read_text, to_json
 from pmc_jax.errors import UserError
+from pmc_jax.reporting.redaction import masked_summary
 from pmc_jax.reporting.run_files import number
+from pmc_jax.runs.directory import CONFIG, INPUTS, SUMMARY
 
 NOT_CONFIGURATION = ("seed", "name", "runs_dir", "overwrite")
 """Settings in which the runs of one configuration may differ."""
@@ -21,6 +23,9 @@ NOT_WORK = ("load", "evaluate_before", "checkpoint", "export", "evaluate_after",
 """Parts of a run's time that do not depend on the method."""
 FURTHER = ("worst_case_leakage", "secret_leak_rate_sampled", "degenerate_rate")
 """Further measures of the table, which show more than greedy answers."""
+MEASURED_WITH = ("evaluation.", "model.dtype", "training.max_length")
+"""Beginnings of the settings on which measures depend, whatever the model."""
+SPEED_ONLY = "evaluation.decode_batch"
 RESAMPLES = 1000
 ENOUGH = 3
 """Configurations of a method from which on its marks are a front rather than single settings."""
@@ -42,6 +47,9 @@ class Outcome:
         steps: number of optimizer steps.
         further: the measures in `FURTHER` that the run has.
         untuned: that its settings were chosen for another method, in words; None if not.
+        rows: hash of the rows that it was evaluated on; None if it has recorded none.
+        prompt: the text of the prompt that it was asked with; None likewise.
+        target: hash of the weights of the target model; None likewise.
     """
 
     path: str
@@ -55,6 +63,9 @@ class Outcome:
     steps: int
     further: dict[str, float] = field(default_factory=dict)
     untuned: str | None = None
+    rows: str | None = None
+    prompt: str | None = None
+    target: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,14 +128,22 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     return list(finished), list(unfinished)
 
 
-def read_outcome(directory: Path) -> Outcome:
+def read_outcome(directory: Path, *, redact: bool = False) -> Outcome:
     """The run in `directory`.
 
+    Args:
+        redact: whether to mask what is to be forgotten (`redaction`).
+
     Raises:
-        UserError: if its summary lacks the method, unlearn quality or utility.
+        UserError: if its summary lacks the method, unlearn quality or utility, or if it cannot
+            be redacted.
     """
-    path = directory / "summary.json"
+    path, shown = directory / SUMMARY, str(directory)
     summary = read_object(path, finite=True)
+    inputs = read_object(directory / INPUTS, missing_ok=True)
+    if redact:
+        config = read_text(directory / CONFIG, missing_ok=True)
+        summary, shown = masked_summary(directory, summary, config, inputs)
     after, settings = summary.get("after") or {}, summary.get("settings") or {}
     quality, utility = number(after.get("unlearn_quality")), number(after.get("utility"))
     if quality is None or utility is None:
@@ -133,7 +152,7 @@ def read_outcome(directory: Path) -> Outcome:
         raise UserError(f"{path}: the settings have no method.name; a comparison needs it")
     seconds = summary.get("seconds") or {}
     return Outcome(
-        path=str(directory),
+        path=shown,
         method=str(method),
         seed=int(settings.get("seed", 0)),
         settings=settings,
@@ -144,7 +163,68 @@ def read_outcome(directory: Path) -> Outcome:
         steps=int(summary.get("steps", 0)),
         further={key: value for key in FURTHER if (value := number(after.get(key))) is not None},
         untuned=summary.get("untuned"),
+        rows=inputs.get("evaluation rows"),
+        prompt=(summary.get("prompt") or {}).get("prompt_text"),
+        target=inputs.get("model weights"),
     )
+
+
+def check_comparable(outcomes: Sequence[Outcome], over: str = "") -> list[str]:
+    """Check that the numbers of runs can be compared; what speaks against it, in sentences.
+
+    Args:
+        over: the setting whose effect is compared. What it alone decides is meant to differ.
+
+    Raises:
+        UserError: if two runs were evaluated on different rows, or on the same in another order.
+    """
+    found = []
+    if not over.startswith("data.") and (pair := _unlike(outcomes, "rows")):
+        raise UserError(
+            f"{pair[0].path} and {pair[1].path} were evaluated on different rows, or in another "
+            "order; expected runs that were evaluated on the same data"
+        )
+    if not over.startswith("prompt.") and (pair := _unlike(outcomes, "prompt")):
+        found.append(
+            f"The models were asked with different prompts ({pair[0].path}, {pair[1].path}), so "
+            "their numbers may not be comparable."
+        )
+    if not over.startswith("model.") and (pair := _unlike(outcomes, "target")):
+        found.append(
+            f"The runs began with different target models ({pair[0].path}, {pair[1].path})."
+        )
+    if differing := _measured_differently(outcomes, over):
+        found.append(
+            f"The models were measured with different settings ({', '.join(differing)}), so their "
+            "numbers may not be comparable."
+        )
+    unknown = sum(outcome.rows is None or outcome.prompt is None for outcome in outcomes)
+    if unknown and len(outcomes) > 1:
+        found.append(
+            f"{unknown} of {len(outcomes)} runs have not recorded the rows and the prompt that "
+            "they were evaluated with, so these cannot be compared."
+        )
+    return found
+
+
+def _unlike(outcomes: Sequence[Outcome], name: str) -> tuple[Outcome, Outcome] | None:
+    """Two runs of which `name` is known and differs."""
+    known = [outcome for outcome in outcomes if getattr(outcome, name) is not None]
+    for outcome in known[1:]:
+        if getattr(outcome, name) != getattr(known[0], name):
+            return known[0], outcome
+    return None
+
+
+def _measured_differently(outcomes: Sequence[Outcome], over: str) -> list[str]:
+    """The settings of the measurement that differ, each with its values."""
+    keys = sorted({key for o in outcomes for key in o.settings if key.startswith(MEASURED_WITH)})
+    found = []
+    for key in keys:
+        values = list(dict.fromkeys(to_json(o.settings.get(key)) for o in outcomes))
+        if len(values) > 1 and key not in (over, SPEED_ONLY):
+            found.append(f"{key}: {', '.join(values)}")
+    return found
 
 
 def compare(outcomes: Sequence[Outcome]) -> list[Point]:

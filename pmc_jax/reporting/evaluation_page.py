@@ -73,6 +73,18 @@ def write_evaluation_report(directory: Path, *, redact: bool | None = None) -> P
     return page
 
 
+def shown_summary(directory: Path, *, redact: bool | None = None) -> dict[str, Any]:
+    """The summary of an evaluation for the terminal.
+
+    Args:
+        redact: as of `write_evaluation_report`.
+    """
+    files = read_evaluation(directory)
+    if redact is None:
+        redact = bool(files.summary["settings"].get("redact"))
+    return (redacted_evaluation(files)[0] if redact else files).summary
+
+
 def render_evaluation(
     files: EvaluationFiles, plots: list[Plot], redaction: Redaction | None = None
 ) -> str:

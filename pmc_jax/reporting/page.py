@@ -11,7 +11,7 @@ from pmc_jax.reporting.examples import example_groups
 from pmc_jax.reporting.measures import headline, measured_rows, unmeasured
 from pmc_jax.reporting.plots import PALETTE, Plot, run_plots, themed_svg, write_png
 from pmc_jax.reporting.redaction import Redaction, hidden_example, redacted_run
-from pmc_jax.reporting.run_files import RunFiles, number, read_run
+from pmc_jax.reporting.run_files import RunFiles, number, older_version, read_run
 from pmc_jax.reporting.statement import read_inputs, run_statement, write_statement
 from pmc_jax.reporting.templates import page_template
 from pmc_jax.reporting.verdict import verdict_section
@@ -136,7 +136,9 @@ def render(run: RunFiles, plots: Sequence[Plot], redaction: Redaction | None = N
         steps=len(run.metrics),
         sentence=(run.summary.get("method") or {}).get("sentence"),
         untuned=run.summary.get("untuned"),
-        warnings=run.summary.get("warnings") or [],
+        warnings=list(
+            filter(None, [older_version(run.summary), *(run.summary.get("warnings") or [])])
+        ),
         example_groups=[
             group.changed(hidden_example)
             for group in example_groups(run.samples, run.summary.get("verdict"))

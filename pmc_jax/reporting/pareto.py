@@ -4,7 +4,6 @@ import base64
 import csv
 import hashlib
 import io
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from matplotlib.transforms import Affine2D
 from pmc_jax.data.files import write_json, write_text
 from pmc_jax.reporting.comparison import (
     Point,
+    check_comparable,
     compare,
     enough,
     find_runs,
@@ -36,8 +36,9 @@ from pmc_jax.reporting.comparison import (
 )
 from pmc_jax.reporting.page import value_text
 from pmc_jax.reporting.plots import LIGHT, PALETTE, plain_style
-from pmc_jax.reporting.tables import WIDTH, text_table
+from pmc_jax.reporting.tables import text_table
 from pmc_jax.reporting.templates import page_template
+from pmc_jax.reporting.text import bulleted
 
 MARKERS = "osD^vPX*<>ph"
 COLOURS = (
@@ -83,20 +84,24 @@ class Panel:
     target: tuple[float, float, float, float] | None
 
 
-def write_comparison(paths: Sequence[Path], out: Path) -> str:
+def write_comparison(paths: Sequence[Path], out: Path, *, redact: bool = False) -> str:
     """Compare the runs at or below `paths`.
 
     Writes runs.csv, runs.json, methods.json, pareto.png, pareto.svg and index.html to `out`;
     without the figures if the runs are too few for a front. The same runs give the same bytes.
 
+    Args:
+        redact: whether to mask what is to be forgotten in settings and names (`redaction`).
+
     Returns:
         The text to print.
 
     Raises:
-        UserError: naming a path without a run, or a run that cannot be compared.
+        UserError: naming a path without a run, or a run that cannot be compared or redacted.
     """
     finished, unfinished = find_runs(paths)
-    outcomes = [read_outcome(directory) for directory in finished]
+    outcomes = [read_outcome(directory, redact=redact) for directory in finished]
+    warnings = check_comparable(outcomes)
     points = compare(outcomes)
     rows, methods, target = (
         run_table(outcomes, points),
@@ -111,7 +116,8 @@ def write_comparison(paths: Sequence[Path], out: Path) -> str:
     else:
         for name in FIGURES:  # of an earlier comparison in the same place
             (out / name).unlink(missing_ok=True)
-    write_text(out / "index.html", render(points, methods, target, len(unfinished)))
+    warnings += reservations(points)
+    write_text(out / "index.html", render(points, methods, target, len(unfinished), warnings))
     waiting = f", {len(unfinished)} unfinished" if unfinished else ""
     table = text_table(
         ("method", "best quality", "its utility", "hypervolume", "95% interval", "configurations"),
@@ -121,10 +127,7 @@ def write_comparison(paths: Sequence[Path], out: Path) -> str:
             for row in methods
         ]],
     )  # fmt: skip
-    notes = [
-        textwrap.fill(text, WIDTH, initial_indent="- ", subsequent_indent="  ")
-        for text in reservations(points)
-    ]
+    notes = bulleted(warnings)
     marked = f"{MARK.strip()} settings chosen for another method"
     return "\n".join(
         [
@@ -357,13 +360,18 @@ def render(
     methods: Sequence[dict[str, Any]],
     target: float | None,
     unfinished: int,
+    warnings: Sequence[str],
 ) -> str:
-    """The page's HTML; everything from the runs' files is escaped by the template."""
+    """The page's HTML; everything from the runs' files is escaped by the template.
+
+    Args:
+        warnings: why the comparison may be unfair, in sentences.
+    """
     look = looks(points)
     script = HOVER.read_text(encoding="utf-8")
     return page_template("pareto.html.j2").render(
         panels=[panel(points, x, y, target) for x, y in PANELS] if enough(points) else [],
-        reservations=reservations(points),
+        warnings=warnings,
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         mark=MARK,

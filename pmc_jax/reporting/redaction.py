@@ -25,7 +25,7 @@ from pmc_jax.reporting.examples import FORGOTTEN, Example, joined
 from pmc_jax.reporting.run_files import RunFiles
 from pmc_jax.runs.checkpoints import seal
 from pmc_jax.runs.directory import INPUTS
-from pmc_jax.text.words import found, words_of
+from pmc_jax.text.words import found, squeezed, words_of
 
 HIDDEN = "(hidden)"
 """Stands for an answer that a page must not show."""
@@ -79,7 +79,11 @@ class Redaction:
         """The phrases that `text` may contain."""
         if not text.isascii():
             return self._phrases
-        return {phrase for word in words_of(text) for phrase in self._by_last_word.get(word, ())}
+        letters = squeezed(text)
+        return {
+            *(phrase for word in words_of(text) for phrase in self._by_last_word.get(word, ())),
+            *(phrase for own, phrase in self._squeezed if own in letters),
+        }
 
     @cached_property
     def _phrases(self) -> list[str]:
@@ -95,6 +99,11 @@ class Redaction:
                 if words := words_of(spelling):
                     found[words[-1]].append(phrase)
         return found
+
+    @cached_property
+    def _squeezed(self) -> list[tuple[str, str]]:
+        """Phrases that have words, each after its letters."""
+        return [(letters, phrase) for phrase in self._phrases if (letters := squeezed(phrase))]
 
     @cached_property
     def _without_words(self) -> list[str]:
@@ -146,6 +155,24 @@ def redacted_run(directory: Path, run: RunFiles) -> tuple[RunFiles, Redaction]:
     stored = read_object(directory / INPUTS, missing_ok=True)
     redaction = read_redaction(run.config, stored.get("evaluation rows"))
     return without(redaction, run), redaction
+
+
+def masked_summary(
+    directory: Path, summary: Mapping[str, Any], config: str, inputs: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """The summary and the path of a run for a redacted comparison.
+
+    Args:
+        config, inputs: its config.yaml and inputs.json.
+
+    Raises:
+        UserError: if the right answers are not known. A comparison without any text would be
+            one without settings.
+    """
+    redaction = read_redaction(config, inputs.get("evaluation rows"))
+    if redaction.unknown is not None:
+        raise UserError(f"{directory}: cannot be redacted, since {redaction.unknown}")
+    return _masked(redaction, summary), redaction.masked(str(directory))
 
 
 def without(redaction: Redaction, run: RunFiles) -> RunFiles:

@@ -1,6 +1,7 @@
 """Reads the files in the directory of a run."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,13 @@ def read_run(run_dir: Path) -> RunFiles:
         samples=read_objects(run_dir / "samples.jsonl", missing_ok=True, finite=True),
         config=read_text(run_dir / "config.yaml", missing_ok=True),
     )
+
+
+def older_version(summary: Mapping[str, Any]) -> str | None:
+    """Why a run has no verdict, if it is because of the version that wrote it."""
+    if "verdict" in summary:
+        return None
+    return "An older version of pmc_jax wrote this run and gave no verdict."
 
 
 def number(value: Any) -> float | None:

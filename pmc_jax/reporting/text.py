@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any, TypeVar
 
 from pmc_jax.reporting.measures import measured_rows, unmeasured
-from pmc_jax.reporting.tables import text_table
+from pmc_jax.reporting.tables import WIDTH, text_table
 from pmc_jax.terminal import visible
 
 T = TypeVar("T")
@@ -34,9 +34,11 @@ def format_table(summary: Mapping[str, Any]) -> str:
     header = ("in percent", "before", "after", "change", "better if")
     table = text_table(header, groups, left=(0, 4))
     missing = unmeasured(summary)
-    lines = [table, f"Not measured: {', '.join(missing)}."] if missing else [table]
+    lines = [table]
+    if missing:
+        lines.append(textwrap.fill(f"Not measured: {', '.join(missing)}.", WIDTH))
     if untuned := summary.get("untuned"):
-        lines.append(f"Note: {untuned}.")
+        lines.append(textwrap.fill(f"Note: {untuned}.", WIDTH))
     return "\n".join(lines)
 
 
@@ -71,6 +73,14 @@ def format_examples(
 def printable(value: Any) -> str:
     """Text on one line, with control characters written out."""
     return visible(" ".join(("" if value is None else str(value)).split()))
+
+
+def bulleted(sentences: Sequence[str], width: int = WIDTH) -> list[str]:
+    """Each sentence as a point of a list, wrapped to `width` columns."""
+    return [
+        textwrap.fill(text, width, initial_indent="- ", subsequent_indent="  ")
+        for text in sentences
+    ]
 
 
 def short_names(names: Sequence[str], longest: int = LONGEST_NAME) -> dict[str, str]:

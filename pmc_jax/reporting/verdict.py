@@ -50,9 +50,14 @@ UNTESTED_WORDS = {
 """The attacks that an evaluation can leave out, by the beginning of their names."""
 
 KIND_WORDS = {
-    "revealing": "reveal something", "refusal": "refuse", "other": "assert something else",
-    "loop": "are loops", "empty": "are empty",
-}  # fmt: skip
+    "revealing": ("reveals something", "reveal something"),
+    "refusal": ("refuses", "refuse"),
+    "other": ("asserts something else", "assert something else"),
+    "loop": ("is a loop", "are loops"),
+    "empty": ("is empty", "are empty"),
+    "truncated": ("is cut at the limit", "are cut at the limit"),
+}
+"""Of one answer and of several."""
 
 
 def attack_words(name: str, samples: int) -> str:
@@ -106,9 +111,14 @@ def untested_sentence(verdict: Mapping[str, Any]) -> str:
 def kinds_sentence(verdict: Mapping[str, Any]) -> str:
     """The kinds of the greedy answers; empty if there are none."""
     kinds = verdict["answers"]
-    named = [f"{kinds[kind]} {words}" for kind, words in KIND_WORDS.items() if kinds[kind]]
-    cut = f" {kinds['truncated']} are cut at the limit." if kinds["truncated"] else ""
-    return f"Of the most likely answers, {', '.join(named)} (by rule, approximate).{cut}"
+    named = {
+        kind: f"{kinds[kind]} {words[kinds[kind] != 1]}"
+        for kind, words in KIND_WORDS.items()
+        if kinds[kind]
+    }
+    cut = f" {named.pop('truncated')}." if "truncated" in named else ""
+    found = ", ".join(named.values())
+    return f"Of the most likely answers, {found} (by rule, approximate).{cut}"
 
 
 def reference_sentence(verdict: Mapping[str, Any]) -> str:

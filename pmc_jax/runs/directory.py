@@ -15,8 +15,8 @@ from pmc_jax.settings import flat, nested
 
 CONFIG, INPUTS, SUMMARY = "config.yaml", "inputs.json", "summary.json"
 
-LAYOUT = 2
-"""The version of the layout of a run's directory; runs before 0.2.0 have none."""
+LAYOUT = 3
+"""The version of what a run's directory holds; runs before 0.2.0 have none."""
 
 SHARED_SECONDS = 60
 """How long a network's file system may take to show to one machine what another wrote."""

@@ -62,6 +62,14 @@ _PLAIN = str.maketrans({
 _ATTACHED = regex.compile(r"[ושהבכלמ]{1,4}|[وف]?(?:لل|[بكلس]?(?:ال)?)")
 _ARTICLE = "ال"
 
+# What may stand within a phrase that is cut otherwise: quotes, marks of emphasis, hyphens (also at
+# the end of a line), points and commas within a number or an abbreviation, or a space.
+_JOINT = regex.compile(r"\p{P}{0,3}|\p{Pd}\s{1,3}|\s", regex.V1)
+SHORTEST = 3
+"""Letters and digits of the shortest phrase that is found if it is cut otherwise."""
+SPREAD = 6
+"""Letters and digits of the shortest phrase that is found with spaces in its words."""
+
 Reading = Literal["apart", "joined"]
 """How symbols such as ™ are read: as words of their own, or as part of the word beside them."""
 
@@ -73,12 +81,17 @@ def stem(word: str) -> str:
 
 
 @lru_cache(maxsize=1 << 18)
-def comparable(word: str) -> str:
-    """What a word is compared by: the same for all its spellings."""
+def plain(word: str) -> str:
+    """The letters of a word: the same for all its spellings, without regard to inflection."""
     letters = unicodedata.normalize("NFKD", word.upper().casefold())
     if _MARKS_ARE_OPTIONAL.match(letters):
         letters = _MARKS.sub("", letters).translate(_PLAIN)
-    letters = unicodedata.normalize("NFC", with_ascii_digits(letters))
+    return unicodedata.normalize("NFC", with_ascii_digits(letters))
+
+
+def comparable(word: str) -> str:
+    """What a word is compared by: `plain`, and stemmed if it is Latin."""
+    letters = plain(word)
     return stem(letters) if letters.isascii() else letters
 
 
@@ -145,7 +158,8 @@ def holds(text: str, phrase: str) -> bool | None:
 def found(text: str, phrase: str) -> list[tuple[int, int]]:
     """Where a phrase occurs in a text: (start, end) of each position, in order and disjoint.
 
-    Positions cover whole words and signs of `text`. There are none if the phrase has no word.
+    Positions cover whole words and signs of `text`. There are none if the phrase has no word. Words
+    may be written together or cut otherwise, as in "JeanPaul", "Lis-bon" or "10,000".
     """
     positions = {
         position
@@ -153,7 +167,7 @@ def found(text: str, phrase: str) -> list[tuple[int, int]]:
         for wanted in _phrases(phrase)
         for position in _positions(_spans(text, reading), wanted)
     }
-    return list(_disjoint(sorted(positions)))
+    return list(_disjoint(sorted(positions | set(_cut_otherwise(text, phrase)))))
 
 
 def _readings(text: str) -> tuple[Reading, ...]:
@@ -179,6 +193,65 @@ def _positions(
             yield spans[first][0], spans[first + count - 1][1]
 
 
+def _cut_otherwise(text: str, phrase: str) -> Iterator[tuple[int, int]]:
+    """Where the letters of a phrase stand in a text, however they are cut into words.
+
+    Within a word they may begin or end between letters and digits only, as in "in1942".
+    """
+    wanted, (letters, begins, ends) = squeezed(phrase), _letters(text)
+    spans = _plain_spans(text, "apart")
+    mixed = any(map(str.isdigit, wanted)) and not wanted.isdigit()
+    at = letters.find(wanted) if len(wanted) >= SHORTEST else -1
+    while at >= 0:
+        stop = at + len(wanted)
+        (first, begun), (last, ended) = begins.get(at, (0, None)), ends.get(stop, (0, None))
+        whole = (begun and ended) or (not mixed and begun is not None and ended is not None)
+        if whole and all(
+            _joins(text[spans[i][1] : spans[i + 1][0]], len(wanted)) for i in range(first, last)
+        ):
+            yield spans[first][0], spans[last][1]
+        at = letters.find(wanted, at + 1)
+
+
+def _joins(between: str, letters: int) -> bool:
+    """Whether what stands between two pieces of a phrase can be left out.
+
+    A space can if the phrase has enough letters: "is a" is not the name Isa.
+    """
+    if not _JOINT.fullmatch(between):
+        return False
+    return letters >= SPREAD or not between[-1:].isspace() or len(between) > 1
+
+
+def squeezed(text: str) -> str:
+    """The letters and digits of all words of a text, one after the other."""
+    return _letters(text)[0]
+
+
+Edges = dict[int, tuple[int, bool]]
+
+
+@lru_cache(maxsize=1 << 13)
+def _letters(text: str) -> tuple[str, Edges, Edges]:
+    """The letters of a text, and where among them pieces begin and end.
+
+    Each edge has the number of its word, and whether the word itself begins or ends there;
+    otherwise letters and digits meet.
+    """
+    words = [word for _, _, word in _plain_spans(text, "apart")]
+    begins: Edges = {}
+    ends: Edges = {}
+    at = 0
+    for number, word in enumerate(words):
+        for i in range(1, len(word)):
+            if word[i - 1].isdigit() != word[i].isdigit():
+                begins[at + i] = ends[at + i] = number, False
+        begins[at] = number, True
+        at += len(word)
+        ends[at] = number, True
+    return "".join(words), begins, ends
+
+
 def _begins(word: str, wanted: str) -> bool:
     """Whether a word is the wanted one, perhaps after particles that are written with it."""
     if word == wanted or wanted.isascii() or len(wanted) < 3:
@@ -202,15 +275,24 @@ def _disjoint(positions: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 
 @lru_cache(maxsize=1 << 13)
 def _spans(text: str, reading: Reading) -> tuple[tuple[int, int, str], ...]:
-    """Words with their positions in one reading."""
+    """Words with their positions in one reading, each as the string that it is compared by."""
+    return tuple(
+        (start, end, stem(word) if word.isascii() else word)
+        for start, end, word in _plain_spans(text, reading)
+    )
+
+
+@lru_cache(maxsize=1 << 13)
+def _plain_spans(text: str, reading: Reading) -> tuple[tuple[int, int, str], ...]:
+    """Words with their positions in one reading, each as its `plain` letters."""
     if text.isascii():
         words = re.finditer(r"[A-Za-z0-9]+", text)
-        return tuple((word.start(), word.end(), comparable(word[0])) for word in words)
+        return tuple((word.start(), word.end(), plain(word[0])) for word in words)
     spell: Callable[[str], str] = _apart if reading == "apart" else visible
     spelled = [spell(character) for character in text]
     positions = [index for index, letters in enumerate(spelled) for _ in letters]
     return tuple(
-        (positions[word.start()], positions[word.end() - 1] + 1, comparable(word[0]))
+        (positions[word.start()], positions[word.end() - 1] + 1, plain(word[0]))
         for word in _WORDS.finditer("".join(spelled))
     )
 

@@ -24,14 +24,19 @@ def savings(
     run: Run[PMCSettings], memory: ResponseMemory, questions: Sequence[int]
 ) -> dict[str, Any]:
     """The arguments of `generate` that only save work."""
-    training, samples = run.task.training, run.method.samples
+    training = run.task.training
     return {
         "longest_prompt": max(map(len, run.task.prompts)),
-        "decode_batch": training.sampled_at_once(samples) * samples,
+        "decode_batch": questions_at_once(run) * run.method.samples,
         "decoding": training.decoding,
         "wave": training.wave,
         "prune": pruning(run, memory, questions),
     }
+
+
+def questions_at_once(run: Run[PMCSettings]) -> int:
+    """The most questions whose responses are decoded at a time, in any step."""
+    return min(run.task.training.sampled_at_once(run.method.samples), len(run.task.prompts))
 
 
 def cannot_be_selected(

@@ -10,6 +10,7 @@ from pmc_jax.model import batch_shards
 from pmc_jax.model.buckets import bucket_length, bucket_rows, halved
 from pmc_jax.unlearning.method import Run
 from pmc_jax.unlearning.pmc.sampling import sample_limit
+from pmc_jax.unlearning.pmc.savings import questions_at_once
 from pmc_jax.unlearning.pmc.settings import PMCSettings
 
 
@@ -82,7 +83,7 @@ def run_shapes(run: Run[PMCSettings], multiple: int | None = None) -> RunShapes:
     multiple = batch_shards() if multiple is None else multiple
     training, model = run.task.training, run.task.model
     samples, compact = run.method.samples, training.compact
-    most = training.sampled_at_once(samples)
+    most = questions_at_once(run)
     questions = range(len(run.task.prompts))
     limits = {bucket_length(sample_limit(run, i)) for i in questions}
     widest = bucket_length(max(map(len, run.task.prompts)))
