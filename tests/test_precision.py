@@ -126,7 +126,7 @@ def test_the_dtype_on_record(source_of, tmp_path):
     pmc.load_model(tmp_path / "a", dtype="float32").save(tmp_path / "b")
     assert (tmp_path / "b/config.json").read_text() == (directory / "config.json").read_text()
     edit(tmp_path / "a/config.json", **{COMPUTE_DTYPE: "int8"})
-    with pytest.raises(UserError, match=f"{COMPUTE_DTYPE} is 'int8'; expected float32, "):
+    with pytest.raises(UserError, match=f"{COMPUTE_DTYPE} is int8; expected float32, "):
         pmc.load_model(tmp_path / "a")
 
 
