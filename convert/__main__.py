@@ -14,6 +14,7 @@ from convert.export import export_checkpoint, stored_dtypes
 from convert.load import load_checkpoint, resolve, rows_of, tensor_names, untouched_tensors
 from convert.native import is_native, save_native
 from convert.tensors import DTYPES
+from pmc_jax.cli import startup
 from pmc_jax.cli.arguments import command_parser
 from pmc_jax.cli.commands import called
 from pmc_jax.errors import UserError
@@ -149,6 +150,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status: 0, or 2 after one line on stderr."""
+    startup.begun()
     options = parse(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
         # Conversion computes nothing, and must keep all digits of a float64.
@@ -173,8 +175,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(error)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+        startup.say_interrupted()
+        return startup.INTERRUPTED
+    finally:
+        startup.ended()
     return 0
 
 

@@ -1,5 +1,7 @@
 """Model directories: `config.json`, the files beside the weights, and atomic creation."""
 
+import glob
+import logging
 import os
 import secrets
 import shutil
@@ -12,11 +14,14 @@ import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
 from convert.families import Family, family_of
-from pmc_jax.data.files import read_object, to_json
+from pmc_jax.data.files import read_object, to_json, writing
 from pmc_jax.data.prompt_config import PROMPT_FILE
 from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig
+from pmc_jax.runtime.locks import held, is_abandoned
 from pmc_jax.terminal import short
+
+logger = logging.getLogger(__name__)
 
 SIDE_FILES = (
     "tokenizer*.json",
@@ -113,17 +118,32 @@ def write_object(path: Path, value: dict[str, Any]) -> None:
 def new_directory(destination: Path) -> Iterator[Path]:
     """A new directory, which appears as `destination` only if the block succeeds.
 
+    What a process that was killed has left half written is removed.
+
     Raises:
-        UserError: if `destination` exists.
+        UserError: if `destination` exists, or cannot be written.
     """
     destination = Path(os.path.abspath(destination))
     if os.path.lexists(destination):
         raise UserError(f"{destination} exists already; nothing was written")
-    destination.parent.mkdir(parents=True, exist_ok=True)
     partial = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.partial")
-    partial.mkdir()
-    try:
-        yield partial
-        partial.rename(destination)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with writing(destination):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(destination)
+        partial.mkdir()
+        try:
+            with held(partial):
+                yield partial
+                partial.rename(destination)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_abandoned(destination: Path) -> None:
+    """Remove what a killed process has left of `destination`, or name it if that is not known."""
+    for old in destination.parent.glob(f".{glob.escape(destination.name)}.*.partial"):
+        abandoned = is_abandoned(old)
+        if abandoned:
+            shutil.rmtree(old)
+        elif abandoned is None:
+            logger.warning("%s is left of a process that was killed, if none is writing it", old)

@@ -18,7 +18,11 @@ a Feature in Machine Unlearning for LLMs" (arXiv 2507.04219, ICLR 2026).
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pmc_jax.cli.startup import begin_module
+
 __version__ = "0.2.0"
+
+begin_module()
 
 if TYPE_CHECKING:
     from pmc_jax import theory

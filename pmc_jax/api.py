@@ -13,6 +13,8 @@ The commands call the same functions.
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,11 @@ import jax
 import jax.numpy as jnp
 
 from pmc_jax.data import Dataset
-from pmc_jax.data.files import read_json, read_objects, write_json, write_json_lines
+from pmc_jax.data.files import read_object, read_objects, write_json, write_json_lines
 from pmc_jax.data.prompt_config import PromptConfig
 from pmc_jax.data.prompts import prompt_facts
 from pmc_jax.errors import UserError
-from pmc_jax.evaluation import EvaluationConfig, quality, questions_asked, sample_rows
+from pmc_jax.evaluation import EvaluationConfig, answers_asked_for, quality, sample_rows
 from pmc_jax.evaluation.verdicts import Asked, known_before, verdict
 from pmc_jax.language_model import (
     LanguageModel,
@@ -37,12 +39,14 @@ from pmc_jax.language_model import (
 from pmc_jax.model import on_mesh
 from pmc_jax.reporting import write_report
 from pmc_jax.reporting.verdict import unknown_lines
-from pmc_jax.runs.checkpoints import CheckpointConfig, checksums, seal
-from pmc_jax.runs.directory import SUMMARY, begin_run, check_outside, holds_run
+from pmc_jax.runs.checkpoints import CheckpointConfig, checksums
+from pmc_jax.runs.directory import LOG, SUMMARY, check_outside, holds_run, remove, running
 from pmc_jax.runs.metrics import LoggingConfig, check_logging
-from pmc_jax.runs.summary import step_seconds, summarise
+from pmc_jax.runs.sealed import file_hash, file_hashes, read_sealed, seal, write_sealed
+from pmc_jax.runs.summary import check_summary, step_seconds, summarise
+from pmc_jax.runtime.locks import check_free
 from pmc_jax.runtime.processes import from_first, is_first
-from pmc_jax.runtime.progress import stage, token_stage, warn
+from pmc_jax.runtime.progress import activity, logged_to, stage, token_stage, warn
 from pmc_jax.runtime.timing import timed
 from pmc_jax.settings import check, flat, recorded
 from pmc_jax.training.loop import StepRecord
@@ -205,55 +209,64 @@ def run_unlearning(
         lambda: is_finished(directory, settings, overwrite=overwrite)
     ):
         return finished(directory, model)
-    inputs = prepare_inputs(model, data, method, training, seed)
-    if directory is not None:
-        begin_run(directory, settings, inputs.hashes, overwrite=overwrite)
-    warn(inputs.warnings)
-    spent = dict(seconds or {})
+    with activity("checking the data"):
+        inputs = prepare_inputs(model, data, method, training, seed)
+    with ExitStack() as stack:
+        if directory is not None:
+            stack.enter_context(running(directory, settings, inputs.hashes, overwrite=overwrite))
+            stack.enter_context(logged_to(directory / LOG))
+        warn(inputs.warnings)
+        spent = dict(seconds or {})
 
-    def evaluated(model: LanguageModel, name: str) -> dict[str, Any] | None:
-        if evaluation is None:
-            return None
-        path = None if directory is None else directory / "evaluation" / f"{name}.json"
-        found = evaluate_stage(
-            model, data, evaluation, path, name, max_length=training.max_length, seed=seed
+        def evaluated(
+            model: LanguageModel, name: str, weights: str | None
+        ) -> dict[str, Any] | None:
+            if evaluation is None or not getattr(evaluation, name):
+                return None
+            path = None if directory is None else directory / "evaluation" / f"{name}.json"
+            found = evaluate_stage(
+                model, data, evaluation, path, name, weights,
+                max_length=training.max_length, seed=seed,
+            )  # fmt: skip
+            spent[f"evaluate_{name}"] = found["seconds"]
+            return found
+
+        with on_mesh(model.mesh):
+            before = evaluated(model, "before", inputs.hashes["model weights"])
+            if before is not None and method.unlearns:
+                warn(unknown_lines(known_before(asked_of(before))))
+            again = before["seconds"] if before and evaluation and evaluation.after else 0.0
+            trained = train_model(
+                model.params if donate else jax.tree.map(jnp.copy, model.params),
+                method, inputs, optimizer, directory=directory, settings=settings,
+                checkpoints=checkpoints, logging=logging, progress=stage, on_step=on_step,
+                afterwards=again,
+            )  # fmt: skip
+            spent |= training_seconds(trained)
+            with timed(spent, "export"), activity("exporting the model"):
+                result = delivered(model.with_params(trained.params), directory)
+            weights = None if directory is None else seal(checksums(result.params))
+            after = evaluated(result, "after", weights)
+        judged = run_verdict(before, after, settings) if after and method.unlearns else None
+        unlearned = Unlearned(
+            result,
+            tuple(map(StepRecord.from_json, trained.lines) if trained.lines else trained.records),
+            before and before["measures"],
+            after and after["measures"],
+            directory,
+            judged,
         )
-        spent[f"evaluate_{name}"] = found["seconds"]
-        return found
-
-    with on_mesh(model.mesh):
-        before = evaluated(model, "before")
-        if before is not None and method.unlearns:
-            warn(unknown_lines(known_before(asked_of(before))))
-        trained = train_model(
-            model.params if donate else jax.tree.map(jnp.copy, model.params),
-            method, inputs, optimizer, directory=directory, settings=settings,
-            checkpoints=checkpoints, logging=logging, progress=stage, on_step=on_step,
-        )  # fmt: skip
-        spent |= training_seconds(trained)
-        with timed(spent, "export"):
-            result = delivered(model.with_params(trained.params), directory)
-        after = evaluated(result, "after")
-        weights = None if directory is None else seal(checksums(result.params))
-    judged = run_verdict(before, after, settings) if before and after and method.unlearns else None
-    unlearned = Unlearned(
-        result,
-        tuple(map(StepRecord.from_json, trained.lines) if trained.lines else trained.records),
-        before and before["measures"],
-        after and after["measures"],
-        directory,
-        judged,
-    )
-    if directory is not None and is_first():
-        if before and after:
-            rows = sample_rows(before["answers"], after["answers"])
-            write_json_lines(directory / "samples.jsonl", rows)
-        write_summary(
-            directory, unlearned, method, settings, inputs, trained.lines, spent,
-            untuned=untuned, weights=weights,
-        )  # fmt: skip
-        if before and after:
-            write_report(directory)
+        if directory is not None and is_first():
+            if after:
+                rows = sample_rows(before["answers"] if before else None, after["answers"])
+                write_json_lines(directory / "samples.jsonl", rows)
+            write_summary(
+                directory, unlearned, method, settings, inputs, trained.lines, spent,
+                untuned=untuned, weights=weights,
+            )  # fmt: skip
+            if after:
+                with activity("writing the report"):
+                    write_report(directory)
     return unlearned
 
 
@@ -268,12 +281,14 @@ def delivered(trained: LanguageModel, directory: Path | None) -> LanguageModel:
     """The model as whoever loads it finds it; with a run directory, exported there.
 
     It is rounded to the dtypes of its files, which also name the dtype it is computed in. With a
-    directory, the trained weights are deleted and the files loaded.
+    directory, the trained weights are deleted and the files loaded. A model that is there already
+    is of a run that was stopped. It may be damaged; the weights are not, since the checkpoint was
+    verified.
     """
     if directory is None:
         return trained.as_saved()
-    if not from_first((directory / "model").exists):
-        trained.save(directory / "model")
+    from_first(partial(remove, directory / "model"))
+    trained.save(directory / "model")
     for leaf in jax.tree.leaves(trained.params):
         leaf.delete()
     return exported_model(trained, directory)
@@ -285,11 +300,12 @@ def asked_of(found: Mapping[str, Any]) -> Asked:
 
 
 def run_verdict(
-    before: Mapping[str, Any], after: Mapping[str, Any], settings: Mapping[str, Any]
+    before: Mapping[str, Any] | None, after: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The verdict on a run."""
-    utility = before["measures"]["utility"], after["measures"]["utility"]
-    return verdict(asked_of(after), asked_of(before), settings=settings, utility=utility)
+    """The verdict on a run; `before` is None if the model before was not evaluated."""
+    utility = before["measures"]["utility"] if before else None, after["measures"]["utility"]
+    old = asked_of(before) if before else None
+    return verdict(asked_of(after), old, settings=settings, utility=utility)
 
 
 def evaluate_stage(
@@ -298,27 +314,29 @@ def evaluate_stage(
     evaluation: EvaluationConfig,
     path: Path | None,
     name: str,
+    weights: str | None,
     *,
     max_length: int,
     seed: int,
 ) -> dict[str, Any]:
     """Measure a model before or after training; with a `path`, keep the result there.
 
-    A result that is there already is returned.
+    A result that is there already is returned if it is whole and of the same `weights`.
     """
-    stored = None if path is None else from_first(lambda: read_json(path, missing_ok=True))
-    if stored is not None:
-        return stored
+    if path is not None:
+        stored = from_first(lambda: read_sealed(path, "it is measured again"))
+        if stored is not None and stored.get("weights") == weights:
+            return stored
     started = time.perf_counter()
-    with token_stage(f"evaluating {name}", questions_asked(data.evaluation, evaluation)) as done:
+    with token_stage(f"evaluating {name}", answers_asked_for(data.evaluation, evaluation)) as done:
         found = quality(
             model.for_decoding(), data.evaluation, evaluation,
             jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM),
             max_length=max_length, on_batch=done,
         )  # fmt: skip
-    found["seconds"] = time.perf_counter() - started
-    if path is not None:
-        write_json(path, found)
+    found |= {"weights": weights, "seconds": time.perf_counter() - started}
+    if path is not None and is_first():
+        write_sealed(path, found)
     return found
 
 
@@ -346,6 +364,7 @@ def write_summary(
         "warnings": list(inputs.warnings),
     }
     summary["model"]["precision"] = precision(directory / "model", model.dtype)
+    summary["model"]["files"] = file_hashes(directory / "model")
     write_json(directory / SUMMARY, summary)
 
 
@@ -365,17 +384,56 @@ def settings_of_call(
 
 
 def is_finished(directory: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> bool:
-    """Whether `directory` contains a finished run with these settings.
+    """Whether `directory` holds a run with these settings that has come to its end.
 
     Raises:
-        UserError: if it contains a run with other settings, or something that is not a run.
+        UserError: if it holds a run with other settings, or something that is not a run; if
+            another process uses it, or its files are not those that the run has written.
     """
-    return holds_run(directory, settings, overwrite=overwrite) and (directory / SUMMARY).is_file()
+    check_free(directory)
+    if not holds_run(directory, settings, overwrite=overwrite):
+        return False
+    if not (directory / SUMMARY).is_file():
+        return False
+    finished_summary(directory)
+    return True
+
+
+def finished_summary(directory: Path) -> dict[str, Any]:
+    """The summary of a finished run, whose metrics and exported model are as it left them.
+
+    Files of the model that were deleted are not missed.
+
+    Raises:
+        UserError: naming the file that is not.
+    """
+    again = (
+        f"; delete {directory / SUMMARY} to write it again from the last checkpoint, or give "
+        "overwrite=true"
+    )
+    try:
+        summary = read_object(directory / SUMMARY, expected="the summary of a finished run")
+        check_summary(directory / SUMMARY, summary)
+        steps, lines = summary["steps"], read_objects(directory / "metrics.jsonl", missing_ok=True)
+        files = summary["model"]["files"].items()
+        if len(lines) != steps:
+            raise UserError(f"{directory / 'metrics.jsonl'} has {len(lines)} of {steps} steps")
+        for name, digest in files:
+            path = directory / "model" / name
+            if path.is_file() and file_hash(path) != digest:
+                raise UserError(f"{path} is not what the run exported")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{directory / SUMMARY}: not the summary of a run ({error} missing or odd){again}"
+        ) from None
+    except UserError as error:
+        raise UserError(f"{error}{again}") from None
+    return summary
 
 
 def finished(directory: Path, model: LanguageModel) -> Unlearned:
     """The result of a finished run; `model` is its target model."""
-    summary = read_json(directory / SUMMARY)
+    summary = from_first(lambda: finished_summary(directory))
     return Unlearned(
         exported_model(model, directory),
         tuple(map(StepRecord.from_json, read_objects(directory / "metrics.jsonl"))),

@@ -56,7 +56,7 @@ def ask(config: AskConfig) -> None:
     asked = [question for question, _ in questions]
     prompts = [template.encode_prompt(text, system) + prefix for text, system in questions]
     check_tokens({0}.union(*prompts), model.config.vocab_size)
-    with stage("asking", len(questions)) as progress, model.naming(asked):
+    with stage("asking", len(questions) * config.n) as progress, model.naming(asked):
         responses = generate(
             model.for_decoding().params,
             prompts,
@@ -69,7 +69,7 @@ def ask(config: AskConfig) -> None:
             samples=config.n,
             decode_batch=config.decode_batch,
             dtype=model.dtype,
-            on_batch=lambda prompts, _: progress.update(progress.done + prompts),
+            on_batch=lambda answers, _: progress.update(progress.done + answers),
         )
     answers = [
         {

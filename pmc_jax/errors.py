@@ -1,5 +1,13 @@
 """What ends a command early: mistakes that the user can correct, and a request to stop."""
 
+import errno
+
+SHORT_OF_MEMORY = (
+    "resource_exhausted", "out of memory", "cannot allocate memory", "failed to map segment",
+    "can't start new thread", "bad_alloc", "unable to allocate",
+)  # fmt: skip
+"""What JAX, NumPy, Python and the system say if there is too little memory, in lower case."""
+
 
 class UserError(Exception):
     """Bad input: one line that says what is wrong, where, and what was expected.
@@ -25,3 +33,21 @@ class Stopped(Exception):
 
     Entry points print the message and exit with status 143, without a traceback.
     """
+
+
+def short_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one that it follows from, says that there is too little memory."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, MemoryError) or getattr(found, "errno", None) == errno.ENOMEM:
+            return True
+        if any(said in str(found).lower() for said in SHORT_OF_MEMORY):
+            return True
+        found = found.__cause__
+    return False
+
+
+def memory_text(error: BaseException) -> str:
+    """What to say of an error for which there is too little memory."""
+    said = " ".join(str(error).split())[:300]
+    return f"out of memory ({said})" if said else "out of memory"

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from pmc_jax.cli import startup
 from pmc_jax.cli.arguments import Parser, command_parser
 from pmc_jax.cli.commands import WIDTH, called
 from pmc_jax.errors import UserError
@@ -17,6 +18,7 @@ MOST_NAMED = 10
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    startup.begun()
     try:
         if arguments[:1] == ["pareto"]:
             pareto(arguments[1:])
@@ -27,6 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print_error(error)
         return 2
+    except KeyboardInterrupt:
+        startup.say_interrupted()
+        return startup.INTERRUPTED
+    finally:
+        startup.ended()
     return 0
 
 
@@ -46,7 +53,13 @@ def write_reports(arguments: Sequence[str]) -> None:
     for directory in chosen.directories:
         check_directory(directory)
     for directory in chosen.directories:
-        write_again(directory, redact=chosen.redact)
+        try:
+            write_again(directory, redact=chosen.redact)
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UserError(
+                f"{directory}: not the files of a run or of an evaluation ({reason})"
+            ) from error
 
 
 def add_redact(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +94,8 @@ def write_again(directory: Path, *, redact: bool) -> None:
     else:
         page = write_report(directory, redact=redact)
         run = read_run(directory)
+        for warning in run.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
         if redact:
             run, _ = redacted_run(directory, run)
         if judged := run.summary.get("verdict"):

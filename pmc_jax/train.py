@@ -6,12 +6,16 @@ a run that was stopped.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
+from typing import Any
 
 import jax
 from hydra.core.hydra_config import HydraConfig
 
 from pmc_jax.api import is_finished, run_unlearning
+from pmc_jax.cli.commands import called
 from pmc_jax.cli.config import Config, settings_of_another
 from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.data import load_dataset
@@ -19,9 +23,10 @@ from pmc_jax.language_model import load_language_model, mesh_of, resolved
 from pmc_jax.reporting import format_examples, format_table, write_report
 from pmc_jax.reporting.run_files import read_run
 from pmc_jax.reporting.verdict import verdict_lines
-from pmc_jax.runs.directory import directory_of
+from pmc_jax.runs.directory import LOG, directory_of
 from pmc_jax.runtime.memory import allow_memory
 from pmc_jax.runtime.processes import from_first, is_first, join
+from pmc_jax.runtime.progress import activity, logged_to, say
 from pmc_jax.runtime.timing import timed
 from pmc_jax.settings import recorded
 
@@ -30,6 +35,12 @@ NOT_SETTINGS = (
     "logging.wandb", "logging.update_norm",
 )  # fmt: skip
 """Keys that may differ when a run is continued."""
+
+DATA_KEYS = (
+    "data.format", "data.path", "data.forget", "data.retain", "data.world_facts",
+    "data.real_authors",
+)  # fmt: skip
+"""The settings that say which questions an evaluation asks."""
 
 
 def train(config: Config) -> None:
@@ -44,20 +55,20 @@ def train(config: Config) -> None:
     if from_first(lambda: is_finished(directory, settings, overwrite=config.overwrite)):
         if is_first():
             print(f"{directory} is a finished run; overwrite=true runs it again")
-            write_report(directory)
+            if (directory / "report").exists():
+                write_report(directory)
             show(directory)
         return
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     untuned = settings_of_choices(config)
-    if untuned and is_first():
-        print(f"note: {untuned}")
+    if untuned:
+        say(f"note: {untuned}")
     seconds: dict[str, float] = {}
-    with timed(seconds, "load"):
+    with timed(seconds, "load"), activity(f"loading {config.model.path}"):
         data = load_dataset(config.data)
         model = load_language_model(config.model, config.prompt, mesh_of(config.model, config.mesh))
-    if is_first():
-        print(f"Prompt: {model.template}", flush=True)
+    say(f"Prompt: {model.template}")
     run_unlearning(
         model, data, config.method, config.training, config.optimizer, seed=config.seed,
         evaluation=config.evaluation, directory=directory, overwrite=config.overwrite,
@@ -65,7 +76,8 @@ def train(config: Config) -> None:
         seconds=seconds, untuned=untuned,
     )  # fmt: skip
     if is_first():
-        show(directory)
+        with logged_to(directory / LOG, goes_on=True):
+            show(directory)
 
 
 def settings_of_choices(config: Config) -> str | None:
@@ -78,16 +90,44 @@ def settings_of_choices(config: Config) -> str | None:
 
 
 def show(directory: Path) -> None:
-    """Print the verdict, the table of before and after, three examples, and where everything is."""
+    """Say the verdict, the table of before and after, three examples, and what comes next."""
     run = read_run(directory)
+    for warning in run.warnings:
+        say(f"warning: {warning}")
     if verdict := run.summary.get("verdict"):
-        print(f"\n{verdict_lines(verdict)}")
-    print(f"\n{format_table(run.summary)}\n")
+        say(f"\n{verdict_lines(verdict)}")
+    say(f"\n{format_table(run.summary)}\n")
     if examples := format_examples(run.samples, 3):
-        print(f"{examples}\n")
+        say(f"{examples}\n")
     found = (run.summary.get("model") or {}).get("precision")
-    model = f"{directory / 'model'}" + (f" ({found})" if found else "")
-    print(f"Model:  {model}\nReport: {directory / 'report' / 'index.html'}")
+    say(f"Model:  {directory / 'model'}" + (f" ({found})" if found else ""))
+    page = directory / "report" / "index.html"
+    if page.is_file():
+        say(f"Report: {page}")
+    say("\n".join(next_steps(directory, run.summary)))
+
+
+def next_steps(directory: Path, summary: Mapping[str, Any]) -> list[str]:
+    """What one does with a finished run, as commands, a line each."""
+    settings, model = summary["settings"], quote(str(directory / "model"))
+    data = [
+        f"{key}={quote(str(value))}"
+        for key, value in settings.items()
+        if key in DATA_KEYS and value is not None
+    ]
+    if settings.get("data.path") == "bundled":
+        data = []
+    compared = f"compare={quote(str(settings['model.path']))}"
+    lines = [
+        "",
+        "Next:",
+        f'  {called("ask")} model.path={model} question="…"',
+        "  " + " ".join([called("evaluate"), "suite=full", f"model.path={model}", compared, *data]),
+    ]
+    statement = directory / "report" / "statement.html"
+    if summary.get("verdict") and statement.is_file():
+        lines.append(f"  hand on {statement} and {directory / 'model'}; keep the rest to yourself")
+    return lines
 
 
 main = entry_point(train, "train", Config)

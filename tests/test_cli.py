@@ -250,7 +250,8 @@ def test_the_other_examples_are_valid(monkeypatch):
 
 def test_what_the_table_of_commands_names_exists():
     for name, command in COMMANDS.items():
-        assert set(command.groups) <= {"experiment", "method", "model", "data", "sweep"}
+        groups = {"experiment", "method", "model", "data", "evaluation", "sweep"}
+        assert set(command.groups) <= groups
         schema = SCHEMAS.get(name)
         known = set(flat(schema())) if schema else set()
         known |= {key.partition(".")[0] for key in known} | methods_settings("pmc")

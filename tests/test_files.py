@@ -34,7 +34,6 @@ from pmc_jax.reporting.comparison import read_outcome
 from pmc_jax.reporting.evaluation_files import is_evaluation, read_evaluation
 from pmc_jax.reporting.run_files import read_run
 from pmc_jax.reporting.training_curves import training_curves
-from pmc_jax.runs.metrics import kept_rows
 from pmc_jax.runs.parts import read_part
 from pmc_jax.runtime.timing import time_limit
 
@@ -147,13 +146,6 @@ def test_a_part_of_an_evaluation(tmp_path):
         read_part(path)
 
 
-def test_an_incomplete_line_of_metrics_is_dropped(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 0}\n{"step": 1}\n{"step": 2, "lo')
-    assert kept_rows(path, 5) == [{"step": 0}, {"step": 1}]
-    assert kept_rows(path, 1) == [{"step": 0}]
-
-
 MISSING = {"missing": (None, "no such file; expected ")}
 DIRECTORY = {"directory": (..., "is a directory; expected ")}
 ENCODING = {"encoding": (b"\n\xff\xfe", "not UTF-8 (byte 1); expected ")}
@@ -171,7 +163,6 @@ READERS: dict[str, tuple[Reader, str, dict[str, tuple[object, str]]]] = {
     "object": (read_object, "x.json", ALL),
     "objects": (read_objects, "x.jsonl", ALL),
     "records": (read_records, "rows.jsonl", ALL),
-    "metrics": (lambda path: kept_rows(path, 5), "metrics.jsonl", DIRECTORY | ENCODING | LIST),
     "part": (read_part, "part.json", PRESENT),
     "retain log": (read_retain_log, "TOFU_EVAL.json", ALL),
     "run": (lambda path: read_run(path.parent), "summary.json", ALL),

@@ -1,12 +1,17 @@
 """The C++ kernels against XLA's operations, and how they are compiled and cached."""
 
 import dataclasses
+import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -415,8 +420,9 @@ def test_double_precision_has_xlas_operations(monkeypatch):
 def short_source(tmp_path, monkeypatch):
     """A source that compiles at once."""
     path = tmp_path / "short.cc"
-    path.write_text('extern "C" int one() { return 1; }')
+    path.write_text('extern "C" int pmc_jax_one() { return 1; }')
     monkeypatch.setattr(native_module, "SOURCE", path)
+    monkeypatch.setattr(native_module, "KERNELS", ("one",))
     return path
 
 
@@ -426,7 +432,7 @@ def test_kernels_are_compiled_once(short_source, tmp_path, monkeypatch):
     path = compiled(compiler(), kept)
     assert [path] == list(kept.iterdir())  # and no temporary file
     with monkeypatch.context() as patch:
-        patch.setattr(subprocess, "run", None)
+        patch.setattr(subprocess, "Popen", None)
         assert compiled(compiler(), kept) == path
     short_source.write_text("int two() { return 2; }")
     assert compiled(compiler(), kept) != path
@@ -510,14 +516,98 @@ def test_without_a_home_one_line_says_so(monkeypatch, caplog):
     ]
 
 
+def flipped(content: bytes) -> bytes:
+    """`content` with one bit changed, in the middle."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
 @needs_kernels
-def test_kept_kernels_that_cannot_be_loaded_are_compiled_again(short_source, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "damage",
+    [lambda x: b"", lambda x: x[: len(x) // 2], lambda x: x[:5000], lambda x: b"\0" * len(x),
+     flipped],
+    ids=["empty", "half", "first page", "zeros", "flipped"],
+)  # fmt: skip
+def test_damaged_kernels_are_compiled_again(damage, short_source, tmp_path, monkeypatch):
+    """They are never loaded: code of which a part is missing ends a process with SIGBUS."""
     monkeypatch.setattr(native_module, "cache_directory", lambda: tmp_path / "kept")
     path = compiled(compiler(), tmp_path / "kept")
-    path.write_bytes(b"")
+    path.write_bytes(damage(path.read_bytes()))
+    opened = []
+    real = native_module.ctypes.CDLL
+
+    def opening(name: str) -> object:
+        opened.append(Path(name).read_bytes())
+        return real(name)
+
+    monkeypatch.setattr(native_module.ctypes, "CDLL", opening)
     digest, library = native_module.load()
-    assert digest in path.name and path.stat().st_size > 0
-    assert library.one() == 1
+    (now,) = (tmp_path / "kept").iterdir()
+    assert opened == [now.read_bytes()] and library.pmc_jax_one() == 1
+    content = hashlib.sha256(now.read_bytes()).hexdigest()[:16]
+    assert now.name == f"kernels-{digest}-{content}.so"
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        ("sleep 60 & echo $! > {pid}; sleep 60", "did not end within 0.5 s; CXX= (empty) goes"),
+        ('for out; do :; done; echo garbage > "$out"', "file too short"),
+        ("true", "No such file"),  # it writes nothing
+        ('c++ -shared -fPIC -x c++ /dev/null -o "$(eval echo \\${{$#}})"', "has no one"),
+    ],
+    ids=["hangs", "garbage", "nothing", "no kernels"],
+)
+def test_a_broken_compiler_is_one_line(does, said, short_source, tmp_path, monkeypatch, caplog):
+    script = tmp_path / "compiler"
+    pid = tmp_path / "pid"
+    script.write_text("#!/bin/sh\n" + does.format(pid=pid))
+    script.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", str(script))
+    monkeypatch.setattr(native_module, "COMPILE_SECONDS", 0.5 if "sleep" in does else 60)
+    started = time.monotonic()
+    assert native_module.register.__wrapped__() is None
+    assert time.monotonic() - started < 10
+    (line,) = caplog.messages
+    assert line.startswith("no C++ kernels, decoding and training are slower: ")
+    assert said in line and "\n" not in line
+    assert not list(tmp_path.rglob("compiling-*"))
+    if "sleep" in does:  # what the compiler has started ends with it
+        child = Path(f"/proc/{pid.read_text().strip()}/stat")
+        while child.exists() and child.read_text().split()[2] != "Z":
+            assert time.monotonic() - started < 30
+            time.sleep(0.05)
+
+
+@needs_kernels
+def test_processes_that_compile_at_the_same_time(short_source, tmp_path, monkeypatch):
+    together = threading.Barrier(4)
+    real = native_module.content_digest
+
+    def all_have_compiled(path: Path) -> str:
+        together.wait(30)
+        return real(path)
+
+    monkeypatch.setattr(native_module, "content_digest", all_have_compiled)
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: compiled(compiler(), tmp_path / "kept"), range(4)))
+    assert set(paths) == set((tmp_path / "kept").iterdir())
+    for path in paths:
+        assert path.stem.endswith(hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+
+
+@needs_kernels
+def test_what_a_killed_compilation_leaves_is_removed(short_source, tmp_path):
+    old, new = tmp_path / "compiling-old", tmp_path / "compiling-new"
+    for path in (old, new):
+        path.mkdir()
+        (path / "kernels.so").write_text("half")
+    os.utime(old, (0, 0))
+    compiled(compiler(), tmp_path)
+    assert not old.exists() and new.exists()
 
 
 @needs_kernels

@@ -138,6 +138,21 @@ def test_the_same_command_again_and_other_settings(run, capsys):
     assert stop.value.code == 2 and error.count("\n") == 1
     assert "seed (there 0, now 1)" in error and "overwrite=true" in error
     assert {p: p.read_bytes() for p in directory.rglob("*.json*")} == before
+    exported = directory / "model" / "model.safetensors"
+    whole = exported.read_bytes()
+    exported.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(SystemExit) as stop:
+        run()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert f"{exported} is not what the run exported; delete" in error
+    (directory / "summary.json").unlink()
+    (directory / "metrics.jsonl").unlink()
+    run()
+    assert exported.read_bytes() == whole
+    assert {p: p.read_bytes() for p in before if "summary" not in p.name} == {
+        p: content for p, content in before.items() if "summary" not in p.name
+    }
     run("seed=1", "overwrite=true")
     assert [row["questions"] for row in metrics(directory)] != questions
 
@@ -193,9 +208,27 @@ def test_sigterm_saves_the_step_and_stops(run, monkeypatch, capsys):
     assert "stopped after step 3 of 6" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     monkeypatch.setattr(loop, "steps", real)
-    directory = run(name="parts")
-    assert "continuing after step 3 of 6" in capsys.readouterr().out
+    # What has become of these files in the meantime changes nothing.
+    directory = whole.parent / "parts"
+    (directory / "metrics.jsonl").write_bytes(b"\xff damaged")
+    before = directory / "evaluation" / "before.json"
+    before.write_bytes(before.read_bytes().replace(b'"rouge_retain": 0', b'"rouge_retain": 1'))
+    (directory / "model").mkdir()
+    (directory / "model" / "model.safetensors").write_bytes(b"of a run that was killed")
+    (directory / "summary.json.partial").write_text("{")
+    run(name="parts")
+    told = capsys.readouterr()
+    assert "continuing after step 3 of 6" in told.out
     assert_same_run(whole, directory)
+    assert not list(directory.rglob("*.partial"))
+    answers = [
+        json.loads((place / "evaluation/before.json").read_text())["measures"]
+        for place in (whole, directory)
+    ]
+    assert answers[0] == answers[1]
+    log = (directory / "log.txt").read_text()
+    assert log.count("--- ") == 2 and "stopped after step 3 of 6" in log
+    assert "before.json: its content is not what was written; it is measured again" in log
 
 
 def test_forget_answers_cannot_matter(run, tofu_dir, tmp_path):
@@ -488,3 +521,26 @@ def test_ask_answers_a_file(checkpoint_dir, tmp_path, capsys, monkeypatch):
     assert lines(out) == rows
     call(ask, *arguments, "overwrite=true", "seed=1", monkeypatch=monkeypatch)
     assert lines(out) != rows
+
+
+@pytest.mark.parametrize(
+    ("changes", "measured"),
+    [
+        (["evaluation.before=false"], (False, True)),
+        pytest.param(["evaluation.after=false"], (True, False), marks=pytest.mark.slow),
+        pytest.param(
+            ["evaluation.before=false", "evaluation.after=false"], (False, False),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)  # fmt: skip
+def test_evaluations_that_are_switched_off(changes, measured, run, capsys):
+    directory = run(*changes, "training.epochs=1", "evaluation.attack_samples=0")
+    summary = json.loads((directory / "summary.json").read_text())
+    assert tuple(bool(summary[when]) for when in ("before", "after")) == measured
+    written = {path.stem for path in (directory / "evaluation").glob("*.json")}
+    assert written == {n for n, is_on in zip(("before", "after"), measured, strict=True) if is_on}
+    assert (directory / "report" / "index.html").exists() == measured[1]
+    told = capsys.readouterr().out
+    assert "Next:" in told and f"model.path={directory / 'model'}" in told
+    assert ("evaluating before" in told, "evaluating after" in told) == measured

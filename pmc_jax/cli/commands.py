@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from pmc_jax import __version__
+from pmc_jax.cli import startup
 from pmc_jax.terminal import print_error, print_everything
 
 WIDTH = 80
@@ -62,7 +63,7 @@ COMMANDS = {
             ("Try a baseline with two learning rates", "-m method=npo "
              "optimizer.learning_rate=1e-4,3e-4 'name=npo-${optimizer.learning_rate}'"),
         ),
-        groups=("experiment", "method", "model", "data", "sweep"),
+        groups=("experiment", "method", "model", "data", "evaluation", "sweep"),
         unused=("model.architecture",),
         sweeps=True,
     ),
@@ -81,8 +82,8 @@ COMMANDS = {
             ("Evaluate on your own questions", "model=hf model.path=DIR data=files "
              "data.forget=forget.jsonl data.retain=retain.jsonl"),
         ),
-        groups=("model", "data"),
-        unused=("model.architecture",),
+        groups=("model", "data", "evaluation"),
+        unused=("model.architecture", "evaluation.before", "evaluation.after"),
         sweeps=True,
     ),
     "ask": Command(
@@ -215,6 +216,8 @@ def unknown_command(name: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int | None:
     """Run `pmc`; the exit status, or None for 0."""
     print_everything()
+    if arguments is None:
+        startup.begin()
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         print(overview())

@@ -20,6 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
+from pmc_jax.cli import startup
 from pmc_jax.cli.arguments import Parser
 from pmc_jax.cli.commands import COMMANDS, called
 from pmc_jax.cli.config import (
@@ -33,9 +34,9 @@ from pmc_jax.cli.config import (
 from pmc_jax.cli.help import help_page
 from pmc_jax.cli.overrides import Setting, check_arguments, literal, split
 from pmc_jax.cli.unknown_keys import missing_key, unknown_key
-from pmc_jax.errors import Stopped, UserError
+from pmc_jax.errors import Stopped, UserError, short_of_memory
 from pmc_jax.runtime.compilation import compile_sooner_on_cpus, keep_compiled
-from pmc_jax.runtime.memory import ran_out, reason
+from pmc_jax.runtime.memory import reason
 from pmc_jax.runtime.processes import end_all, is_first, several
 from pmc_jax.terminal import message_of, print_error, print_everything, short
 from pmc_jax.unlearning.method import methods
@@ -304,9 +305,9 @@ def run_task(task: Callable[[Any], None], composed: DictConfig) -> str | None:
         sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         if several():
-            end_all("interrupted", 128 + signal.SIGINT)
-        print("interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+            end_all("interrupted", startup.INTERRUPTED)
+        startup.say_interrupted()
+        sys.exit(startup.INTERRUPTED)
     except BaseException as error:
         if missing := missing_backend():
             print_error(missing)
@@ -344,7 +345,8 @@ def naming_memory() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not ran_out(error):
+        told = isinstance(error, UserError) and "memory" in str(error)
+        if told or not short_of_memory(error):
             raise
         raise UserError(
             f"out of memory ({reason(error)}); end other processes, or try a smaller model, "
@@ -379,6 +381,16 @@ def entry_point(
             failed.append(error)
 
     def main() -> None:
+        startup.begun()
+        try:
+            run_command()
+        except KeyboardInterrupt:
+            startup.say_interrupted()
+            sys.exit(startup.INTERRUPTED)
+        finally:
+            startup.ended()
+
+    def run_command() -> None:
         # transformers would warn at import that PyTorch is missing; nothing here needs it.
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         if os.getcwd() not in sys.path:  # for methods and rewards of one's own

@@ -29,10 +29,11 @@ from pmc_jax.evaluation.models import model_paths
 from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.robustness import check_robustness
 from pmc_jax.language_model import check_weights, resolved
-from pmc_jax.runs.directory import SUMMARY, begin_run, directory_of, holds_run
+from pmc_jax.runs.directory import LOG, SUMMARY, directory_of, holds_run, running
+from pmc_jax.runtime.locks import check_free
 from pmc_jax.runtime.memory import allow_memory
 from pmc_jax.runtime.processes import from_first, is_first, join
-from pmc_jax.runtime.progress import warn
+from pmc_jax.runtime.progress import activity, logged_to, say, warn
 from pmc_jax.settings import recorded
 
 NOT_SETTINGS = (
@@ -58,6 +59,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
     def state() -> tuple[bool, bool]:
         """Whether the evaluation is finished, and whether TOFU's part is missing."""
+        check_free(directory)
         if not holds_run(directory, settings, overwrite=config.overwrite):
             return False, "tofu" in SUITES[config.suite]
         missing = {part for own in directories.values() for part in missing_parts(config, own)}
@@ -66,32 +68,36 @@ def evaluate(config: EvaluateConfig) -> None:
     finished, tofu_missing = from_first(state)
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    inputs = load_inputs(config)
+    with activity("reading data"):
+        inputs = load_inputs(config)
     templates = {name: check_model(config, path, inputs) for name, path in paths.items()}
     if config.reference_model is not None:
         templates["reference_model"] = check_model(config, config.reference_model, inputs)
     warnings = evaluation_warnings(inputs.dataset, inputs.controls, templates, inputs.retain_log)
-    for path in filter(None, [*paths.values(), config.reference_model]):
-        check_weights(source_of(config, path))
-    begin_run(directory, settings, inputs.hashes, overwrite=config.overwrite)
-    if is_first():
+    with activity("checking weights"):
+        for path in filter(None, [*paths.values(), config.reference_model]):
+            check_weights(source_of(config, path))
+    with (
+        running(directory, settings, inputs.hashes, overwrite=config.overwrite),
+        logged_to(directory / LOG),
+    ):
         for name, template in templates.items():
-            print(f"Prompt of {name}: {template}", flush=True)
-    warn(warnings)
-    references = measure_references(config, inputs, directory, needed=tofu_missing)
-    for name, path in paths.items():
-        measure_model(config, name, path, inputs, directories[name], references)
-    set_truths(directory, inputs, config)
-    if not is_first():
-        return
-    if finished:
-        print(
-            f"{directory} is a finished evaluation of these models and data; "
-            "overwrite=true measures it again"
-        )
-    else:
-        write_summary(config, inputs, directory, paths, warnings)
-    show(directory, redact=config.redact)
+            say(f"Prompt of {name}: {template}")
+        warn(warnings)
+        references = measure_references(config, inputs, directory, needed=tofu_missing)
+        for name, path in paths.items():
+            measure_model(config, name, path, inputs, directories[name], references)
+        set_truths(directory, inputs, config)
+        if not is_first():
+            return
+        if finished:
+            say(
+                f"{directory} is a finished evaluation of these models and data; "
+                "overwrite=true measures it again"
+            )
+        else:
+            write_summary(config, inputs, directory, paths, warnings)
+        show(directory, redact=config.redact)
 
 
 main = entry_point(evaluate, "evaluate", EvaluateConfig)

@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -173,20 +174,42 @@ def kind_of(value: Any) -> str:
     return f"a value of type {type(value).__name__}"
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file that cannot be written, and why.
+
+    Raises:
+        UserError: in place of the OSError of the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(f"{path}: cannot be written ({reason})") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing; the directory is made if absent.
 
     Only process 0 writes.
+
+    Raises:
+        UserError: if the file cannot be written.
     """
     # Not above: who only reads files need not import JAX.
     from pmc_jax.runtime.processes import is_first
 
     if not is_first():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def to_json(

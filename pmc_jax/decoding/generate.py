@@ -108,7 +108,7 @@ def generate(
         wave: how many samples of a prompt to decode at a time; 0: all.
         prune: called at the start of a wave and between chunks. A response that it drops is
             returned as far as it is decoded, and `is_whole` is False for it.
-        on_batch: called after every batch with the numbers of prompts and tokens in it.
+        on_batch: called after every batch with the numbers of responses and tokens in it.
 
     Raises:
         UserError: if a response may cross the length at which LongRoPE changes.
@@ -166,7 +166,7 @@ def generate(
         for row, i in enumerate(chosen):
             responses[i] = [found.tokens_of(row, j) for j in range(samples)]
         if on_batch:
-            on_batch(len(chosen), int(found.length.sum()))
+            on_batch(len(chosen) * samples, int(found.length.sum()))
     return responses
 
 

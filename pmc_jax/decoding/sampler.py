@@ -35,6 +35,7 @@ from pmc_jax.model import (
 )
 from pmc_jax.model.kernels.dispatch import current_target, decode_kernel
 from pmc_jax.model.specs import Params
+from pmc_jax.runtime.progress import decoded
 
 WAITING, RUNNING, FINISHED, DROPPED = range(4)
 """The state of a row during decoding."""
@@ -340,10 +341,14 @@ def _record(found: Responses, state: DecodeState, row_of: np.ndarray) -> int:
     time = found.tokens.shape[2]
     width = min(tokens.shape[2], time)
     found.tokens.reshape(-1, time)[rows, :width] = tokens[used][:, :width]
+    tokens_before = int(found.length.sum())
     found.length.reshape(-1)[rows] = length[used]
     status = found.status.reshape(-1)
     ended = rows[done[used]]
     status[ended] = np.where(status[ended] == RUNNING, FINISHED, status[ended])
+    # The rows that fill up a batch have no tokens.
+    complete = (found.status >= FINISHED) & (found.length > 0)
+    decoded(int(found.length.sum()) - tokens_before, int(complete.sum()))
     return int(step)
 
 

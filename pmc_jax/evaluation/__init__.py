@@ -9,11 +9,11 @@ from pmc_jax.evaluation.quality import (
     EvaluationConfig,
     QualityAnswers,
     answer_rows,
+    answers_asked_for,
     attacked_rows,
     measures,
     quality,
     quality_answers,
-    questions_asked,
     sample_rows,
 )
 
@@ -22,10 +22,10 @@ __all__ = [
     "EvaluationConfig",
     "QualityAnswers",
     "answer_rows",
+    "answers_asked_for",
     "attacked_rows",
     "measures",
     "quality",
     "quality_answers",
-    "questions_asked",
     "sample_rows",
 ]

@@ -62,7 +62,7 @@ class EvaluationContext:
         prefix: the text that the prefilling attack makes every answer begin with.
         confidence: confidence of every certified bound.
         key: the source of all random numbers.
-        on_batch: called with (questions done, tokens) after every batch.
+        on_batch: called with (answers done, tokens) after every batch.
         controls: further data: unrelated text, held-out questions, TOFU's retain questions.
         retain_log: TOFU's metrics of a model that never saw the forget set.
         references: another model's scores of the right answers to forget questions and to

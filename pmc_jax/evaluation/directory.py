@@ -30,6 +30,7 @@ from pmc_jax.runs.directory import SUMMARY
 from pmc_jax.runs.parts import read_part
 from pmc_jax.runs.summary import today, versions
 from pmc_jax.runtime.processes import from_first, is_first
+from pmc_jax.runtime.progress import activity, say
 from pmc_jax.settings import recorded
 
 References = tuple[Sequence[TokenScores], Sequence[TokenScores]]
@@ -89,7 +90,8 @@ def measure_model(
     source = source_of(config, path)
     mesh = mesh_of(source, config.mesh)
     with on_mesh(mesh):
-        model, facts = load_for_evaluation(config, path, mesh)
+        with activity(f"loading {path}"):
+            model, facts = load_for_evaluation(config, path, mesh)
         record_facts(directory / "model.json", facts)
         load = partial(load_language_model, source, config.prompt, mesh)
         context = dataclasses.replace(
@@ -171,17 +173,18 @@ def show(directory: Path, *, redact: bool) -> None:
     Args:
         redact: whether to hide what is to be forgotten (`redaction`).
     """
-    page = write_evaluation_report(directory, redact=redact)
+    with activity("writing the report"):
+        page = write_evaluation_report(directory, redact=redact)
     summary = shown_summary(directory, redact=redact)
     if verdict := summary["verdict"]:
-        print(f"\n{verdict_lines(verdict)}")
-    print(f"\n{comparison_table(summary)}\n")
+        say(f"\n{verdict_lines(verdict)}")
+    say(f"\n{comparison_table(summary)}\n")
     for line in certificate_lines(summary):
-        print(f"{line}\n")
+        say(f"{line}\n")
     for what, reason in summary["lacking"].items():
-        print(f"Not measured: {what.replace('_', ' ')} ({reason}).")
-    print(f"\n{time_table(summary)}\n")
+        say(f"Not measured: {what.replace('_', ' ')} ({reason}).")
+    say(f"\n{time_table(summary)}\n")
     for model, facts in summary["facts"].items():
         if found := facts.get("precision"):
-            print(f"{model}: {found}")
-    print(f"Numbers: {directory / SUMMARY}\nReport: {page}")
+            say(f"{model}: {found}")
+    say(f"Numbers: {directory / SUMMARY}\nReport: {page}")

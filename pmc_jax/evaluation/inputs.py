@@ -14,7 +14,7 @@ from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.quality import is_comparable
 from pmc_jax.evaluation.tofu import RetainLog, check_retain_log, read_retain_log
 from pmc_jax.language_model import LanguageModel, ModelSource, describe, mesh_of
-from pmc_jax.runs.checkpoints import seal
+from pmc_jax.runs.sealed import seal
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ from pmc_jax.evaluation.config import EvaluateConfig
 from pmc_jax.evaluation.inputs import source_of
 from pmc_jax.language_model import LanguageModel, load_language_model, path_of, precision
 from pmc_jax.model import param_count
-from pmc_jax.runs.checkpoints import checksums, seal
+from pmc_jax.runs.checkpoints import checksums
+from pmc_jax.runs.sealed import seal
 from pmc_jax.runtime.processes import from_first
 
 

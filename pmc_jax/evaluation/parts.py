@@ -25,7 +25,7 @@ from pmc_jax.evaluation.context import (
 )
 from pmc_jax.evaluation.leakage import attacked, attacked_once, greedy_leakage, leakage
 from pmc_jax.evaluation.likelihood import Pair
-from pmc_jax.evaluation.quality import missing_measures, quality, questions_asked
+from pmc_jax.evaluation.quality import answers_asked_for, missing_measures, quality
 from pmc_jax.evaluation.robustness import (
     no_relearning,
     quantisation_part,
@@ -147,13 +147,18 @@ def no_text(context: EvaluationContext) -> str | None:
     return None if unrelated_pairs(context) else "there is no unrelated text; give data.text=FILE"
 
 
+def samples_of(context: EvaluationContext) -> int:
+    """How many answers an attack samples to a question."""
+    return context.evaluation.attack_samples
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """One part of an evaluation.
 
     Attributes:
         measure: returns its JSON object; `files`, by name, are written beside the part's own.
-        work: the total of questions, answers or windows of text that it reports to `on_batch`.
+        work: the total of answers or windows of text that it reports to `on_batch`.
         lacking: why it cannot be measured; None if it can.
     """
 
@@ -164,11 +169,15 @@ class Part:
 
 PARTS: Mapping[str, Part] = {
     "quality": Part(
-        quality_part, lambda x: questions_asked(x.sets, x.greedy), lambda x: None
+        quality_part, lambda x: answers_asked_for(x.sets, x.greedy), lambda x: None
     ),
-    "sampling": Part(sampling_part, lambda x: len(x.asked), no_attack),
-    "prefilling": Part(prefilling_part, lambda x: 2 * len(x.asked), no_prefix),
-    "rewording": Part(rewording_part, lambda x: 2 * len(x.reworded), no_reworded),
+    "sampling": Part(sampling_part, lambda x: len(x.asked) * samples_of(x), no_attack),
+    "prefilling": Part(
+        prefilling_part, lambda x: len(x.asked) * (1 + samples_of(x)), no_prefix
+    ),
+    "rewording": Part(
+        rewording_part, lambda x: len(x.reworded) * (1 + samples_of(x)), no_reworded
+    ),
     "least_likely": Part(
         least_likely_part, lambda x: sum(len(choice.options) for choice in x.choices), no_choices
     ),

@@ -48,6 +48,7 @@ class EvaluationConfig:
         attack_temperature: temperature of the sampling attack.
         attack_top_k: top-k of the sampling attack; 0 is off.
         attack_top_p: top-p of the sampling attack; 1 is off.
+        before, after: of a run: whether the model is evaluated before, and after.
     """
 
     max_new_tokens: int | None = bounded(None, least=1)
@@ -56,6 +57,8 @@ class EvaluationConfig:
     attack_temperature: float = bounded(1.0, above=0)
     attack_top_k: int = bounded(0, least=0)
     attack_top_p: float = bounded(1.0, above=0, most=1)
+    before: bool = True
+    after: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +185,7 @@ def answers(
             how many an answer has at most.
         prefix: a text with which every response begins; the answer is what follows.
         decode_batch: most answers decoded at a time; "auto": as many as fit into memory.
-        on_batch: called with (questions done, tokens) after every batch.
+        on_batch: called with (answers done, tokens) after every batch.
         known: the background of the data set, which facts are not taken from.
 
     Raises:
@@ -345,20 +348,28 @@ def quality(
     }
 
 
-def questions_asked(sets: Mapping[str, Sequence[EvaluationRow]], config: EvaluationConfig) -> int:
-    """How many questions `quality_answers` asks, for its progress."""
-    return sum(len(set(rows)) for rows in sets.values()) + len(attacked_rows(sets, config))
+def answers_asked_for(sets: Mapping[str, Sequence[EvaluationRow]], config: EvaluationConfig) -> int:
+    """How many answers `quality_answers` decodes, for its progress."""
+    sampled = len(attacked_rows(sets, config)) * config.attack_samples
+    return sum(len(set(rows)) for rows in sets.values()) + sampled
+
+
+UNASKED: Mapping[str, Any] = {"text": None, "rouge": None, "facts": None, "marks": []}
+"""In place of the answer of a model that was not asked."""
 
 
 def sample_rows(
-    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+    before: Sequence[Mapping[str, Any]] | None, after: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The lines of `samples.jsonl`: every question with its answers before and after."""
+    """The lines of `samples.jsonl`: every question with its answers before and after.
+
+    `before` is None if the model before was not asked.
+    """
     return [
         {
-            "set": old["set"],
-            "id": old["id"],
-            "question": old["question"],
+            "set": new["set"],
+            "id": new["id"],
+            "question": new["question"],
             "before": old["text"],
             "after": new["text"],
             "rouge_before": old["rouge"],
@@ -370,7 +381,7 @@ def sample_rows(
             "kind": new["kind"],
             "truncated": new["truncated"],
         }
-        for old, new in zip(before, after, strict=True)
+        for old, new in zip(before or [UNASKED] * len(after), after, strict=True)
     ]
 
 

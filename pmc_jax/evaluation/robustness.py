@@ -21,7 +21,7 @@ from pmc_jax.evaluation.context import (
 )
 from pmc_jax.evaluation.leakage import greedy_leakage, leakage
 from pmc_jax.evaluation.likelihood import Pair, answer_losses
-from pmc_jax.evaluation.quality import FORGET_SETS, Answer, quality, questions_asked
+from pmc_jax.evaluation.quality import FORGET_SETS, Answer, answers_asked_for, quality
 from pmc_jax.evaluation.quantisation import quantise_params
 from pmc_jax.evaluation.verdicts import revealed_questions
 from pmc_jax.model import to_host
@@ -66,10 +66,11 @@ def measured_again(
     return {"measures": found["measures"], "sampling": sampled}
 
 
-def questions_again(context: EvaluationContext, trained: Sequence[EvaluationRow] = ()) -> int:
-    """How many questions `measured_again` asks."""
+def answers_again(context: EvaluationContext, trained: Sequence[EvaluationRow] = ()) -> int:
+    """How many answers `measured_again` decodes."""
     sets = untrained_sets(context, trained)
-    return len(untrained(context, trained)) + questions_asked(sets, context.greedy)
+    sampled = len(untrained(context, trained)) * context.evaluation.attack_samples
+    return sampled + answers_asked_for(sets, context.greedy)
 
 
 def untrained(context: EvaluationContext, trained: Sequence[EvaluationRow]) -> list[EvaluationRow]:
@@ -164,7 +165,7 @@ def relearning_work(context: EvaluationContext) -> int:
         if rows := relearning_rows(context, kind):
             trained = rows if kind == "forget" else []
             total += points * (2 * len(context.forget) - len(trained))
-            total += questions_again(context, trained)
+            total += answers_again(context, trained)
     return total
 
 
@@ -187,5 +188,5 @@ def quantisation_part(context: EvaluationContext) -> dict[str, Any]:
 
 
 def quantisation_work(context: EvaluationContext) -> int:
-    """How many questions `quantisation_part` asks."""
-    return len(context.robustness.bits) * questions_again(context)
+    """How many answers `quantisation_part` decodes."""
+    return len(context.robustness.bits) * answers_again(context)

@@ -23,8 +23,8 @@ from pmc_jax.errors import UserError
 from pmc_jax.reporting.evaluation_files import EvaluationFiles
 from pmc_jax.reporting.examples import FORGOTTEN, Example, joined
 from pmc_jax.reporting.run_files import RunFiles
-from pmc_jax.runs.checkpoints import seal
 from pmc_jax.runs.directory import INPUTS
+from pmc_jax.runs.sealed import seal
 from pmc_jax.text.words import found, squeezed, words_of
 
 HIDDEN = "(hidden)"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pmc_jax.data.files import read_object, read_objects, read_text
+from pmc_jax.runs.summary import check_summary
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,14 @@ class RunFiles:
         metrics: one object per step, in the order of steps.
         samples: one object per evaluated question; empty if the file is absent.
         config: the resolved configuration as YAML text; empty if the file is absent.
+        warnings: what is missing in the files, one sentence each.
     """
 
     summary: dict[str, Any]
     metrics: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     config: str
+    warnings: tuple[str, ...] = ()
 
 
 def read_run(run_dir: Path) -> RunFiles:
@@ -36,13 +39,24 @@ def read_run(run_dir: Path) -> RunFiles:
     summary = read_object(
         run_dir / "summary.json", expected="the summary of a finished run", finite=True
     )
-    metrics = read_objects(run_dir / "metrics.jsonl", missing_ok=True, finite=True)
-    by_step = {row.get("step"): row for row in metrics}
+    check_summary(run_dir / "summary.json", summary)
+    path = run_dir / "metrics.jsonl"
+    metrics = read_objects(path, missing_ok=True, finite=True)
+    by_step = {row["step"]: row for row in metrics if isinstance(row.get("step"), int)}
+    missing = []
+    steps = summary.get("steps")
+    if steps is not None and len(by_step) != steps:
+        missing.append(
+            f"{path} has {len(by_step)} of the {steps} steps of the run, so its curves are not "
+            "complete"
+        )
+        summary["warnings"] = [*(summary.get("warnings") or []), *missing]
     return RunFiles(
         summary=summary,
-        metrics=[by_step[step] for step in sorted(by_step, key=lambda step: step or 0)],
+        metrics=[by_step[step] for step in sorted(by_step)],
         samples=read_objects(run_dir / "samples.jsonl", missing_ok=True, finite=True),
         config=read_text(run_dir / "config.yaml", missing_ok=True),
+        warnings=tuple(missing),
     )
 
 

@@ -57,6 +57,8 @@ def format_examples(
     for row in spread(forget, count):
         block = [textwrap.fill(printable(row.get("question")), width)]
         for when in ("before", "after"):
+            if row.get(when) is None:
+                continue
             answer = textwrap.shorten(
                 printable(row.get(when)) or "(empty)", LONGEST_ANSWER, placeholder=" …"
             )

@@ -1,8 +1,10 @@
 """Checkpoints of a run by Orbax: atomic, asynchronous, kept by policy, verified when read."""
 
 import dataclasses
-import hashlib
 import logging
+import os
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -16,9 +18,10 @@ import orbax.checkpoint as ocp
 from flax.serialization import from_state_dict, to_state_dict
 from jaxtyping import Array, UInt32
 
-from pmc_jax.data.files import to_json
+from pmc_jax.data.files import writing
 from pmc_jax.errors import UserError
 from pmc_jax.model.bits import element_index, mixed
+from pmc_jax.runs.sealed import seal
 from pmc_jax.runtime.processes import from_first, is_first, several
 from pmc_jax.settings import bounded, flat
 
@@ -53,13 +56,37 @@ def open_checkpoints(directory: Path, config: CheckpointConfig) -> Iterator[ocp.
         UserError: as `finish`.
     """
     options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, create=True)
-    manager = ocp.CheckpointManager(directory.resolve(), options=options)
+    with untraced():
+        with writing(directory):
+            manager = ocp.CheckpointManager(directory.resolve(), options=options)
+        try:
+            yield manager
+            finish(manager)
+        finally:
+            with suppress(Exception):  # a failed write has been reported already
+                manager.close()
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Without the tracebacks of Orbax's and TensorStore's threads; the error itself is raised."""
+
+    def without_traceback(record: logging.LogRecord) -> bool:
+        return not record.exc_info
+
+    def without_late_writes(unraisable: Any) -> None:
+        # TensorStore has it printed when a write ends after another one has failed.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    orbax, hook = logging.getLogger("absl"), sys.unraisablehook
+    orbax.addFilter(without_traceback)
+    sys.unraisablehook = without_late_writes
     try:
-        yield manager
-        finish(manager)
+        yield
     finally:
-        with suppress(Exception):  # a failed write has been reported already
-            manager.close()
+        orbax.removeFilter(without_traceback)
+        sys.unraisablehook = hook
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
@@ -79,12 +106,20 @@ def naming_the_last_good(manager: ocp.CheckpointManager) -> Iterator[None]:
         yield
     except Exception as error:
         # Orbax raises whatever its storage layer meets.
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         manager.reload()
         raise UserError(
-            f"{manager.directory}: a checkpoint could not be written ({reason}); "
+            f"{manager.directory}: a checkpoint could not be written ({reason_of(error)}); "
             f"last good one: {manager.latest_step()}"
         ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file could not be written: the operating system's reason, if there is one."""
+    text = " ".join(str(error).split())
+    number = error.errno if isinstance(error, OSError) else None
+    if found := re.search(r"os_error_code='(\d+)'", text):
+        number = int(found[1])
+    return os.strerror(number) if number else text[:300] or type(error).__name__
 
 
 @jax.jit
@@ -120,11 +155,6 @@ def checksums(state: dict[str, Any]) -> dict[str, int]:
     }
     found = _checksums(leaves)
     return {path: int(value) for path, value in jax.device_get(found).items()}
-
-
-def seal(content: dict[str, Any]) -> str:
-    """SHA-256 of a JSON object."""
-    return hashlib.sha256(to_json(content, ascii=True, sort_keys=True).encode()).hexdigest()
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, extra: dict[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,17 @@ import yaml
 
 from pmc_jax.data.files import read_object, write_json, write_text
 from pmc_jax.errors import UserError
-from pmc_jax.runtime.processes import from_first
+from pmc_jax.runtime.locks import LOCK, locked
+from pmc_jax.runtime.processes import from_first, is_first
 from pmc_jax.settings import flat, nested
 
-CONFIG, INPUTS, SUMMARY = "config.yaml", "inputs.json", "summary.json"
+CONFIG, INPUTS, SUMMARY, LOG = "config.yaml", "inputs.json", "summary.json", "log.txt"
+
+EARLY = (LOCK, INPUTS, LOG)
+"""What a directory may hold that is not a run yet, because a run has just begun in it."""
+
+PARTIAL = ".partial"
+"""The ending of files and directories that are being written."""
 
 LAYOUT = 3
 """The version of what a run's directory holds; runs before 0.2.0 have none."""
@@ -64,7 +72,7 @@ def holds_run(directory: Path, settings: Mapping[str, Any], *, overwrite: bool =
     """
     found = stored_settings(directory, settings)
     if not found:
-        if directory.exists() and any(directory.iterdir()):
+        if not is_new(directory):
             raise UserError(f"{directory} is not empty and holds no run; choose another name=…")
         return False
     if overwrite:
@@ -84,13 +92,20 @@ def holds_run(directory: Path, settings: Mapping[str, Any], *, overwrite: bool =
     return True
 
 
+def is_new(directory: Path) -> bool:
+    """Whether there is no directory, or one that holds nothing."""
+    return not directory.exists() or all(
+        path.name in EARLY or path.name.endswith(PARTIAL) for path in directory.iterdir()
+    )
+
+
 def check_layout(directory: Path) -> None:
     """Check that the run in `directory` was written by this version of the layout.
 
     Raises:
         UserError: if an older or a newer version of pmc_jax wrote it.
     """
-    layout = read_object(directory / INPUTS, missing_ok=True).get("layout", 1)
+    layout = stored_inputs(directory).get("layout", 1)
     if layout != LAYOUT:
         age = "an older" if layout < LAYOUT else "a newer"
         raise UserError(
@@ -99,36 +114,81 @@ def check_layout(directory: Path) -> None:
         )
 
 
+def stored_inputs(directory: Path) -> dict[str, Any]:
+    """What the run in `directory` began with: `layout`, and hashes by name.
+
+    Raises:
+        UserError: if the file is missing or damaged, with what to do.
+    """
+    path = directory / INPUTS
+    try:
+        found = read_object(path, expected="what the run began with")
+        if not isinstance(found.get("layout", 1), int):
+            raise UserError(f"{path}: layout is {found['layout']!r}; expected a number")
+    except UserError as error:
+        raise UserError(
+            f"{error}; restore the file, choose another name=…, or give overwrite=true"
+        ) from None
+    return found
+
+
 def stored_settings(directory: Path, like: Mapping[str, Any]) -> dict[str, Any]:
     """The settings (dotted keys) of the run in `directory`; empty if there is no run.
 
-    A run has settings of the same kind as `like`: one command never continues or overwrites
-    what another left.
-    """
-    path = directory / CONFIG
-    try:
-        stored = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        stored = None
-    found = flat(stored) if isinstance(stored, dict) else {}
-    return found if any(kind & found.keys() and kind & set(like) for kind in KINDS) else {}
-
-
-def begin_run(
-    directory: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], *, overwrite: bool
-) -> None:
-    """Begin a run, or continue the one that is there; of several processes, the first does.
-
-    `inputs` are hashes by name of what the run reads. A run continues only with the same ones.
+    A run has settings of the same kind as `like`: one command never goes on with what
+    another left, nor overwrites it.
 
     Raises:
-        UserError: as `holds_run`, if an input has changed, or if process 0 has read another one
-            or has another directory.
+        UserError: if the directory holds a run, whose settings are damaged.
+    """
+    path = directory / CONFIG
+    reason = "there is no such file"
+    try:
+        stored = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        stored, reason = None, " ".join(str(error).split())[:200]
+    found = flat(stored) if isinstance(stored, dict) else {}
+    kinds = [kind for kind in KINDS if kind & found.keys()]
+    if not kinds and (directory / "checkpoints").is_dir() and (directory / INPUTS).is_file():
+        if path.is_file() and stored is not None:
+            reason = "these are not the settings of a run"
+        raise UserError(
+            f"{path}: cannot be read ({reason}), but {directory} holds a run; restore the file, "
+            "delete the directory, or choose another name=…"
+        )
+    return found if any(kind & set(like) for kind in kinds) else {}
+
+
+@contextmanager
+def running(
+    directory: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], *, overwrite: bool
+) -> Iterator[None]:
+    """Begin a run, or go on with the one that is there; of several processes, the first does.
+
+    No other run can use the directory until the end of the block. `inputs` are hashes by name of
+    what the run reads: a run goes on with the same ones only. What a run that was killed has left
+    half written is removed.
+
+    Raises:
+        UserError: as `holds_run`, if an input has changed, if another run uses the directory, or
+            if process 0 has read another input or has another directory.
     """
     first = from_first(lambda: dict(inputs))
     if unlike := [name for name in inputs if first[name] != inputs[name]]:
         raise UserError(f"this process reads other {' and '.join(unlike)} than process 0")
-    from_first(lambda: _begin(directory, settings, inputs, overwrite=overwrite))
+    from_first(lambda: holds_run(directory, settings, overwrite=overwrite))
+    with locked(directory) if is_first() else nullcontext():
+        from_first(lambda: _begin(directory, settings, inputs, overwrite=overwrite))
+        wait_for(directory)
+        yield
+
+
+def wait_for(directory: Path) -> None:
+    """Wait until this process sees the run that process 0 has begun.
+
+    Raises:
+        UserError: if it does not within `SHARED_SECONDS`.
+    """
     for _ in range(SHARED_SECONDS):
         if (directory / CONFIG).is_file():
             return
@@ -142,18 +202,33 @@ def begin_run(
 def _begin(
     directory: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], *, overwrite: bool
 ) -> None:
-    if not holds_run(directory, settings, overwrite=overwrite):
-        if stored_settings(directory, settings):
-            shutil.rmtree(directory)
+    goes_on = holds_run(directory, settings, overwrite=overwrite)
+    for path in list(directory.iterdir()) if not goes_on else leftovers(directory):
+        if path.name != LOCK:
+            remove(path)
+    if not goes_on:
         write_json(directory / INPUTS, {"layout": LAYOUT, **inputs})
         # Last, since this file is what makes the directory a run.
         text = yaml.safe_dump(nested(settings), sort_keys=False, allow_unicode=True)
         write_text(directory / CONFIG, text)
         return
-    stored = read_object(directory / INPUTS, missing_ok=True)
+    stored = stored_inputs(directory)
     changed = [name for name in inputs if stored.get(name) != inputs[name]]
     if changed:
         raise UserError(
             f"{directory} holds a run that began with other {' and '.join(changed)}; "
             "choose another name=… or give overwrite=true"
         )
+
+
+def leftovers(directory: Path) -> list[Path]:
+    """What a run that was killed has left half written."""
+    return [path for path in directory.rglob(f"*{PARTIAL}") if path.parent.name != "checkpoints"]
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a directory with what it holds."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

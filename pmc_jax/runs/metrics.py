@@ -2,19 +2,12 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pmc_jax.data.files import (
-    check_object,
-    numbered_lines,
-    parse_json,
-    read_text,
-    to_json,
-    write_json_lines,
-)
+from pmc_jax.data.files import to_json, write_json_lines, writing
 from pmc_jax.errors import UserError
 from pmc_jax.runtime.processes import is_first
 from pmc_jax.settings import flat
@@ -61,12 +54,14 @@ def check_logging(config: LoggingConfig) -> None:
 class Metrics:
     """`metrics.jsonl` and the other loggers; `rows` are all lines of the run so far.
 
-    Processes other than the first write nothing.
+    A run that continues gets the lines of its checkpoint, so that the file is whole whatever has
+    become of it. Processes other than the first write nothing.
     """
 
-    def __init__(self, path: Path, first_step: int) -> None:
-        self.rows = kept_rows(path, first_step)
+    def __init__(self, path: Path, rows: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.rows = [dict(row) for row in rows]
         write_json_lines(path, self.rows)
+        self._path = path
         self.listeners: list[Any] = []
         self._file = path.open("a", encoding="utf-8") if is_first() else None
 
@@ -74,8 +69,9 @@ class Metrics:
         """Write one step's line at once."""
         self.rows.append(row)
         if self._file is not None:
-            self._file.write(to_json(row) + "\n")
-            self._file.flush()
+            with writing(self._path):
+                self._file.write(to_json(row) + "\n")
+                self._file.flush()
         numbers_by_key = {key.replace(".", "/"): value for key, value in flat(row).items()}
         numbers = {
             key: value for key, value in numbers_by_key.items() if isinstance(value, int | float)
@@ -86,40 +82,22 @@ class Metrics:
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
-
-
-def kept_rows(path: Path, first_step: int) -> list[dict[str, Any]]:
-    """The lines of the steps before `first_step`.
-
-    A run that continues from a checkpoint repeats the steps after it, so their earlier lines
-    are dropped. So is a line that is incomplete because the process was killed.
-
-    Raises:
-        UserError: if the file cannot be read, or a line is not a step's.
-    """
-    rows: list[dict[str, Any]] = []
-    for number, line in numbered_lines(read_text(path, missing_ok=True)):
-        try:
-            value = parse_json(line, path, number)
-        except UserError:
-            break
-        row = check_object(value, f"{path}, line {number}")
-        if not isinstance(row.get("step"), int):
-            raise UserError(f"{path}, line {number}: no 'step'; expected the number of a step")
-        if row["step"] >= first_step:
-            break
-        rows.append(row)
-    return rows
+            with suppress(OSError):  # what could not be written has been reported already
+                self._file.close()
 
 
 @contextmanager
 def open_metrics(
-    directory: Path, first_step: int, *, logging: LoggingConfig, settings: Mapping[str, Any]
+    directory: Path,
+    rows: Sequence[Mapping[str, Any]],
+    first_step: int,
+    *,
+    logging: LoggingConfig,
+    settings: Mapping[str, Any],
 ) -> Iterator[Metrics]:
-    """The metrics of a run that continues at `first_step`."""
+    """The metrics of a run that continues at `first_step`, after the lines `rows`."""
     with ExitStack() as stack:
-        metrics = Metrics(directory / "metrics.jsonl", first_step)
+        metrics = Metrics(directory / "metrics.jsonl", rows)
         stack.callback(metrics.close)
         if logging.tensorboard and is_first():
             from tensorboardX import SummaryWriter

@@ -5,14 +5,41 @@ import datetime
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from pmc_jax import __version__
+from pmc_jax.errors import UserError
 from pmc_jax.model import ModelConfig, param_count
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
+
+
+NEEDED = ("before", "after")
+"""Keys of the summary of every run."""
+
+KINDS: Mapping[str, type] = {
+    "name": str, "method": dict, "before": dict, "after": dict, "seconds": dict, "versions": dict,
+    "model": dict, "settings": dict, "verdict": dict, "warnings": list, "steps": int,
+}  # fmt: skip
+"""The types of a summary's values."""
+
+
+def check_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """Check that a JSON object is the summary of a run.
+
+    Raises:
+        UserError: if it is not; `path` is its file.
+    """
+    wrong = [key for key in NEEDED if key not in summary]
+    wrong += [
+        key for key, kind in KINDS.items()
+        if summary.get(key) is not None and not isinstance(summary[key], kind)
+    ]  # fmt: skip
+    if wrong:
+        raise UserError(f"{path}: not the summary of a run ({', '.join(wrong)} missing or odd)")
 
 
 def versions() -> dict[str, str]:

@@ -21,6 +21,16 @@ LLVM_LEVEL = "--xla_backend_optimization_level"
 COMPILING = "/jax/core/compile/"
 """Prefix of the monitoring events of tracing, lowering and compiling."""
 
+COMPILATION_BEGINS = "/jax/compilation_cache/compile_requests_use_cache"
+COMPILATION_ENDS = "/jax/core/compile/backend_compile_duration"
+
+
+class Compilation:
+    """When the current compilation has begun, by `time.monotonic`; None if nothing is compiled."""
+
+    since: float | None = None
+    watched = False
+
 
 def covered(spans: Sequence[tuple[float, float]]) -> float:
     """The length of the union of intervals (start, end)."""
@@ -29,6 +39,29 @@ def covered(spans: Sequence[tuple[float, float]]) -> float:
         total += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return total
+
+
+def seconds_compiling() -> float | None:
+    """How long the current compilation has taken; None if nothing is being compiled.
+
+    It can be told from the first call on, and with JAX's compilation cache on.
+    """
+    if not Compilation.watched:
+        Compilation.watched = True
+        jax.monitoring.register_event_listener(_on_event)
+        jax.monitoring.register_event_duration_secs_listener(_on_duration)
+    since = Compilation.since
+    return None if since is None else time.monotonic() - since
+
+
+def _on_event(event: str, **kwargs: str | int) -> None:
+    if event == COMPILATION_BEGINS:
+        Compilation.since = time.monotonic()
+
+
+def _on_duration(event: str, duration_secs: float, **kwargs: str | int) -> None:
+    if event == COMPILATION_ENDS:
+        Compilation.since = None
 
 
 @contextmanager

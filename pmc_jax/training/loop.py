@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from pmc_jax.runs.metrics import Metrics
 from pmc_jax.runs.throughput import speeds
 from pmc_jax.runtime.memory import ran_out, reason
 from pmc_jax.runtime.processes import agree
-from pmc_jax.runtime.progress import Stage
+from pmc_jax.runtime.progress import Stage, duration_text, speed_text
 from pmc_jax.training.batch import step_batch
 from pmc_jax.training.step import RunState, TrainStep
 from pmc_jax.unlearning.method import Method, Run
@@ -76,8 +76,8 @@ class StepRecord:
 
     def line(self) -> str:
         """The text of the progress line, in at most 60 columns."""
-        speed = self.tokens_trained / self.seconds["train"]
-        return f"{self.note or f'loss {self.loss:.3f}'}  training {speed:,.0f} tokens/s"
+        speed = speed_text(self.tokens_trained, self.seconds["train"])
+        return f"{self.note or f'loss {self.loss:.3f}'}  training {speed}"
 
 
 def take_step(
@@ -116,6 +116,10 @@ def take_step(
     return RunState(train=train, method=after), record
 
 
+METRICS = "metrics"
+"""The key of a checkpoint's JSON with the lines of `metrics.jsonl` so far."""
+
+
 @dataclasses.dataclass
 class RunFiles:
     """The files that record a run's steps. A run in memory has none.
@@ -124,8 +128,8 @@ class RunFiles:
         manager: the checkpoints.
         every: steps between two checkpoints.
         metrics: the lines of `metrics.jsonl`.
-        extra: the JSON that each checkpoint holds besides the state; its `seconds` count the
-            time that checkpoints took.
+        extra: the JSON that each checkpoint holds besides the state and the lines of metrics;
+            its `seconds` count the time that checkpoints took.
     """
 
     manager: ocp.CheckpointManager
@@ -136,10 +140,50 @@ class RunFiles:
     def save(self, done: int, state: RunState) -> None:
         """Save a checkpoint after `done` steps."""
         started = time.perf_counter()
-        save(self.manager, done, state, self.extra)
+        save(self.manager, done, state, {**self.extra, METRICS: list(self.metrics.rows)})
         seconds = self.extra["seconds"]
         spent = seconds["checkpoint"] + time.perf_counter() - started
         self.extra = {**self.extra, "seconds": {**seconds, "checkpoint": spent}}
+
+
+SHORTER = {
+    "sample": "method.samples or method.max_new_tokens",
+    "train": "training.epochs or training.max_length",
+}
+"""The settings on which the time of a part of a step depends most."""
+
+LONG_SECONDS = 120.0
+"""A run that takes longer is told how long, and what would shorten it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """How long a run will take, from its first steps.
+
+    Attributes:
+        total: steps of the run.
+        afterwards: seconds after training.
+    """
+
+    total: int
+    afterwards: float
+
+    def of(self, records: Sequence[StepRecord]) -> str | None:
+        """What to say after the steps `records`; the first one compiles. None for a short run."""
+        last = records[-1]
+        each = last.seconds["total"]
+        steps = self.total - last.step - 1
+        left = steps * each + self.afterwards
+        if left < LONG_SECONDS:
+            return None
+        longest = max(last.seconds.keys() - {"total"}, key=lambda part: last.seconds[part])
+        shorter = SHORTER.get(longest, "training.epochs")
+        text = f"about {duration_text(left)} left: {steps} steps of {each:.1f} s"
+        if self.afterwards:
+            text += f", and {duration_text(self.afterwards)} for the evaluation"
+        if self.afterwards > steps * each:
+            shorter = "evaluation.attack_samples, or evaluation=quick"
+        return f"{text}; lower {shorter} to shorten it"
 
 
 def steps(
@@ -199,6 +243,7 @@ def train(
     files: RunFiles | None,
     progress: Stage,
     on_step: Callable[[StepRecord], object] | None = None,
+    afterwards: float = 0.0,
 ) -> tuple[RunState, list[StepRecord]]:
     """Train from `state` to the last step. Donates `state.train`.
 
@@ -209,6 +254,7 @@ def train(
         schedule: the learning rate by step, for the log.
         parameters: of the model, for the log's FLOP/s.
         on_step: called with the record of every step.
+        afterwards: seconds that the run will take after training.
 
     Raises:
         UserError: if the loss, the gradient or, at a checkpoint, a weight is not finite; if a step
@@ -222,6 +268,7 @@ def train(
         progress.say(f"continuing after step {first} of {total}")
     elif total:
         progress.say("compiling during the first step …")
+    estimate = Estimate(total, afterwards)
     with note_termination() if files is not None else nullcontext(lambda: False) as terminating:
         for current, record in steps(run, train_step, frozen, state, files):
             state = current
@@ -242,6 +289,8 @@ def train(
             if record.step == first:
                 took = record.seconds["total"]
                 progress.say(f"first step: {took:.1f} s, including compilation")
+            elif record.step == first + 1 and (told := estimate.of(records)):
+                progress.say(told)
             progress.update(done, record.line())
             if stop and done < total:
                 assert files is not None

@@ -25,14 +25,14 @@ from pmc_jax.runs.checkpoints import (
     checksums,
     open_checkpoints,
     restore_latest,
-    seal,
 )
 from pmc_jax.runs.metrics import LoggingConfig, open_metrics
+from pmc_jax.runs.sealed import seal
 from pmc_jax.runtime.memory import free_memory
 from pmc_jax.runtime.processes import from_all, from_first
-from pmc_jax.runtime.progress import Stage
+from pmc_jax.runtime.progress import Stage, activity
 from pmc_jax.runtime.timing import timed
-from pmc_jax.training.loop import RunFiles, StepRecord, train
+from pmc_jax.training.loop import METRICS, RunFiles, StepRecord, train
 from pmc_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
 from pmc_jax.training.sizes import lengths_of, sizes
 from pmc_jax.training.step import (
@@ -161,7 +161,10 @@ def prepare(method: Method, inputs: Inputs, params: Params) -> dict[str, Any]:
     """
     model, seconds = inputs.task.model, {"checkpoint": 0.0}
     # It asks the forget questions in their order.
-    with timed(seconds, "target_model"), model.naming(inputs.questions):
+    with (
+        timed(seconds, "target_model"), model.naming(inputs.questions),
+        activity("asking the target model"),
+    ):  # fmt: skip
         found = method.prepare(inputs.task, inputs.examples, params)
     # As JSON here too, so that a continued run sees the same values.
     try:
@@ -201,6 +204,7 @@ def train_model(
     logging: LoggingConfig,
     progress: Callable[[str, int, int], Any],
     on_step: Callable[[StepRecord], object] | None = None,
+    afterwards: float = 0.0,
 ) -> Trained:
     """Train from the newest checkpoint in `directory`, or from `params`, which it donates.
 
@@ -208,6 +212,7 @@ def train_model(
         directory: of the run; None keeps everything in memory.
         settings: for the log's listeners.
         progress: a context manager of (name, total, done) that gives a `Stage`.
+        on_step, afterwards: as of `loop.train`.
 
     Raises:
         UserError, Stopped: as `loop.train`.
@@ -242,13 +247,17 @@ def train_model(
             if from_first(manager.latest_step) is not None:
                 for leaf in jax.tree.leaves(params):
                     leaf.delete()  # frees memory for the restored weights
-            restored = restore_latest(manager, RunState(abstract, initial))
+            with activity("reading the last checkpoint"):
+                restored = restore_latest(manager, RunState(abstract, initial))
         if restored is None:
-            extra = prepare(method, inputs, params)
-            state = RunState(first_state(params, transformation, model.config), initial)
-            extra["sizes"] = chosen(state.train)
+            extra, logged = prepare(method, inputs, params), []
+            with activity("preparing the optimizer"):
+                state = RunState(first_state(params, transformation, model.config), initial)
+                extra["sizes"] = chosen(state.train)
         else:
-            state, extra = restored
+            state, saved = restored
+            extra = {key: value for key, value in saved.items() if key != METRICS}
+            logged = saved[METRICS]
         training = dataclasses.replace(task.training, **extra["sizes"])
         sized = dataclasses.replace(task, training=training)
         run: Run[Method] = Run(
@@ -262,7 +271,7 @@ def train_model(
             for name, rows in method.files(run, inputs.questions).items():
                 write_json_lines(directory / name, rows)
             metrics = stack.enter_context(
-                open_metrics(directory, first, settings=settings, logging=logging)
+                open_metrics(directory, logged, first, settings=settings, logging=logging)
             )
             files = RunFiles(manager, checkpoints.every, metrics, extra)
         shown: Stage = stack.enter_context(progress(method.name, run.total, first))
@@ -283,6 +292,7 @@ def train_model(
             files=files,
             progress=shown,
             on_step=on_step,
+            afterwards=afterwards,
         )  # fmt: skip
         lines = files.metrics.rows if files else []
         seconds = files.extra["seconds"] if files else extra["seconds"]

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from pmc_jax.decoding import is_whole
 from pmc_jax.model import to_devices
 from pmc_jax.model.specs import Params
+from pmc_jax.runtime.progress import speed_text
 from pmc_jax.runtime.timing import timed
 from pmc_jax.unlearning.losses import Targets
 from pmc_jax.unlearning.method import (
@@ -182,5 +183,5 @@ def step_measures(
 def note(measures: Mapping[str, int | float], seconds: Mapping[str, float]) -> str:
     """A step's measures in words, for the progress line."""
     tokens = measures["tokens_sampled"]
-    speed = f"{tokens / seconds['sample']:,.0f} tokens/s" if tokens else "none"
+    speed = speed_text(tokens, seconds["sample"]) if tokens else "none"
     return f"score {measures['mean_selected_score']:.2f}  sampling {speed}"

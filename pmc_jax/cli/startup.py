@@ -1,0 +1,129 @@
+"""From the first moment of a command: Ctrl-C in one line, and a sign of life on a terminal.
+
+Importing takes seconds, so nothing heavy is imported here.
+"""
+
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from types import TracebackType
+
+from pmc_jax.errors import memory_text, short_of_memory
+
+INTERRUPTED = 128 + signal.SIGINT
+"""The status of a command that was interrupted."""
+
+SHOW_AFTER = 1.0
+"""Seconds until a terminal shows that the command is starting."""
+
+_COMMANDS = ("pmc_jax.", "convert")
+
+
+class _Command:
+    """The state of the running command.
+
+    Attributes:
+        starting: whether it still imports; only then a terminal shows so.
+        orderly: whether Ctrl-C raises KeyboardInterrupt, so that the command can close its files.
+            Otherwise nothing is open, and it ends at once.
+        told: whether the user was told that it was interrupted.
+        shown: whether the terminal shows that it is starting.
+    """
+
+    starting = True
+    orderly = False
+    told = False
+    shown = False
+
+
+def begin_module() -> None:
+    """`begin` for `python -m MODULE` with one of our modules, whose packages are imported now."""
+    given = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
+    if sys.argv[:1] == ["-m"] and given[-1].removeprefix("-m").startswith(_COMMANDS):
+        begin()
+
+
+def begin() -> None:
+    """From here on, Ctrl-C ends the command with one line and status 130, the second at once.
+
+    A thread notes the signal, because the main thread may be in compiled code for minutes.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return  # begun already, or ignored, as in the background
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    signal.signal(signal.SIGINT, _on_interrupt)
+    threading.Thread(target=_watch, args=(reading,), daemon=True).start()
+    sys.excepthook = _on_error
+
+
+def begun() -> None:
+    """Everything is imported: from here on, Ctrl-C lets the command close its files."""
+    _Command.starting, _Command.orderly, _Command.told = False, True, False
+    _erase()
+
+
+def ended() -> None:
+    """The command has closed its files: from here on, Ctrl-C ends it at once."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    _Command.orderly = False
+
+
+def say_interrupted() -> None:
+    """Tell the user, once."""
+    if not _Command.told:
+        _Command.told = True
+        print("interrupted; Ctrl-C again ends at once", file=sys.stderr, flush=True)
+
+
+def _on_interrupt(number: int, frame: object) -> None:
+    if _Command.orderly:
+        raise KeyboardInterrupt
+
+
+def _on_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Importing fails in many ways if there is too little memory."""
+    if short_of_memory(error):
+        print(f"error: {memory_text(error)}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def _watch(reading: int) -> None:
+    started = time.monotonic()
+    while True:
+        ready, _, _ = select.select([reading], [], [], SHOW_AFTER if _Command.starting else None)
+        if not ready:
+            _show(time.monotonic() - started)
+            continue
+        for number in os.read(reading, 64):
+            if number == signal.SIGINT:
+                if _Command.told or not _Command.orderly:
+                    _end()
+                say_interrupted()
+
+
+def _end() -> None:
+    """End the process now; the cursor may be hidden behind a progress bar."""
+    with suppress(OSError):
+        os.write(2, (b"\x1b[?25h" if os.isatty(2) else b""))
+        os.write(2, b"" if _Command.told else b"interrupted\n")
+    os._exit(INTERRUPTED)
+
+
+def _show(seconds: float) -> None:
+    if _Command.starting and os.isatty(2):
+        _Command.shown = True
+        os.write(2, f"\rstarting … {seconds:.0f} s".encode())
+
+
+def _erase() -> None:
+    if _Command.shown:
+        _Command.shown = False
+        os.write(2, b"\r\x1b[2K")
