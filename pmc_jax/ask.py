@@ -49,14 +49,16 @@ def ask(config: AskConfig) -> None:
     source = resolved(config.model)
     if source.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    model = load_language_model(source, config.prompt)
+    with stage(f"loading {config.model.path}", None, file=sys.stderr):
+        model = load_language_model(source, config.prompt)
     template = model.template
     print(f"Prompt: {template}", file=sys.stderr)
     prefix = template.encode_prefix(config.prefix) if config.prefix else []
     asked = [question for question, _ in questions]
     prompts = [template.encode_prompt(text, system) + prefix for text, system in questions]
     check_tokens({0}.union(*prompts), model.config.vocab_size)
-    with stage("asking", len(questions) * config.n) as progress, model.naming(asked):
+    total = len(questions) * config.n
+    with stage("asking", total, file=sys.stderr) as progress, model.naming(asked):
         responses = generate(
             model.for_decoding().params,
             prompts,

@@ -59,6 +59,16 @@ def test_what_cannot_be_counted_is_timed(quick, capsys):
     assert not capsys.readouterr().out  # what is done at once is not worth a line
 
 
+def test_silence_counts_over_stages(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SILENT_SECONDS", 0.4)
+    monkeypatch.setattr(progress, "BEAT_SECONDS", 0.05)
+    say("the beginning")
+    for name in ("exporting", "evaluating"):
+        with activity(name):
+            time.sleep(0.3)
+    assert len(capsys.readouterr().out.splitlines()) > 1
+
+
 def test_answers_of_a_batch_count_before_it_is_complete(quick, capsys):
     with token_stage("evaluating", 40) as on_batch:
         on_batch(10, 500)

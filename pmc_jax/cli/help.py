@@ -53,8 +53,8 @@ def group_lines(command: Command, choices: Mapping[str, str | None]) -> Iterator
 
 def note_on_values(name: str, command: Command, choices: Mapping[str, str | None]) -> Iterator[str]:
     """Which values the page shows."""
-    groups = [group for group in command.groups if group != "sweep"]
-    now = ", ".join(f"{group}={choices[group]}" for group in groups if choices[group])
+    groups = [group for group in command.groups if group not in ("evaluation", "sweep")]
+    now = ", ".join(f"{group}={choices[group]}" for group in groups)
     others = " ".join(f"{group}=NAME" for group in groups)
     yield from indented(f"The values below are those of {now}. For others:", 0)
     yield f"  {called(name)} --help {others}"

@@ -40,6 +40,10 @@ class _Command:
     shown = False
 
 
+_telling = threading.Lock()
+"""Both the main thread, which ends the process, and the one that notes the signal may tell."""
+
+
 def begin_module() -> None:
     """`begin` for `python -m MODULE` with one of our modules, whose packages are imported now."""
     given = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
@@ -77,9 +81,11 @@ def ended() -> None:
 
 def say_interrupted() -> None:
     """Tell the user, once."""
-    if not _Command.told:
-        _Command.told = True
-        print("interrupted; Ctrl-C again ends at once", file=sys.stderr, flush=True)
+    with _telling:
+        if not _Command.told:
+            _Command.told = True
+            sys.stderr.write("interrupted; Ctrl-C again ends at once\n")
+            sys.stderr.flush()
 
 
 def _on_interrupt(number: int, frame: object) -> None:

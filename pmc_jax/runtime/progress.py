@@ -48,27 +48,38 @@ class Work:
     Attributes:
         tokens: decoded since the process began.
         answers: those of the current batch that are complete.
+        counted: when tokens were counted last, by `time.monotonic`.
     """
 
     tokens = 0
     answers = 0
+    counted = 0.0
 
 
 def decoded(tokens: int, answers: int) -> None:
     """Count `tokens` that were just decoded; `answers` of the current batch are complete."""
     Work.tokens += tokens
     Work.answers = answers
+    Work.counted = time.monotonic()
 
 
 class Log:
-    """The log of a run: what is said from the beginning of the command on, as plain text."""
+    """The log of a run: what is said from the beginning of the command on, as plain text.
+
+    Attributes:
+        file: the open file, if there is one.
+        earlier: what was said before there was one.
+        said: when something was said last, by `time.monotonic`.
+    """
 
     file: TextIO | None = None
     earlier: tuple[str, ...] = ()
+    said = float("-inf")
 
 
 def log(text: str) -> None:
     """Write to the log; if none is open yet, when one is opened."""
+    Log.said = time.monotonic()
     now = datetime.datetime.now().strftime("%H:%M:%S")
     lines = "".join(f"{now}  {line}".rstrip() + "\n" for line in text.strip("\n").split("\n"))
     if Log.file is None:
@@ -132,10 +143,10 @@ def logged_to(path: Path, *, goes_on: bool = False) -> Iterator[None]:
             Log.file = None
 
 
-def say(text: str = "") -> None:
-    """Print a text, and write it to the log."""
+def say(text: str = "", file: TextIO | None = None) -> None:
+    """Print a text to `file`, or else to stdout, and write it to the log."""
     if is_first():
-        print(text, flush=True)
+        print(text, file=file, flush=True)
         log(text)
 
 
@@ -162,13 +173,17 @@ class Stage:
         done: units done.
         note: what is said beside them.
         counts_answers: whether the units are answers.
+        file: where lines are printed; None: to stdout.
     """
 
     counts_answers = False
+    file: TextIO | None = None
 
     def __init__(self, name: str, total: int | None, done: int) -> None:
         self.name, self.total, self.done, self.note = name, total, done, ""
-        self._started = self._printed = self._updated = time.monotonic()
+        self._started = self._updated = time.monotonic()
+        # The silence counts from what was said last, perhaps by an earlier stage.
+        self._printed = Log.said
         self._first, self._tokens = done, Work.tokens
         self._ended = threading.Event()
         Work.answers = 0
@@ -182,7 +197,7 @@ class Stage:
 
     def say(self, message: str) -> None:
         """Print a message."""
-        say(message)
+        say(message, self.file)
 
     def now(self) -> str:
         """What is happening since the last unit was done."""
@@ -190,7 +205,7 @@ class Stage:
         if (seconds := seconds_compiling()) is not None and seconds >= COMPILING_SECONDS:
             parts.append(f"compiling, {seconds:.0f} s")
         if tokens := Work.tokens - self._tokens:
-            passed = time.monotonic() - self._updated
+            passed = Work.counted - self._updated
             parts.append(f"{tokens:,} tokens decoded, {speed_text(tokens, passed)}")
         return ", ".join(parts) or self.note
 
@@ -241,7 +256,7 @@ class Stage:
 
     def _print(self) -> None:
         self._printed = time.monotonic()
-        say(self.line())
+        say(self.line(), self.file)
 
 
 class SilentStage(Stage):
@@ -393,17 +408,20 @@ _current: list[Stage] = []
 
 
 @contextmanager
-def stage(name: str, total: int | None, done: int = 0) -> Iterator[Stage]:
+def stage(
+    name: str, total: int | None, done: int = 0, *, file: TextIO | None = None
+) -> Iterator[Stage]:
     """Show a stage of `total` units, of which `done` are done already.
 
-    `total` is None if they cannot be counted. A stage within another one is not shown.
+    `total` is None if they cannot be counted. A stage within another one is not shown. `file` is
+    stderr where stdout has the results of a command.
     """
-    console = Console()
+    console = Console(file=file)
     # In a notebook, what cannot be counted would leave an output of its own for each.
     if not is_first() or _current or (console.is_jupyter and total is None):
         yield SilentStage(name, total, done)
         return
-    on_terminal = sys.stdout.isatty() and not console.is_dumb_terminal
+    on_terminal = (file or sys.stdout).isatty() and not console.is_dumb_terminal
     bar = None
     if console.is_jupyter:
         shown: Stage = NotebookStage(name, total, done, NotebookBar(*columns(), console=console))
@@ -413,6 +431,7 @@ def stage(name: str, total: int | None, done: int = 0) -> Iterator[Stage]:
         shown = TerminalStage(name, total, done, bar)
     else:
         shown = Stage(name, total, done)
+    shown.file = file
     _current.append(shown)
     shown.begin()
     try:
