@@ -49,7 +49,7 @@ def ask(config: AskConfig) -> None:
     source = resolved(config.model)
     if source.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    with stage(f"loading {config.model.path}", None, file=sys.stderr):
+    with stage(f"loading {config.model.path}", None, to_stderr=True):
         model = load_language_model(source, config.prompt)
     template = model.template
     print(f"Prompt: {template}", file=sys.stderr)
@@ -58,7 +58,7 @@ def ask(config: AskConfig) -> None:
     prompts = [template.encode_prompt(text, system) + prefix for text, system in questions]
     check_tokens({0}.union(*prompts), model.config.vocab_size)
     total = len(questions) * config.n
-    with stage("asking", total, file=sys.stderr) as progress, model.naming(asked):
+    with stage("asking", total, to_stderr=True) as progress, model.naming(asked):
         responses = generate(
             model.for_decoding().params,
             prompts,

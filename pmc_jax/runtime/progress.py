@@ -143,10 +143,10 @@ def logged_to(path: Path, *, goes_on: bool = False) -> Iterator[None]:
             Log.file = None
 
 
-def say(text: str = "", file: TextIO | None = None) -> None:
-    """Print a text to `file`, or else to stdout, and write it to the log."""
+def say(text: str = "", *, to_stderr: bool = False) -> None:
+    """Print a text, and write it to the log."""
     if is_first():
-        print(text, file=file, flush=True)
+        print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True)
         log(text)
 
 
@@ -173,11 +173,11 @@ class Stage:
         done: units done.
         note: what is said beside them.
         counts_answers: whether the units are answers.
-        file: where lines are printed; None: to stdout.
+        to_stderr: whether lines are printed there rather than to stdout.
     """
 
     counts_answers = False
-    file: TextIO | None = None
+    to_stderr = False
 
     def __init__(self, name: str, total: int | None, done: int) -> None:
         self.name, self.total, self.done, self.note = name, total, done, ""
@@ -197,7 +197,7 @@ class Stage:
 
     def say(self, message: str) -> None:
         """Print a message."""
-        say(message, self.file)
+        say(message, to_stderr=self.to_stderr)
 
     def now(self) -> str:
         """What is happening since the last unit was done."""
@@ -256,7 +256,7 @@ class Stage:
 
     def _print(self) -> None:
         self._printed = time.monotonic()
-        say(self.line(), self.file)
+        say(self.line(), to_stderr=self.to_stderr)
 
 
 class SilentStage(Stage):
@@ -409,19 +409,21 @@ _current: list[Stage] = []
 
 @contextmanager
 def stage(
-    name: str, total: int | None, done: int = 0, *, file: TextIO | None = None
+    name: str, total: int | None, done: int = 0, *, to_stderr: bool = False
 ) -> Iterator[Stage]:
     """Show a stage of `total` units, of which `done` are done already.
 
-    `total` is None if they cannot be counted. A stage within another one is not shown. `file` is
-    stderr where stdout has the results of a command.
+    `total` is None if they cannot be counted. A stage within another one is not shown. With
+    `to_stderr`, stdout is left to the results of a command.
     """
-    console = Console(file=file)
+    console = Console(stderr=to_stderr)
     # In a notebook, what cannot be counted would leave an output of its own for each.
     if not is_first() or _current or (console.is_jupyter and total is None):
         yield SilentStage(name, total, done)
         return
-    on_terminal = (file or sys.stdout).isatty() and not console.is_dumb_terminal
+    on_terminal = (
+        sys.stderr if to_stderr else sys.stdout
+    ).isatty() and not console.is_dumb_terminal
     bar = None
     if console.is_jupyter:
         shown: Stage = NotebookStage(name, total, done, NotebookBar(*columns(), console=console))
@@ -431,7 +433,7 @@ def stage(
         shown = TerminalStage(name, total, done, bar)
     else:
         shown = Stage(name, total, done)
-    shown.file = file
+    shown.to_stderr = to_stderr
     _current.append(shown)
     shown.begin()
     try:
