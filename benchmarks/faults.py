@@ -210,15 +210,19 @@ def judged(status: int, said: str, allowed: Sequence[int], expected: str) -> str
 def interrupted_runs(
     directory: Path, number: int, rng: random.Random, seconds: float
 ) -> list[Attempt]:
-    """Ctrl-C at random moments of a run, every other time twice."""
+    """Ctrl-C at random moments of a run, every other time twice.
+
+    While Python ends, it no longer handles signals: the second one ends it, and shells call that
+    130, too.
+    """
     found = []
     for index in range(number):
-        moments = [rng.uniform(0.5, seconds), *([rng.uniform(0.1, 2)] if index % 2 else [])]
+        moments = [rng.uniform(0.5, seconds / 2), *([rng.uniform(0.1, 2)] if index % 2 else [])]
         what = "Ctrl-C after " + " and ".join(f"{moment:.1f} s" for moment in moments)
         if index % 3 == 0:
             shutil.rmtree(directory / "interrupted", ignore_errors=True)
         attempt = disturbed(
-            what, directory / "interrupted", interrupts=moments, allowed=(0, 130),
+            what, directory / "interrupted", interrupts=moments, allowed=(0, 130, -signal.SIGINT),
             expected="interrupted",
         )  # fmt: skip
         found.append(attempt)
@@ -280,15 +284,16 @@ OF_A_RUN = ("config.yaml", "inputs.json", "metrics.jsonl", "evaluation/before.js
 
 def damaged_runs(directory: Path, number: int, rng: random.Random) -> list[Attempt]:
     """Runs that are continued after one of their files was damaged."""
-    reference, stopped = outcome(directory / "undisturbed"), directory / "stopped"
-    process = start(stopped, SETTINGS)
-    while steps_logged(stopped) < 4:
+    reference = outcome(directory / "undisturbed")
+    stopped, place = directory / "stopped", directory / "damaged"
+    process = start(place, SETTINGS)
+    while steps_logged(place) < 4:
         time.sleep(0.1)
     process.kill()
     process.wait()
+    place.rename(stopped)
     found = []
     for _ in range(number):
-        place = directory / "damaged"
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(stopped, place)
         attempt = disturbed(damage(place, rng, OF_A_RUN), place, allowed=(0, 2))

@@ -21,7 +21,6 @@ from pmc_jax import report
 from pmc_jax.cli.entry_point import naming_memory
 from pmc_jax.data.files import write_text, writing
 from pmc_jax.errors import UserError
-from pmc_jax.runs import directory as directories
 from pmc_jax.runs.directory import CONFIG, INPUTS, LAYOUT, holds_run, running
 from pmc_jax.runs.sealed import file_hashes, read_sealed, write_sealed
 from pmc_jax.runtime import locks
@@ -328,10 +327,12 @@ def test_ctrl_c_is_one_line(code, times, said):
     assert (status, stderr) == (130, said) and seconds < 15
 
 
-def test_leftovers_of_checkpoints_are_left_to_orbax(tmp_path):
+def test_a_checkpoint_that_a_killed_run_left_half_written_is_removed(tmp_path):
     directory = begun(tmp_path / "run")
-    (directory / "checkpoints" / "2.partial").mkdir()
-    assert directories.leftovers(directory) == []
+    for name in ("2", "4.orbax-checkpoint-tmp"):
+        (directory / "checkpoints" / name / "state").mkdir(parents=True)
+    begun(directory)
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == ["2"]
 
 
 # --- too little memory --------------------------------------------------------------------------

@@ -223,7 +223,9 @@ def _begin(
 
 def leftovers(directory: Path) -> list[Path]:
     """What a run that was killed has left half written."""
-    return [path for path in directory.rglob(f"*{PARTIAL}") if path.parent.name != "checkpoints"]
+    half = [*directory.glob(f"*{PARTIAL}"), *directory.glob(f"evaluation/*{PARTIAL}")]
+    half += directory.glob(f"models/*/*{PARTIAL}")
+    return [*half, *directory.glob("checkpoints/*.orbax-checkpoint-tmp")]
 
 
 def remove(path: Path) -> None:
