@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pmc_jax.data.files import to_json, write_json
+
 HERE = Path(__file__).parent
 GB = 10**9
 LIMITS = (4, 6, 8)
@@ -146,7 +148,7 @@ def main() -> None:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(work(options.model, options.tofu, options.questions)))
+        print(to_json(work(options.model, options.tofu, options.questions)))
         return
     arguments = [options.model, options.tofu, "--questions", str(options.questions)]
     found = {"questions": options.questions, "limits": [], "compiled": []}
@@ -159,7 +161,7 @@ def main() -> None:
         numbers = "".join(f"{speed:9,.0f}" for speed in speeds)
         print(f"{limit:8}  {gigabytes(one.get('peak')):>7}{numbers}  {' '.join(one['said'])}"
               f"{'' if one['status'] == 0 else 'failed'}", flush=True)  # fmt: skip
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(options.out, found)
     for name in options.large:
         for row in compiled(name, options.device):
             found["compiled"].append(row)
@@ -171,7 +173,7 @@ def main() -> None:
                 f"samples at a time; {sizes}",
                 flush=True,
             )
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(options.out, found)
 
 
 if __name__ == "__main__":

@@ -51,10 +51,11 @@ def value_of(config: HFConfig, key: str, kind: type, default: Any = None) -> Any
 
 def is_positive(value: Any, kind: type, most: float | None = None) -> bool:
     """Whether a value is a positive finite number, an integer if `kind` is int."""
-    accepted = (int, float) if kind is float else kind
+    accepted: Any = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or isinstance(value, bool):
         return False
-    return 0 < value < math.inf and (most is None or value <= most)
+    number: float = value
+    return 0 < number < math.inf and (most is None or number <= most)
 
 
 def shown(value: Any) -> str:

@@ -64,7 +64,7 @@ def older_version(summary: Mapping[str, Any]) -> str | None:
     """Why a run has no verdict, if it is because of the version that wrote it."""
     if "verdict" in summary:
         return None
-    return "An older version of pmc_jax wrote this run and gave no verdict."
+    return "An older version of pmc_jax wrote this run and gave no verdict"
 
 
 def number(value: Any) -> float | None:

@@ -149,7 +149,8 @@ def _left_by_control_groups(root: Path) -> Iterator[int]:
                     yield most - taken
 
 
-Item, Found = TypeVar("Item"), TypeVar("Found")
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 Size = tuple[int, ...]
 """How much is done at a time; the first number is that of items."""
 

@@ -17,7 +17,11 @@ def read_refusals(path: str) -> list[str]:
         UserError: if it cannot be read or has none.
     """
     file = Path(path).expanduser()
-    if found := read_text_lines(file):
+    try:
+        found = read_text_lines(file)
+    except UserError as error:
+        raise UserError(f"method.refusals={error}") from None
+    if found:
         return found
     raise UserError(f"method.refusals={file}: no refusals; expected one a line")
 
