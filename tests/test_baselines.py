@@ -30,7 +30,7 @@ from convert.families import LLAMA
 from convert.load import load_checkpoint
 from pmc_jax.errors import UserError
 from pmc_jax.language_model import LanguageModel
-from pmc_jax.settings import check
+from pmc_jax.settings import MOST, check
 from pmc_jax.training.objective import make_objective
 from pmc_jax.training.step import accumulated_gradients, init_state, make_train_step
 from pmc_jax.unlearning.baselines.dpo import dpo_loss
@@ -119,7 +119,7 @@ def test_every_number_has_its_bounds():
     numbers = [(name, field) for name in own for field in own[name] if is_number(field)]
     assert {field.name for _, field in numbers} == set(BOUNDS)
     for name, field in numbers:
-        assert dict(field.metadata) == BOUNDS[field.name], (name, field.name)
+        assert dict(field.metadata) == {"most": MOST, **BOUNDS[field.name]}, (name, field.name)
         for kind, bound in BOUNDS[field.name].items():
             at, outside = bound, bound + (1 if kind == "most" else -1)
             wrong = [outside, at] if kind == "above" else [outside]

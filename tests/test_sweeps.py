@@ -146,7 +146,12 @@ def test_a_run_says_at_its_start_that_its_settings_are_another_methods(
     tmp_path, monkeypatch, capsys
 ):
     seen = []
-    monkeypatch.setattr(train, "run_unlearning", lambda *_, **given: seen.append(given["untuned"]))
+
+    def run_unlearning(*_, directory, untuned, **settings):
+        directory.mkdir()
+        seen.append(untuned)
+
+    monkeypatch.setattr(train, "run_unlearning", run_unlearning)
     for name in ("load_dataset", "load_language_model", "mesh_of", "show"):
         monkeypatch.setattr(train, name, lambda *_: SimpleNamespace(template="plain"))
     own = ["experiment=own", "model.path=m", "data.forget=f", "data.retain=r"]

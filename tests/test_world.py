@@ -224,7 +224,7 @@ def test_shipped_model_knows_its_world_and_nobody_else(world, tokenizer):
         ([], r"out is missing"),
         (["out=x", "sed=3"], r"key sed; the nearest valid key is seed"),
         (["out"], r"out: expected KEY=VALUE"),
-        (["out=x", "seed=many"], r"seed: .*'many'.*[Ii]nteger"),
+        (["out=x", "seed=many"], r"seed=many: expected an integer"),
         (["out=x", "seed=-1"], r"seed=-1: expected at least 0"),
     ],
 )

@@ -123,7 +123,7 @@ def write_evaluation(directory: Path, models=MODELS, parts=SUITES["full"], **cha
     }  # fmt: skip
     write_json(directory / "summary.json", summary)
     (directory / "config.yaml").write_text(
-        f"suite: full\ndata:\n  format: jsonl\n  path: {directory / 'data'}\n"
+        f"suite: full\ndata:\n  format: files\n  path: {directory / 'data'}\n"
         "  forget: forget.jsonl\n  retain: retain.jsonl\n"
     )
     return directory
