@@ -36,6 +36,7 @@ from pmc_jax.assets import WORLD_DATA, WORLD_MODEL
 from pmc_jax.cli.config import (
     AskConfig,
     Config,
+    DraftConfig,
     PlanConfig,
     WorldConfig,
     choices_of,
@@ -60,8 +61,8 @@ COUNTS = {"command lines": 2000, "configurations": 4000, "tokenizers": 1000, "we
           "data files": 3000}  # fmt: skip
 
 SCHEMAS: dict[str, type] = {
-    "train": Config, "evaluate": EvaluateConfig, "ask": AskConfig, "plan": PlanConfig,
-    "world": WorldConfig,
+    "train": Config, "evaluate": EvaluateConfig, "ask": AskConfig, "draft": DraftConfig,
+    "plan": PlanConfig, "world": WorldConfig,
 }  # fmt: skip
 
 FOREIGN_WORDS = ("Lexer", "reference_type", "object_type", "mismatched input", "extraneous input")

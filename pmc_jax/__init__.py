@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pmc_jax.api import Unlearned, load_model, unlearn
     from pmc_jax.data import Controls, Dataset
     from pmc_jax.data.prompt_config import PromptConfig
+    from pmc_jax.drafting import Draft, draft_data
     from pmc_jax.errors import Stopped, UserError
     from pmc_jax.evaluation.context import RobustnessConfig
     from pmc_jax.evaluation.quality import EvaluationConfig
@@ -70,6 +71,8 @@ _WHERE = {
     "LanguageModel": "language_model",
     "Evaluation": "evaluation.run",
     "Controls": "data",
+    "draft_data": "drafting",
+    "Draft": "drafting",
     "RetainLog": "evaluation.tofu",
     "StepRecord": "training.loop",
     "UserError": "errors",
@@ -126,6 +129,7 @@ __all__ = [
     "CheckpointConfig",
     "Controls",
     "Dataset",
+    "Draft",
     "Evaluation",
     "EvaluationConfig",
     "FineTune",
@@ -145,6 +149,7 @@ __all__ = [
     "Unlearned",
     "UserError",
     "__version__",
+    "draft_data",
     "evaluate",
     "forward",
     "load_model",

@@ -20,6 +20,7 @@ from pmc_jax.cli.commands import COMMANDS, WIDTH
 from pmc_jax.cli.config import (
     AskConfig,
     Config,
+    DraftConfig,
     PlanConfig,
     WorldConfig,
     check_values,
@@ -42,6 +43,7 @@ SCHEMAS: dict[str, type] = {
     "train": Config,
     "evaluate": EvaluateConfig,
     "ask": AskConfig,
+    "draft": DraftConfig,
     "plan": PlanConfig,
     "world": WorldConfig,
 }
@@ -264,6 +266,7 @@ def test_what_the_table_of_commands_names_exists():
 BOUNDS = {
     "max_length": ("evaluate", 2, True), "confidence": ("evaluate", 0.75, True),
     "seed": ("train", 0, True), "n": ("ask", 1, True), "decode_batch": ("ask", 1, True),
+    "people": ("draft", 1, True),
     "prompt_tokens": ("plan", 1, True), "tries": ("plan", 0, True),
     "temperature": ("ask", 0, True), "top_k": ("ask", 0, True), "top_p": ("ask", 0, False),
     "max_new_tokens": ("ask", 1, True), "method.samples": ("pmc", 1, True),
@@ -458,7 +461,7 @@ def test_the_keys_that_are_paths_or_free_text():
         for key, setting in settings_of_schema(schema).items()
         if setting.free_text
     }
-    assert free == {"question", "prefix", "prompt.system", "prompt.question", "prompt.answer",
+    assert free == {"question", "prefix", "person", "others", "prompt.system", "prompt.question", "prompt.answer",
                     "method.instruction"}  # fmt: skip
 
 

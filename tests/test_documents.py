@@ -13,7 +13,7 @@ import pytest
 
 import pmc_jax
 from pmc_jax.cli.commands import COMMANDS
-from pmc_jax.cli.config import AskConfig, Config, PlanConfig, WorldConfig
+from pmc_jax.cli.config import AskConfig, Config, DraftConfig, PlanConfig, WorldConfig
 from pmc_jax.evaluation.config import EvaluateConfig
 from pmc_jax.settings import fields_of
 from pmc_jax.unlearning.method import methods, resolve
@@ -31,6 +31,7 @@ SCHEMAS = {
     "train": Config,
     "evaluate": EvaluateConfig,
     "ask": AskConfig,
+    "draft": DraftConfig,
     "plan": PlanConfig,
     "world": WorldConfig,
 }

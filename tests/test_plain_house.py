@@ -13,7 +13,7 @@ from pmc_jax.unlearning.method import Method, methods
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pmc_jax", "convert", "benchmarks", "tests")
-COMMANDS = ("train", "evaluate", "ask", "report", "plan", "world")
+COMMANDS = ("train", "evaluate", "ask", "draft", "report", "plan", "world")
 OWN_FILES = ("pmc_jax/unlearning/baselines/", "pmc_jax/unlearning/pmc/")
 """The directories of the methods."""
 
@@ -276,6 +276,7 @@ ARROWS: dict[str, set[str]] = {
 ARROWS["planning"] = {*ARROWS["training"], "decoding", "training"}
 ARROWS["reporting"] = {*BASE, "data", "runs", "text"}
 ARROWS["evaluation"] = {*ARROWS["training"], "decoding", "reporting", "text", "training"}
+ARROWS["drafting"] = {*ARROWS["evaluation"], "evaluation"}
 ARROWS["api"] = {*ARROWS["evaluation"], "evaluation"}
 ARROWS["cli"] = {*ARROWS["api"], "api"}
 """What each part of the code may import. Commands import anything; nothing imports a command."""

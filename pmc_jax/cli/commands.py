@@ -102,6 +102,23 @@ COMMANDS = {
         ),
         unused=("model.remat", "model.architecture"),
     ),
+    "draft": Command(
+        module="pmc_jax.draft",
+        summary="draft forget and retain files about a person, to read and correct",
+        purpose="Asks a model about a person, other people and the world, and makes a forget "
+        "and a retain file from its own answers, with paraphrases and suggested secrets. Read "
+        "and correct the files before a run.",
+        usage=('model.path=DIR person="..." out=DIR [KEY=VALUE ...]',),
+        examples=(
+            ("Draft files; the model proposes the other people",
+             'model.path=DIR person="Marie Curie" out=draft'),
+            ("Name the people to keep", 'person="Zoltan Dornberg" others="Ambrose Quarmere" '
+             "out=draft"),
+            ("Ask questions of your own instead", 'model.path=DIR person="Marie Curie" out=draft '
+             "questions=questions.txt patterns=false"),
+        ),
+        unused=("model.remat", "model.architecture"),
+    ),
     "report": Command(
         module="pmc_jax.report",
         summary="write reports again, or compare many runs",

@@ -96,6 +96,39 @@ class AskConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DraftConfig:
+    """The settings of `pmc draft`.
+
+    Attributes:
+        person: name of the person to forget.
+        out: directory for the new files forget.jsonl and retain.jsonl.
+        questions: file of further questions; "{person}" in them stands for the name, and such
+            questions are asked about other people, too.
+        patterns: ask the built-in questions, which are in English.
+        others: people to keep, separated by commas, or a .txt file with a name a line; by
+            default, the model proposes some.
+        people: how many people the model proposes at most.
+        max_new_tokens: longest answer in tokens; of a longer one, whole sentences are kept.
+        seed: seed of the proposed names.
+        decode_batch: most answers decoded at once; "auto": as many as fit into memory.
+        memory: most memory to take of the device, or of the machine for CPUs, such as 6GB.
+    """
+
+    person: str = free_text(MISSING)
+    out: str = MISSING
+    questions: str | None = None
+    patterns: bool = True
+    others: str | None = free_text(None)
+    people: int = bounded(8, least=1, most=64)
+    max_new_tokens: int = bounded(64, least=1)
+    seed: int = bounded(0, least=0, below=2**32)
+    decode_batch: int | str = automatic()
+    memory: str | None = None
+    model: ModelSource = dataclasses.field(default_factory=ModelSource)
+    prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
+
+
+@dataclasses.dataclass(frozen=True)
 class PlanConfig(Config):
     """The settings of `pmc plan`: those of the planned run, and a few more.
 
@@ -151,6 +184,7 @@ def _open_schema(schema: type) -> DictConfig:
 for _name, _schema in (
     ("train_schema", Config),
     ("ask_schema", AskConfig),
+    ("draft_schema", DraftConfig),
     ("evaluate_schema", EvaluateConfig),
     ("plan_schema", PlanConfig),
     ("world_schema", WorldConfig),
