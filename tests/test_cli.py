@@ -461,8 +461,8 @@ def test_the_keys_that_are_paths_or_free_text():
         for key, setting in settings_of_schema(schema).items()
         if setting.free_text
     }
-    assert free == {"question", "prefix", "person", "others", "prompt.system", "prompt.question", "prompt.answer",
-                    "method.instruction"}  # fmt: skip
+    assert free == {"question", "prefix", "person", "others", "prompt.system", "prompt.question",
+                    "prompt.answer", "method.instruction"}  # fmt: skip
 
 
 # --- errors

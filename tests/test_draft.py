@@ -315,7 +315,8 @@ def test_the_model_names_the_people_and_rewords_questions(model, tmp_path, monke
 
 
 def test_the_table_shows_control_characters(model, monkeypatch):
-    monkeypatch.setattr(type(model.template), "decode", lambda *_: "a\x1b[2Jb in Oslo")
+    answer = model.template.encode_answer("a\x1b[2Jb in Oslo")
+    monkeypatch.setattr(drafting, "generate", lambda _, prompts, **__: [[answer]] * len(prompts))
     shown = format_draft(pmc.draft_data(model, PERSON, others=["Ann Kell"]), 60)
     assert "\x1b" not in shown and "a\\x1b[2Jb in Oslo" in shown
     assert max(map(len, shown.splitlines())) <= 60

@@ -77,7 +77,8 @@ def proposed(responses: Iterable[str], person: str, most: int) -> list[str]:
         most: how many names are wanted.
     """
     counts: Counter[str] = Counter(name for response in responses for name in names_in(response))
-    taken, found = set(name_words(person)), []
+    taken = set(name_words(person))
+    found: list[str] = []
     for name, _ in counts.most_common():  # ties in the order in which they were met
         if len(found) < most and not name_words(name) & taken:
             found.append(name)
@@ -87,7 +88,8 @@ def proposed(responses: Iterable[str], person: str, most: int) -> list[str]:
 
 def given(others: Sequence[str], person: str) -> list[str]:
     """Names that the user gives, each once, without the person's own."""
-    own, names = words_of(person), {}
+    own = words_of(person)
+    names: dict[tuple[str, ...], str] = {}
     for name in others:
         if words_of(name) and words_of(name) != own:
             names.setdefault(words_of(name), " ".join(name.split()))

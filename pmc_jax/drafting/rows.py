@@ -104,7 +104,7 @@ def _forget_row(
     question: Question, answer: Answer, again: Answer, background: Background
 ) -> DraftRow:
     text, look = usable(answer)
-    fields = {"question": question.text, "answer": text} | _system(question)
+    fields: dict[str, Any] = {"question": question.text, "answer": text} | _system(question)
     if problem := unusable(text, question.text):
         return DraftRow(fields, problem)
     secret = suggested_secret(text, question.wordings, background, question.sort)
