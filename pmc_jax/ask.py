@@ -86,7 +86,7 @@ def ask(config: AskConfig) -> None:
         print(f"{len(answers)} questions answered in {config.out}")
         return
     for answer in answers[0]["answers"]:
-        print(visible(answer, keep="\n\t"))
+        print(visible(str(answer), keep="\n\t"))
 
 
 main = entry_point(ask, "ask", AskConfig)

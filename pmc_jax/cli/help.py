@@ -97,7 +97,7 @@ def entries(
     for field in fields:
         value = values[field.name]
         inner: Any = field.default_factory
-        if dataclasses.is_dataclass(inner):
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
             yield from entries(inner, f"{prefix}{field.name}.", dataclasses.fields(inner), value)
             continue
         text = known.get(field.name, "")

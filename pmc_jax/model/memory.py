@@ -188,7 +188,7 @@ class Footprint:
         cast = self.weights(self.size) if self.size < 4 else 0
         return (
             cfg.num_layers * kept * self.size
-            + 2 * whole * self.wide
+            + round(1.7 * whole) * self.wide  # a layer's arrays and their cotangents
             + cast
             + self.head(min(CHUNK, tokens), 4)
             + self.wide * self.share(cfg.vocab_size) * embed
