@@ -82,7 +82,7 @@ def test_every_baseline_has_a_reference():
 
 
 BOUNDS = {
-    "samples": {"least": 1},
+    "samples": {"least": 1, "most": 65536},
     "temperature": {"least": 0},
     "top_k": {"least": 0},
     "top_p": {"above": 0, "most": 1},
@@ -90,7 +90,7 @@ BOUNDS = {
     "selection_temperature": {"least": 0},
     "min_len": {"least": 0},
     "retain_weight": {"least": 0},
-    "retain_per_forget": {"least": 0},
+    "retain_per_forget": {"least": 0, "most": 1024},
     "final_temperature": {"above": 0},
     "final_retain_weight": {"least": 0},
     "beta": {"above": 0},
@@ -102,7 +102,7 @@ BOUNDS = {
     "layer": {"least": 0},
     "trained_layers": {"least": 1},
     "steering": {"least": 0},
-    "gamma": {},
+    "gamma": {"most": 1048576},
     "epsilon": {"least": 0},
     "dual_step_size": {"least": 0},
     "dual_warmup_epochs": {"least": 0},
