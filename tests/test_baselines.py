@@ -102,7 +102,7 @@ BOUNDS = {
     "layer": {"least": 0},
     "trained_layers": {"least": 1},
     "steering": {"least": 0},
-    "gamma": {"most": 1048576},
+    "gamma": {"least": 0},
     "epsilon": {"least": 0},
     "dual_step_size": {"least": 0},
     "dual_warmup_epochs": {"least": 0},
