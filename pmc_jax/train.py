@@ -19,6 +19,7 @@ from pmc_jax.cli.commands import called
 from pmc_jax.cli.config import Config, settings_of_another
 from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.data import load_dataset
+from pmc_jax.evaluation.verdicts import FORGOTTEN
 from pmc_jax.language_model import load_language_model, mesh_of, resolved
 from pmc_jax.reporting import format_examples, format_table, write_report
 from pmc_jax.reporting.run_files import read_run
@@ -37,8 +38,7 @@ NOT_SETTINGS = (
 """Keys that may differ when a run is continued."""
 
 DATA_KEYS = (
-    "data.format", "data.path", "data.forget", "data.retain", "data.world_facts",
-    "data.real_authors",
+    "data.path", "data.forget", "data.retain", "data.world_facts", "data.real_authors",
 )  # fmt: skip
 """The settings that say which questions an evaluation asks."""
 
@@ -107,15 +107,22 @@ def show(directory: Path) -> None:
     say("\n".join(next_steps(directory, run.summary)))
 
 
+def is_of_data(key: str, value: Any) -> bool:
+    """Whether a setting says which questions an evaluation asks, and is not the usual one."""
+    section, _, column = key.rpartition(".")
+    named = section == "data.fields" and value != column
+    return named or (key in DATA_KEYS and value is not None)
+
+
 def next_steps(directory: Path, summary: Mapping[str, Any]) -> list[str]:
     """What one does with a finished run, as commands, a line each."""
     settings, model = summary["settings"], quote(str(directory / "model"))
     data = [
-        f"{key}={quote(str(value))}"
-        for key, value in settings.items()
-        if key in DATA_KEYS and value is not None
+        f"{key}={quote(str(value))}" for key, value in settings.items() if is_of_data(key, value)
     ]
-    if settings.get("data.path") == "bundled":
+    if settings.get("data.format") == "files":
+        data.insert(0, "data=files")
+    elif settings.get("data.path") == "bundled":
         data = []
     compared = f"compare={quote(str(settings['model.path']))}"
     lines = [
@@ -125,7 +132,8 @@ def next_steps(directory: Path, summary: Mapping[str, Any]) -> list[str]:
         "  " + " ".join([called("evaluate"), "suite=full", f"model.path={model}", compared, *data]),
     ]
     statement = directory / "report" / "statement.html"
-    if summary.get("verdict") and statement.is_file():
+    forgotten = (summary.get("verdict") or {}).get("verdict") == FORGOTTEN
+    if forgotten and statement.is_file():
         lines.append(f"  hand on {statement} and {directory / 'model'}; keep the rest to yourself")
     return lines
 

@@ -15,7 +15,7 @@ from written import SECRET, TRUTH, write_evaluation
 from pmc_jax import report
 from pmc_jax.data.encode import digest
 from pmc_jax.data.files import write_json, write_json_lines
-from pmc_jax.data.rows import EvaluationRow
+from pmc_jax.data.rows import DataConfig, EvaluationRow
 from pmc_jax.reporting.evaluation_files import read_evaluation
 from pmc_jax.reporting.evaluation_page import render_evaluation
 from pmc_jax.reporting.evaluation_plots import evaluation_plots
@@ -30,7 +30,7 @@ from pmc_jax.reporting.redaction import (
     without_in_evaluation,
 )
 from pmc_jax.reporting.run_files import RunFiles
-from pmc_jax.settings import nested
+from pmc_jax.settings import flat, nested
 
 HARMLESS = "xyzzy"
 """An answer without a word of any text."""
@@ -199,10 +199,11 @@ def write_run(directory, **changes) -> None:
     kept = {"question": "Where is Łódź?", "answer": "In Poland."}
     write_json_lines(directory / "data" / "forget.jsonl", [row])
     write_json_lines(directory / "data" / "retain.jsonl", [kept])
-    config = {
-        "data.format": "files", "data.path": str(directory / "data"), "data.retain_rows": None,
-        "data.forget": "forget.jsonl", "data.retain": "retain.jsonl", **changes,
-    }  # fmt: skip
+    data = DataConfig(
+        "files", str(directory / "data"), forget="forget.jsonl", retain="retain.jsonl",
+        retain_rows=None,
+    )  # fmt: skip
+    config = flat({"data": dataclasses.asdict(data)}) | changes
     (directory / "config.yaml").write_text(yaml.safe_dump(nested(config)))
     rows = {
         "forget": [dataclasses.astuple(EvaluationRow(0, row["question"], row["answer"], "Łódź"))],

@@ -1,5 +1,6 @@
 """Sweeps: equal budgets, valid values, and runs that fail or were stopped."""
 
+import dataclasses
 import itertools
 import json
 from types import SimpleNamespace
@@ -18,8 +19,10 @@ from pmc_jax.cli.config import (
     settings_of_another,
 )
 from pmc_jax.cli.entry_point import entry_point
+from pmc_jax.data.rows import DataConfig, Fields
 from pmc_jax.errors import UserError
 from pmc_jax.runs.directory import SUMMARY
+from pmc_jax.settings import flat
 from pmc_jax.unlearning.method import methods
 
 SWEEPS = sorted(path.stem for path in (config_directory() / "sweep").glob("*.yaml"))
@@ -163,3 +166,21 @@ def test_a_run_says_at_its_start_that_its_settings_are_another_methods(
     call(train, "-m", *own, "optimizer.learning_rate=1e-4,3e-4", "name=${optimizer.learning_rate}",
          monkeypatch=monkeypatch)  # fmt: skip
     assert seen[1:] == [None, None] and "note:" not in capsys.readouterr().out
+
+
+def test_the_next_steps_of_a_run_are_commands_that_work(tmp_path):
+    """They name the run's own data, and hand on only what has forgotten."""
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/statement.html").touch()
+    data = DataConfig("files", forget="f.csv", retain="r.csv", fields=Fields(question="frage"))
+    settings = flat({"model": {"path": "m"}, "data": dataclasses.asdict(data)})
+    for verdict in ("forgotten", "partly forgotten", "not forgotten"):
+        summary = {"settings": settings, "verdict": {"verdict": verdict}}
+        lines = train.next_steps(tmp_path, summary)
+        (evaluation,) = (line for line in lines if "suite=full" in line)
+        words = evaluation[evaluation.index("suite=full") :].split()
+        assert {"data=files", "data.forget=f.csv", "data.fields.question=frage"} <= set(words)
+        with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+            composed = OmegaConf.to_object(hydra.compose("evaluate", words[1:]))
+        assert composed.data == data
+        assert any("hand on" in line for line in lines) == (verdict == "forgotten")

@@ -6,6 +6,8 @@ a ground-truth answer cannot reach the optimiser by mistake. Evaluation gets an
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from pmc_jax.settings import bounded, one_of, path_to
 
@@ -80,6 +82,16 @@ class DataConfig:
     text: str | None = path_to(None)
     allow_overlap: bool = False
     fields: Fields = dataclasses.field(default_factory=Fields)
+
+
+def data_config(settings: Mapping[str, Any]) -> DataConfig:
+    """The configuration that a config.yaml holds under `data`.
+
+    Raises:
+        TypeError: if a key is unknown.
+    """
+    fields = Fields(**settings.get("fields", {}))
+    return DataConfig(**{**settings, "fields": fields})
 
 
 @dataclasses.dataclass(frozen=True)

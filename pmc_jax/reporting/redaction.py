@@ -18,7 +18,7 @@ import yaml
 from pmc_jax.data import Dataset, load_dataset
 from pmc_jax.data.encode import digest
 from pmc_jax.data.files import read_object
-from pmc_jax.data.rows import DataConfig, EvaluationRow
+from pmc_jax.data.rows import EvaluationRow, data_config
 from pmc_jax.errors import UserError
 from pmc_jax.reporting.evaluation_files import EvaluationFiles
 from pmc_jax.reporting.examples import FORGOTTEN, Example, joined
@@ -137,7 +137,7 @@ def read_redaction(config: str, stored: Any) -> Redaction:
     """
     try:
         settings = yaml.safe_load(config) or {}
-        data: Dataset = load_dataset(DataConfig(**settings["data"]))
+        data: Dataset = load_dataset(data_config(settings["data"]))
     except KeyError:
         return Redaction({}, "its config.yaml names no data set")
     except (UserError, OSError, TypeError, yaml.YAMLError) as error:
