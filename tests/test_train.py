@@ -452,7 +452,10 @@ def test_a_malformed_row_is_named(run, tofu_dir, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(run, capsys):
     with pytest.raises(SystemExit) as stop:
-        run("optimizer.learning_rate=1e30", "optimizer.schedule=constant")
+        run(
+            "optimizer.learning_rate=1", "optimizer.weight_decay=100", "optimizer.schedule=constant",
+            "training.epochs=40",
+        )  # fmt: skip
     error = capsys.readouterr().err
     assert stop.value.code == 2
     what = r"(loss is (nan|inf|-inf)|a weight is not finite|the logits are not finite)"
