@@ -453,8 +453,8 @@ def test_a_malformed_row_is_named(run, tofu_dir, tmp_path, capsys):
 def test_a_loss_that_is_not_finite_stops_the_run(run, capsys):
     with pytest.raises(SystemExit) as stop:
         run(
-            "optimizer.learning_rate=1", "optimizer.weight_decay=100", "optimizer.schedule=constant",
-            "training.epochs=40",
+            "optimizer.learning_rate=1", "optimizer.weight_decay=100", "training.epochs=40",
+            "optimizer.schedule=constant",
         )  # fmt: skip
     error = capsys.readouterr().err
     assert stop.value.code == 2
