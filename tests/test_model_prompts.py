@@ -285,10 +285,12 @@ def test_ask_says_how_it_asks_and_prints_answers_alone(run, monkeypatch, capsys)
     (answer,) = pmc.load_model(run / "run" / "model").generate([question], max_new_tokens=16)[0]
     assert shown.out.splitlines()[-1] == answer
     assert "Prompt" not in shown.out
-    assert shown.err == (
+    prompt, progress = shown.err.splitlines()
+    assert prompt == (
         'Prompt: plain, "Q: {question}\\nA: {answer}", system prompt "Be brief." '
-        "(the model's own)\n"
+        "(the model's own)"
     )
+    assert progress.startswith("asking: 1/1")
 
 
 @pytest.mark.slow

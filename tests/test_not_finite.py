@@ -145,8 +145,8 @@ def test_training_blames_the_model_before_the_first_update(tiny_model, data):
 
 @pytest.mark.slow
 def test_training_blames_the_learning_rate_after_it(tiny_model, data):
-    optimizer = pmc.Optimizer(learning_rate=1e30, schedule="constant")
-    training = pmc.Training(epochs=4)
+    optimizer = pmc.Optimizer(learning_rate=1.0, weight_decay=100.0, schedule="constant")
+    training = pmc.Training(epochs=40)
     for method in (pmc.PMC(samples=2), pmc.FineTune()):
         with pytest.raises(UserError, match=r"not finite|loss is") as error:
             pmc.unlearn(tiny_model, data, method, training, optimizer)

@@ -39,7 +39,7 @@ def memory_size(text: str, key: str = "memory") -> int:
     Raises:
         UserError: for any other text.
     """
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([a-zA-Z]+)", text)
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,20})?)\s*([a-zA-Z]+)", text)
     if found is None or found[2].upper() not in UNITS:
         raise UserError(f"{key}={text}: expected a size like 80GB or 16GiB")
     return round(float(found[1]) * UNITS[found[2].upper()])
