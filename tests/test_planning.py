@@ -139,7 +139,8 @@ def test_what_does_not_fit_is_mended(tmp_path):
     """With memory for a train step that recomputes more, but not for the one that is given."""
     arguments = [
         "topology=cpu:2", "training.batch_size=32", "training.accumulation=1",
-        "training.decode_batch=16", "method.samples=4", "model.dtype=float32", "model.remat=none",
+        "training.micro_batch=32", "training.decode_batch=16", "method.samples=4",
+        "model.dtype=float32", "model.remat=none",
     ]  # fmt: skip
     first = planned(tmp_path, *arguments)
     assert first["fits"] is None and first["nearest"] is None
