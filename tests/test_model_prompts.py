@@ -287,8 +287,7 @@ def test_ask_says_how_it_asks_and_prints_answers_alone(run, monkeypatch, capsys)
     assert "Prompt" not in shown.out
     prompt, progress = shown.err.splitlines()
     assert prompt == (
-        'Prompt: plain, "Q: {question}\\nA: {answer}", system prompt "Be brief." '
-        "(the model's own)"
+        'Prompt: plain, "Q: {question}\\nA: {answer}", system prompt "Be brief." (the model\'s own)'
     )
     assert progress.startswith("asking: 1/1")
 
