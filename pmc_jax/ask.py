@@ -11,15 +11,14 @@ import jax
 
 from pmc_jax.cli.config import AskConfig
 from pmc_jax.cli.entry_point import entry_point
+from pmc_jax.cli.loading import load_to_ask
 from pmc_jax.data.encode import check_tokens
 from pmc_jax.data.files import write_json_lines
 from pmc_jax.data.records import read_records
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
-from pmc_jax.language_model import load_language_model, resolved
-from pmc_jax.runtime.memory import allow_memory
 from pmc_jax.runtime.progress import stage
-from pmc_jax.terminal import visible
+from pmc_jax.terminal import escaped
 
 
 def read_questions(config: AskConfig) -> list[tuple[str, str | None]]:
@@ -45,12 +44,7 @@ def read_questions(config: AskConfig) -> list[tuple[str, str | None]]:
 def ask(config: AskConfig) -> None:
     """Decode `n` answers to each question, and print them or write them to a file."""
     questions = read_questions(config)
-    allow_memory(config.memory)
-    source = resolved(config.model)
-    if source.dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
-    with stage(f"loading {config.model.path}", None, to_stderr=True):
-        model = load_language_model(source, config.prompt)
+    model = load_to_ask(config.model, config.prompt, config.memory)
     template = model.template
     print(f"Prompt: {template}", file=sys.stderr)
     prefix = template.encode_prefix(config.prefix) if config.prefix else []
@@ -86,7 +80,7 @@ def ask(config: AskConfig) -> None:
         print(f"{len(answers)} questions answered in {config.out}")
         return
     for answer in answers[0]["answers"]:
-        print(visible(str(answer), keep="\n\t"))
+        print(escaped(str(answer), keep="\n\t"))
 
 
 main = entry_point(ask, "ask", AskConfig)

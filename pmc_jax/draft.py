@@ -7,18 +7,14 @@ files are a first version, which you read and correct before a run.
 from pathlib import Path
 from shlex import quote
 
-import jax
-
 from pmc_jax.cli.commands import called
 from pmc_jax.cli.config import DraftConfig
 from pmc_jax.cli.entry_point import entry_point
+from pmc_jax.cli.loading import load_to_ask
 from pmc_jax.data.files import read_text_lines, write_json_lines
 from pmc_jax.drafting import draft_data, format_draft
 from pmc_jax.errors import UserError
-from pmc_jax.language_model import load_language_model, resolved
-from pmc_jax.runtime.memory import allow_memory
-from pmc_jax.runtime.progress import stage
-from pmc_jax.terminal import visible
+from pmc_jax.terminal import escaped
 
 FORGET, RETAIN = "forget.jsonl", "retain.jsonl"
 
@@ -62,12 +58,7 @@ def draft(config: DraftConfig) -> None:
     others = names_of(config.others)
     if config.questions is not None and not Path(config.questions).expanduser().exists():
         raise UserError(f"questions={config.questions}: no such file")
-    allow_memory(config.memory)
-    source = resolved(config.model)
-    if source.dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
-    with stage(f"loading {config.model.path}", None, to_stderr=True):
-        model = load_language_model(source, config.prompt)
+    model = load_to_ask(config.model, config.prompt, config.memory)
     found = draft_data(
         model,
         config.person,
@@ -85,7 +76,7 @@ def draft(config: DraftConfig) -> None:
     write_json_lines(retain, found.retain_rows)
     print()
     for warning in warnings:
-        print(visible(f"Warning: {warning}."))
+        print(escaped(f"Warning: {warning}."))
     print(
         f"{len(found.forget_rows)} rows in {forget}, {len(found.retain_rows)} rows in {retain}\n\n"
         "These are the model's answers, true or not. Read both files, correct and delete rows.\n"

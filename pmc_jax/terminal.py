@@ -14,7 +14,7 @@ DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068
 """Characters that turn the direction of the text around them."""
 
 
-def visible(text: str, keep: str = "") -> str:
+def escaped(text: str, keep: str = "") -> str:
     """`text` with control characters written out, such as `\\x1b`, except those in `keep`.
 
     A terminal would obey them: they move the cursor, change colours, or hide what was printed.
@@ -42,7 +42,7 @@ def message_of(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         text = f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
-    return short(visible(text.strip()), LONGEST_MESSAGE)
+    return short(escaped(text.strip()), LONGEST_MESSAGE)
 
 
 def print_error(error: BaseException | str) -> None:

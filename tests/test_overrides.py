@@ -16,7 +16,7 @@ from pmc_jax import settings
 from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.cli.overrides import Setting, items, literal
 from pmc_jax.settings import BOUNDS
-from pmc_jax.terminal import message_of, visible
+from pmc_jax.terminal import escaped, message_of
 
 TEXT = {"key": Setting(str), "free": Setting(str, optional=True, free_text=True)}
 """A text such as a path, and one such as a question."""
@@ -150,6 +150,10 @@ MISTAKES = {
     "a group of nothing": (["train", "model=null"], "model=null: expected one of bundled, "),
     "data of nothing": (["train", "data=null"], "data=null: expected one of files, "),
     "no sweep": (["train", "sweep=null"], "sweep=null: expected one of ablation_epochs, "),
+    "numbers for a group": (["train", "-m", "sweep=range(3)"], "sweep=range(3): expected one of "),
+    "an unknown choice": (
+        ["train", "-m", "method=choice(pmc,nop)"], "method=choice(pmc,nop): expected one of altpo, ",
+    ),
     "a number for a group": (["plan", "experiment=+1", "x=1"], "unknown configuration key x; "),
     "a missing column": (
         ["evaluate", "data.fields.answer=???"], "data.fields.answer is missing; give ",
@@ -246,7 +250,7 @@ def test_every_number_has_bounds_on_both_sides(kind):
 
 @given(ANY_TEXT)
 def test_a_visible_text_has_nothing_to_obey(text):
-    shown = visible(text)
+    shown = escaped(text)
     assert shown.isprintable() or all(c.isprintable() or c.isspace() or ord(c) > 127 for c in shown)
     assert "\x1b" not in shown and "\x9b" not in shown and "\n" not in shown
     if text.isascii() and text.isprintable():

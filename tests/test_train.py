@@ -191,6 +191,35 @@ def test_a_stopped_run_continues_bit_for_bit(run, stop_at, monkeypatch):
     assert_same_run(whole, run(name="parts"))
 
 
+def test_a_continued_run_keeps_its_sizes(run, monkeypatch):
+    """A run continues with the sizes that it began with, however little memory is left."""
+    asked: list[tuple] = []
+    real, steps = training_run.sizes, loop.steps
+
+    def sizes(*arguments, **settings):
+        asked.append((arguments, settings))
+        return real(*arguments, **settings)
+
+    def stopping(*arguments):
+        for state, record in steps(*arguments):
+            if record.step == 2:
+                signal.raise_signal(signal.SIGTERM)
+            yield state, record
+
+    monkeypatch.setattr(training_run, "sizes", sizes)
+    free = ["training.decode_batch=auto", "training.micro_batch=auto"]
+    whole = run(*free, name="whole")
+    ((*arguments, _), settings) = asked[0]
+    assert real(*arguments, 0, **settings) != real(*arguments, None, **settings)
+    monkeypatch.setattr(loop, "steps", stopping)
+    with pytest.raises(SystemExit):
+        run(*free, name="parts")
+    monkeypatch.setattr(loop, "steps", steps)
+    monkeypatch.setattr(training_run, "free_memory", lambda: 0)
+    assert_same_run(whole, run(*free, name="parts"))
+    assert len(asked) == 2  # not when it continues
+
+
 def test_sigterm_saves_the_step_and_stops(run, monkeypatch, capsys):
     whole = run(name="whole")
     real = loop.steps

@@ -182,6 +182,11 @@ def is_choice(value: str, names: Sequence[str]) -> bool:
 
     A method from outside the package, `package.module:Name`, has a colon.
     """
-    if SWEPT.fullmatch(value) or "${" in value:
+    if "${" in value or value.startswith("glob("):
         return True
+    if SWEPT.fullmatch(value):
+        function, _, inner = value[:-1].partition("(")
+        if function not in ("choice", "shuffle", "sort"):
+            return False  # numbers
+        return is_choice(inner, names)
     return all(item.strip("\"'") in names or ":" in item for item in items(value))

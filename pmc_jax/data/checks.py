@@ -14,13 +14,14 @@ Sources = Mapping[str, Sequence[str]]
 
 
 ENDS = ".,:;!?…。、！？؟।¿¡\"'“”„‘’‚«»‹›「」『』()"
-"""Signs around words in which two spellings of a question may differ."""
+"""Punctuation around words, in which two spellings of a question may differ."""
 
 
 def question_key(text: str) -> str:
-    """A question without differences of case, spacing, Unicode form, invisible and final signs.
+    """A question without differences of case, spacing, Unicode form, invisible characters and
+    punctuation around words.
 
-    A question of signs alone keeps them.
+    A question without letters and digits keeps its punctuation.
     """
     plain = unicodedata.normalize("NFKC", visible(text).casefold())
     words = [bare for word in plain.split() if (bare := word.strip(ENDS))]

@@ -15,7 +15,7 @@ from pmc_jax.data.special_tokens import GUARD, SpecialTokens
 from pmc_jax.data.tokenizer import is_of_library
 from pmc_jax.errors import UserError
 from pmc_jax.runtime.timing import memory_limit, time_limit
-from pmc_jax.terminal import visible
+from pmc_jax.terminal import escaped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -140,11 +140,11 @@ class PromptTemplate:
         parts = ["chat template"]
         if not self.chat:
             pattern = f"{self.config.question}{self.config.answer}"
-            parts = [f"plain, {visible(to_json(pattern))}"]
+            parts = [f"plain, {escaped(to_json(pattern))}"]
         if self.config.system:
-            parts.append(f"system prompt {visible(to_json(self.config.system))}")
+            parts.append(f"system prompt {escaped(to_json(self.config.system))}")
         if self.uses_date:
-            parts.append(f"date {visible(str(self.config.date_string))}")
+            parts.append(f"date {escaped(str(self.config.date_string))}")
         if self._as_openunlearning:
             parts.append("in OpenUnlearning's format")
         return ", ".join(parts)

@@ -65,7 +65,8 @@ class Record:
         known = {name.casefold().strip(): name for name in self.fields}
         for name in (field, *OTHER_NAMES.get(field, ())):
             if name in known:
-                return f" (data.fields.{field}={known[name]} reads the {field} from there)"
+                named = f"data.fields.{field}={known[name]}"
+                return f" (for a file, {named} reads the {field} from there)"
         return ""
 
     def answers(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Rows of data files: JSON, JSON lines, CSV, TSV, plain text, Parquet, and `datasets` directories.
 
-A reader yields the place of each row, as errors name it, and the row's fields. What is not
-there is absent: an empty cell, or a null of a column.
+A reader yields where each row comes from, as errors name it, and the row's fields. An empty cell
+and a null are absent fields.
 """
 
 import contextlib

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from pmc_jax.drafting.draft import Draft
 from pmc_jax.drafting.rows import DraftRow
-from pmc_jax.terminal import visible
+from pmc_jax.terminal import escaped
 from pmc_jax.text.counts import counted
 
 
@@ -30,7 +30,7 @@ def _part(title: str, rows: Sequence[DraftRow], width: int) -> Iterator[str]:
     look = sum(row.left_out is None and bool(row.look) for row in rows)
     counts = [counted(kept, "row", "rows"), f"{look} to look at (!)" if look else "",
               f"{len(rows) - kept} left out (-)" if kept < len(rows) else ""]  # fmt: skip
-    yield from textwrap.wrap(visible(f"{title}: {', '.join(filter(None, counts))}"), width)
+    yield from textwrap.wrap(escaped(f"{title}: {', '.join(filter(None, counts))}"), width)
     for row in rows:
         yield ""
         mark = "-" if row.left_out else "!" if row.look else " "
@@ -43,5 +43,5 @@ def _part(title: str, rows: Sequence[DraftRow], width: int) -> Iterator[str]:
 
 
 def _lines(text: str, first: str, others: str, width: int) -> list[str]:
-    words = visible(" ".join(text.split()))
+    words = escaped(" ".join(text.split()))
     return textwrap.wrap(words, width, initial_indent=first, subsequent_indent=others)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pmc_jax.reporting.measures import measured_rows, unmeasured
 from pmc_jax.reporting.tables import WIDTH, text_table
-from pmc_jax.terminal import visible
+from pmc_jax.terminal import escaped
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ def format_examples(
 
 def printable(value: Any) -> str:
     """Text on one line, with control characters written out."""
-    return visible(" ".join(("" if value is None else str(value)).split()))
+    return escaped(" ".join(("" if value is None else str(value)).split()))
 
 
 def bulleted(sentences: Sequence[str], width: int = WIDTH) -> list[str]:

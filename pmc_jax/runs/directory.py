@@ -135,8 +135,8 @@ def stored_inputs(directory: Path) -> dict[str, Any]:
 def stored_settings(directory: Path, like: Mapping[str, Any]) -> dict[str, Any]:
     """The settings (dotted keys) of the run in `directory`; empty if there is no run.
 
-    A run has settings of the same kind as `like`: one command never goes on with what
-    another left, nor overwrites it.
+    A run has settings of the same kind as `like`: one command never continues or overwrites
+    what another left.
 
     Raises:
         UserError: if the directory holds a run, whose settings are damaged.
@@ -163,11 +163,11 @@ def stored_settings(directory: Path, like: Mapping[str, Any]) -> dict[str, Any]:
 def running(
     directory: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], *, overwrite: bool
 ) -> Iterator[None]:
-    """Begin a run, or go on with the one that is there; of several processes, the first does.
+    """Begin a run, or continue the one that is there; of several processes, the first does.
 
     No other run can use the directory until the end of the block. `inputs` are hashes by name of
-    what the run reads: a run goes on with the same ones only. What a run that was killed has left
-    half written is removed.
+    what the run reads: a run continues only with the same ones. What a killed run has left half
+    written is removed.
 
     Raises:
         UserError: as `holds_run`, if an input has changed, if another run uses the directory, or

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import jax
 
-from pmc_jax.errors import UserError
+from pmc_jax.errors import UserError, short_of_memory
 from pmc_jax.runtime.processes import several
 from pmc_jax.runtime.progress import warn
 
@@ -217,9 +217,6 @@ def reason(error: BaseException) -> str:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that a device or the host has too little memory."""
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, jax.errors.JaxRuntimeError) and (
-        "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
-    )
+    """Whether Python or JAX says with an error that there is too little memory."""
+    kinds = MemoryError, jax.errors.JaxRuntimeError
+    return isinstance(error, kinds) and short_of_memory(error)

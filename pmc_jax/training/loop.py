@@ -153,7 +153,7 @@ SHORTER = {
 """The settings on which the time of a part of a step depends most."""
 
 LONG_SECONDS = 120.0
-"""A run that takes longer is told how long, and what would shorten it."""
+"""A run that takes longer says how long, and what would shorten it."""
 
 
 @dataclasses.dataclass(frozen=True)
