@@ -152,7 +152,8 @@ MISTAKES = {
     "no sweep": (["train", "sweep=null"], "sweep=null: expected one of ablation_epochs, "),
     "numbers for a group": (["train", "-m", "sweep=range(3)"], "sweep=range(3): expected one of "),
     "an unknown choice": (
-        ["train", "-m", "method=choice(pmc,nop)"], "method=choice(pmc,nop): expected one of altpo, ",
+        ["train", "-m", "method=choice(pmc,nop)"],
+        "method=choice(pmc,nop): expected one of altpo, ",
     ),
     "a number for a group": (["plan", "experiment=+1", "x=1"], "unknown configuration key x; "),
     "a missing column": (
