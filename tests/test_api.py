@@ -194,6 +194,7 @@ def test_a_run_can_use_up_the_memory_of_the_model(checkpoint_dir, unlearned, dat
     assert any(leaf.is_deleted() for leaf in jax.tree.leaves(model.params))
 
 
+@pytest.mark.slow
 def test_evaluations_before_and_after(unlearn, tmp_path):
     settings = {"evaluation": pmc.EvaluationConfig(max_new_tokens=8, attack_samples=2)}
     result = unlearn(**settings)
@@ -230,7 +231,8 @@ def test_an_exported_model_gives_the_same_answers_in_transformers(unlearned, dat
 NAMES = ["npo", "pmc_jax.unlearning.baselines.npo:NPO"]
 
 
-@pytest.mark.parametrize("name", slow_but(NAMES[:1], NAMES))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_a_method_has_the_same_result_from_the_command_line(
     name, tiny_model, checkpoint_dir, tofu_dir, tmp_path, monkeypatch
 ):

@@ -259,6 +259,7 @@ def gradient(loss, nll, mask, reference=None):
     return np.asarray(jax.grad(lambda x: loss(make_targets(x, mask, reference)))(jnp.asarray(nll)))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(targets(), st.integers(1, 3))
 def test_parts_add_up_whatever_the_split(data, cut):

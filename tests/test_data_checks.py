@@ -205,6 +205,7 @@ def test_a_row_that_cannot_be_encoded_is_named(tokenizer):
     assert error == r"forget[1]: a text contains '\ufdd0', which is no character of Unicode"
 
 
+@pytest.mark.slow
 def test_warnings_are_printed_and_kept(tiny_model, tmp_path, capsys):
     data = Dataset.from_dicts(rows("Who?", "who?"), RETAIN[:2])
     expected = "1 forget question repeats an earlier one: forget[1] (as forget[0])"

@@ -373,6 +373,7 @@ def test_draw_never_takes_a_token_without_weight():
     assert set(np.asarray(tokens).tolist()) <= {3, 129}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("samples", "limits", "expected", "asked"),
     [
@@ -421,6 +422,7 @@ def test_a_chunk_ends_when_what_is_left_fits_a_smaller_shape(
     assert running == asked
 
 
+@pytest.mark.slow
 def test_calls_with_prompts_up_to_a_length_share_few_widths(tiny, rng, monkeypatch):
     _, checkpoint = tiny
     widths, prefill = [], sampler.prefill_prompts

@@ -123,6 +123,7 @@ def test_where_weights_are_unrolled(backend, alone, unrolled, monkeypatch):
     assert len(layer_stacks(found)) == (CFG.num_layers if unrolled else 1)
 
 
+@pytest.mark.slow
 def test_caches_of_unrolled_weights_are_written_in_place(native):
     """XLA may copy the caches before the loop and after it, but not at every step."""
     params = decoding_params(random_params(jax.random.key(0), CFG), CFG, jnp.float32, unrolled=True)
@@ -297,6 +298,7 @@ def test_the_kernel_in_other_shapes(data):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_samples_that_share_a_program_do_not_matter():
     """Bit-identical, so that a response does not depend on its batch."""
     arguments, options = attended(0, samples=7, per_head=2, dtype=jnp.bfloat16)

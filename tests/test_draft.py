@@ -224,6 +224,7 @@ def run(*arguments: str, monkeypatch) -> None:
     command.main()
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_models_answers(model, tmp_path, monkeypatch, capsys):
     out, questions = tmp_path / "draft", tmp_path / "questions.csv"
     questions.write_text(

@@ -138,6 +138,7 @@ def test_tofu_logs_of_one_model_serve_another(run, tofu_dir, tmp_path):
     assert "was born in Lisbon." not in (second / "models/tiny/TOFU_EVAL.json").read_text()
 
 
+@pytest.mark.slow
 def test_models_side_by_side(run, checkpoint_dir, tmp_path, capsys):
     """The model before unlearning comes first; a model against itself has equal values."""
     other, tiny = tmp_path / "forgetful" / "model", tmp_path / "tiny" / "model"
@@ -158,6 +159,7 @@ def test_models_side_by_side(run, checkpoint_dir, tmp_path, capsys):
     assert row.split()[-3:] == [f"{100 * value:.1f}" for value in values]
 
 
+@pytest.mark.slow
 def test_questions_without_answers_leave_reasons(run, tofu_dir, capsys):
     for name in ("forget10", "forget10_perturbed"):
         (tofu_dir / f"{name}.json").unlink()
@@ -212,6 +214,7 @@ def test_right_answers_are_put_in_and_taken_out_without_measuring(
     assert "other evaluation rows" in error and log.read_bytes() == without
 
 
+@pytest.mark.slow
 def test_a_model_is_not_compared_with_itself(run, tmp_path, capsys):
     model = tmp_path / "tiny" / "model"
     link = tmp_path / "link"
@@ -275,6 +278,7 @@ def test_mistakes_get_one_line_and_write_nothing(name, run, tmp_path, capsys):
     assert not (tmp_path / "evaluations").exists()
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_overwritten(run, tofu_dir, checkpoint_dir, tmp_path, capsys):
     own = tmp_path / "own"
     shutil.copytree(checkpoint_dir, own)
@@ -308,6 +312,7 @@ def kept(directory: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in files if path.name != "log.txt"}
 
 
+@pytest.mark.slow
 def test_a_finished_evaluation_of_what_has_changed_is_refused(
     run, tofu_dir, checkpoint_dir, tmp_path, capsys, monkeypatch
 ):
@@ -346,7 +351,7 @@ def test_a_finished_evaluation_of_what_has_changed_is_refused(
 
 
 @pytest.mark.parametrize(
-    "damage", slow_but(["{}", b"\xff\xfe{"], ['{"measures": {"rouge', "[]", "{}", b"\xff\xfe{"])
+    "damage", slow_but(["{}"], ['{"measures": {"rouge', "[]", "{}", b"\xff\xfe{"])
 )
 def test_a_damaged_part_says_how_it_is_measured_again(run, damage, capsys):
     directory = run("suite=quick")

@@ -145,6 +145,7 @@ def test_a_statement_is_printed_on_two_sheets_at_most(pages, tmp_path):
     assert len(sheets) == 2 and all(1 <= number <= 2 for number in sheets)
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_table_that_scrolls_is_shaded_where_more_lies(tmp_path, scheme):

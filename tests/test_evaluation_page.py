@@ -344,6 +344,7 @@ def test_the_page_escapes_what_models_and_users_wrote(tmp_path):
     assert name in page.text
 
 
+@pytest.mark.slow
 def test_command(tmp_path, capsys):
     write_evaluation(tmp_path / "trial", parts=("quality", "sampling"))
     assert report.main([str(tmp_path / "trial")]) == 0

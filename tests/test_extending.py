@@ -204,6 +204,7 @@ def test_pruning_is_off_without_a_bound(bundled):
     assert pruning(switched_off, memory, [0]) is None
 
 
+@pytest.mark.slow
 def test_a_right_bound_changes_no_selected_response(bundled, originals):
     """The same reward with its bound selects the same responses and decodes fewer tokens."""
     found = {}

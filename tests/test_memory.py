@@ -317,6 +317,7 @@ def forgetful(monkeypatch):
     monkeypatch.setattr(memory, "_smaller", {})
 
 
+@pytest.mark.slow
 def test_decoding_goes_on_with_half_as_many(tiny_model, monkeypatch, capsys, forgetful):
     module = importlib.import_module("pmc_jax.decoding.generate")
     questions = [f"Who is number {i}?" for i in range(6)]

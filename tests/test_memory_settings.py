@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import slow_but
 from scipy.stats import binom
 from test_training import unequal_rows
 
@@ -87,12 +86,10 @@ def test_adam_is_optax_adamw_where_no_dtype_is_asked_for(rng):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "gradient"),
-    slow_but(
-        [("bfloat16", "bfloat16")],
-        [("float32", None), ("bfloat16", None), (None, "bfloat16"), ("bfloat16", "bfloat16")],
-    ),
+    [("float32", None), ("bfloat16", None), (None, "bfloat16"), ("bfloat16", "bfloat16")],
 )
 def test_steps_are_close_to_those_in_float32(moment, gradient):
     state, expected = stepped(moment, gradient), stepped(None, None)

@@ -147,6 +147,7 @@ def test_every_part_is_in_a_suite_and_the_full_one_has_all():
     )
 
 
+@pytest.mark.slow
 def test_forget_questions_in_other_words(tiny_model, reference):
     """Paraphrases are compared with their own answers, variants with the original answer."""
     rows = reworded_rows(SETS)
@@ -196,6 +197,7 @@ def test_side_effects_between_two_models(tiny_model, reference):
     assert text_changes({"new": {"side_effects": {"lacking": "none"}}}, None) == ({}, {})
 
 
+@pytest.mark.slow
 def test_tofu_logs_have_torch_s_numbers(tiny_model, reference, tmp_path):
     model, tokenizer = reference
     found = PARTS["tofu"].measure(complete(tiny_model))
@@ -366,6 +368,7 @@ def test_a_single_forget_example_is_trained_on_and_no_question_is_left(tiny_mode
     assert curves(parts)["relearning"] == {"forget": [{"steps": step} for step in (0, 1, 3)]}
 
 
+@pytest.mark.slow
 def test_quantised_weights_are_measured(tiny_model, reference, checkpoint_dir):
     """transformers with the layers' matrices quantised gives the same greedy answers."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint_dir).eval()

@@ -322,6 +322,7 @@ def check_switches(words_model, names, seed, samples, min_len, limit, keep_sampl
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_sampling", [False, True])
 def test_all_savings_together_end_in_the_same_weights(words_model, keep_sampling):
     counts = check_switches(words_model, ["all"], 0, 4, 2, 14, keep_sampling)

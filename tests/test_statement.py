@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import slow_but
 from html_pages import Page
 from hypothesis import given
 from hypothesis import strategies as st
@@ -124,7 +125,8 @@ def test_only_a_model_that_has_forgotten_may_be_handed_on(tmp_path, overall):
 
 
 @pytest.mark.parametrize(
-    "overall", ["forgotten", "partly forgotten", "not forgotten", "cannot tell"]
+    "overall",
+    slow_but(["not forgotten"], ["forgotten", "partly forgotten", "not forgotten", "cannot tell"]),
 )
 def test_the_words_are_for_everyone_and_no_answer_is_among_them(tmp_path, overall):
     run = write_run(tmp_path / "run", verdict(*RESULTS, overall=overall))

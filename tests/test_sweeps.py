@@ -67,6 +67,7 @@ def test_the_runs_of_a_sweep_are_valid_and_have_names_of_their_own(sweep):
     assert len(set(names)) == 2 and all("/" not in name for name in names)
 
 
+@pytest.mark.slow
 def test_a_failing_run_does_not_end_the_sweep(tmp_path, monkeypatch, capsys):
     seen = []
 
@@ -84,6 +85,7 @@ def test_a_failing_run_does_not_end_the_sweep(tmp_path, monkeypatch, capsys):
     assert "8 runs of the sweep failed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_continues(tmp_path, checkpoint_dir, tofu_dir, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = [

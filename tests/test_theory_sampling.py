@@ -144,6 +144,7 @@ def retained(draw):
     return N, probs, np.array(draw(st.lists(category, min_size=M, max_size=M)))
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(retained(), SEEDS)
 def test_a_round_has_the_multinomial_distribution(case, seed):
@@ -170,6 +171,7 @@ _trajectories = jax.jit(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(retained(), st.booleans(), SEEDS)
 def test_trajectories_have_the_law_of_the_chain(case, alone, seed):
@@ -408,6 +410,7 @@ def four(draw):
     return jnp.asarray(np.array(weights) / sum(weights), jnp.float32), jnp.array(rewards)
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(four(), st.sampled_from([2, 5]), st.booleans(), SEEDS)
 def test_selected_samples_follow_the_population(case, n, best, seed):

@@ -125,6 +125,7 @@ def test_a_run_leaves_every_file(run, checkpoint_dir, capsys):
     assert tokenizer.decode(answer, skip_special_tokens=True).strip() == row["after"]
 
 
+@pytest.mark.slow
 def test_the_same_command_again_and_other_settings(run, capsys):
     directory = run()
     questions = [row["questions"] for row in metrics(directory)]
@@ -157,6 +158,7 @@ def test_the_same_command_again_and_other_settings(run, capsys):
     assert [row["questions"] for row in metrics(directory)] != questions
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_layout_is_refused(run, capsys):
     directory = run()
     inputs = json.loads((directory / "inputs.json").read_text())
@@ -191,6 +193,7 @@ def test_a_stopped_run_continues_bit_for_bit(run, stop_at, monkeypatch):
     assert_same_run(whole, run(name="parts"))
 
 
+@pytest.mark.slow
 def test_a_continued_run_keeps_its_sizes(run, monkeypatch):
     """A run continues with the sizes that it began with, however little memory is left."""
     asked: list[tuple] = []
@@ -220,6 +223,7 @@ def test_a_continued_run_keeps_its_sizes(run, monkeypatch):
     assert len(asked) == 2  # not when it continues
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_step_and_stops(run, monkeypatch, capsys):
     whole = run(name="whole")
     real = loop.steps
@@ -353,6 +357,7 @@ def test_few_shapes_are_compiled(run, monkeypatch):
     assert categorical._cache_size() == selection_keys._cache_size() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["forget10.json", "retain90.json", "world_facts.json"])
 def test_changed_data_does_not_continue_a_run(file, run, tofu_dir, monkeypatch, capsys):
     def stopping(*_):
@@ -532,6 +537,7 @@ def test_ask_shows_control_characters(checkpoint_dir, capsys, monkeypatch):
     assert capsys.readouterr().out == "a\\x1b[2Jb\n\tc\\u202e\\x9b\n"
 
 
+@pytest.mark.slow
 def test_ask_answers_a_file(checkpoint_dir, tmp_path, capsys, monkeypatch):
     questions, out = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
     questions.write_text('{"question": "Who?"}\n{"question": "Where is Oslo?"}\n')
@@ -555,17 +561,15 @@ def test_ask_answers_a_file(checkpoint_dir, tmp_path, capsys, monkeypatch):
     assert lines(out) != rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "measured"),
     [
         (["evaluation.before=false"], (False, True)),
-        pytest.param(["evaluation.after=false"], (True, False), marks=pytest.mark.slow),
-        pytest.param(
-            ["evaluation.before=false", "evaluation.after=false"], (False, False),
-            marks=pytest.mark.slow,
-        ),
+        (["evaluation.after=false"], (True, False)),
+        (["evaluation.before=false", "evaluation.after=false"], (False, False)),
     ],
-)  # fmt: skip
+)
 def test_evaluations_that_are_switched_off(changes, measured, run, capsys):
     directory = run(*changes, "training.epochs=1", "evaluation.attack_samples=0")
     summary = json.loads((directory / "summary.json").read_text())

@@ -67,6 +67,7 @@ def test_without_options_the_algorithm_is_the_published_one(words_model, x64, qu
     assert 0 < sum(record.measures["questions_sampled"] for record in records) < 4 * 3
 
 
+@pytest.mark.slow
 def test_all_questions_keep_being_sampled(words_model, x64):  # noqa: F811
     """A tie replaces the remembered response, so even one of score 0 gives way to the next."""
     pmc = PMC(samples=4, min_len=0, reject_wordless=False, max_new_tokens=12)

@@ -164,6 +164,7 @@ def nan_model(tmp_path: Path) -> Path:
     return broken(directory)
 
 
+@pytest.mark.slow
 def test_every_command_ends_with_one_line_and_writes_nothing(
     nan_model, tmp_path, capsys, monkeypatch
 ):
