@@ -14,7 +14,10 @@ OWN = "pmc"
 ATTACKS = {"sampling": "sampled", "prefilling": "sampled after a forced beginning"}
 CURVES = {"curve": "ROUGE-L recall", "facts_curve": "fact recall"}
 """What an attack's curves show of the most revealing of m answers; the last known one counts."""
-BEYOND = ("method.keep_sampling", "method.final_temperature", "method.final_retain_weight")
+BEYOND = (
+    "method.keep_sampling", "method.final_temperature", "method.final_retain_weight",
+    "method.beginnings",
+)  # fmt: skip
 """Options of PMC that are not in the paper and off by default."""
 PLACES = ("name", "runs_dir", "seed", "model.path", "data.path")
 """Settings that say where a run is, not what it does."""

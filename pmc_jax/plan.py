@@ -84,8 +84,9 @@ def sized(job: Job, topology: Topology) -> Job:
     )
     most, drawn = job.training.max_length, drawn_by(job)
     prompts = [most] * job.training.questions_per_step
+    answers_trained = prompts * job.method.answers_per_question
     room = min(most - job.prompt_tokens - 1, drawn.max_new_tokens or most)
-    lengths = Lengths(job.prompt_tokens, room, prompts, prompts * job.method.retain_pairs)
+    lengths = Lengths(job.prompt_tokens, room, answers_trained, prompts * job.method.retain_pairs)
     width, time_ = bucket_length(job.prompt_tokens), bucket_length(room)
     free = beside = topology.memory
     if topology.memory is not None:
@@ -94,7 +95,8 @@ def sized(job: Job, topology: Topology) -> Job:
         free = topology.memory - model.weights(wide + moments)
         beside = topology.memory - model.weights(wide) - model.decoding_weights
     found = sizes(
-        job.training, job.method, lengths, model, free, kinds=1, remat=job.remat,
+        job.training, job.method, lengths, model, free, kinds=job.method.answers_per_question,
+        remat=job.remat,
         update_norm=False, weights_dtype=job.weights_dtype,
     )  # fmt: skip
     answers: int | None = None

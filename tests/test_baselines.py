@@ -99,6 +99,7 @@ BOUNDS = {
     "beta2": {"least": 0},
     "skipped_tokens": {"least": 0},
     "kept": {"least": 1},
+    "beginnings": {"least": 0, "most": 64},
     "layer": {"least": 0},
     "trained_layers": {"least": 1},
     "steering": {"least": 0},

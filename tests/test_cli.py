@@ -274,7 +274,7 @@ BOUNDS = {
     "method.top_p": ("pmc", 0, False), "method.max_new_tokens": ("pmc", 1, True),
     "method.selection_temperature": ("pmc", 0, True), "method.min_len": ("pmc", 0, True),
     "method.retain_weight": ("gd", 0, True), "method.retain_per_forget": ("gd", 0, True),
-    "method.final_temperature": ("pmc", 0, False),
+    "method.final_temperature": ("pmc", 0, False), "method.beginnings": ("pmc", 0, True),
     "method.final_retain_weight": ("pmc", 0, True), "method.beta": ("npo", 0, False),
     "method.alpha": ("wga", 0, True), "method.beta1": ("satimp", 0, True),
     "method.beta2": ("satimp", 0, True), "method.skipped_tokens": ("ceu", 0, True),

@@ -32,12 +32,22 @@ BATCHES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "limit"),
-    [("savings", None), ("few rows, unequal steps", 14), ("micro-batches", None)],
-)
-def test_a_run_has_no_shape_that_it_does_not_name(name, limit, words_model, monkeypatch, x64):  # noqa: F811
+    ("name", "limit", "beginnings"),
+    [
+        ("savings", None, 0), ("few rows, unequal steps", 14, 0), ("micro-batches", None, 0),
+        ("savings", None, 1), ("micro-batches", 14, 2),
+    ],
+)  # fmt: skip
+def test_a_run_has_no_shape_that_it_does_not_name(
+    name,
+    limit,
+    beginnings,
+    words_model,  # noqa: F811
+    monkeypatch,
+    x64,
+):
     training = dataclasses.replace(PLAIN, **BATCHES[name])
-    pmc = PMC(samples=4, max_new_tokens=limit, retain_per_forget=2)
+    pmc = PMC(samples=4, max_new_tokens=limit, retain_per_forget=2, beginnings=beginnings)
     run, state = new_run(words_model, pmc, training, seed=3)
     counted = []
     seen = {"prompts": set(), "rows": set(), "caches": set(), "training": set()}

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int32, Int64
 Tokens = Sequence[int]
 
 # Distinct random streams for numbers drawn from the same seed.
-ORDER_STREAM, RETAIN_STREAM, REFUSAL_STREAM, CONTROL_STREAM = 0, 1, 2, 3
+ORDER_STREAM, RETAIN_STREAM, REFUSAL_STREAM, CONTROL_STREAM, BEGINNING_STREAM = 0, 1, 2, 3, 4
 
 
 def loss_rows(
@@ -79,3 +79,8 @@ def retain_draw(seed: int, step: int, count: int, population: int) -> Int64[np.n
 def refusal_draw(seed: int, count: int, population: int) -> Int64[np.ndarray, " count"]:
     """The index of each question's refusal, uniform over `population`; fixed for a run."""
     return np.random.default_rng([REFUSAL_STREAM, seed]).integers(0, population, count)
+
+
+def beginning_draw(seed: int, step: int, number: int, question: int) -> float:
+    """Where beginning `number` of a question divides its original answer: uniform over [0, 1)."""
+    return float(np.random.default_rng([BEGINNING_STREAM, seed, step, number, question]).random())

@@ -31,7 +31,8 @@ def tokens_of(job: Job, function: Compiled) -> int:
     """Tokens that one execution trains on or decodes; 0 for other functions."""
     batch = job.training
     if function.name == "train step":
-        per_step = batch.questions_per_step * (1 + job.method.retain_pairs)
+        each = job.method.answers_per_question + job.method.retain_pairs
+        per_step = batch.questions_per_step * each
         return per_step * batch.max_length
     if function.name.endswith(": decode"):
         samples = drawn_by(job).samples

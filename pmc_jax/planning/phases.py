@@ -165,7 +165,7 @@ def compile_function(
 def abstract_batch(job: Job) -> Batch:
     """The batch of an optimizer step in which all sequences have the greatest length."""
     size = job.training.part_size
-    per_part = size, 0, size * job.method.retain_pairs
+    per_part = size * job.method.answers_per_question, 0, size * job.method.retain_pairs
     rows = bucket_rows(-(-sum(per_part) // LONGEST_PER_ROW))
     width = LONGEST_PER_ROW * job.training.max_length
     shape = (job.training.parts, -(-rows // job.data) * job.data, width)

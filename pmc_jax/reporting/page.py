@@ -25,6 +25,7 @@ SETTING_WORDS = {
     "method.temperature": "sampling temperature",
     "method.final_temperature": "sampling temperature at the last step",
     "method.keep_sampling": "sampling continues after a score of 0",
+    "method.beginnings": "visits with a forced beginning, besides each visit without one",
     "method.top_k": "most likely tokens to sample from, top-k (0: all)",
     "method.top_p": "probability mass to sample from, top-p",
     "method.max_new_tokens": "most tokens of a sampled answer",

@@ -105,13 +105,13 @@ def step_batch(run: Run[Method], step: int, chosen: StepExamples) -> tuple[Batch
     Also how many tokens its sequences have, padding aside.
     """
     task, training, template = run.task, run.task.training, run.task.model.template
-    per_question = run.method.retain_pairs
+    per_question, own = run.method.retain_pairs, run.method.answers_per_question
     questions = len(run.questions(step))
     for kind, answers in (("forget", chosen.forget), ("preferred", chosen.preferred)):
-        if len(answers) not in (0, questions):
+        if len(answers) not in (0, own * questions):
             raise ValueError(
                 f"{run.method.name}: step_examples gave {len(answers)} {kind} answers; expected "
-                f"one for each of the step's {questions} questions, or none"
+                f"{own} for each of the step's {questions} questions, or none"
             )
     drawn = retain_draw(task.seed, step, per_question * questions, max(len(run.examples.retain), 1))
     sequences = {
@@ -139,8 +139,8 @@ def step_batch(run: Run[Method], step: int, chosen: StepExamples) -> tuple[Batch
     return pack_batch(
         trained,
         (
-            size if chosen.forget else 0,
-            size if chosen.preferred else 0,
+            size * own if chosen.forget else 0,
+            size * own if chosen.preferred else 0,
             size * per_question,
         ),
         accumulation=training.parts,

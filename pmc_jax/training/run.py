@@ -233,7 +233,8 @@ def train_model(
         lengths = lengths_of(task, method, inputs.examples)
         found = sizes(
             task.training, method, lengths, footprint(model.config, model.dtype), free_memory(),
-            kinds=1 + bool(inputs.examples.preferred), remat=model.remat,
+            kinds=method.answers_per_question * (1 + bool(inputs.examples.preferred)),
+            remat=model.remat,
             update_norm=logging.update_norm, weights_dtype=model.weights_dtype,
         )  # fmt: skip
         least = from_all(lambda: tuple(found.values()))

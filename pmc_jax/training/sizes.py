@@ -39,7 +39,8 @@ def lengths_of(task: Task, method: Method, examples: Examples) -> Lengths:
     forget = [len(e.prompt) + len(e.answer) for e in examples.forget]
     forget += [max(len(e.prompt) + len(e.answer) for e in own) for own in examples.preferred]
     if drawn is not None and not forget:
-        forget = [length + response + 1 for length in prompts]
+        own = [most if drawn.forced else length + response + 1 for length in prompts]
+        forget = [length for length in own for _ in range(method.answers_per_question)]
     elif not forget and examples.visited:
         forget = [most] * examples.visited  # not known before `prepare`
 
@@ -47,7 +48,8 @@ def lengths_of(task: Task, method: Method, examples: Examples) -> Lengths:
         return sorted((min(length, most) for length in found), reverse=True)
 
     retain = [len(e.prompt) + len(e.answer) for e in examples.retain]
-    return Lengths(max(prompts, default=1), max(response, 1), longest(forget), longest(retain))
+    prompt = most if drawn is not None and drawn.forced else max(prompts, default=1)
+    return Lengths(prompt, max(response, 1), longest(forget), longest(retain))
 
 
 def micro_batch_shape(

@@ -69,8 +69,8 @@ class Task:
     def key(self, stream: int = 0) -> PRNGKeyArray:
         """The RNG key of one stream of random numbers.
 
-        0 is for PMC's samples, 1 for evaluation, 2 for AltPO's alternatives; take 16 or more for a
-        method of your own.
+        0 is for PMC's samples, 1 for evaluation, 2 for AltPO's alternatives, 3 for PMC's samples
+        after a beginning; take 16 or more for a method of your own.
         """
         return jax.random.fold_in(jax.random.key(self.seed), stream)
 
@@ -128,7 +128,8 @@ class StepExamples(NamedTuple):
     """What one optimizer step trains on besides retain pairs, and what choosing it gave.
 
     Attributes:
-        forget: an answer to each of the step's questions, or none at all.
+        forget: `answers_per_question` answers to each of the step's questions, those to the same
+            question one after another; or none at all.
         preferred: an answer that is preferred to each of these, or none at all.
         state: the method's new state.
         measures: numbers for this step's line in `metrics.jsonl`.
@@ -145,11 +146,15 @@ class StepExamples(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """How a method samples responses: their number, the sampler and the length limit."""
+    """How a method samples responses: their number, the sampler and the length limit.
+
+    With `forced`, some responses have a forced beginning, which makes prompts longer.
+    """
 
     samples: int
     sampling: Sampling
     max_new_tokens: int | None
+    forced: bool = False
 
 
 M = TypeVar("M", bound="Method", covariant=True)
@@ -316,6 +321,11 @@ class Method:
     def after_step(self, run: "Run[Method]", state: Any, step: int, retain_loss: float) -> Any:
         """The method's state after a step, whose retain loss r was this (0 without one)."""
         return state
+
+    @property
+    def answers_per_question(self) -> int:
+        """Answers to a forget question in a step."""
+        return 1
 
     @property
     def retain_pairs(self) -> int:

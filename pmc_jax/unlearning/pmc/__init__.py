@@ -15,6 +15,7 @@ To be read in this order:
 6. `sampling`:  y0, and n samples of each question from the current weights
 7. `step`:      Algorithm 1: sample, score, remember, train
 
+`beginnings` is an option that the paper does not have.
 `savings` and `shapes` only save time: no selected response depends on them, except by rounding.
 """
 

@@ -21,6 +21,10 @@ class ResponseMemory:
     tokens: Int[np.ndarray, "questions time"]
     length: Int[np.ndarray, " questions"]
 
+    def response(self, question: int) -> list[int]:
+        """The tokens of the best response to a question."""
+        return self.tokens[question, : self.length[question]].tolist()
+
 
 def empty_memory(questions: int, time: int) -> ResponseMemory:
     """An empty memory with room for `time` tokens per response."""

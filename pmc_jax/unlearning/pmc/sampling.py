@@ -8,6 +8,7 @@ from pmc_jax.decoding import Sampling, generate
 from pmc_jax.model import decoding_params
 from pmc_jax.model.specs import Params
 from pmc_jax.unlearning.method import Run, Task, Tokens
+from pmc_jax.unlearning.pmc.beginnings import sampling_key
 from pmc_jax.unlearning.pmc.memory import ResponseMemory
 from pmc_jax.unlearning.pmc.savings import savings
 from pmc_jax.unlearning.pmc.settings import PMCSettings
@@ -57,11 +58,13 @@ def sample_responses(
     params: Params,
     step: int,
     questions: Sequence[int],
+    number: int = 0,
 ) -> list[list[list[int]]]:
     """x_1, …, x_n ~ p_θ(· | q) for each question, stop tokens included, without dropout.
 
     All questions of a step are sampled from the weights `params` at its start. A sample that can
-    no longer be selected may be cut short (`savings`).
+    no longer be selected may be cut short (`savings`). `number` is that of the beginning which the
+    prompts of `run` end with; 0: they have none.
     """
     if not questions:
         return []
@@ -74,11 +77,11 @@ def sample_responses(
         cfg=model.config,
         sampling=sampler(pmc, model.template.stop_ids),
         temperature=(run.at_step(step, pmc.temperature, pmc.final_temperature) if moving else None),
-        key=task.key(),
+        key=sampling_key(run, number),
         limits=[sample_limit(run, i) for i in questions],
         samples=pmc.samples,
         step=step,
         question_ids=questions,
         dtype=model.dtype,
-        **savings(run, memory, questions),
+        **savings(run, memory, questions, forced=number > 0),
     )

@@ -21,12 +21,16 @@ from pmc_jax.unlearning.pmc.settings import PMCSettings
 
 
 def savings(
-    run: Run[PMCSettings], memory: ResponseMemory, questions: Sequence[int]
+    run: Run[PMCSettings],
+    memory: ResponseMemory,
+    questions: Sequence[int],
+    *,
+    forced: bool = False,
 ) -> dict[str, Any]:
-    """The arguments of `generate` that only save work."""
+    """The arguments of `generate` that only save work; `forced`: prompts end with a beginning."""
     training = run.task.training
     return {
-        "longest_prompt": max(map(len, run.task.prompts)),
+        "longest_prompt": training.max_length if forced else max(map(len, run.task.prompts)),
         "decode_batch": questions_at_once(run) * run.method.samples,
         "decoding": training.decoding,
         "wave": training.wave,

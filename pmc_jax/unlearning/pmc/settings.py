@@ -33,6 +33,8 @@ class PMCSettings(RetainingMethod):
             throughout. Not in the paper.
         keep_sampling: sample every question at every visit; the paper stops once a response
             scores 0. Not in the paper.
+        beginnings: how many more responses to each question and visit are forced to begin with
+            the first words of the model's original answer. Not in the paper.
     """
 
     name: str = "pmc"
@@ -48,6 +50,7 @@ class PMCSettings(RetainingMethod):
     final_temperature: float | None = bounded(None, above=0)
     final_retain_weight: float | None = bounded(None, least=0)
     keep_sampling: bool = False
+    beginnings: int = bounded(0, least=0, most=2**6)
 
     sentence: ClassVar[str] = (
         "on its own selected answers to the questions it should forget. The answers to be "

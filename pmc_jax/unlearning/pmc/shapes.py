@@ -54,16 +54,21 @@ def training_shapes(run: Run[PMCSettings], multiple: int) -> list[tuple[int, int
 
     From the rows of the shortest possible sequences up to one row for each sequence.
     """
-    training, per_question = run.task.training, 1 + run.method.retain_per_forget
+    training, method = run.task.training, run.method
+    per_question = method.answers_per_question + method.retain_pairs
     prompts = [len(prompt) for prompt in run.task.prompts]
     retain = [len(pair.prompt) + len(pair.answer) for pair in run.examples.retain]
     shortest = min(min(prompts) + 1, *retain)
-    longest = max(
-        *(
-            min(training.max_length, length + sample_limit(run, i) + 1)
-            for i, length in enumerate(prompts)
-        ),
-        *(min(training.max_length, length) for length in retain),
+    longest = (
+        training.max_length
+        if method.beginnings
+        else max(
+            *(
+                min(training.max_length, length + sample_limit(run, i) + 1)
+                for i, length in enumerate(prompts)
+            ),
+            *(min(training.max_length, length) for length in retain),
+        )
     )
     rooms = range(PER_ROW * shortest, PER_ROW * longest + 1)
     widths = {width_for(room, training.max_length) for room in rooms}
@@ -88,6 +93,11 @@ def run_shapes(run: Run[PMCSettings], multiple: int | None = None) -> RunShapes:
     limits = {bucket_length(sample_limit(run, i)) for i in questions}
     widest = bucket_length(max(map(len, run.task.prompts)))
     lengths = {halved(widest, len(prompt)) for prompt in run.task.prompts}
+    if run.method.beginnings:
+        longest = run.task.training.max_length
+        forced = range(min(map(len, run.task.prompts)), longest)
+        lengths |= {halved(bucket_length(longest), length) for length in forced}
+        limits = {bucket_length(length) for length in range(1, max(limits) + 1)}
     caches = {
         length
         for limit in limits

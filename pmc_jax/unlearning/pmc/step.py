@@ -8,7 +8,7 @@ uniformly with replacement, and makes one AdamW update on `loss` + λ · `retain
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -28,6 +28,7 @@ from pmc_jax.unlearning.method import (
     StepExamples,
     Task,
 )
+from pmc_jax.unlearning.pmc.beginnings import sampling_key, with_beginnings
 from pmc_jax.unlearning.pmc.memory import (
     ResponseMemory,
     empty_memory,
@@ -77,21 +78,34 @@ class PMC(PMCSettings):
         2. Score s_i = 1 − r(x_i) against y0(q).
         3. Select x̂ and remember it, unless the remembered response scores less.
         4. Train on the remembered response, whether or not it was sampled in this step.
+
+        With `beginnings`, also on a response to each question that ends with words of y0. It is
+        sampled anew at every visit and not remembered.
         """
-        memory: ResponseMemory = state
         seconds: dict[str, float] = {}
-        asked = needs_sampling(memory, questions, always=self.keep_sampling)
-        with timed(seconds, "sample"):
-            samples = sample_responses(run, memory, params, step, asked)
-        with timed(seconds, "score"):
-            scores = score_samples(run, asked, samples)
-            memory = remember_best(run, memory, step, asked, samples, scores)
+        asked = needs_sampling(state, questions, always=self.keep_sampling)
+        first = visit(run, state, params, step, asked, seconds)
+        visits = [(run, first)]
+        for number in range(1, self.beginnings + 1):
+            forced, nothing = (
+                with_beginnings(run, step, number, questions),
+                self.initial_state(run.task),
+            )
+            visits.append(
+                (forced, visit(forced, nothing, params, step, questions, seconds, number))
+            )
         trained = [
-            Example(run.task.prompts[i], memory.tokens[i, : memory.length[i]].tolist())
+            Example(one.task.prompts[i], found.memory.response(i))
             for i in questions
+            for one, found in visits
         ]
-        measures = step_measures(memory, questions, samples, scores)
-        return StepExamples(trained, [], memory, measures, seconds, note(measures, seconds))
+        measures = step_measures(first.memory, questions, [found for _, found in visits])
+        return StepExamples(trained, [], first.memory, measures, seconds, note(measures, seconds))
+
+    @property
+    def answers_per_question(self) -> int:
+        """A response without a beginning, and one with each beginning."""
+        return 1 + self.beginnings
 
     def loss(self, forget: Targets, preferred: Targets) -> Float[Array, ""]:
         """The first expectation of the objective."""
@@ -108,11 +122,49 @@ class PMC(PMCSettings):
     @property
     def drawn(self) -> Drawn:
         """The responses that every step samples."""
-        return Drawn(self.samples, sampler(self, ()), self.max_new_tokens)
+        return Drawn(
+            self.samples, sampler(self, ()), self.max_new_tokens, forced=self.beginnings > 0
+        )
 
     def lines(self, run: Run[Any]) -> list[str]:
         """The shapes that will be compiled."""
         return run_shapes(run).lines()
+
+
+class Visit(NamedTuple):
+    """What a visit of a step's questions gave.
+
+    Attributes:
+        memory: the best response to every question, those of this visit included.
+        samples, scores: of the questions that were sampled.
+    """
+
+    memory: ResponseMemory
+    samples: Samples
+    scores: Float[np.ndarray, "questions samples"]
+
+
+def visit(
+    run: Run[PMCSettings],
+    memory: ResponseMemory,
+    params: Params,
+    step: int,
+    questions: Sequence[int],
+    seconds: dict[str, float],
+    number: int = 0,
+) -> Visit:
+    """Sample these questions, score the samples, and remember the best ones.
+
+    Args:
+        seconds: the time of each part is added to it.
+        number: of the beginning that the questions have in `run`; 0: they have none.
+    """
+    with timed(seconds, "sample"):
+        samples = sample_responses(run, memory, params, step, questions, number)
+    with timed(seconds, "score"):
+        scores = score_samples(run, questions, samples)
+        memory = remember_best(run, memory, step, questions, samples, scores, number)
+    return Visit(memory, samples, scores)
 
 
 def score_samples(
@@ -137,11 +189,12 @@ def remember_best(
     questions: Sequence[int],
     samples: Samples,
     scores: Float[np.ndarray, "questions samples"],
+    number: int = 0,
 ) -> ResponseMemory:
     """Select one sample per question, and remember it where it scores no more than the old one."""
     if not questions:
         return memory
-    chosen = select_samples(run, step, questions, scores)
+    chosen = select_samples(run, step, questions, scores, number)
     return update_memory(
         memory,
         questions,
@@ -155,28 +208,31 @@ def select_samples(
     step: int,
     questions: Sequence[int],
     scores: Float[np.ndarray, "questions samples"],
+    number: int = 0,
 ) -> list[int]:
     """The index of the selected sample of each question."""
     temperature = run.method.selection_temperature
     if temperature == 0:
         return select(scores).tolist()
     ids, padded = padded_to_step(run, questions, scores)
-    keys = selection_keys(run.task.key(), step, to_devices(ids))
+    keys = selection_keys(sampling_key(run, number), step, to_devices(ids))
     return select(padded, temperature, keys)[: len(questions)].tolist()
 
 
 def step_measures(
     memory: ResponseMemory,
     questions: Sequence[int],
-    samples: Samples,
-    scores: Float[np.ndarray, "questions samples"],
+    visits: Sequence[Visit],
 ) -> dict[str, int | float]:
-    """The measures of sampling and selection in a step's line of `metrics.jsonl`."""
+    """The measures of sampling and selection in a step's line of `metrics.jsonl`.
+
+    Scores and questions are those without a beginning, tokens those of all visits.
+    """
     return {
         "mean_selected_score": float(np.mean(memory.score[questions])),
-        "questions_sampled": len(samples),
-        "tokens_sampled": sum(len(response) for own in samples for response in own),
-        "tokens_saved": tokens_saved(samples, np.isfinite(scores)),
+        "questions_sampled": len(visits[0].samples),
+        "tokens_sampled": sum(len(x) for one in visits for own in one.samples for x in own),
+        "tokens_saved": sum(tokens_saved(one.samples, np.isfinite(one.scores)) for one in visits),
     }
 
 
