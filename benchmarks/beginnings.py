@@ -135,7 +135,9 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Run what is not in the results yet, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     arguments = parser.parse_args()
