@@ -58,6 +58,17 @@ def read_config(directory: Path) -> tuple[dict[str, Any], Family, ModelConfig]:
         raise UserError(f"{directory}/{error}") from None
 
 
+def position_limit(directory: Path) -> int | None:
+    """The longest sequence that a model is made for, in tokens; None if it does not say."""
+    config = read_object(directory / "config.json", missing_ok=True)
+    text = config.get("text_config")  # of a multimodal model
+    for each in (text if isinstance(text, dict) else {}, config):
+        found = each.get("max_position_embeddings")
+        if isinstance(found, int) and found > 0:
+            return found
+    return None
+
+
 COMPUTE_DTYPE = "pmc_compute_dtype"
 """The key of `config.json` with the dtype that a model was trained and measured in, if it is not
 float32. Other programs ignore it."""

@@ -11,6 +11,7 @@ The commands call the same functions.
 """
 
 import dataclasses
+import difflib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from pmc_jax.data import Dataset
+from pmc_jax.data.dataset import expected_dataset
 from pmc_jax.data.files import read_object, read_objects, write_json, write_json_lines
 from pmc_jax.data.prompt_config import PromptConfig
 from pmc_jax.data.prompts import prompt_facts
@@ -31,6 +33,7 @@ from pmc_jax.evaluation.verdicts import Asked, known_before, verdict
 from pmc_jax.language_model import (
     LanguageModel,
     ModelSource,
+    expected_model,
     load_language_model,
     mesh_of,
     precision,
@@ -49,10 +52,11 @@ from pmc_jax.runtime.processes import from_first, is_first
 from pmc_jax.runtime.progress import activity, logged_to, stage, token_stage, warn
 from pmc_jax.runtime.timing import timed
 from pmc_jax.settings import check, flat, recorded
+from pmc_jax.signatures import checked
 from pmc_jax.training.loop import StepRecord
 from pmc_jax.training.optimizer import Optimizer
 from pmc_jax.training.run import Inputs, Trained, prepare_inputs, train_model
-from pmc_jax.unlearning.method import Method
+from pmc_jax.unlearning.method import Method, methods
 from pmc_jax.unlearning.pmc import PMC
 from pmc_jax.unlearning.schedule import Training
 
@@ -60,6 +64,7 @@ EVALUATION_STREAM = 1
 """The stream of random numbers that evaluations sample with."""
 
 
+@checked()
 def load_model(
     path: str | Path = "bundled",
     *,
@@ -89,10 +94,11 @@ def load_model(
     """
     source = ModelSource(path=str(path), dtype=dtype, remat=remat, check_weights=check_weights)
     check(source, "model.")
+    check(prompt := prompt or PromptConfig(), "prompt.")
     source = resolved(source)
     if source.dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise UserError('dtype="float64" needs jax.config.update("jax_enable_x64", True) first')
-    return load_language_model(source, prompt or PromptConfig(), mesh_of(source, mesh))
+    return load_language_model(source, prompt, mesh_of(source, mesh))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +123,22 @@ class Unlearned:
     verdict: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False)
 
 
+def expected_method(value: Any) -> str:
+    """What is expected in place of a method: the one of this name, or of this class."""
+    kinds = methods()
+    if isinstance(value, str):
+        classes = {name.casefold(): name for name in kinds}
+        near = difflib.get_close_matches(value.casefold(), classes, 1)
+        if near:
+            return f"a method, such as pmc.{kinds[classes[near[0]]].__name__}()"
+        names = ", ".join(f"{kind.__name__}()" for kind in kinds.values())
+        return f"a method, one of {names}"
+    if isinstance(value, type) and issubclass(value, Method):
+        return f"an object of it, {value.__name__}()"
+    return "a method, such as pmc.PMC()"
+
+
+@checked(model=expected_model, data=expected_dataset, method=expected_method)
 def unlearn(
     model: LanguageModel,
     data: Dataset,
@@ -158,14 +180,17 @@ def unlearn(
     """
     method, training, optimizer = method or PMC(), training or Training(), optimizer or Optimizer()
     checkpoints = checkpoints or CheckpointConfig()
+    logging = logging or LoggingConfig()
     groups = {"method": method, "training": training, "optimizer": optimizer}
-    checked: dict[str, Any] = {**groups, "checkpoints": checkpoints}
-    for name, group in (checked | ({"evaluation": evaluation} if evaluation else {})).items():
+    others: dict[str, Any] = {"checkpoints": checkpoints, "logging": logging}
+    for name, group in (
+        groups | others | ({"evaluation": evaluation} if evaluation else {})
+    ).items():
         check(group, f"{name}.")
     return run_unlearning(
         model, data, method, training, optimizer, seed=seed, evaluation=evaluation,
         directory=None if out is None else Path(out), overwrite=overwrite, checkpoints=checkpoints,
-        logging=logging or LoggingConfig(), on_step=on_step, donate=donate,
+        logging=logging, on_step=on_step, donate=donate,
         settings=settings_of_call(model, groups, evaluation, seed),
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Ask a model one question, or a file of them: `pmc ask`.
 
-Each line of the file is a JSON object with a `question`, and perhaps a `system` prompt. Each
-line of the answers is an object with `question`, `answers` and `token_ids`.
+Each row of the file has a `question`, and perhaps a `system` prompt; `data.fields.*` names other
+columns. Each line of the answers is an object with `question`, `answers` and `token_ids`.
 """
 
 import sys
@@ -19,6 +19,7 @@ from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
 from pmc_jax.runtime.progress import stage
 from pmc_jax.terminal import escaped
+from pmc_jax.text.counts import counted
 
 
 def read_questions(config: AskConfig) -> list[tuple[str, str | None]]:
@@ -37,7 +38,7 @@ def read_questions(config: AskConfig) -> list[tuple[str, str | None]]:
         return [(config.question, None)]
     if config.out is None:
         raise UserError(f"questions={config.questions} needs out=FILE for the answers")
-    records = read_records(Path(str(config.questions)))
+    records = read_records(Path(str(config.questions)), config.data.fields.renamed())
     return [(record.text("question"), record.optional_text("system")) for record in records]
 
 
@@ -51,6 +52,8 @@ def ask(config: AskConfig) -> None:
     asked = [question for question, _ in questions]
     prompts = [template.encode_prompt(text, system) + prefix for text, system in questions]
     check_tokens({0}.union(*prompts), model.config.vocab_size)
+    for warning in model.long_prompts(asked, prompts):
+        print(f"warning: {warning}", file=sys.stderr)
     total = len(questions) * config.n
     with stage("asking", total, to_stderr=True) as progress, model.naming(asked):
         responses = generate(
@@ -77,7 +80,7 @@ def ask(config: AskConfig) -> None:
     ]
     if config.out is not None:
         write_json_lines(Path(config.out), answers)
-        print(f"{len(answers)} questions answered in {config.out}")
+        print(f"{counted(len(answers), 'question', 'questions')} answered in {config.out}")
         return
     for answer in answers[0]["answers"]:
         print(escaped(str(answer), keep="\n\t"))

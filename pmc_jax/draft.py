@@ -15,6 +15,7 @@ from pmc_jax.data.files import read_text_lines, write_json_lines
 from pmc_jax.drafting import draft_data, format_draft
 from pmc_jax.errors import UserError
 from pmc_jax.terminal import escaped
+from pmc_jax.text.counts import counted
 
 FORGET, RETAIN = "forget.jsonl", "retain.jsonl"
 
@@ -63,6 +64,7 @@ def draft(config: DraftConfig) -> None:
         model,
         config.person,
         questions=config.questions,
+        fields=config.data.fields.renamed(),
         patterns=config.patterns,
         others=others,
         people=config.people,
@@ -78,7 +80,8 @@ def draft(config: DraftConfig) -> None:
     for warning in warnings:
         print(escaped(f"Warning: {warning}."))
     print(
-        f"{len(found.forget_rows)} rows in {forget}, {len(found.retain_rows)} rows in {retain}\n\n"
+        f"{counted(len(found.forget_rows), 'row', 'rows')} in {forget}, "
+        f"{counted(len(found.retain_rows), 'row', 'rows')} in {retain}\n\n"
         "These are the model's answers, true or not. Read both files, correct and delete rows.\n"
         "Then:\n"
         f"  {called('train')} experiment=own model.path={quote(config.model.path)} "

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax
 from jax.sharding import Mesh
 
-from convert.directory import compute_dtype, read_config
+from convert.directory import compute_dtype, position_limit, read_config
 from convert.export import as_stored, export_checkpoint, weights_dtypes
 from convert.families import family_of
 from convert.load import (
@@ -21,6 +21,7 @@ from convert.load import (
     rows_of,
 )
 from pmc_jax.assets import WORLD_MODEL
+from pmc_jax.data.checks import too_long
 from pmc_jax.data.encode import check_tokens
 from pmc_jax.data.prompt_config import PromptConfig, prompt_content, read_prompt
 from pmc_jax.data.prompts import PromptTemplate, check_texts, make_template
@@ -29,7 +30,9 @@ from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import NotFinite, UserError
 from pmc_jax.model import ModelConfig, choose_mesh, decoding_params, on_mesh, param_count
 from pmc_jax.model.specs import Params
+from pmc_jax.runtime.progress import warn
 from pmc_jax.settings import AUTO, one_of, path_to
+from pmc_jax.signatures import checked
 
 Leaves = tuple[tuple[str, ...], ...]
 """Paths of leaves of the parameters."""
@@ -90,6 +93,19 @@ class LanguageModel:
         return weights_dtype(self.dtype)
 
     @property
+    def positions(self) -> int | None:
+        """The longest sequence that the model is made for, in tokens; None if it does not say."""
+        return position_limit(self.directory)
+
+    def long_prompts(self, questions: Sequence[str], prompts: Sequence[Sequence[int]]) -> list[str]:
+        """Warn of questions whose prompts are longer than the model's positions."""
+        lengths: dict[str, int] = {}
+        for question, prompt in zip(questions, prompts, strict=True):
+            name = short(question)
+            lengths[name] = max(len(prompt), lengths.get(name, 0))
+        return too_long(lengths, self.positions)
+
+    @property
     def tensor_leaves(self) -> tuple[Leaves, ...]:
         """For each kind of tensor in the checkpoint, the leaves of the parameters it becomes."""
         _, family, config = read_config(self.directory)
@@ -108,9 +124,24 @@ class LanguageModel:
             return self
         return self.with_params(decoding_params(self.params, self.config, self.dtype))
 
+    @overload
+    def generate(
+        self, questions: str, *, samples: int = ..., temperature: float = ..., top_k: int = ...,
+        top_p: float = ..., max_new_tokens: int = ..., prefix: str | None = ...,
+        system: str | None = ..., seed: int = ..., decode_batch: int | str = ...,
+    ) -> list[str]: ...  # fmt: skip
+
+    @overload
+    def generate(
+        self, questions: Sequence[str], *, samples: int = ..., temperature: float = ...,
+        top_k: int = ..., top_p: float = ..., max_new_tokens: int = ..., prefix: str | None = ...,
+        system: str | None = ..., seed: int = ..., decode_batch: int | str = ...,
+    ) -> list[list[str]]: ...  # fmt: skip
+
+    @checked()
     def generate(
         self,
-        questions: Sequence[str],
+        questions: str | Sequence[str],
         *,
         samples: int = 1,
         temperature: float = 0.0,
@@ -121,10 +152,12 @@ class LanguageModel:
         system: str | None = None,
         seed: int = 0,
         decode_batch: int | str = AUTO,
-    ) -> list[list[str]]:
-        """Answer questions: `samples` texts for each.
+    ) -> list[str] | list[list[str]]:
+        """Answer questions: `samples` texts for each. A single question has a single list.
 
         Args:
+            questions: a list of questions, or one question as a text.
+            samples: the number of answers to each question.
             temperature: 0 decodes greedily; otherwise temperature, then `top_k`, then `top_p`
                 apply (0 and 1 switch the filters off).
             prefix: a text that every response is made to begin with; the answer is what follows.
@@ -136,10 +169,17 @@ class LanguageModel:
             NotFinite: if the logits for a question are NaN or infinite.
             UserError: if the tokenizer gives a token that the model does not have.
         """
+        if isinstance(questions, str):
+            return self.generate(
+                [questions], samples=samples, temperature=temperature, top_k=top_k, top_p=top_p,
+                max_new_tokens=max_new_tokens, prefix=prefix, system=system, seed=seed,
+                decode_batch=decode_batch,
+            )[0]  # fmt: skip
         template = self.template
         forced = template.encode_prefix(prefix) if prefix else []
         prompts = [template.encode_prompt(question, system) + forced for question in questions]
         check_tokens({0}.union(*prompts), self.config.vocab_size)
+        warn(self.long_prompts(questions, prompts))
         with on_mesh(self.mesh), self.naming(questions):
             responses = generate(
                 self.for_decoding().params,
@@ -180,6 +220,7 @@ class LanguageModel:
         """The same model with its weights rounded to the dtypes in which `save` writes them."""
         return self.with_params(as_stored(self.params, self.config, self.directory))
 
+    @checked()
     def save(self, directory: str | Path) -> Path:
         """Write the model as a Hugging Face directory, with its tokenizer and prompt settings.
 
@@ -192,6 +233,11 @@ class LanguageModel:
             prompt=prompt_content(self.template.config), computed_in=self.dtype,
         )  # fmt: skip
         return target
+
+
+def expected_model(value: Any) -> str:
+    """What is expected in place of a model."""
+    return "a LanguageModel, which pmc.load_model returns"
 
 
 def short(text: str, most: int = 80) -> str:

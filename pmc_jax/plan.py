@@ -144,7 +144,8 @@ def plan(config: PlanConfig) -> None:
         print("\ndoes not fit; trying other settings …", flush=True)
         nearest, attempts = nearest_that_fits(outcome, topology, config.tries, say)
         if nearest is None:
-            print(f"found nothing that fits; compiled {len(attempts)} alternatives")
+            tried = counted(len(attempts), "alternative", "alternatives")
+            print(f"found nothing that fits; compiled {tried}")
         else:
             show(nearest[1], topology)
             print(f"\nfits with {typed(nearest[0])}")

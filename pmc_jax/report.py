@@ -81,7 +81,7 @@ def write_again(directory: Path, *, redact: bool) -> None:
     )
     from pmc_jax.reporting.evaluation_files import is_evaluation
     from pmc_jax.reporting.redaction import redacted_run
-    from pmc_jax.reporting.run_files import older_version, read_run
+    from pmc_jax.reporting.run_files import changed_files, older_version, read_run
     from pmc_jax.reporting.side_by_side import comparison_table
     from pmc_jax.reporting.verdict import verdict_lines
 
@@ -92,8 +92,9 @@ def write_again(directory: Path, *, redact: bool) -> None:
             print(f"{verdict_lines(judged)}\n")
         print(comparison_table(summary))
     else:
-        page = write_report(directory, redact=redact)
-        run = read_run(directory)
+        changed = changed_files(directory)
+        page = write_report(directory, redact=redact, changed=changed)
+        run = read_run(directory).with_changed(changed)
         for warning in run.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         if redact:

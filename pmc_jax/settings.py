@@ -27,6 +27,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from pmc_jax.errors import UserError
+from pmc_jax.signatures import fits, hints_of, wrong_type
 from pmc_jax.terminal import short
 
 MOST = 2**20
@@ -160,15 +161,26 @@ def descriptions(kind: type) -> dict[str, str]:
     return found
 
 
+def kinds_of(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, type) of every setting in a dataclass of settings, those with settings too."""
+    hints = hints_of(type(settings))
+    for field in dataclasses.fields(settings):
+        value, key = getattr(settings, field.name), f"{prefix}{field.name}"
+        yield key, hints.get(field.name, Any)
+        if dataclasses.is_dataclass(value):
+            yield from kinds_of(value, f"{key}.")
+
+
 def check(settings: Any, prefix: str = "") -> None:
-    """Check every value against the bounds and choices of its field.
+    """Check every value against the bounds, choices and type of its field.
 
     Raises:
         UserError: naming the key, its value and what was expected.
     """
+    kinds = dict(kinds_of(settings, prefix))
     for key, field, value in fields_of(settings, prefix):
         automatic = field.metadata.get("auto", False)
-        if value is None or (automatic and value == AUTO):
+        if (value is None and fits(None, kinds[key])) or (automatic and value == AUTO):
             continue
         if automatic and (isinstance(value, bool) or not isinstance(value, int)):
             raise UserError(f"{key}={value}: expected {AUTO} or a whole number")
@@ -178,6 +190,8 @@ def check(settings: Any, prefix: str = "") -> None:
         for item in value if isinstance(value, list | tuple) else [value]:
             if problem := out_of_bounds(item, field.metadata):
                 raise UserError(f"{key}={short(value)}: expected {problem}")
+        if not fits(value, kinds[key]):
+            raise wrong_type(key, value, kinds[key])
 
 
 def out_of_bounds(value: Any, metadata: Mapping[str, Any]) -> str | None:

@@ -1,5 +1,6 @@
 """The Python API: its public names, and what its functions promise."""
 
+import dataclasses
 import importlib
 import inspect
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from conftest import PEOPLE, slow_but
@@ -14,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pmc_jax as pmc
 from pmc_jax import train
+from pmc_jax.data.encode import position_warnings
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -120,6 +123,158 @@ def test_float64_needs_x64(checkpoint_dir):
 def test_an_unknown_dtype_is_named(checkpoint_dir):
     with pytest.raises(pmc.UserError, match=r"model\.dtype=float16: expected one of auto, float32"):
         pmc.load_model(checkpoint_dir, dtype="float16")
+
+
+def test_one_question_has_one_list_of_answers(tiny_model, data):
+    """As in the pipelines of transformers: a text gives what a list of one text gives, unpacked."""
+    question = data.forget[0].question
+    sampled = {"samples": 2, "temperature": 1.0, "max_new_tokens": 4}
+    (expected,) = tiny_model.generate([question], **sampled)
+    assert tiny_model.generate(question, **sampled) == expected and len(expected) == 2
+
+
+def test_a_prompt_beyond_the_models_positions_is_warned_of(tiny_model, data, tmp_path, capsys):
+    assert tiny_model.positions == 2048
+    (tmp_path / "config.json").write_text('{"text_config": {"max_position_embeddings": 48}}')
+    model = dataclasses.replace(tiny_model, directory=tmp_path)
+    question = data.forget[0].question
+    model.generate(question, max_new_tokens=1)
+    assert capsys.readouterr().out == ""
+    model.generate(["a " * 60, question], max_new_tokens=1)
+    warning = capsys.readouterr().out
+    length = len(model.template.encode_prompt("a " * 60))
+    assert warning == (
+        f"warning: 1 text has up to {length} tokens, but the model is made for 48 "
+        f"(max_position_embeddings), so its answers may make no sense: '{'a ' * 40}…'\n"
+    )
+    longest = max(
+        *(len(model.template.encode_prompt(row.question)) for row in data.forget),
+        *(sum(map(len, model.template.encode_pair(r.question, r.answer))) for r in data.retain),
+    )
+    for most, warned in ((longest, 0), (longest - 1, 1), (None, 0)):
+        found = position_warnings(data, model.template, 200, most)
+        assert len(found) == warned and all(f"up to {longest} tokens" in line for line in found)
+    assert not position_warnings(data, model.template, 8, 8)  # nothing is longer than max_length
+
+
+WRONG = {
+    "load_model path": (
+        lambda m, d: pmc.load_model(3),
+        "path=3: found an int; expected a text or a path",
+    ),
+    "load_model dtype": (
+        lambda m, d: pmc.load_model(dtype=32),
+        "dtype=32: found an int; expected a text",
+    ),
+    "load_model prompt": (
+        lambda m, d: pmc.load_model(prompt={"system": ""}),
+        "prompt: found a dict; expected a PromptConfig or None",
+    ),
+    "prompt setting": (
+        lambda m, d: pmc.load_model(prompt=pmc.PromptConfig(system=3)),
+        "prompt.system=3: found an int; expected a text or None",
+    ),
+    "model": (
+        lambda m, d: pmc.unlearn("bundled", d),
+        "model='bundled': found a str; expected a LanguageModel, which pmc.load_model returns",
+    ),
+    "data": (
+        lambda m, d: pmc.unlearn(m, []),
+        "data: found a list; expected a Dataset, which pmc.Dataset.from_files returns",
+    ),
+    "mistyped method": (
+        lambda m, d: pmc.unlearn(m, d, "npoo"),
+        "method='npoo': found a str; expected a method, such as pmc.NPO()",
+    ),
+    "name of a method": (
+        lambda m, d: pmc.unlearn(m, d, method="simnpo"),
+        "method='simnpo': found a str; expected a method, such as pmc.SimNPO()",
+    ),
+    "class": (
+        lambda m, d: pmc.unlearn(m, d, pmc.PMC),
+        "method: found the class PMC; expected an object of it, PMC()",
+    ),
+    "integer": (
+        lambda m, d: pmc.unlearn(m, d, pmc.PMC(samples=2.5)),
+        "method.samples=2.5: found a float; expected an integer",
+    ),
+    "text for a number": (
+        lambda m, d: pmc.unlearn(m, d, training=pmc.Training(epochs="3")),
+        "training.epochs=3: expected a number",
+    ),
+    "nothing": (
+        lambda m, d: pmc.unlearn(m, d, training=pmc.Training(epochs=None)),
+        "training.epochs=None: expected a number",
+    ),
+    "settings": (
+        lambda m, d: pmc.unlearn(m, d, training={"epochs": 3}),
+        "training: found a dict; expected a Training or None",
+    ),
+    "seed": (
+        lambda m, d: pmc.unlearn(m, d, seed="0"),
+        "seed='0': found a str; expected an integer",
+    ),
+    "out": (
+        lambda m, d: pmc.unlearn(m, d, out=3),
+        "out=3: found an int; expected a text or a path or None",
+    ),
+    "evaluation": (
+        lambda m, d: pmc.unlearn(m, d, evaluation=True),
+        "evaluation: found a bool; expected an EvaluationConfig or None",
+    ),
+    "switch": (
+        lambda m, d: pmc.unlearn(m, d, logging=pmc.LoggingConfig(wandb="no")),
+        "logging.wandb='no': found a str; expected true or false",
+    ),
+    "before": (
+        lambda m, d: pmc.evaluate(m, d, before="bundled"),
+        "before='bundled': found a str; expected a LanguageModel, which pmc.load_model returns",
+    ),
+    "confidence": (
+        lambda m, d: pmc.evaluate(m, d, confidence="high"),
+        "confidence='high': found a str; expected a number",
+    ),
+    "robustness": (
+        lambda m, d: pmc.evaluate(m, d, robustness=pmc.RobustnessConfig(steps=[1, "2"])),
+        "robustness.steps=[1, '2']: expected a number",
+    ),
+    "questions": (
+        lambda m, d: m.generate(3),
+        "questions=3: found an int; expected a text or a list of texts",
+    ),
+    "question": (
+        lambda m, d: m.generate([3]),
+        "questions: found a list; expected a text or a list of texts",
+    ),
+    "samples": (
+        lambda m, d: m.generate("a", samples="2"),
+        "samples='2': found a str; expected an integer",
+    ),
+    "save": (lambda m, d: m.save(3), "directory=3: found an int; expected a text or a path"),
+    "person": (lambda m, d: pmc.draft_data(m, 3), "person=3: found an int; expected a text"),
+    "others": (
+        lambda m, d: pmc.draft_data(m, "Ann", others="Bob"),
+        "others='Bob': found a str; expected a list of texts",
+    ),
+    "files": (
+        lambda m, d: pmc.Dataset.from_files(3, "r.jsonl"),
+        "forget=3: found an int; expected a text or a path",
+    ),
+    "tofu": (
+        lambda m, d: pmc.Dataset.tofu(3),
+        "path=3: found an int; expected a text or a path or None",
+    ),
+    "reward": (lambda m, d: pmc.reward("a", 3), "response=3: found an int; expected a text"),
+}
+"""Calls with a value of the wrong type, and what they say."""
+
+
+@pytest.mark.parametrize(("call", "expected"), WRONG.values(), ids=list(WRONG))
+def test_a_value_of_the_wrong_type_is_one_line(call, expected, tiny_model, data, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of tests
+    with pytest.raises(pmc.UserError) as error:
+        call(tiny_model, data)
+    assert str(error.value) == expected
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from pmc_jax.reporting.comparison import (
     read_outcome,
     reservations,
 )
+from pmc_jax.reporting.tables import text_table
 
 PERCENT = st.integers(0, 100)
 PAIRS = st.lists(st.tuples(PERCENT, PERCENT), min_size=1, max_size=8)
@@ -213,3 +214,13 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert report.main(["pareto", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert "same configuration and seed" in error and error.count("\n") == 1
+
+
+def test_headers_of_a_table_are_broken_between_words_only():
+    """The first cells give way, however long they are."""
+    header = ("method", "best quality", "its utility", "hypervolume", "interval", "configurations")
+    for name in ("npo", "a_method_with_a_very_long_name" * 2):
+        table = text_table(header, [[(name, "100.0", "99.0", "0.639", "0.600 to 0.700", "12")]])
+        words = table.split()
+        assert {word for title in header for word in title.split()} <= {*words}
+        assert all(len(line) <= 80 for line in table.splitlines())

@@ -166,11 +166,25 @@ def test_what_is_not_rows(tmp_path, monkeypatch):
     assert error(holdout=[]) == "holdout: no rows; expected at least one"
     assert error(forget=[GOOD, 3]) == "forget[1]: found a number; expected a mapping of fields"
     assert error(retain=["Who?"]) == "retain[0]: found a string; expected a mapping of fields"
-    assert error(text="Words.") == "text='Words.': found a string; expected a list of paragraphs"
+    assert error(text="Words.") == "text='Words.': found a str; expected a list of texts or None"
+    assert error(forget=3) == "forget: found a number; expected a list of rows"
     strings = message(Dataset.from_huggingface, forget=["Who?"], retain=RETAIN)
     assert strings == "forget[0]: found a string; expected a mapping of fields"
     missing = message(Dataset.from_files, tmp_path / "f.jsonl", tmp_path / "r.jsonl")
     assert missing == f"{tmp_path / 'f.jsonl'}: no such file; expected a JSON-lines file"
+
+
+@pytest.mark.parametrize("make", [Dataset.from_dicts, Dataset.from_huggingface])
+def test_rows_in_memory_are_told_what_works_there(make):
+    """No key of the command line, which reads files, is of use."""
+    found = message(make, forget=[{"Prompt": "Who?"}], retain=RETAIN)
+    assert found == (
+        "forget[0]: field 'question' is missing; the row has 'Prompt'; rename 'Prompt' to "
+        "'question' if it is the question"
+    )
+    chat = [{"messages": [{"role": "user", "content": "Who?"}], "completion": "Ann"}]
+    found = message(make, forget=FORGET, retain=chat)
+    assert found.endswith("; rename 'completion' to 'answer' if it is the answer")
 
 
 def test_forget_pairs(files):

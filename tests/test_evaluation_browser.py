@@ -12,6 +12,7 @@ from matplotlib.image import imread
 from test_statement import verdict, write_run
 from written import FIGURES, write_evaluation
 
+from pmc_jax.data.files import read_json, read_objects, write_json, write_json_lines
 from pmc_jax.reporting import write_evaluation_report, write_report
 from pmc_jax.reporting.pareto import write_comparison
 
@@ -111,8 +112,61 @@ def pages(evaluation, tmp_path_factory) -> list[Path]:
     ]  # fmt: skip
 
 
+ENDLESS = "x" * 116
+
+
+def endless(value):
+    """A JSON value in which every text that a person or a model has written is one long word."""
+    if isinstance(value, list):
+        return [endless(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    written = {"question", "text", "before", "after", "answer", "secret", "path", "name", "prompt"}
+    return {
+        key: ENDLESS if key in written and isinstance(item, str) else endless(item)
+        for key, item in value.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def endless_pages(tmp_path_factory) -> list[Path]:
+    """The same pages with a word of 116 characters in place of every question, answer and name."""
+    directory = tmp_path_factory.mktemp("endless")
+    found = verdict("gone", "partly", "still there")
+    settings = {
+        "method.name": ENDLESS, "method.reward": f"my.module:{ENDLESS}", f"method.{ENDLESS}": 3,
+        "method.text": ENDLESS, "model.path": f"/models/{ENDLESS}",
+    }  # fmt: skip
+    warnings = [f"the question {ENDLESS} is odd"]
+    evaluation = write_evaluation(
+        directory / "e", (ENDLESS[:60] + "1", ENDLESS[:60] + "2"), verdict=found,
+        date="2026-11-30", warnings=warnings, name=ENDLESS,
+    )  # fmt: skip
+    runs = [
+        write_run(directory / name, found, settings=settings | {"method.a": name},
+                  after={"utility": 90.0, "unlearn_quality": 80.0}, name=ENDLESS, warnings=warnings,
+                  untuned=ENDLESS)
+        for name in ("r", "s", "t")
+    ]  # fmt: skip
+    for path in evaluation.glob("models/*/*.json"):
+        write_json(path, endless(read_json(path)))
+    for run in runs:
+        write_json_lines(run / "samples.jsonl", endless(read_objects(run / "samples.jsonl")))
+        (run / "config.yaml").write_text(f"method: {{name: {ENDLESS}}}\n")
+    write_evaluation_report(evaluation)
+    write_report(runs[0])
+    write_comparison(runs, directory / "comparison")
+    return [
+        *(directory / kind / "report" / name for kind in "er"
+          for name in ("index.html", "statement.html")),
+        directory / "comparison/index.html",
+    ]  # fmt: skip
+
+
 @needs_browser
-def test_no_page_scrolls_sideways_on_a_phone(pages, tmp_path):
+@pytest.mark.parametrize(("kind", "number"), [("pages", 7), ("endless_pages", 5)])
+def test_no_page_scrolls_sideways_on_a_phone(kind, number, request, tmp_path):
+    pages = request.getfixturevalue(kind)
     frames = "".join(
         f'<iframe width="390" height="800" src="{p.as_uri()}"></iframe>' for p in pages
     )
@@ -125,7 +179,7 @@ def test_no_page_scrolls_sideways_on_a_phone(pages, tmp_path):
     ]  # fmt: skip
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     widths = json.loads(re.search(r"<title>(.*?)</title>", shown)[1])
-    assert len(widths) == len(pages) == 7
+    assert len(widths) == len(pages) == number
     assert not [page for page, (width, room) in zip(pages, widths, strict=True) if width > room]
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -256,3 +257,20 @@ def test_the_page_shows_the_code_of_the_file():
     assert len(definitions) == 2 and all(block in code for block in definitions)
     names = re.findall(r"^(?:def|class) (\w+)", code, re.MULTILINE)
     assert names and all(any(name in block for block in definitions) for name in names)
+
+
+def test_every_block_of_the_page_runs_by_itself(tiny_model, tofu_dir, monkeypatch):
+    """In the directory of the example, with a smaller model and fewer questions."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    monkeypatch.syspath_prepend(FILE.parent)
+    monkeypatch.setattr(pmc, "load_model", {"bundled": tiny_model}.get)
+    monkeypatch.setattr(pmc.Dataset, "bundled", lambda: pmc.Dataset.tofu(tofu_dir))
+    results = []
+    for block in blocks:
+        names: dict[str, Any] = {"__name__": "block"}
+        exec(compile(block, "extending.md", "exec"), names)
+        results += [names["result"]] if "result" in names else []
+    assert len(blocks) == 4 and len(results) == 2
+    for result in results:
+        assert len(result.steps) == 10 and weights(result.model) != weights(tiny_model)

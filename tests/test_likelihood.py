@@ -1,10 +1,13 @@
 """Likelihoods, TOFU metrics and membership scores against direct formulas in torch and scipy."""
 
 import dataclasses
+import itertools
 import json
 import zlib
+from types import SimpleNamespace
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 import scipy.stats
@@ -16,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import Answer, tofu
+from pmc_jax.evaluation.benchmark import missing_metrics
 from pmc_jax.evaluation.likelihood import TokenScores, answer_scores
 from pmc_jax.evaluation.membership import (
     loss_score,
@@ -317,6 +321,21 @@ def test_a_retain_log_serves_another_model(log, scores, tmp_path):
         again["mia_min_k"]["auc"], retain.min_k_auc
     )
     assert "model_utility" not in again
+
+
+def test_privleak_is_not_measured_against_a_model_that_tells_the_sets_apart(scores, monkeypatch):
+    """100 · (a − b)/b of OpenUnlearning, unless b is almost 0: there it was 6.6e11."""
+    for auc, reference in itertools.product((0.0, 0.3, 1.0), (0.0, 0.5, 0.98)):
+        ours, theirs = 1 - auc, 1 - reference
+        assert privacy_leakage(auc, reference) == pytest.approx(100 * (ours - theirs) / theirs)
+    assert privacy_leakage(0.34, 1.0) is None and privacy_leakage(0.34, 0.995) is None
+    sets = {"forget": set_of(scores, ["", ""])}
+    apart = tofu.RetainLog((), 1.0)
+    found = tofu.tofu_log(sets, set_of(scores, ["", ""]), retain_log=apart)
+    assert found["privleak"]["agg_value"] is None and "privleak" not in tofu.tofu_summary(found)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    context = SimpleNamespace(retain_log=apart)
+    assert "by itself (AUC 1, more than 0.99)" in missing_metrics(context, found)["PrivLeak"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pmc_jax.training.batch import Batch
 from pmc_jax.training.objective import make_objective
 from pmc_jax.training.optimizer import Optimizer, make_optimizer
 from pmc_jax.training.step import accumulated_gradients, init_state, make_train_step
-from pmc_jax.unlearning.pmc import PMC, pmc_loss
+from pmc_jax.unlearning.pmc import PMC
 
 CFG = ModelConfig(
     vocab_size=23, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2,
@@ -54,9 +54,12 @@ def as_trained(params):
 def as_published(params):
     """The loss of the whole batch at once by the paper's equation, and its gradients."""
 
+    def mean(nll, mask):
+        return jnp.sum(nll * mask) / jnp.maximum(jnp.sum(mask), 1)
+
     def loss(params, tokens, segments, selected, retain, retain_weight):
         nll = sequence_nll(params, tokens, segments, CFG, jnp.float64, "none")
-        return pmc_loss(nll, selected, retain, retain_weight), nll
+        return mean(nll, selected) + retain_weight * mean(nll, retain), nll
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 

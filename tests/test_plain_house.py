@@ -210,7 +210,7 @@ def test_the_paper_needs_no_training_loop():
 
 def test_the_top_of_the_package_is_the_api_and_the_commands():
     found = {path.name for path in (ROOT / "pmc_jax").iterdir() if path.is_file()}
-    others = ("__init__", "api", "errors", "language_model", "settings", "terminal")
+    others = ("__init__", "api", "errors", "language_model", "settings", "signatures", "terminal")
     assert found == {"py.typed"} | {f"{name}.py" for name in (*others, *COMMANDS)}
 
 
@@ -255,14 +255,15 @@ def test_benchmarks_import_names_that_exist():
     assert not missing
 
 
-BASE = {"errors", "settings", "runtime", "terminal"}
+BASE = {"errors", "settings", "signatures", "runtime", "terminal"}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "terminal": set(),
     "assets": set(),
     "text": set(),
     "theory": set(),
-    "settings": {"errors", "terminal"},
+    "signatures": {"errors", "terminal"},
+    "settings": {"errors", "signatures", "terminal"},
     "runtime": {"errors", "settings", "terminal"},
     "model": BASE,
     "data": {*BASE, "assets", "text", "model"},

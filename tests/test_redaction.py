@@ -13,7 +13,7 @@ from test_words import FORMS, TEXTS
 from written import SECRET, TRUTH, write_evaluation
 
 from pmc_jax import report
-from pmc_jax.data.encode import digest
+from pmc_jax.data.encode import EVALUATION_ROWS, rows_fingerprint
 from pmc_jax.data.files import write_json, write_json_lines
 from pmc_jax.data.rows import DataConfig, EvaluationRow
 from pmc_jax.reporting.evaluation_files import read_evaluation
@@ -206,10 +206,10 @@ def write_run(directory, **changes) -> None:
     config = flat({"data": dataclasses.asdict(data)}) | changes
     (directory / "config.yaml").write_text(yaml.safe_dump(nested(config)))
     rows = {
-        "forget": [dataclasses.astuple(EvaluationRow(0, row["question"], row["answer"], "Łódź"))],
-        "retain": [dataclasses.astuple(EvaluationRow(0, kept["question"], kept["answer"]))],
+        "forget": [EvaluationRow(0, row["question"], row["answer"], "Łódź")],
+        "retain": [EvaluationRow(0, kept["question"], kept["answer"])],
     }
-    write_json(directory / "inputs.json", {"evaluation rows": digest(rows)})
+    write_json(directory / "inputs.json", {EVALUATION_ROWS: rows_fingerprint(rows)})
     said = {"forget": (row["answer"], "She is from Lodz."), "retain": ("In Poland.", "In Poland.")}
     samples = [
         {"set": name, "id": 0, "question": asked["question"], "before": said[name][0],

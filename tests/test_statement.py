@@ -1,6 +1,8 @@
 """The statement for the person who asked: its words, its limits, and what it must not have."""
 
+import dataclasses
 import datetime
+import hashlib
 import json
 import re
 from collections import Counter
@@ -11,8 +13,11 @@ from conftest import slow_but
 from html_pages import Page
 from hypothesis import given
 from hypothesis import strategies as st
-from written import QUESTION, SECRET, TRUTH, write_evaluation
+from written import QUESTION, SECRET, TRUTH, write_data, write_evaluation
 
+from pmc_jax import report
+from pmc_jax.data import Dataset
+from pmc_jax.data.encode import EncodedData, fingerprints, rows_fingerprint
 from pmc_jax.data.files import read_json, write_json, write_json_lines
 from pmc_jax.reporting import write_report
 from pmc_jax.reporting.evaluation_files import read_evaluation
@@ -184,6 +189,45 @@ def test_same_files_give_the_same_bytes(tmp_path):
     assert statement(run) == statement(run)
     page = statement(write_run(tmp_path, verdict("gone"), date="2026-12-01"))
     assert "1 December 2026" in page and "30 November" not in page
+
+
+def test_a_run_and_an_evaluation_give_the_same_questions_the_same_fingerprint(tmp_path):
+    """SHA-256 of the rows as JSON, the sets in the order of their names."""
+    recorded = write_data(tmp_path)["evaluation rows"]
+    data = Dataset.from_files(tmp_path / "forget.jsonl", tmp_path / "retain.jsonl", retain_rows=400)
+    assert fingerprints(data, EncodedData([], []))["evaluation rows"] == recorded
+    rows = {name: [dataclasses.astuple(row) for row in own] for name, own in
+            sorted(data.evaluation.items())}  # fmt: skip
+    assert hashlib.sha256(json.dumps(rows).encode()).hexdigest() == recorded
+    backwards = dict(reversed(data.evaluation.items()))
+    assert len(backwards) > 1 and rows_fingerprint(backwards) == recorded
+
+
+def changed_model(directory: Path) -> tuple[Path, Path]:
+    """A run that has forgotten, and a file of its exported model."""
+    weights = directory / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"measured")
+    files = {weights.name: hashlib.sha256(b"measured").hexdigest(), "deleted.json": "ab"}
+    found = verdict("gone", overall="forgotten")
+    run = write_run(directory, found, model={"weights": HASH, "files": files})
+    return run, weights
+
+
+def test_a_report_says_that_the_model_is_no_longer_what_was_measured(tmp_path, capsys):
+    run, weights = changed_model(tmp_path)
+    assert report.main([str(run)]) == 0
+    assert capsys.readouterr().err == ""
+    assert "The model that was tested, within" in (run / "report/statement.html").read_text()
+    weights.write_bytes(b"measureD")
+    assert report.main([str(run)]) == 0
+    error = capsys.readouterr().err
+    said = f"{weights}: not what this run exported and measured"
+    assert error.startswith(f"warning: {said}") and HASH in error and error.count("\n") == 1
+    assert said in Page((run / "report/index.html").read_text()).text
+    text = Page((run / "report/statement.html").read_text()).text
+    assert "The model that was tested, within" not in text
+    assert "They have changed since the tests" in text and ", but for the model" not in text
 
 
 def test_names_from_files_are_escaped(tmp_path):

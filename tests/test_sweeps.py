@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import sys
 from types import SimpleNamespace
 
 import hydra
@@ -170,7 +171,7 @@ def test_a_run_says_at_its_start_that_its_settings_are_another_methods(
     assert seen[1:] == [None, None] and "note:" not in capsys.readouterr().out
 
 
-def test_the_next_steps_of_a_run_are_commands_that_work(tmp_path):
+def test_the_next_steps_of_a_run_are_commands_that_work(tmp_path, monkeypatch):
     """They name the run's own data, and hand on only what has forgotten."""
     (tmp_path / "report").mkdir()
     (tmp_path / "report/statement.html").touch()
@@ -186,3 +187,7 @@ def test_the_next_steps_of_a_run_are_commands_that_work(tmp_path):
             composed = OmegaConf.to_object(hydra.compose("evaluate", words[1:]))
         assert composed.data == data
         assert any("hand on" in line for line in lines) == (verdict == "forgotten")
+    for typed, form in (("pmc train", "pmc ask "), ("train.py", "python -m pmc_jax.ask ")):
+        monkeypatch.setattr(sys, "argv", [typed])
+        lines = train.next_steps(tmp_path, summary)
+        assert any(line.strip().startswith(form) for line in lines)

@@ -178,8 +178,11 @@ def test_errors_suggest_columns(tmp_path):
     with pytest.raises(UserError) as error:
         Dataset.from_files(forget, forget)
     assert "'question' is missing; the row has 'Prompt', 'completion'" in str(error.value)
-    assert "(for a file, data.fields.question=Prompt reads the question" in str(error.value)
-    with pytest.raises(UserError, match=r"data\.fields\.answer=completion reads the answer"):
+    assert str(error.value).endswith(
+        "; data.fields.question=Prompt (in Python, fields={'question': 'Prompt'}) reads the "
+        "question from there"
+    )
+    with pytest.raises(UserError, match=r"data\.fields\.answer=completion .* reads the answer"):
         Dataset.from_files(forget, forget, fields={"question": "Prompt"}, allow_overlap=True)
 
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -580,3 +581,72 @@ def test_evaluations_that_are_switched_off(changes, measured, run, capsys):
     told = capsys.readouterr().out
     assert "Next:" in told and f"model.path={directory / 'model'}" in told
     assert ("evaluating before" in told, "evaluating after" in told) == measured
+
+
+def test_questions_of_a_file_with_other_columns(checkpoint_dir, tmp_path, capsys, monkeypatch):
+    """The same keys as for the data of a run."""
+    (tmp_path / "q.csv").write_text("prompt,rolle\nWho?,Be brief.\n")
+    arguments = [
+        f"model.path={checkpoint_dir}", f"questions={tmp_path / 'q.csv'}",
+        f"out={tmp_path / 'a.jsonl'}", "max_new_tokens=1", "overwrite=true",
+    ]  # fmt: skip
+    columns = ["data.fields.question=prompt", "data.fields.system=rolle"]
+    call(ask, *arguments, *columns, monkeypatch=monkeypatch)
+    assert [row["question"] for row in lines(tmp_path / "a.jsonl")] == ["Who?"]
+    for more, said in (
+        ([], "data.fields.question=prompt (in Python, "),
+        (["data.fields.question=promt"], "data.fields.question=promt: no file has this column"),
+        (["data.fields.quest=prompt"], "the nearest valid key is data.fields.question"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            call(ask, *arguments, *more, monkeypatch=monkeypatch)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and said in error and error.count("\n") == 1
+
+
+class Service(ModuleType):
+    """Weights & Biases without a network; `key` is whether the user has one."""
+
+    def __init__(self, key: bool) -> None:
+        super().__init__("wandb")
+        self.key, self.given, self.logged, self.finished = key, {}, [], False
+
+    def login(self) -> None:
+        if not self.key:
+            raise RuntimeError("api_key not configured (no-tty)\n  call wandb.login(key=[key])")
+
+    def init(self, **given: object) -> "Service":
+        self.given = given
+        return self
+
+    def log(self, row: dict, step: int) -> None:
+        self.logged.append((step, row))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+@pytest.mark.parametrize("service", [None, Service(key=False)], ids=["absent", "without a key"])
+def test_weights_and_biases_is_missed_before_anything_is_done(service, run, capsys, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    with pytest.raises(SystemExit) as stop:
+        run("logging.wandb=true")
+    told = capsys.readouterr()
+    assert stop.value.code == 2 and "evaluating" not in told.out
+    assert told.err.splitlines()[-1].startswith("error: logging.wandb=true: ")
+    assert ("pmc_jax[wandb]" if service is None else "WANDB_API_KEY") in told.err
+    assert told.err.count("error") == 1 and "Traceback" not in told.err
+
+
+def test_weights_and_biases_gets_every_step(run, monkeypatch):
+    service = Service(key=True)
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    off = ["evaluation.before=false", "evaluation.after=false"]
+    directory = run("logging.wandb=true", "training.epochs=1", *off)
+    assert service.given["name"] == "tiny" and service.finished
+    assert service.given["config"]["method.samples"] == 3
+    rows = lines(directory / "metrics.jsonl")
+    assert [step for step, _ in service.logged] == [row["step"] for row in rows] == [0, 1]
+    assert [row["loss"] for _, row in service.logged] == [row["loss"] for row in rows]

@@ -193,9 +193,12 @@ COMMANDS = {
 
 
 def called(name: str) -> str:
-    """How the user has called a command: `pmc NAME`, or `python -m MODULE`."""
-    command = f"pmc {name}"
-    return command if sys.argv[0] == command else f"python -m {COMMANDS[name].module}"
+    """A command as the user types commands: `pmc NAME`, or `python -m MODULE`.
+
+    The running command need not be `name`: after `pmc train`, it is `pmc ask` that comes next.
+    """
+    by_script = sys.argv[0].startswith("pmc ")  # which `main` writes
+    return f"pmc {name}" if by_script else f"python -m {COMMANDS[name].module}"
 
 
 def module_of(name: str) -> ModuleType:

@@ -13,6 +13,7 @@ from pmc_jax import settings
 from pmc_jax.cli.overrides import Setting, settings_of
 from pmc_jax.data import DataConfig
 from pmc_jax.data.prompt_config import PromptConfig
+from pmc_jax.data.rows import QuestionFile
 from pmc_jax.data.world import DEFAULT_SEED
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import EvaluationConfig
@@ -92,6 +93,7 @@ class AskConfig:
     overwrite: bool = False
     memory: str | None = None
     model: ModelSource = dataclasses.field(default_factory=ModelSource)
+    data: QuestionFile = dataclasses.field(default_factory=QuestionFile)
     prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
 
 
@@ -125,6 +127,7 @@ class DraftConfig:
     decode_batch: int | str = automatic()
     memory: str | None = None
     model: ModelSource = dataclasses.field(default_factory=ModelSource)
+    data: QuestionFile = dataclasses.field(default_factory=QuestionFile)
     prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
 
 
@@ -176,7 +179,7 @@ def _open_schema(schema: type) -> DictConfig:
 
     node = OmegaConf.structured(schema)
     unlock(node)
-    if "data" in node:
+    if "data" in node and "forget" in node.data:
         node.model.path = node.data.forget = node.data.retain = MISSING
     return node
 

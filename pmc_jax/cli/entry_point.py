@@ -39,6 +39,7 @@ from pmc_jax.runtime.compilation import compile_sooner_on_cpus, keep_compiled
 from pmc_jax.runtime.memory import reason
 from pmc_jax.runtime.processes import end_all, is_first, several
 from pmc_jax.terminal import message_of, print_error, print_everything, short
+from pmc_jax.text.counts import counted
 from pmc_jax.unlearning.method import methods
 
 
@@ -421,7 +422,7 @@ def entry_point(
         spare_the_collector()
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=name)(run)()
         if failed:
-            print_error(f"{len(failed)} runs of the sweep failed")
+            print_error(counted(len(failed), "run of the sweep failed", "runs of the sweep failed"))
             sys.exit(2)
 
     return main

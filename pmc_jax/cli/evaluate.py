@@ -70,10 +70,12 @@ def evaluate(config: EvaluateConfig) -> None:
         jax.config.update("jax_enable_x64", True)
     with activity("reading data"):
         inputs = load_inputs(config)
-    templates = {name: check_model(config, path, inputs) for name, path in paths.items()}
+    models = {name: check_model(config, path, inputs) for name, path in paths.items()}
     if config.reference_model is not None:
-        templates["reference_model"] = check_model(config, config.reference_model, inputs)
-    warnings = evaluation_warnings(inputs.dataset, inputs.controls, templates, inputs.retain_log)
+        models["reference_model"] = check_model(config, config.reference_model, inputs)
+    warnings = evaluation_warnings(
+        inputs.dataset, inputs.controls, models, inputs.retain_log, config.max_length
+    )
     with activity("checking weights"):
         for path in filter(None, [*paths.values(), config.reference_model]):
             check_weights(source_of(config, path))
@@ -81,8 +83,8 @@ def evaluate(config: EvaluateConfig) -> None:
         running(directory, settings, inputs.hashes, overwrite=config.overwrite),
         logged_to(directory / LOG),
     ):
-        for name, template in templates.items():
-            say(f"Prompt of {name}: {template}")
+        for name, model in models.items():
+            say(f"Prompt of {name}: {model.template}")
         warn(warnings)
         references = measure_references(config, inputs, directory, needed=tofu_missing)
         for name, path in paths.items():

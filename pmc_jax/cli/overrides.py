@@ -18,6 +18,7 @@ from omegaconf.errors import GrammarParseError
 from omegaconf.grammar_parser import parse as parse_interpolations
 
 from pmc_jax.errors import UserError
+from pmc_jax.signatures import WORDS
 from pmc_jax.terminal import short
 
 QUOTED = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
@@ -25,9 +26,6 @@ QUOTED = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
 
 SWEPT = re.compile(r"(?:choice|range|interval|glob|shuffle|sort|tag)\(.*\)", re.DOTALL)
 """Functions of Hydra that stand for several values."""
-
-WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
-"""What the values of a setting are, by its type."""
 
 
 @dataclasses.dataclass(frozen=True)

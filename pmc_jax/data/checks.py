@@ -106,6 +106,23 @@ def odd_secrets(forget: Sequence[EvaluationRow], sources: Sources) -> list[str]:
     return found
 
 
+def too_long(lengths: Mapping[str, int], most: int | None) -> list[str]:
+    """Warn of texts with more tokens than the model has positions.
+
+    Args:
+        lengths: the tokens of each, by what it is called.
+        most: the positions; None if they are not known.
+    """
+    rows = [row for row, length in lengths.items() if most is not None and length > most]
+    if not rows:
+        return []
+    count = counted(len(rows), "text has", "texts have")
+    return [
+        f"{count} up to {max(lengths.values()):,} tokens, but the model is made for {most:,} "
+        f"(max_position_embeddings), so its answers may make no sense: {named(rows)}"
+    ]
+
+
 def cut_answers(
     name: str, lengths: Mapping[int, int], max_length: int, sources: Sources
 ) -> list[str]:

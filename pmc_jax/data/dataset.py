@@ -33,6 +33,7 @@ from pmc_jax.data.rows import (
 )
 from pmc_jax.data.tofu import DataFiles, tofu_files
 from pmc_jax.errors import UserError
+from pmc_jax.signatures import checked
 
 Rows = Iterable[Mapping[str, Any]]
 
@@ -73,6 +74,7 @@ class Dataset:
     warnings: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
     @classmethod
+    @checked()
     def from_files(
         cls,
         forget: str | Path,
@@ -116,16 +118,11 @@ class Dataset:
             holdout=path(holdout),
             text=path(text),
         )
-        try:
-            names = Fields(**(fields or {}))
-        except TypeError:
-            known = ", ".join(field.name for field in dataclasses.fields(Fields))
-            raise UserError(f"fields={fields}: the fields are {known}") from None
-        return cls.from_records(
-            read_data_files(files, names), retain_rows, allow_overlap=allow_overlap
-        )
+        records = read_data_files(files, Fields.named(fields))
+        return cls.from_records(records, retain_rows, allow_overlap=allow_overlap)
 
     @classmethod
+    @checked()
     def from_dicts(
         cls,
         forget: Iterable[Mapping[str, Any] | str],
@@ -163,6 +160,7 @@ class Dataset:
         return cls.from_records(records, retain_rows, allow_overlap=allow_overlap)
 
     @classmethod
+    @checked()
     def from_huggingface(
         cls,
         forget: Rows,
@@ -188,6 +186,7 @@ class Dataset:
         return cls.from_records(records, retain_rows, allow_overlap=allow_overlap)
 
     @classmethod
+    @checked()
     def tofu(
         cls,
         path: str | Path | None = None,
@@ -283,6 +282,11 @@ class Dataset:
         return tuple(pairs)
 
 
+def expected_dataset(value: Any) -> str:
+    """What is expected in place of a data set."""
+    return "a Dataset, which pmc.Dataset.from_files returns"
+
+
 def read_data_files(files: DataFiles, fields: Fields = Fields()) -> DataRecords:  # noqa: B008
     """Read the files of a data set; their rows are not checked yet.
 
@@ -336,8 +340,6 @@ def make_data_records(
     def records(name: str, rows: Rows | None) -> list[Record] | None:
         return None if rows is None else make_records(name, rows)
 
-    if isinstance(text, str):
-        raise UserError(f"text={text[:40]!r}: found a string; expected a list of paragraphs")
     return DataRecords(
         forget=make_records("forget", forget, allow_questions=allow_questions),
         retain=make_records("retain", retain),

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from pmc_jax.data.checks import named
+from pmc_jax.data.checks import named, too_long
 from pmc_jax.data.dataset import Dataset
 from pmc_jax.data.files import to_json
 from pmc_jax.data.prompts import PromptTemplate, check_lengths
@@ -15,6 +15,9 @@ from pmc_jax.text.counts import counted
 
 Row = TypeVar("Row", bound=ForgetQuestion | QuestionAnswer | EvaluationRow)
 Encoded = TypeVar("Encoded")
+
+EVALUATION_ROWS = "evaluation rows"
+"""The name under which runs and evaluations record `rows_fingerprint`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +117,27 @@ def special_token_warnings(dataset: Dataset, template: PromptTemplate) -> list[s
     ]
 
 
+def position_warnings(
+    dataset: Dataset, template: PromptTemplate, max_length: int, most: int | None
+) -> list[str]:
+    """Warn of rows that are longer than the model's `most` positions; None: these are not known.
+
+    Nothing is longer than `max_length`, so there is nothing to look for if that is within them.
+    """
+    if most is None or max_length <= most:
+        return []
+    lengths: dict[str, int] = {}
+    for row in dataset.retain:
+        prompt, answer = template.encode_pair(row.question, row.answer, row.system)
+        lengths[dataset.where("retain", row.id)] = min(len(prompt) + len(answer), max_length)
+    for name, rows in dataset.evaluation.items():
+        for each in rows:
+            prompt = template.encode_prompt(each.question, each.system)
+            where = dataset.where(name, each.id)
+            lengths[where] = max(len(prompt), lengths.get(where, 0))
+    return too_long(lengths, most)
+
+
 def check_tokens(used: Collection[int], vocab_size: int) -> None:
     """Check that every token is in the model's vocabulary.
 
@@ -134,12 +158,13 @@ def digest(value: Any) -> str:
 
 def fingerprints(dataset: Dataset, encoded: EncodedData) -> Mapping[str, str]:
     """SHA-256 hashes of the training and evaluation data, to detect changed files."""
-    evaluation = {
-        name: [dataclasses.astuple(row) for row in rows]
-        for name, rows in dataset.evaluation.items()
-    }
     return {
         "forget questions": digest(encoded.forget),
         "retain pairs": digest(encoded.retain),
-        "evaluation rows": digest(evaluation),
+        EVALUATION_ROWS: rows_fingerprint(dataset.evaluation),
     }
+
+
+def rows_fingerprint(sets: Mapping[str, Sequence[EvaluationRow]]) -> str:
+    """SHA-256 hash of evaluation sets, the same in a run and in an evaluation."""
+    return digest({name: list(map(dataclasses.astuple, sets[name])) for name in sorted(sets)})

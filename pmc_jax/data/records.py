@@ -28,10 +28,12 @@ class Record:
     Attributes:
         where: what the row is called in errors: `f.jsonl, line 4` or `forget[3]`.
         fields: its values by field name.
+        in_memory: whether it comes from Python, not from a file.
     """
 
     where: str
     fields: Mapping[str, Any]
+    in_memory: bool = False
 
     def error(self, field: str, problem: str) -> UserError:
         """An error about one field of this row."""
@@ -61,12 +63,15 @@ class Record:
         return tuple(self._check_text(field, item) for item in (value if several else [value]))
 
     def _suggestion(self, field: str) -> str:
-        """Which of the row's columns may hold a missing field."""
+        """Which of the row's columns may hold a missing field, and how to have it read."""
         known = {name.casefold().strip(): name for name in self.fields}
         for name in (field, *OTHER_NAMES.get(field, ())):
+            if name in known and self.in_memory:
+                return f"; rename '{known[name]}' to '{field}' if it is the {field}"
             if name in known:
-                named = f"data.fields.{field}={known[name]}"
-                return f" (for a file, {named} reads the {field} from there)"
+                setting = f"data.fields.{field}={known[name]}"
+                argument = f"fields={{'{field}': {known[name]!r}}}"
+                return f"; {setting} (in Python, {argument}) reads the {field} from there"
         return ""
 
     def answers(self) -> tuple[str, ...]:
@@ -99,16 +104,22 @@ class Record:
         return value
 
 
-def read_records(path: Path) -> list[Record]:
+def read_records(path: Path, fields: Mapping[str, str] | None = None) -> list[Record]:
     """The rows of a file or directory, which `read_rows` reads.
+
+    `fields` names the columns that are not called like their fields, as in `FileReader`.
 
     Rows in chat form, `{"messages": [{"role", "content"}, …]}`, get the fields "system",
     "question" and "answer".
 
     Raises:
-        UserError: if the file cannot be read, a row is not an object, or there are no rows.
+        UserError: if the file cannot be read, a row is not an object, there are no rows, or the
+            file lacks a column that `fields` names.
     """
-    return FileReader().records(path)
+    reader = FileReader(fields or {})
+    found = reader.records(path)
+    reader.check()
+    return found
 
 
 @dataclasses.dataclass
@@ -134,7 +145,7 @@ class FileReader:
             }
             self.found.update(moved)
             others = {k: v for k, v in row.items() if k not in {self.fields[f] for f in moved}}
-            records.append(_record(where, others | moved))
+            records.append(_record(Record(where, others | moved)))
         if not records:
             raise UserError(f"{path}: no rows; expected at least one")
         return records
@@ -181,21 +192,23 @@ def make_records(
             f"{name}: found a mapping with the keys {keys}; expected a list of rows or one split "
             "of a data set"
         )
+    if not isinstance(rows, Iterable):
+        raise UserError(f"{name}: found {kind_of(rows)}; expected a list of rows")
     records = []
     for i, row in enumerate(rows):
         where = f"{name}[{i}]"
         fields = {"question": row} if allow_questions and isinstance(row, str) else row
         if not isinstance(fields, Mapping):
             raise UserError(f"{where}: found {kind_of(row)}; expected a mapping of fields")
-        records.append(_record(where, fields))
+        records.append(_record(Record(where, fields, in_memory=True)))
     if not records:
         raise UserError(f"{name}: no rows; expected at least one")
     return records
 
 
-def _record(where: str, fields: Mapping[str, Any]) -> Record:
-    record = Record(where, fields)
-    return record if fields.get("messages") is None else _from_messages(record)
+def _record(record: Record) -> Record:
+    """The record, with the fields of its chat if it has one."""
+    return record if record.fields.get("messages") is None else _from_messages(record)
 
 
 def _from_messages(record: Record) -> Record:
@@ -219,4 +232,4 @@ def _from_messages(record: Record) -> Record:
             "messages",
             f"has the roles {roles}; expected one turn: system (optional), user, assistant",
         )
-    return Record(record.where, fields)
+    return dataclasses.replace(record, fields=fields)

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from pmc_jax.errors import UserError
 from pmc_jax.settings import bounded, one_of, path_to
 
 
@@ -41,9 +42,29 @@ class Fields:
     variants: str = "variants"
     messages: str = "messages"
 
+    @classmethod
+    def named(cls, fields: Mapping[str, str] | None) -> "Fields":
+        """The fields with these columns; the others have their own names.
+
+        Raises:
+            UserError: for a name that is not a field.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := set(fields or {}).difference(known):
+            names = ", ".join(sorted(map(repr, unknown)))
+            raise UserError(f"fields: no field {names}; the fields are {', '.join(known)}")
+        return cls(**(fields or {}))
+
     def renamed(self) -> dict[str, str]:
         """The column of each field whose column has another name, by field."""
         return {k: name for k, name in dataclasses.asdict(self).items() if name != k}
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionFile:
+    """How a file of questions is read."""
+
+    fields: Fields = dataclasses.field(default_factory=Fields)
 
 
 @dataclasses.dataclass(frozen=True)

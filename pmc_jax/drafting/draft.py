@@ -1,7 +1,7 @@
 """Ask a model about a person and others, and make the rows of a data set from its answers."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from jaxtyping import PRNGKeyArray
 
 from pmc_jax.data import Dataset
 from pmc_jax.data.encode import check_tokens
+from pmc_jax.data.rows import Fields
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.drafting import names, rows
 from pmc_jax.drafting.questions import (
@@ -21,10 +22,11 @@ from pmc_jax.drafting.questions import (
 )
 from pmc_jax.drafting.rows import Answer, DraftRow
 from pmc_jax.errors import UserError
-from pmc_jax.language_model import LanguageModel
+from pmc_jax.language_model import LanguageModel, expected_model
 from pmc_jax.model import on_mesh
 from pmc_jax.runtime.progress import stage
 from pmc_jax.settings import AUTO
+from pmc_jax.signatures import checked
 from pmc_jax.text.words import words_of
 
 GREEDY = Sampling(0.0, 0, 1.0)
@@ -70,11 +72,13 @@ class Draft:
         return Dataset.from_dicts(self.forget_rows, self.retain_rows)
 
 
+@checked(model=expected_model)
 def draft_data(
     model: LanguageModel,
     person: str,
     *,
     questions: str | Path | None = None,
+    fields: Mapping[str, str] | None = None,
     patterns: bool = True,
     others: Sequence[str] = (),
     people: int = 8,
@@ -91,6 +95,7 @@ def draft_data(
         person: the name of who is to be forgotten.
         questions: a data file with questions of your own. "{person}" in a question stands for
             the name, and such a question is asked about other people, too.
+        fields: what that file calls the fields: {"question": "prompt"}.
         patterns: whether to ask the built-in questions, which are in English.
         others: names of people to keep; by default, the model proposes `people` of them.
         people: how many names the model proposes at most.
@@ -102,7 +107,8 @@ def draft_data(
         UserError: if there is no name or no question, the file cannot be read, or the model names
             nobody.
     """
-    own = () if questions is None else own_questions(Path(questions).expanduser())
+    named = Fields.named(fields)
+    own = () if questions is None else own_questions(Path(questions).expanduser(), named)
     return draft_rows(
         model, person, (*(PATTERNS if patterns else ()), *own), others, people=people,
         max_new_tokens=max_new_tokens, key=jax.random.key(seed), decode_batch=decode_batch,

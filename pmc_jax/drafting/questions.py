@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pmc_jax.data.checks import question_key
 from pmc_jax.data.records import Record, read_records
+from pmc_jax.data.rows import Fields
 from pmc_jax.drafting.secrets import Sort
 
 PERSON = "{person}"
@@ -151,15 +152,15 @@ GENERAL = tuple(
 """Questions about no person, to keep."""
 
 
-def own_questions(path: Path) -> tuple[Question, ...]:
+def own_questions(path: Path, fields: Fields) -> tuple[Question, ...]:
     """The questions of a data file; each may have its paraphrase, variants and a system prompt.
 
-    Its answers are not read: a draft has the model's.
+    Its answers are not read: a draft has the model's. `fields` names the file's columns.
 
     Raises:
         UserError: if the file cannot be read, or a row has no question.
     """
-    return tuple(map(_own_question, read_records(path)))
+    return tuple(map(_own_question, read_records(path, fields.renamed())))
 
 
 def _own_question(record: Record) -> Question:

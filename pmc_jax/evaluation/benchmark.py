@@ -10,6 +10,7 @@ from pmc_jax.decoding import Sampling
 from pmc_jax.evaluation.context import EvaluationContext
 from pmc_jax.evaluation.gradient_norms import gradient_norms
 from pmc_jax.evaluation.likelihood import Pair, TokenScores, answer_scores
+from pmc_jax.evaluation.membership import MOST_REFERENCE_AUC
 from pmc_jax.evaluation.quality import Answer, answers
 from pmc_jax.evaluation.tofu import (
     UTILITY_METRICS,
@@ -137,6 +138,12 @@ def missing_metrics(context: EvaluationContext, log: dict[str, Metric]) -> dict[
         )
     if "mia_loss" not in log:
         found["membership inference, PrivLeak"] = "the data has no holdout set"
+    elif log["privleak"]["agg_value"] is None and context.retain_log is not None:
+        found["PrivLeak"] = (
+            "the model of retain_logs, which never saw the forget set, tells it from the holdout "
+            f"set by itself (AUC {context.retain_log.min_k_auc:.4g}, more than "
+            f"{MOST_REFERENCE_AUC})"
+        )
     lacking = [name for name in UTILITY_METRICS if name not in log]
     if lacking:
         found["model utility"] = f"the data allows no {', '.join(lacking)}"

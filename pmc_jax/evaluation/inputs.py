@@ -5,8 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pmc_jax.data import Controls, Dataset, load_dataset
-from pmc_jax.data.encode import check_tokens, digest, encode, special_token_warnings
-from pmc_jax.data.prompts import PromptTemplate, check_lengths
+from pmc_jax.data.encode import (
+    EVALUATION_ROWS,
+    check_tokens,
+    digest,
+    encode,
+    position_warnings,
+    rows_fingerprint,
+    special_token_warnings,
+)
+from pmc_jax.data.prompts import check_lengths
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.evaluation.config import EvaluateConfig
 from pmc_jax.evaluation.context import reworded_rows
@@ -14,7 +22,6 @@ from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.quality import is_comparable
 from pmc_jax.evaluation.tofu import RetainLog, check_retain_log, read_retain_log
 from pmc_jax.language_model import LanguageModel, ModelSource, describe, mesh_of
-from pmc_jax.runs.sealed import seal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +35,8 @@ class Inputs:
     @property
     def hashes(self) -> dict[str, str]:
         """Hashes by name, which change if a file has changed."""
-        sets = self.dataset.evaluation
         found = {
-            "evaluation rows": seal(
-                {name: list(map(dataclasses.astuple, rows)) for name, rows in sets.items()}
-            ),
+            EVALUATION_ROWS: rows_fingerprint(self.dataset.evaluation),
             "controls": digest(dataclasses.asdict(self.controls)),
         }
         if self.retain_log is not None:
@@ -53,41 +57,41 @@ def source_of(config: EvaluateConfig, path: str) -> ModelSource:
     return dataclasses.replace(config.model, path=path)
 
 
-def check_model(config: EvaluateConfig, path: str, inputs: Inputs) -> PromptTemplate:
-    """Check a model against the questions and the mesh, before its weights are read.
-
-    Returns:
-        The prompt that it is asked with.
-    """
+def check_model(config: EvaluateConfig, path: str, inputs: Inputs) -> LanguageModel:
+    """A model whose weights are not read, checked against the questions and the mesh."""
     mesh_of(source_of(config, path), config.mesh)
     model = describe(source_of(config, path), config.prompt)
     check_prompts(
         model, inputs.dataset, inputs.controls,
         suite=config.suite, max_length=config.max_length, prefix=config.prefix,
     )  # fmt: skip
-    return model.template
+    return model
 
 
 def evaluation_warnings(
     dataset: Dataset,
     controls: Controls,
-    templates: Mapping[str, PromptTemplate],
+    models: Mapping[str, LanguageModel],
     retain_log: RetainLog | None,
+    max_length: int,
 ) -> list[str]:
     """What is suspicious in an evaluation, one sentence each.
 
     Each model is asked as it was trained. If their prompts differ, the reader should know.
 
     Args:
-        templates: the prompt templates of all models by name; the model under evaluation first.
+        models: all models by name, with or without their weights; the one under evaluation first.
+        max_length: the most tokens of prompt and answer together.
 
     Raises:
         UserError: if the retain model's log is of other forget questions.
     """
-    evaluated = next(iter(templates.values()))
+    first = next(iter(models.values()))
+    evaluated = first.template
     found = [*dataset.warnings, *special_token_warnings(dataset, evaluated)]
-    if len({template.text for template in templates.values()}) > 1:
-        each = "; ".join(f"{name}: {template.words}" for name, template in templates.items())
+    found += position_warnings(dataset, evaluated, max_length, first.positions)
+    if len({model.template.text for model in models.values()}) > 1:
+        each = "; ".join(f"{name}: {model.template.words}" for name, model in models.items())
         found.append(f"the models are asked with different prompts, each with its own: {each}")
     if retain_log is not None:
         forget = dict.fromkeys(filter(is_comparable, dataset.evaluation["forget"]))

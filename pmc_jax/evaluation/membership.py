@@ -18,6 +18,10 @@ MIN_K = 0.4
 
 DEFAULT_REFERENCE_AUC = 0.5
 
+MOST_REFERENCE_AUC = 0.99
+"""The largest AUC of a model that never saw the forget set to which PrivLeak is relative. With a
+larger one, forget and held-out answers differ by themselves, and PrivLeak divides by almost 0."""
+
 
 def loss_score(scores: TokenScores) -> float:
     """Mean negative log-likelihood per token, end token included (Yeom et al. 2018)."""
@@ -59,12 +63,16 @@ def membership_auc(forget: Sequence[float], holdout: Sequence[float]) -> float:
     return float(unfamiliar) / (len(forget) * len(holdout))
 
 
-def privacy_leakage(auc: float, reference: float = DEFAULT_REFERENCE_AUC) -> float:
+def privacy_leakage(auc: float, reference: float = DEFAULT_REFERENCE_AUC) -> float | None:
     """PrivLeak in percent, from the AUC of a model and of one that never saw the forget set.
+
+    None if `reference` is above `MOST_REFERENCE_AUC`.
 
     100 · (a − b)/(b + 1e-10) with a = 1 − auc and b = 1 − reference (Shi et al. 2025, who
     define the AUC the other way round). Below 0 the forget set is still recognised; above 0 it
     is less familiar than unseen text.
     """
+    if reference > MOST_REFERENCE_AUC:
+        return None
     ours, theirs = 1 - auc, 1 - reference
     return 100 * (ours - theirs) / (theirs + 1e-10)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from pmc_jax.data import Controls, Dataset
+from pmc_jax.data.dataset import expected_dataset
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation.benchmark import reference_scores
 from pmc_jax.evaluation.context import EvaluationContext, RobustnessConfig
@@ -20,12 +21,13 @@ from pmc_jax.evaluation.relearning import relearner
 from pmc_jax.evaluation.robustness import check_robustness
 from pmc_jax.evaluation.summary import Parts, summarise
 from pmc_jax.evaluation.tofu import RetainLog, read_retain_log
-from pmc_jax.language_model import LanguageModel
+from pmc_jax.language_model import LanguageModel, expected_model
 from pmc_jax.model import on_mesh
 from pmc_jax.reporting.side_by_side import comparison_table
 from pmc_jax.reporting.verdict import verdict_lines
 from pmc_jax.runtime.progress import warn
 from pmc_jax.settings import check, flat
+from pmc_jax.signatures import checked
 
 PREFIX = "The answer is:"
 
@@ -77,6 +79,10 @@ class Evaluation:
         return {**self.summary, "parts": {model: dict(own) for model, own in self.parts.items()}}
 
 
+@checked(
+    model=expected_model, before=expected_model, reference=expected_model,
+    dataset=expected_dataset,
+)  # fmt: skip
 def evaluate(
     model: LanguageModel,
     dataset: Dataset,
@@ -120,6 +126,7 @@ def evaluate(
     evaluation = evaluation or EvaluationConfig()
     check(evaluation, "evaluation.")
     robustness = robustness or RobustnessConfig()
+    check(robustness, "robustness.")
     controls = dataset.controls if controls is None else controls
     check_robustness(robustness)
     if isinstance(retain_log, str | Path):
@@ -129,8 +136,7 @@ def evaluate(
         check_prompts(other, dataset, controls, suite=suite, max_length=max_length, prefix=prefix)
 
     named = {**models, **({} if reference is None else {"reference": reference})}
-    templates = {name: each.template for name, each in named.items()}
-    warnings = evaluation_warnings(dataset, controls, templates, retain_log)
+    warnings = evaluation_warnings(dataset, controls, named, retain_log, max_length)
     warn(warnings)
 
     def context(of: LanguageModel) -> EvaluationContext:

@@ -79,7 +79,7 @@ def virtual_devices(count: int) -> Sequence[jax.Device]:
     with suppress(RuntimeError):  # raised if JAX has started already
         jax.config.update("jax_num_cpu_devices", count)
     if len(jax.devices()) < count:
-        raise UserError(f"JAX has started with {len(jax.devices())} devices; expected {count}")
+        raise UserError(f"JAX has started with {len(jax.devices())} of {count} devices")
     return jax.devices()[:count]
 
 

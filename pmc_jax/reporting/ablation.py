@@ -23,6 +23,7 @@ from pmc_jax.reporting.comparison import (
     compare,
     find_runs,
     read_outcome,
+    runs_and_configurations,
 )
 from pmc_jax.reporting.measures import attack_samples
 from pmc_jax.reporting.page import SETTING_WORDS, value_text
@@ -93,7 +94,7 @@ def write_ablation(
     write_text(out / "ablation.csv", as_csv(rows))
     write_figure(lines, over, samples_of(outcomes), out)
     waiting = f", {len(unfinished)} unfinished" if unfinished else ""
-    text = [f"{len(finished)} runs, {len(points)} configurations{waiting}"]
+    text = [f"{runs_and_configurations(len(finished), len(points))}{waiting}"]
     for line in lines:
         text += ["", *([line.label] if line.label else []), printed(line, over)]
     text += ["", *bulleted(warnings)] if warnings else []

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from pmc_jax.data.encode import EVALUATION_ROWS
 from pmc_jax.data.files import read_object, read_text, to_json
 from pmc_jax.errors import UserError
 from pmc_jax.reporting.redaction import masked_summary
 from pmc_jax.reporting.run_files import number
 from pmc_jax.runs.directory import CONFIG, INPUTS, SUMMARY
+from pmc_jax.text.counts import counted
 
 NOT_CONFIGURATION = ("seed", "name", "runs_dir", "overwrite")
 """Settings in which the runs of one configuration may differ."""
@@ -163,7 +165,7 @@ def read_outcome(directory: Path, *, redact: bool = False) -> Outcome:
         steps=int(summary.get("steps", 0)),
         further={key: value for key in FURTHER if (value := number(after.get(key))) is not None},
         untuned=summary.get("untuned"),
-        rows=inputs.get("evaluation rows"),
+        rows=inputs.get(EVALUATION_ROWS),
         prompt=(summary.get("prompt") or {}).get("prompt_text"),
         target=inputs.get("model weights"),
     )
@@ -380,3 +382,11 @@ def run_table(outcomes: Sequence[Outcome], points: Sequence[Point]) -> list[dict
         }
         for outcome in sorted(outcomes, key=lambda o: (o.method, o.path))
     ]
+
+
+def runs_and_configurations(runs: int, configurations: int) -> str:
+    """How much a comparison compares: "3 runs, 1 configuration"."""
+    return (
+        f"{counted(runs, 'run', 'runs')}, "
+        f"{counted(configurations, 'configuration', 'configurations')}"
+    )

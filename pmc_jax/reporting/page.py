@@ -80,7 +80,7 @@ PART_WORDS = {
 """Descriptions of the parts of a run's time; other parts appear under their own names."""
 
 
-def write_report(run_dir: Path, *, redact: bool = False) -> Path:
+def write_report(run_dir: Path, *, redact: bool = False, changed: Sequence[str] = ()) -> Path:
     """Write `run_dir`/report/index.html, its plots as PNG files beside it, and the statement.
 
     Reads summary.json and, if they exist, metrics.jsonl, samples.jsonl and config.yaml. The
@@ -88,6 +88,7 @@ def write_report(run_dir: Path, *, redact: bool = False) -> Path:
 
     Args:
         redact: whether to hide what is to be forgotten (`redaction`).
+        changed: what `changed_files` has found, for a warning.
 
     Returns:
         The path of the page.
@@ -95,7 +96,7 @@ def write_report(run_dir: Path, *, redact: bool = False) -> Path:
     Raises:
         UserError: if the summary is missing or a file is malformed.
     """
-    run, redaction = read_run(run_dir), None
+    run, redaction = read_run(run_dir).with_changed(changed), None
     if redact:
         run, redaction = redacted_run(run_dir, run)
     plots = run_plots(run.summary, run.metrics)

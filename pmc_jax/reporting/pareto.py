@@ -32,6 +32,7 @@ from pmc_jax.reporting.comparison import (
     read_outcome,
     reservations,
     run_table,
+    runs_and_configurations,
     target_utility,
 )
 from pmc_jax.reporting.page import value_text
@@ -131,7 +132,7 @@ def write_comparison(paths: Sequence[Path], out: Path, *, redact: bool = False) 
     marked = f"{MARK.strip()} settings chosen for another method"
     return "\n".join(
         [
-            f"{len(finished)} runs, {len(points)} configurations{waiting}\n",
+            f"{runs_and_configurations(len(finished), len(points))}{waiting}\n",
             table,
             *([marked] if any(row["untuned"] for row in methods) else []),
             *(["", *notes] if notes else []),

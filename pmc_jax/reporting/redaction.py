@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from pmc_jax.data import Dataset, load_dataset
-from pmc_jax.data.encode import digest
+from pmc_jax.data.encode import EVALUATION_ROWS, rows_fingerprint
 from pmc_jax.data.files import read_object
 from pmc_jax.data.rows import EvaluationRow, data_config
 from pmc_jax.errors import UserError
@@ -24,7 +24,6 @@ from pmc_jax.reporting.evaluation_files import EvaluationFiles
 from pmc_jax.reporting.examples import FORGOTTEN, Example, joined
 from pmc_jax.reporting.run_files import RunFiles
 from pmc_jax.runs.directory import INPUTS
-from pmc_jax.runs.sealed import seal
 from pmc_jax.text.words import found, squeezed, words_of
 
 HIDDEN = "(hidden)"
@@ -142,10 +141,7 @@ def read_redaction(config: str, stored: Any) -> Redaction:
         return Redaction({}, "its config.yaml names no data set")
     except (UserError, OSError, TypeError, yaml.YAMLError) as error:
         return Redaction({}, f"its data set cannot be read ({error})")
-    rows = {
-        name: [dataclasses.astuple(row) for row in own] for name, own in data.evaluation.items()
-    }
-    if stored not in (digest(rows), seal(rows)):
+    if stored != rows_fingerprint(data.evaluation):
         return Redaction({}, "its data set has changed")
     return redaction_of(data.evaluation)
 
@@ -153,7 +149,7 @@ def read_redaction(config: str, stored: Any) -> Redaction:
 def redacted_run(directory: Path, run: RunFiles) -> tuple[RunFiles, Redaction]:
     """The files of a run for a redacted page."""
     stored = read_object(directory / INPUTS, missing_ok=True)
-    redaction = read_redaction(run.config, stored.get("evaluation rows"))
+    redaction = read_redaction(run.config, stored.get(EVALUATION_ROWS))
     return without(redaction, run), redaction
 
 
@@ -169,7 +165,7 @@ def masked_summary(
         UserError: if the right answers are not known. A comparison without any text would be
             one without settings.
     """
-    redaction = read_redaction(config, inputs.get("evaluation rows"))
+    redaction = read_redaction(config, inputs.get(EVALUATION_ROWS))
     if redaction.unknown is not None:
         raise UserError(f"{directory}: cannot be redacted, since {redaction.unknown}")
     return _masked(redaction, summary), redaction.masked(str(directory))
@@ -195,7 +191,7 @@ def without(redaction: Redaction, run: RunFiles) -> RunFiles:
 
 def redacted_evaluation(files: EvaluationFiles) -> tuple[EvaluationFiles, Redaction]:
     """The files of an evaluation for a redacted page."""
-    redaction = read_redaction(files.config, files.summary["data"].get("evaluation rows"))
+    redaction = read_redaction(files.config, files.summary["data"].get(EVALUATION_ROWS))
     return without_in_evaluation(redaction, files), redaction
 
 

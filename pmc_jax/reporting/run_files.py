@@ -1,12 +1,14 @@
 """Reads the files in the directory of a run."""
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pmc_jax.data.files import read_object, read_objects, read_text
+from pmc_jax.runs.sealed import file_hash
 from pmc_jax.runs.summary import check_summary
 
 
@@ -20,6 +22,7 @@ class RunFiles:
         samples: one object per evaluated question; empty if the file is absent.
         config: the resolved configuration as YAML text; empty if the file is absent.
         warnings: what is missing in the files, one sentence each.
+        changed: files of the exported model that are not those which were measured.
     """
 
     summary: dict[str, Any]
@@ -27,6 +30,21 @@ class RunFiles:
     samples: list[dict[str, Any]]
     config: str
     warnings: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+    def with_changed(self, changed: Sequence[str]) -> "RunFiles":
+        """The same run with a warning of files of the model that have `changed`."""
+        if not changed:
+            return self
+        files = ", ".join(changed)
+        found = (
+            f"{files}: not what this run exported and measured. All that is said here is of the "
+            f"weights with the SHA-256 {(self.summary.get('model') or {}).get('weights')}"
+        )
+        summary = {**self.summary, "warnings": [*(self.summary.get("warnings") or []), found]}
+        return dataclasses.replace(
+            self, summary=summary, warnings=(*self.warnings, found), changed=tuple(changed)
+        )
 
 
 def read_run(run_dir: Path) -> RunFiles:
@@ -58,6 +76,20 @@ def read_run(run_dir: Path) -> RunFiles:
         config=read_text(run_dir / "config.yaml", missing_ok=True),
         warnings=tuple(missing),
     )
+
+
+def changed_files(run_dir: Path) -> list[str]:
+    """Files of the exported model that are not those which the run measured.
+
+    Files that were deleted are not missed.
+    """
+    summary = read_object(run_dir / "summary.json", expected="the summary of a finished run")
+    check_summary(run_dir / "summary.json", summary)
+    written = (summary.get("model") or {}).get("files") or {}
+    paths = {run_dir / "model" / name: digest for name, digest in written.items()}
+    return [
+        str(path) for path, digest in paths.items() if path.is_file() and file_hash(path) != digest
+    ]
 
 
 def older_version(summary: Mapping[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ from pmc_jax.reporting.evaluation_files import EvaluationFiles
 from pmc_jax.reporting.examples import MARKS, Span, placed, text_of
 from pmc_jax.reporting.redaction import HIDDEN
 from pmc_jax.reporting.run_files import number
+from pmc_jax.text.counts import counted
 
 ATTACK_WORDS = {
     "sampling": "Original questions",
@@ -87,7 +88,8 @@ def revealing(row: Mapping[str, Any]) -> tuple[bool, float, float, int]:
 def note(rows: list[dict[str, Any]], shown: list[dict[str, Any]], prefix: str | None) -> str:
     """How many answers there are, and which are shown."""
     begun = f" Each begins with “{prefix}”, which does not count." if prefix else ""
-    answers = f"{len(rows[0]['recalls']):,} answers to each of {len(rows):,} questions"
+    each = counted(len(rows[0]["recalls"]), "answer", "answers")
+    answers = f"{each} to each of {counted(len(rows), 'question', 'questions')}"
     if not shown:
         return f"None of {answers} has a word of the right answer.{begun}"
     first = "those with the secret first, then by fact recall" if shown[0]["worst"]["leaked"] else (

@@ -6,10 +6,11 @@ It is for people who know nothing of language models. It has no answer of any mo
 
 import datetime
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pmc_jax.data.encode import EVALUATION_ROWS
 from pmc_jax.data.files import read_object, write_text
 from pmc_jax.reporting.evaluation_files import EvaluationFiles
 from pmc_jax.reporting.measures import percent
@@ -86,6 +87,7 @@ class Statement:
         further: how many questions are not shown.
         directory: what the files belong to: "run" or "evaluation".
         redact: whether the page has no questions.
+        changed: whether the model's files are no longer those that were tested.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Statement:
     further: int
     directory: str
     redact: bool
+    changed: bool = False
 
     @property
     def headline(self) -> str:
@@ -122,14 +125,15 @@ def run_statement(run: RunFiles, inputs: Mapping[str, Any], *, redact: bool) -> 
         return None
     texts = {row.get("id"): row.get("question") for row in run.samples if row["set"] == "forget"}
     after, before = summary.get("after") or {}, summary.get("before") or {}
-    return statement(
+    found = statement(
         summary, verdict, texts,
         model=("model/", (summary.get("model") or {}).get("weights")),
-        rows_hash=inputs.get("evaluation rows"),
+        rows_hash=inputs.get(EVALUATION_ROWS),
         bounds=[],
         utility=(number(after.get("utility")), number(before.get("utility"))),
         directory="run", redact=redact,
     )  # fmt: skip
+    return replace(found, changed=bool(run.changed))
 
 
 def evaluation_statement(files: EvaluationFiles, *, redact: bool) -> Statement | None:
@@ -144,7 +148,7 @@ def evaluation_statement(files: EvaluationFiles, *, redact: bool) -> Statement |
     return statement(
         summary, verdict, texts,
         model=(str(facts.get("path") or files.evaluated), facts.get("weights")),
-        rows_hash=summary["data"].get("evaluation rows"),
+        rows_hash=summary["data"].get(EVALUATION_ROWS),
         bounds=list(bounds(measures[files.evaluated], summary["settings"].get("confidence"))),
         utility=(number(measures[files.evaluated].get("utility")), number(before.get("utility"))),
         directory="evaluation", redact=redact,

@@ -13,7 +13,13 @@ import optax
 
 from pmc_jax.data import Dataset
 from pmc_jax.data.checks import cut_answers
-from pmc_jax.data.encode import digest, encode, fingerprints, special_token_warnings
+from pmc_jax.data.encode import (
+    digest,
+    encode,
+    fingerprints,
+    position_warnings,
+    special_token_warnings,
+)
 from pmc_jax.data.files import to_json, write_json_lines
 from pmc_jax.errors import UserError
 from pmc_jax.language_model import LanguageModel
@@ -104,6 +110,7 @@ def prepare_inputs(
     warnings = (
         *dataset.warnings,
         *special_token_warnings(dataset, model.template),
+        *position_warnings(dataset, model.template, training.max_length, model.positions),
         *warnings_of_cuts(dataset, task, examples),
     )
     return Inputs(task, examples, tuple(row.question for row in dataset.forget), hashes, warnings)

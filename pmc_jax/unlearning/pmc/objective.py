@@ -24,8 +24,8 @@ def pmc_loss(
 ) -> Float[Array, ""]:
     """The objective for one whole batch: E[−log p_θ(x̂ | q)] + λ E[−log p_θ(y | q)].
 
-    Training computes the same from `collapse_loss` and `retain_loss`, whose means run over all
-    micro-batches; this is the objective in one function, for use on its own.
+    Training adds up the same two means over micro-batches; this is the objective in one function,
+    for use on its own.
 
     Args:
         nll: −log p_θ of every token given those before it.
@@ -34,7 +34,11 @@ def pmc_loss(
         retain_weight: λ.
     """
 
-    def mean(mask: Bool[Array, "rows time"]) -> Float[Array, ""]:
-        return jnp.where(mask, nll, 0).sum() / mask.sum().clip(1)
+    def targets(mask: Bool[Array, "rows time"]) -> Targets:
+        """All tokens of a mask as those of one answer, since token means do not tell them apart."""
+        return Targets(
+            losses=nll, mask=mask, segments=mask.astype(int), reference=jnp.zeros(1),
+            tokens=mask.sum(), answers=jnp.ones((), int),
+        )  # fmt: skip
 
-    return mean(selected) + retain_weight * mean(retain)
+    return collapse_loss(targets(selected)) + retain_weight * retain_loss(targets(retain))

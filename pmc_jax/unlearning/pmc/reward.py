@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pmc_jax.errors import UserError
+from pmc_jax.signatures import checked
 from pmc_jax.text.rouge import lcs_recall, rouge_words, settled_rouge_words
 from pmc_jax.text.words import signs
 from pmc_jax.unlearning.method import Run, Tokens, imported
@@ -29,6 +30,7 @@ def kept_share(original: str, response: str) -> float:
     return 1.0 if not response.strip() else 0.0
 
 
+@checked()
 def rouge_reward(original: str, response: str) -> float:
     """The reward of the paper: r(x) = 1 − ROUGE-L recall(y0, x), in [0, 1]."""
     return 1 - kept_share(original, response)
