@@ -158,8 +158,8 @@ def test_what_is_not_rows(tmp_path, monkeypatch):
     def error(**changed):
         return message(Dataset.from_dicts, **({"forget": FORGET, "retain": RETAIN} | changed))
 
-    assert error(forget="f.jsonl").startswith("forget='f.jsonl': found a path; expected rows")
-    assert error(retain=tmp_path).startswith(f"retain='{tmp_path}': found a path; expected rows")
+    assert error(forget="f.jsonl").startswith("forget='f.jsonl': found a text; expected a list")
+    assert error(retain=tmp_path).startswith(f"retain='{tmp_path}': found a path; expected a list")
     splits = {"train": FORGET, "test": FORGET}
     assert error(forget=splits).startswith("forget: found a mapping with the keys train, test; ")
     assert error(forget=[]) == "forget: no rows; expected at least one"

@@ -183,20 +183,31 @@ def test_no_page_scrolls_sideways_on_a_phone(kind, number, request, tmp_path):
     assert not [page for page, (width, room) in zip(pages, widths, strict=True) if width > room]
 
 
+def sheets(page: Path, tmp_path: Path) -> int:
+    """On how many sheets of A4 a page is printed."""
+    printed = tmp_path / "printed.pdf"
+    command = [
+        str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}", f"--print-to-pdf={printed}", page.as_uri(),
+    ]  # fmt: skip
+    subprocess.run(command, capture_output=True, timeout=120, check=True)
+    return len(re.findall(rb"/Type /Page\b", printed.read_bytes()))
+
+
 @needs_browser
 def test_a_statement_is_printed_on_two_sheets_at_most(pages, tmp_path):
-    sheets = []
-    for page in pages:
-        if page.name != "statement.html":
-            continue
-        printed = tmp_path / "printed.pdf"
-        command = [
-            str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu",
-            f"--user-data-dir={tmp_path / 'profile'}", f"--print-to-pdf={printed}", page.as_uri(),
-        ]  # fmt: skip
-        subprocess.run(command, capture_output=True, timeout=120, check=True)
-        sheets.append(len(re.findall(rb"/Type /Page\b", printed.read_bytes())))
-    assert len(sheets) == 2 and all(1 <= number <= 2 for number in sheets)
+    found = [sheets(page, tmp_path) for page in pages if page.name == "statement.html"]
+    assert len(found) == 2 and all(1 <= number <= 2 for number in found)
+
+
+@needs_browser
+def test_folded_tables_are_not_printed(evaluation, tmp_path):
+    """A whole suite of three models, with all its figures."""
+    page = evaluation / "report/index.html"
+    opened = tmp_path / "opened.html"
+    opened.write_text(page.read_text("utf-8").replace("<details>", "<details open>"), "utf-8")
+    found, with_all = sheets(page, tmp_path), sheets(opened, tmp_path)
+    assert found < with_all and found <= 12
 
 
 @pytest.mark.slow

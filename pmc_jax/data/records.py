@@ -184,7 +184,8 @@ def make_records(
     """
     if isinstance(rows, str | Path):
         raise UserError(
-            f"{name}={str(rows)!r}: found a path; expected rows (Dataset.from_files reads files)"
+            f"{name}={str(rows)!r}: found {'a text' if isinstance(rows, str) else 'a path'}; "
+            "expected a list of rows (Dataset.from_files reads files)"
         )
     if isinstance(rows, Mapping):
         keys = ", ".join(map(str, rows))

@@ -19,7 +19,11 @@ GUARD = "\ufdd0"
 
 @dataclasses.dataclass(frozen=True)
 class SpecialTokens:
-    """The special tokens of a tokenizer."""
+    """The special tokens of a tokenizer.
+
+    Added tokens that are not marked as special, such as runs of spaces or Qwen3's "<think>", are
+    part of ordinary text, and a text that spells one gets it.
+    """
 
     tokenizer: PreTrainedTokenizerBase
 
