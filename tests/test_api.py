@@ -234,6 +234,14 @@ WRONG = {
         lambda m, d: pmc.evaluate(m, d, confidence="high"),
         "confidence='high': found a str; expected a number",
     ),
+    "suite": (
+        lambda m, d: pmc.evaluate(m, d, suite="fast"),
+        "suite=fast: expected one of quick, paper, tofu, attacks, full",
+    ),
+    "bounds": (
+        lambda m, d: pmc.evaluate(m, d, confidence=2),
+        "confidence=2: expected less than 1",
+    ),
     "robustness": (
         lambda m, d: pmc.evaluate(m, d, robustness=pmc.RobustnessConfig(steps=[1, "2"])),
         "robustness.steps=[1, '2']: expected a number",

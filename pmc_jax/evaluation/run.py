@@ -9,8 +9,8 @@ import jax
 
 from pmc_jax.data import Controls, Dataset
 from pmc_jax.data.dataset import expected_dataset
-from pmc_jax.errors import UserError
 from pmc_jax.evaluation.benchmark import reference_scores
+from pmc_jax.evaluation.config import EvaluateConfig
 from pmc_jax.evaluation.context import EvaluationContext, RobustnessConfig
 from pmc_jax.evaluation.inputs import check_prompts, evaluation_warnings
 from pmc_jax.evaluation.measure import measure_part
@@ -118,11 +118,10 @@ def evaluate(
         seed: seed of the sampling.
 
     Raises:
-        UserError: for an unknown suite, a question that leaves no room for an answer, or a file
-            that is not a retain log.
+        UserError: for an unknown suite, a value out of bounds, a question that leaves no room for
+            an answer, or a file that is not a retain log.
     """
-    if suite not in SUITES:
-        raise UserError(f"suite={suite}: expected one of {', '.join(SUITES)}")
+    check(EvaluateConfig(suite=suite, confidence=confidence, max_length=max_length, seed=seed))
     evaluation = evaluation or EvaluationConfig()
     check(evaluation, "evaluation.")
     robustness = robustness or RobustnessConfig()
