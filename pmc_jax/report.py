@@ -79,15 +79,19 @@ def write_again(directory: Path, *, redact: bool) -> None:
         write_evaluation_report,
         write_report,
     )
-    from pmc_jax.reporting.evaluation_files import is_evaluation
+    from pmc_jax.reporting.evaluation_files import changed_export, is_evaluation
     from pmc_jax.reporting.redaction import redacted_run
-    from pmc_jax.reporting.run_files import changed_files, older_version, read_run
+    from pmc_jax.reporting.run_files import changed_files, changed_warning, older_version, read_run
     from pmc_jax.reporting.side_by_side import comparison_table
     from pmc_jax.reporting.verdict import verdict_lines
 
     if is_evaluation(directory):
-        page = write_evaluation_report(directory, redact=redact or None)
+        changed = changed_export(directory)
+        page = write_evaluation_report(directory, redact=redact or None, changed=changed)
         summary = shown_summary(directory, redact=redact or None)
+        if changed:
+            weights = summary["facts"][summary["models"][0]].get("weights")
+            print(f"warning: {changed_warning(changed, weights)}", file=sys.stderr)
         if judged := summary["verdict"]:
             print(f"{verdict_lines(judged)}\n")
         print(comparison_table(summary))

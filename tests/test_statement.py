@@ -206,7 +206,7 @@ def test_a_run_and_an_evaluation_give_the_same_questions_the_same_fingerprint(tm
 def changed_model(directory: Path) -> tuple[Path, Path]:
     """A run that has forgotten, and a file of its exported model."""
     weights = directory / "model" / "model.safetensors"
-    weights.parent.mkdir()
+    weights.parent.mkdir(parents=True)
     weights.write_bytes(b"measured")
     files = {weights.name: hashlib.sha256(b"measured").hexdigest(), "deleted.json": "ab"}
     found = verdict("gone", overall="forgotten")
@@ -222,12 +222,34 @@ def test_a_report_says_that_the_model_is_no_longer_what_was_measured(tmp_path, c
     weights.write_bytes(b"measureD")
     assert report.main([str(run)]) == 0
     error = capsys.readouterr().err
-    said = f"{weights}: not what this run exported and measured"
+    said = f"{weights}: not what was exported and measured"
     assert error.startswith(f"warning: {said}") and HASH in error and error.count("\n") == 1
     assert said in Page((run / "report/index.html").read_text()).text
     text = Page((run / "report/statement.html").read_text()).text
     assert "The model that was tested, within" not in text
     assert "They have changed since the tests" in text and ", but for the model" not in text
+
+
+def test_so_does_the_report_of_an_evaluation_of_a_run_s_model(tmp_path, capsys):
+    run, weights = changed_model(tmp_path / "run")
+    directory = write_evaluation(
+        tmp_path / "evaluation", parts=("quality",), verdict=verdict("gone", overall="forgotten")
+    )
+    summary = read_json(directory / "summary.json")
+    facts = summary["facts"]["pmc"]
+    facts["path"] = str(run / "model")
+    assert facts["weights"] == HASH
+    write_json(directory / "summary.json", summary)
+    for content, warned in ((b"measured", False), (b"NaN", True)):
+        weights.write_bytes(content)
+        assert report.main([str(directory)]) == 0
+        error = capsys.readouterr().err
+        assert error.startswith(f"warning: {weights}: not what") == warned == bool(error)
+        text = Page((directory / "report/statement.html").read_text()).text
+        assert ("They have changed since the tests" in text) == warned
+    facts["weights"] = "cd" * 32  # the evaluation is of other weights than the run's
+    write_json(directory / "summary.json", summary)
+    assert report.main([str(directory)]) == 0 and capsys.readouterr().err == ""
 
 
 def test_names_from_files_are_escaped(tmp_path):

@@ -1,11 +1,14 @@
 """Reads the files in the directory of an evaluation."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pmc_jax.data.files import read_object, read_text
 from pmc_jax.errors import UserError
+from pmc_jax.reporting.run_files import changed_files, changed_warning
 from pmc_jax.reporting.side_by_side import model_order
 from pmc_jax.runs.parts import read_part
 
@@ -24,11 +27,21 @@ class EvaluationFiles:
         parts: by model, before unlearning first, and by part: the single answers. A part that
             could not be measured is absent.
         config: the resolved configuration as YAML text; empty if the file is absent.
+        changed: files of the model under evaluation that are not those which were measured.
     """
 
     summary: dict[str, Any]
     parts: dict[str, dict[str, dict[str, Any]]]
     config: str
+    changed: tuple[str, ...] = ()
+
+    def with_changed(self, changed: Sequence[str]) -> "EvaluationFiles":
+        """The same evaluation with a warning of files of the model that have `changed`."""
+        if not changed:
+            return self
+        found = changed_warning(changed, self.summary["facts"][self.evaluated].get("weights"))
+        summary = {**self.summary, "warnings": [*(self.summary.get("warnings") or []), found]}
+        return dataclasses.replace(self, summary=summary, changed=tuple(changed))
 
     @property
     def models(self) -> list[str]:
@@ -58,6 +71,21 @@ class EvaluationFiles:
 def is_evaluation(directory: Path) -> bool:
     """Whether the directory holds an evaluation rather than a run."""
     return "models" in read_object(directory / "summary.json", missing_ok=True, finite=True)
+
+
+def changed_export(directory: Path) -> list[str]:
+    """Files of the model under evaluation that are not those which were measured.
+
+    Known only if a run has exported the model, which records the hashes of its files.
+    """
+    summary = read_evaluation(directory).summary
+    facts = summary["facts"][summary["models"][0]]
+    path = Path(str(facts.get("path")))
+    recorded = path.parent / "summary.json"
+    if path.name != "model" or not recorded.is_file():
+        return []
+    exported = (read_object(recorded).get("model") or {}).get("weights")
+    return changed_files(path.parent) if exported == facts.get("weights") else []
 
 
 def read_evaluation(directory: Path) -> EvaluationFiles:

@@ -1,7 +1,7 @@
 """The report of an evaluation as one self-contained page."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,9 @@ USED_BY = {
 """The parts that depend on a setting; all parts depend on other settings."""
 
 
-def write_evaluation_report(directory: Path, *, redact: bool | None = None) -> Path:
+def write_evaluation_report(
+    directory: Path, *, redact: bool | None = None, changed: Sequence[str] = ()
+) -> Path:
     """Write `directory`/report/index.html, its figures beside it, and the statement.
 
     Reads summary.json, config.yaml and the models' parts. The same files give the same bytes.
@@ -50,6 +52,7 @@ def write_evaluation_report(directory: Path, *, redact: bool | None = None) -> P
     Args:
         redact: whether to hide what is to be forgotten (`redaction`); None: as in the
             evaluation's settings.
+        changed: what `changed_export` has found, for a warning.
 
     Returns:
         The path of the page.
@@ -57,7 +60,7 @@ def write_evaluation_report(directory: Path, *, redact: bool | None = None) -> P
     Raises:
         UserError: if the summary is missing or a file is malformed.
     """
-    files = read_evaluation(directory)
+    files = read_evaluation(directory).with_changed(changed)
     if redact is None:
         redact = bool(files.summary["settings"].get("redact"))
     files, redaction = redacted_evaluation(files) if redact else (files, None)

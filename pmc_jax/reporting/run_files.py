@@ -36,11 +36,7 @@ class RunFiles:
         """The same run with a warning of files of the model that have `changed`."""
         if not changed:
             return self
-        files = ", ".join(changed)
-        found = (
-            f"{files}: not what this run exported and measured. All that is said here is of the "
-            f"weights with the SHA-256 {(self.summary.get('model') or {}).get('weights')}"
-        )
+        found = changed_warning(changed, (self.summary.get("model") or {}).get("weights"))
         summary = {**self.summary, "warnings": [*(self.summary.get("warnings") or []), found]}
         return dataclasses.replace(
             self, summary=summary, warnings=(*self.warnings, found), changed=tuple(changed)
@@ -90,6 +86,14 @@ def changed_files(run_dir: Path) -> list[str]:
     return [
         str(path) for path, digest in paths.items() if path.is_file() and file_hash(path) != digest
     ]
+
+
+def changed_warning(changed: Sequence[str], weights: Any) -> str:
+    """What to say of files of a model that have changed since these weights were measured."""
+    return (
+        f"{', '.join(changed)}: not what was exported and measured. All that is said here is of "
+        f"the weights with the SHA-256 {weights}"
+    )
 
 
 def older_version(summary: Mapping[str, Any]) -> str | None:

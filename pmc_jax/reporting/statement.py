@@ -145,7 +145,7 @@ def evaluation_statement(files: EvaluationFiles, *, redact: bool) -> Statement |
     texts = {row["id"]: row["question"] for row in answers if row["set"] == "forget"}
     facts, measures = summary["facts"][files.evaluated], summary["measures"]
     before = measures[files.before] if files.before else {}
-    return statement(
+    found = statement(
         summary, verdict, texts,
         model=(str(facts.get("path") or files.evaluated), facts.get("weights")),
         rows_hash=summary["data"].get(EVALUATION_ROWS),
@@ -153,6 +153,7 @@ def evaluation_statement(files: EvaluationFiles, *, redact: bool) -> Statement |
         utility=(number(measures[files.evaluated].get("utility")), number(before.get("utility"))),
         directory="evaluation", redact=redact,
     )  # fmt: skip
+    return replace(found, changed=bool(files.changed))
 
 
 def statement(
