@@ -107,7 +107,7 @@ def draft_data(
         UserError: if there is no name or no question, the file cannot be read, or the model names
             nobody.
     """
-    named = Fields.named(fields)
+    named = Fields.named(fields).renamed()
     own = () if questions is None else own_questions(Path(questions).expanduser(), named)
     return draft_rows(
         model, person, (*(PATTERNS if patterns else ()), *own), others, people=people,

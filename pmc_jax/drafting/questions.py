@@ -1,12 +1,11 @@
 """The questions that a draft asks: about any person, about the world, and the user's own."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pmc_jax.data.checks import question_key
 from pmc_jax.data.records import Record, read_records
-from pmc_jax.data.rows import Fields
 from pmc_jax.drafting.secrets import Sort
 
 PERSON = "{person}"
@@ -152,15 +151,15 @@ GENERAL = tuple(
 """Questions about no person, to keep."""
 
 
-def own_questions(path: Path, fields: Fields) -> tuple[Question, ...]:
+def own_questions(path: Path, fields: Mapping[str, str] | None = None) -> tuple[Question, ...]:
     """The questions of a data file; each may have its paraphrase, variants and a system prompt.
 
-    Its answers are not read: a draft has the model's. `fields` names the file's columns.
+    Its answers are not read: a draft has the model's. `fields` names columns, as in `read_records`.
 
     Raises:
         UserError: if the file cannot be read, or a row has no question.
     """
-    return tuple(map(_own_question, read_records(path, fields.renamed())))
+    return tuple(map(_own_question, read_records(path, fields)))
 
 
 def _own_question(record: Record) -> Question:
