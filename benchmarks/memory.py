@@ -1,22 +1,24 @@
 """Memory under limits: `python benchmarks/memory.py MODEL TOFU`.
 
 MODEL is a small model, such as SmolLM2-135M-Instruct (`smollm2.py`); TOFU is a directory with
-TOFU's files. For each limit a new process asks, samples and trains the model. It may take no more
-private memory than the limit (`ulimit -d`), and plans for it (`PMC_JAX_MEMORY`). The table has the
-peak of its resident memory and its speed.
+TOFU's files. For each limit a new process asks, samples and trains the model. A control group keeps
+its resident memory below the limit; where none can be made, `ulimit -d` keeps its private memory
+below. The process finds the limit by itself. The table has the peak of its resident memory and its
+speed.
 
 Then evaluation and attacks of 400 questions x 100 samples are compiled for larger models on a
 device of `--device`, without weights, in the sizes that "auto" chooses there.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,20 +70,45 @@ def work(model_path: str, tofu: str, questions: int) -> dict[str, Any]:
     return found
 
 
+@contextlib.contextmanager
+def control_group(limit: int) -> Iterator[Path | None]:
+    """A control group whose processes may take `limit` bytes; None where none can be made."""
+    kinds = (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max"))
+    for root, most in kinds:
+        group = Path(root) / f"pmc_jax-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            if (group / most).exists():
+                (group / most).write_text(str(limit))
+                yield group
+                return
+        finally:
+            group.rmdir()
+    yield None
+
+
 def limited(limit: int, arguments: Sequence[str]) -> dict[str, Any]:
     """The measurements of a process that may take `limit` GB."""
+    with control_group(limit * GB) as group:
 
-    def restrict() -> None:
-        resource.setrlimit(resource.RLIMIT_DATA, (limit * GB, limit * GB))
+        def restrict() -> None:
+            if group is None:
+                resource.setrlimit(resource.RLIMIT_DATA, (limit * GB, limit * GB))
+            else:
+                (group / "cgroup.procs").write_text(str(os.getpid()))
 
-    command = [sys.executable, __file__, "--child", *arguments]
-    environment = {**os.environ, "PMC_JAX_MEMORY": f"{limit}GB"}
-    done = subprocess.run(
-        command, env=environment, preexec_fn=restrict, stdout=subprocess.PIPE, text=True
-    )
+        command = [sys.executable, __file__, "--child", *arguments]
+        done = subprocess.run(command, preexec_fn=restrict, stdout=subprocess.PIPE, text=True)
     lines = done.stdout.splitlines()
-    found = {"limit": limit * GB, "status": done.returncode}
-    found["said"] = [line for line in lines if line.startswith("warning: out of memory")]
+    found = {
+        "limit": limit * GB,
+        "by": "ulimit -d" if group is None else "control group",
+        "status": done.returncode,
+        "said": [line for line in lines if line.startswith("warning: out of memory")],
+    }
     return found | (json.loads(lines[-1]) if done.returncode == 0 else {})
 
 
