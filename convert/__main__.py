@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
+from convert.adapters import adapter_at, read_adapter
 from convert.directory import read_config
 from convert.export import export_checkpoint, stored_dtypes
 from convert.load import load_checkpoint, resolve, rows_of, tensor_names, untouched_tensors
@@ -100,6 +102,28 @@ def inspect(source: str) -> None:
         print(f"  {f'in {len(untouched)} other tensors, copied as they are':<58} {count:>16,}")
 
 
+def merge(source: str, destination: Path, adapters: Sequence[Path]) -> None:
+    """Add adapters in PEFT's format to a model, in float32 at least.
+
+    Raises:
+        UserError: if one is the adapter of another model, damaged or not supported.
+    """
+    refuse_existing(destination)
+    directory = resolve(source)
+    parts = [adapter_at(path, directory) for path in adapters]
+    checkpoint = load_checkpoint(directory)
+    wide = jax.tree.map(
+        lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), checkpoint.params
+    )
+    params = wide
+    for part in parts:
+        dtype = params["layers"]["q"].dtype
+        _, base = part.split(params, dtype, donate=False)
+        params = part.whole(read_adapter(part, directory, dtype), base, dtype, donate=False)
+    export_checkpoint(params, checkpoint.cfg, directory, destination)
+    print(f"{destination}: {directory} with {len(parts)} adapters merged")
+
+
 def layout(text: str) -> tuple[int, int]:
     """`mesh_layout` with an error that argparse prints."""
     try:
@@ -116,11 +140,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "from-hf": "Hugging Face directory or hub id",
         "to-hf": "native checkpoint",
         "inspect": "Hugging Face directory, hub id or native checkpoint",
+        "merge": "the model: Hugging Face directory or hub id",
     }
     summary = {
         "from-hf": "convert a Hugging Face checkpoint to a native one",
         "to-hf": "convert a native checkpoint to a Hugging Face one",
         "inspect": "print a model's configuration and parameters; reads no weights",
+        "merge": "add adapters in PEFT's format to a model",
     }
     dtypes = [dtype.name for dtype in DTYPES.values()]
     for name, text in summary.items():
@@ -131,6 +157,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         command.add_argument("source", metavar="SRC", help=source[name])
         if name != "inspect":
             command.add_argument("destination", metavar="DST", type=Path, help="new directory")
+        if name == "merge":
+            command.add_argument(
+                "adapters", metavar="ADAPTER", type=Path, nargs="+", help="directory of an adapter"
+            )
+        elif name != "inspect":
             command.add_argument(
                 "--dtype", metavar="DTYPE", choices=dtypes,
                 help=f"dtype of all weights: {', '.join(dtypes)}; default: as they are",
@@ -161,6 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "inspect":
             inspect(options.source)
+        elif options.command == "merge":
+            merge(options.source, options.destination, options.adapters)
         elif options.command == "to-hf":
             to_hf(
                 options.source, options.destination, options.dtype,

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from pmc_jax.evaluation.quality import EvaluationConfig
     from pmc_jax.evaluation.run import Evaluation, evaluate
     from pmc_jax.evaluation.tofu import RetainLog
-    from pmc_jax.language_model import LanguageModel
+    from pmc_jax.language_model import Adapter, LanguageModel
     from pmc_jax.model.forward import forward
+    from pmc_jax.model.trainable import LoRA
     from pmc_jax.runs.checkpoints import CheckpointConfig
     from pmc_jax.runs.metrics import LoggingConfig
     from pmc_jax.training.loop import StepRecord
@@ -69,6 +70,7 @@ _WHERE = {
     "Unlearned": "api",
     "Dataset": "data",
     "LanguageModel": "language_model",
+    "Adapter": "language_model",
     "Evaluation": "evaluation.run",
     "Controls": "data",
     "draft_data": "drafting",
@@ -80,6 +82,7 @@ _WHERE = {
     # settings
     "Training": "unlearning.schedule",
     "Optimizer": "training.optimizer",
+    "LoRA": "model.trainable",
     "EvaluationConfig": "evaluation.quality",
     "RobustnessConfig": "evaluation.context",
     "PromptConfig": "data.prompt_config",
@@ -125,6 +128,7 @@ __all__ = [
     "RMU",
     "UNDIAL",
     "WGA",
+    "Adapter",
     "AltPO",
     "CheckpointConfig",
     "Controls",
@@ -134,6 +138,7 @@ __all__ = [
     "EvaluationConfig",
     "FineTune",
     "LanguageModel",
+    "LoRA",
     "LoggingConfig",
     "Method",
     "Optimizer",

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from pmc_jax.data import Dataset
 from pmc_jax.data.dataset import expected_dataset
@@ -31,6 +30,7 @@ from pmc_jax.errors import UserError
 from pmc_jax.evaluation import EvaluationConfig, answers_asked_for, quality, sample_rows
 from pmc_jax.evaluation.verdicts import Asked, known_before, verdict
 from pmc_jax.language_model import (
+    Adapter,
     LanguageModel,
     ModelSource,
     expected_model,
@@ -38,8 +38,11 @@ from pmc_jax.language_model import (
     mesh_of,
     precision,
     resolved,
+    stored_adapter,
 )
 from pmc_jax.model import on_mesh
+from pmc_jax.model.specs import Params
+from pmc_jax.model.trainable import LoRA
 from pmc_jax.reporting import write_report
 from pmc_jax.reporting.verdict import unknown_lines
 from pmc_jax.runs.checkpoints import CheckpointConfig, checksums
@@ -56,7 +59,7 @@ from pmc_jax.signatures import checked
 from pmc_jax.training.loop import StepRecord
 from pmc_jax.training.optimizer import Optimizer
 from pmc_jax.training.run import Inputs, Trained, prepare_inputs, train_model
-from pmc_jax.unlearning.method import Method, methods
+from pmc_jax.unlearning.method import Method, Task, methods
 from pmc_jax.unlearning.pmc import PMC
 from pmc_jax.unlearning.schedule import Training
 
@@ -113,6 +116,7 @@ class Unlearned:
         directory: the run's directory; None for a run in memory.
         verdict: whether the forget questions are forgotten (`evaluation.verdicts.verdict`);
             None if the models were not evaluated, or if the method does not unlearn.
+        adapter: the adapter that was trained; None: none was. `model` has it merged.
     """
 
     model: LanguageModel
@@ -121,6 +125,7 @@ class Unlearned:
     after: Mapping[str, float | None] | None = None
     directory: Path | None = None
     verdict: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False)
+    adapter: Adapter | None = dataclasses.field(default=None, repr=False)
 
 
 def expected_method(value: Any) -> str:
@@ -146,6 +151,7 @@ def unlearn(
     training: Training | None = None,
     optimizer: Optimizer | None = None,
     *,
+    adapter: LoRA | None = None,
     seed: int = 0,
     evaluation: EvaluationConfig | None = None,
     out: str | Path | None = None,
@@ -162,6 +168,7 @@ def unlearn(
         data: what to forget, and what to keep.
         method: a method with its settings; None: `PMC()`.
         training, optimizer: how long to train, and how.
+        adapter: train a low-rank adapter in place of the weights; None: train the weights.
         seed: data order, retain draws and samples depend on it.
         evaluation: evaluate before and after, and, with `out`, write the report.
         out: the run's directory: metrics, checkpoints, the exported model, the report. The same
@@ -181,15 +188,18 @@ def unlearn(
     method, training, optimizer = method or PMC(), training or Training(), optimizer or Optimizer()
     checkpoints = checkpoints or CheckpointConfig()
     logging = logging or LoggingConfig()
-    groups = {"method": method, "training": training, "optimizer": optimizer}
+    groups: dict[str, Any] = {"method": method, "training": training, "optimizer": optimizer}
+    if adapter is not None:
+        groups["adapter"] = adapter
     others: dict[str, Any] = {"checkpoints": checkpoints, "logging": logging}
     for name, group in (
         groups | others | ({"evaluation": evaluation} if evaluation else {})
     ).items():
         check(group, f"{name}.")
     return run_unlearning(
-        model, data, method, training, optimizer, seed=seed, evaluation=evaluation,
-        directory=None if out is None else Path(out), overwrite=overwrite, checkpoints=checkpoints,
+        model, data, method, training, optimizer, adapter=adapter, seed=seed,
+        evaluation=evaluation, directory=None if out is None else Path(out),
+        overwrite=overwrite, checkpoints=checkpoints,
         logging=logging, on_step=on_step, donate=donate,
         settings=settings_of_call(model, groups, evaluation, seed),
     )  # fmt: skip
@@ -202,6 +212,7 @@ def run_unlearning(
     training: Training,
     optimizer: Optimizer,
     *,
+    adapter: LoRA | None = None,
     seed: int,
     evaluation: EvaluationConfig | None,
     directory: Path | None,
@@ -226,16 +237,16 @@ def run_unlearning(
     if directory is not None:
         if is_first():
             check_logging(logging)
-        read = [("model.path", str(model.directory))]
+        read = [("model.path", str(model.directory)), ("adapter.path", adapter and adapter.path)]
         check_outside(directory, read + [(f"method.{k}", getattr(method, k)) for k in method.reads])
     if isinstance(model.params["layers"], tuple):
         raise UserError("the weights are laid out for decoding; expected those of load_model")
     if directory is not None and from_first(
         lambda: is_finished(directory, settings, overwrite=overwrite)
     ):
-        return finished(directory, model)
+        return finished(directory, model, adapter)
     with activity("checking the data"):
-        inputs = prepare_inputs(model, data, method, training, seed)
+        inputs = prepare_inputs(model, data, method, training, seed, adapter)
     with ExitStack() as stack:
         if directory is not None:
             stack.enter_context(running(directory, settings, inputs.hashes, overwrite=overwrite))
@@ -262,14 +273,14 @@ def run_unlearning(
                 warn(unknown_lines(known_before(asked_of(before))))
             again = before["seconds"] if before and evaluation and evaluation.after else 0.0
             trained = train_model(
-                model.params if donate else jax.tree.map(jnp.copy, model.params),
-                method, inputs, optimizer, directory=directory, settings=settings,
+                model.params, method, inputs, optimizer, directory=directory, settings=settings,
                 checkpoints=checkpoints, logging=logging, progress=stage, on_step=on_step,
-                afterwards=again,
+                afterwards=again, donate=donate,
             )  # fmt: skip
             spent |= training_seconds(trained)
             with timed(spent, "export"), activity("exporting the model"):
                 result = delivered(model.with_params(trained.params), directory)
+                found = kept_adapter(inputs.task, trained.adapter, directory)
             weights = None if directory is None else seal(checksums(result.params))
             after = evaluated(result, "after", weights)
         judged = run_verdict(before, after, settings) if after and method.unlearns else None
@@ -280,6 +291,7 @@ def run_unlearning(
             after and after["measures"],
             directory,
             judged,
+            found,
         )
         if directory is not None and is_first():
             if after:
@@ -317,6 +329,17 @@ def delivered(trained: LanguageModel, directory: Path | None) -> LanguageModel:
     for leaf in jax.tree.leaves(trained.params):
         leaf.delete()
     return exported_model(trained, directory)
+
+
+def kept_adapter(task: Task, adapter: Params | None, directory: Path | None) -> Adapter | None:
+    """The adapter that was trained; with a run directory, it is written there."""
+    if adapter is None or task.part is None:
+        return None
+    found = Adapter(adapter, task.part, task.model.directory)
+    if directory is not None:
+        from_first(partial(remove, directory / "adapter"))
+        found.save(directory / "adapter")
+    return found
 
 
 def asked_of(found: Mapping[str, Any]) -> Asked:
@@ -456,7 +479,7 @@ def finished_summary(directory: Path) -> dict[str, Any]:
     return summary
 
 
-def finished(directory: Path, model: LanguageModel) -> Unlearned:
+def finished(directory: Path, model: LanguageModel, adapter: LoRA | None) -> Unlearned:
     """The result of a finished run; `model` is its target model."""
     summary = from_first(lambda: finished_summary(directory))
     return Unlearned(
@@ -466,6 +489,7 @@ def finished(directory: Path, model: LanguageModel) -> Unlearned:
         summary["after"] or None,
         directory,
         summary.get("verdict"),
+        adapter and stored_adapter(directory / "adapter", model, adapter),
     )
 
 

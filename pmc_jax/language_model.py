@@ -9,6 +9,7 @@ from typing import Any, overload
 import jax
 from jax.sharding import Mesh
 
+from convert.adapters import adapter_at, read_adapter, write_adapter
 from convert.directory import compute_dtype, position_limit, read_config
 from convert.export import as_stored, export_checkpoint, weights_dtypes
 from convert.families import family_of
@@ -29,7 +30,8 @@ from pmc_jax.data.tokenizer import load_tokenizer, muted_panics
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import NotFinite, UserError
 from pmc_jax.model import ModelConfig, choose_mesh, decoding_params, on_mesh, param_count
-from pmc_jax.model.specs import Params
+from pmc_jax.model.specs import Params, count_of
+from pmc_jax.model.trainable import LoRA, Trainable, trainable
 from pmc_jax.runtime.progress import warn
 from pmc_jax.settings import AUTO, one_of, path_to
 from pmc_jax.signatures import checked
@@ -220,6 +222,27 @@ class LanguageModel:
         """The same model with its weights rounded to the dtypes in which `save` writes them."""
         return self.with_params(as_stored(self.params, self.config, self.directory))
 
+    def read_adapter(self, part: Trainable) -> Params:
+        """The adapter in the directory `part.adapter.path`, laid out as `part.specs` says.
+
+        Raises:
+            UserError: if it does not go together with the model or the settings.
+        """
+        return read_adapter(part, self.directory, self.weights_dtype)
+
+    def with_adapter(self, path: str | Path) -> "LanguageModel":
+        """The same model with an adapter in PEFT's format merged into a copy of its weights.
+
+        Raises:
+            UserError: if it is the adapter of another model, damaged or not supported.
+        """
+        part = adapter_at(path, self.directory)
+        with on_mesh(self.mesh):
+            adapter = self.read_adapter(part)
+            _, base = part.split(self.params, self.weights_dtype, donate=False)
+            merged = part.whole(adapter, base, self.weights_dtype, donate=False)
+        return self.with_params(merged)
+
     @checked()
     def save(self, directory: str | Path) -> Path:
         """Write the model as a Hugging Face directory, with its tokenizer and prompt settings.
@@ -233,6 +256,45 @@ class LanguageModel:
             prompt=prompt_content(self.template.config), computed_in=self.dtype,
         )  # fmt: skip
         return target
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Adapter:
+    """A trained adapter, apart from its model.
+
+    Attributes:
+        params: A and B, laid out as `part.specs` says.
+        part: its settings, and the weights that it belongs to.
+        base: the directory of its model.
+    """
+
+    params: Params
+    part: Trainable
+    base: Path
+
+    def __repr__(self) -> str:
+        count = f"{count_of(self.part.specs):,} parameters"
+        return f"Adapter({count}, {self.part.adapter}, base={str(self.base)!r})"
+
+    def save(self, directory: str | Path) -> Path:
+        """Write the adapter in PEFT's format.
+
+        Raises:
+            UserError: if `directory` exists.
+        """
+        target = Path(directory).expanduser()
+        write_adapter(self.params, self.part, self.base, target)
+        return target
+
+
+def stored_adapter(path: Path, model: LanguageModel, settings: LoRA) -> Adapter | None:
+    """The adapter of a model that a run with these settings left; None if it is gone."""
+    here = dataclasses.replace(settings, path=str(path))
+    part = trainable(model.config, adapter=here)
+    if part is None or not path.is_dir():
+        return None
+    with on_mesh(model.mesh):
+        return Adapter(model.read_adapter(part), part, model.directory)
 
 
 def expected_model(value: Any) -> str:
@@ -306,16 +368,24 @@ def check_weights(source: ModelSource) -> None:
 
 
 def load_language_model(
-    source: ModelSource, prompt: PromptConfig, mesh: Mesh | None = None
+    source: ModelSource,
+    prompt: PromptConfig,
+    mesh: Mesh | None = None,
+    *,
+    as_stored: bool = False,
 ) -> LanguageModel:
     """Load a model with its weights.
+
+    Args:
+        as_stored: keep the dtypes of the files. Such weights cannot be trained, but an adapter
+            beside them can.
 
     Raises:
         UserError: for what is missing or unsupported, or a tokenizer of another model.
     """
     described = describe(source, prompt)  # before the weights, which take longer
     found = load_checkpoint(
-        path_of(source), dtype=described.weights_dtype, mesh=mesh,
+        path_of(source), dtype=None if as_stored else described.weights_dtype, mesh=mesh,
         check_weights=source.check_weights,
     )  # fmt: skip
     return dataclasses.replace(described, params=found.params, config=found.cfg, mesh=mesh)

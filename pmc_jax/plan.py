@@ -20,9 +20,11 @@ from pmc_jax.model import auto_layout, mesh_layout, param_count
 from pmc_jax.model.buckets import bucket_length
 from pmc_jax.model.kernels.dispatch import MIN_CAPABILITY, Target, supported_kernels
 from pmc_jax.model.memory import MOST_ROWS, Footprint, rows_at_once
+from pmc_jax.model.selection import as_list
+from pmc_jax.model.trainable import trainable
 from pmc_jax.planning.devices import Topology, find_topology
 from pmc_jax.planning.page import memory_table, outcome_json, uneven, work_table
-from pmc_jax.planning.phases import PHASES, Job, drawn_by
+from pmc_jax.planning.phases import PHASES, Job, base_weights, decoding_bytes, drawn_by, shard_bytes
 from pmc_jax.planning.search import (
     Attempt,
     Change,
@@ -34,6 +36,7 @@ from pmc_jax.planning.search import (
 from pmc_jax.settings import AUTO, flat
 from pmc_jax.text.counts import counted
 from pmc_jax.training.sizes import Lengths, sizes
+from pmc_jax.unlearning.schedule import Training
 
 
 def job_of(config: PlanConfig, topology: Topology) -> Job:
@@ -65,13 +68,20 @@ def job_of(config: PlanConfig, topology: Topology) -> Job:
         weights_dtype=weights_dtype(dtype),
         remat=config.model.remat,
         method=config.method,
-        training=config.training,
+        training=hashable(config.training),
         optimizer=config.optimizer,
         data=data,
         model_axis=axis,
         prompt_tokens=config.prompt_tokens,
+        part=trainable(model, config.training.only, config.adapter),
     )
     return sized(job, topology)
+
+
+def hashable(training: Training) -> Training:
+    """The same settings, with a tuple in place of a list."""
+    only = training.only
+    return training if only is None else dataclasses.replace(training, only=tuple(as_list(only)))
 
 
 def sized(job: Job, topology: Topology) -> Job:
@@ -80,8 +90,9 @@ def sized(job: Job, topology: Topology) -> Job:
     several = job.data * job.model_axis > 1
     kernels = supported_kernels(backend, several, job.dtype, capability=MIN_CAPABILITY)
     model = Footprint(
-        job.cfg, job.dtype, Target(backend, several, kernels), job.data, job.model_axis
-    )
+        job.cfg, job.dtype, Target(backend, several, kernels), job.data, job.model_axis, job.part,
+        cast=job.part is None or job.part.adapter is None,
+    )  # fmt: skip
     most, drawn = job.training.max_length, drawn_by(job)
     prompts = [most] * job.training.questions_per_step
     answers_trained = prompts * job.method.answers_per_question
@@ -92,8 +103,10 @@ def sized(job: Job, topology: Topology) -> Job:
     if topology.memory is not None:
         wide = jnp.dtype(job.weights_dtype).itemsize
         moments = 2 * jnp.dtype(job.optimizer.moment_dtype or job.weights_dtype).itemsize
-        free = topology.memory - model.weights(wide + moments)
-        beside = topology.memory - model.weights(wide) - model.decoding_weights
+        mesh = topology.mesh(job.data, job.model_axis)
+        base = shard_bytes(base_weights(job, mesh))
+        free = topology.memory - base - model.trained(wide + moments)
+        beside = topology.memory - base - model.trained(wide) - decoding_bytes(job, mesh)
     found = sizes(
         job.training, job.method, lengths, model, free, kinds=job.method.answers_per_question,
         remat=job.remat,

@@ -132,10 +132,15 @@ def recorded(settings: Any, without: Collection[str] = ()) -> dict[str, Any]:
     """
     paths = {key for key, field, _ in fields_of(settings) if field.metadata.get("path")}
     return {
-        key: _normal_path(value) if key in paths else value
+        key: _normal_path(value) if key in paths else _as_stored(value)
         for key, value in flat(settings).items()
         if key not in without and not key.startswith("distributed.")
     }
+
+
+def _as_stored(value: Any) -> Any:
+    """A value as YAML gives it back."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _normal_path(value: Any) -> Any:

@@ -50,6 +50,7 @@ def train(config: Config) -> None:
     config = dataclasses.replace(config, model=resolved(config.model))
     read = [("model.path", config.model.path), ("data.path", config.data.path)]
     read += [(f"method.{key}", getattr(config.method, key)) for key in config.method.reads]
+    read += [("adapter.path", config.adapter and config.adapter.path)]
     directory = directory_of(config.runs_dir, config.name, read)
     settings = recorded(config, without=NOT_SETTINGS)
     if from_first(lambda: is_finished(directory, settings, overwrite=config.overwrite)):
@@ -67,13 +68,16 @@ def train(config: Config) -> None:
     seconds: dict[str, float] = {}
     with timed(seconds, "load"), activity(f"loading {config.model.path}"):
         data = load_dataset(config.data)
-        model = load_language_model(config.model, config.prompt, mesh_of(config.model, config.mesh))
+        mesh = mesh_of(config.model, config.mesh)
+        model = load_language_model(
+            config.model, config.prompt, mesh, as_stored=config.adapter is not None
+        )
     say(f"Prompt: {model.template}")
     run_unlearning(
-        model, data, config.method, config.training, config.optimizer, seed=config.seed,
-        evaluation=config.evaluation, directory=directory, overwrite=config.overwrite,
-        checkpoints=config.checkpoints, logging=config.logging, donate=True, settings=settings,
-        seconds=seconds, untuned=untuned,
+        model, data, config.method, config.training, config.optimizer, adapter=config.adapter,
+        seed=config.seed, evaluation=config.evaluation, directory=directory,
+        overwrite=config.overwrite, checkpoints=config.checkpoints, logging=config.logging,
+        donate=True, settings=settings, seconds=seconds, untuned=untuned,
     )  # fmt: skip
     if is_first():
         with logged_to(directory / LOG, goes_on=True):

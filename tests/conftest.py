@@ -24,6 +24,7 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+from transformers.models.llama import modeling_llama
 
 from pmc_jax.data.prompt_config import PromptConfig
 from pmc_jax.language_model import LanguageModel, ModelSource, load_language_model
@@ -77,6 +78,27 @@ def random_llama(seed: int = 0, std: float = 0.15, **changes: object) -> LlamaFo
             centre = 1.0 if "norm" in name else 0.0
             parameter.copy_(centre + std * torch.randn_like(parameter))
     return model
+
+
+@pytest.fixture
+def double_llama(monkeypatch):
+    """transformers casts norms and rotary angles to float32 even in float64; here it does not."""
+
+    def norm(self, x):
+        return (
+            self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        )
+
+    def rotary(self, x, position_ids):
+        head_dim = 2 * len(self.inv_freq)
+        theta = self.config.rope_parameters["rope_theta"]
+        frequencies = theta ** -(torch.arange(0, head_dim, 2).double() / head_dim)
+        angles = position_ids[..., None].double() * frequencies
+        angles = torch.cat([angles, angles], dim=-1)
+        return angles.cos(), angles.sin()
+
+    monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", norm)
+    monkeypatch.setattr(modeling_llama.LlamaRotaryEmbedding, "forward", rotary)
 
 
 random_params = jax.jit(init_params, static_argnames=("cfg", "dtype"))

@@ -1,8 +1,8 @@
 """Whole runs on eight virtual devices, in a process of their own.
 
-`python tests/eight_device_runs.py DIRECTORY DATA LAYOUT…` unlearns with the bundled model in
-float64 once on each layout and writes to DIRECTORY/runs/LAYOUT. A layout is `1x1`, `4x2`, …;
-`8x1:4x2` changes from one to the other halfway.
+`python tests/eight_device_runs.py DIRECTORY DATA [KEY=VALUE…] LAYOUT…` unlearns with the bundled
+model in float64 once on each layout and writes to DIRECTORY/runs/LAYOUT. A layout is `1x1`, `4x2`,
+…; `8x1:4x2` changes from one to the other halfway.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ class Halfway(Exception):
     """Raised to stop a run halfway."""
 
 
-def go(directory: Path, data: str, name: str, mesh: str) -> None:
+def go(directory: Path, data: str, name: str, mesh: str, changes: list[str]) -> None:
     """Run on a mesh, or continue the run that is there."""
     overrides = [
         "experiment=demo", "data=tofu_forget10", f"name={name}", f"mesh={mesh}",
@@ -31,7 +31,7 @@ def go(directory: Path, data: str, name: str, mesh: str) -> None:
         "method.top_k=40", "method.top_p=0.95",
         "training.epochs=4", "training.batch_size=2", "training.max_length=64",
         "evaluation.max_new_tokens=8", "evaluation.attack_samples=2", "data.retain_rows=4",
-        "checkpoints.every=1",
+        "checkpoints.every=1", *changes,
     ]  # fmt: skip
     with initialize_config_dir(str(config_directory().resolve()), version_base="1.3"):
         train(OmegaConf.to_object(compose("train", overrides=overrides)))
@@ -56,12 +56,14 @@ if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
     # On a few cores, eight devices that run two compiled functions at once can block each other.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    directory, data, *layouts = sys.argv[1:]
+    directory, data, *rest = sys.argv[1:]
+    changes = [text for text in rest if "=" in text]
+    layouts = [text for text in rest if "=" not in text]
     for layout in layouts:
         first, _, then = layout.partition(":")
         name = layout.replace(":", "-")
         if then:
             stop_after(2)
             with contextlib.suppress(Halfway):
-                go(Path(directory), data, name, first)
-        go(Path(directory), data, name, then or first)
+                go(Path(directory), data, name, first, changes)
+        go(Path(directory), data, name, then or first, changes)

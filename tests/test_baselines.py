@@ -23,7 +23,6 @@ from published import (
     published_loss,
     token_losses,
 )
-from test_training import double_llama  # noqa: F401
 
 from convert.export import stored_tensors
 from convert.families import LLAMA

@@ -15,6 +15,7 @@ import pmc_jax
 from pmc_jax.cli.commands import COMMANDS
 from pmc_jax.cli.config import AskConfig, Config, DraftConfig, PlanConfig, WorldConfig
 from pmc_jax.evaluation.config import EvaluateConfig
+from pmc_jax.model.trainable import LoRA
 from pmc_jax.settings import fields_of
 from pmc_jax.unlearning.method import methods, resolve
 
@@ -26,7 +27,7 @@ DOCUMENTS = [
 ]
 CURRENT = [path for path in DOCUMENTS if path.name not in ("CHANGELOG.md", "LOG.md")]
 """All documents except those that name things of the past."""
-GROUPS = ("data", "experiment", "method", "model", "sweep")
+GROUPS = ("adapter", "data", "experiment", "method", "model", "sweep")
 SCHEMAS = {
     "train": Config,
     "evaluate": EvaluateConfig,
@@ -38,10 +39,12 @@ SCHEMAS = {
 sys.path.append(str(ROOT / "examples/extending"))
 METHODS = [*methods().values(), resolve("my_unlearning:MaximumEntropy")]
 METHOD_KEYS = {key for kind in METHODS for key, _, _ in fields_of(kind(), "method.")}
+ADAPTER_KEYS = {key for key, _, _ in fields_of(LoRA(), "adapter.")}
 KEYS = {
     name: {key for key, _, _ in fields_of(schema())} | METHOD_KEYS
     for name, schema in SCHEMAS.items()
 }
+KEYS = {name: keys | (ADAPTER_KEYS if "adapter" in keys else set()) for name, keys in KEYS.items()}
 SECTIONS = {key.partition(".")[0] for keys in KEYS.values() for key in keys if "." in key}
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 

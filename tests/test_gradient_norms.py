@@ -8,7 +8,6 @@ import pytest
 import torch
 from conftest import random_llama
 from test_families import random_model
-from test_training import double_llama  # noqa: F401
 
 from convert.load import load_checkpoint
 from pmc_jax.evaluation.gradient_norms import gradient_norms

@@ -37,6 +37,7 @@ from pmc_jax.model.memory import (
     halvings,
     rows_at_once,
 )
+from pmc_jax.model.trainable import LoRA, trainable
 from pmc_jax.runtime import memory
 from pmc_jax.training.batch import Batch
 from pmc_jax.training.optimizer import Optimizer, make_optimizer
@@ -182,6 +183,45 @@ def test_training_takes_no_more_than_planned(name, dtype, remat, parts):
         rows, time, remat=remat, gradient_bytes=4, parts=parts, update_norm=False
     )
     assert taken <= bound <= LOOSEST * taken
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_training_an_adapter_takes_no_more_than_planned(dtype, remat):
+    """Far less than training all weights, and no more than the bound says."""
+    cfg, rows, time = LLAMA, 4, 64
+    part = trainable(cfg, adapter=LoRA(rank=4))
+    optimizer = make_optimizer(
+        Optimizer(learning_rate=1e-3), cfg, optax.constant_schedule(1e-3), part=part
+    )
+    batch = Batch(
+        tokens=jnp.zeros((1, rows, time), jnp.int32),
+        segments=jnp.zeros((1, rows, time), jnp.int32),
+        loss_mask=jnp.ones((1, rows, time), bool), reference=jnp.zeros((1, rows)),
+        sizes=(rows, 0, 0),
+    )  # fmt: skip
+    step = make_train_step(optimizer, PMC(), cfg, dtype=dtype, remat=remat, part=part)
+    state = abstract_state(cfg, optimizer, "float32", part=part)
+    base = jax.tree.map(
+        lambda spec: jax.ShapeDtypeStruct(
+            spec.shape, dtype if spec.init == "normal" else "float32"
+        ),
+        part.base_specs,
+    )
+
+    def one(state, batch, base):
+        return step(state, batch, 1.0, {"base": base})[0]
+
+    taken = bytes_of(one, state, batch, base, donated=0)
+    model = footprint(cfg, dtype, part, cast=False)
+    bound = model.train_step(rows, time, remat=remat, gradient_bytes=4, parts=1, update_norm=False)
+    assert taken <= bound
+    whole = footprint(cfg, dtype)
+    assert bound < whole.train_step(
+        rows, time, remat=remat, gradient_bytes=4, parts=1, update_norm=False
+    )
+    assert model.trained(4) == 4 * sum(s.size for s in jax.tree.leaves(state.params))
 
 
 def on_mesh_of(data: int, model: int) -> Footprint:

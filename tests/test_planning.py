@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from pmc_jax import plan
 from pmc_jax.decoding.layout import cache_lengths
 from pmc_jax.errors import UserError
-from pmc_jax.model import ModelConfig, param_count
+from pmc_jax.model import ModelConfig, param_count, param_specs
 from pmc_jax.planning import search
 from pmc_jax.planning.compiled import collectives, matmul_flops
 from pmc_jax.planning.devices import Topology
@@ -94,6 +95,29 @@ def test_bytes_are_those_of_the_arrays(whole):
         assert grown - held["cache"] == rows * cache_lengths(room)[-2] * per_token // 2
     for function in whole["functions"]:
         assert function["peak"] == sum(function["bytes"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("merge", ["true", "false"])
+def test_an_adapter_needs_moments_and_gradients_of_its_own_size(merge, tmp_path):
+    """A model of n weights in bfloat16, and an adapter of rank 2 on q and down."""
+    found = planned(
+        tmp_path, "topology=cpu:1", "memory=1GB", "training.batch_size=2",
+        "training.accumulation=1", "model.dtype=bfloat16", "training.decode_batch=12",
+        "training.max_length=96", "prompt_tokens=20", "method.samples=4",
+        "adapter=lora", "adapter.rank=2", "adapter.targets=[q,down]", f"adapter.merge={merge}",
+    )  # fmt: skip
+    functions, specs = by_name(found), jax.tree.leaves(param_specs(TINY_CFG))
+    own = 3 * 2 * ((32 + 4 * 16) + (48 + 32))  # layers · rank · (inputs + outputs)
+    base = sum(math.prod(s.shape) * (2 if s.init == "normal" else 4) for s in specs)
+    train = functions["train step"]["bytes"]
+    assert train["params"] == train["gradients"] == 4 * own
+    assert train["moments"] == 8 * own + 2 * 4
+    assert train["base"] == base
+    decoding = functions["sample: decode"]["bytes"]["decoding params"]
+    # On the fly, the matrices are the base's own; only norms are cast.
+    norms = sum(2 * math.prod(s.shape) for s in specs if s.init != "normal")
+    assert decoding == (2 * param_count(TINY_CFG) if merge == "true" else 2 * own + norms)
 
 
 def train_flops(rows: int, time: int, layers: int = 3) -> int:

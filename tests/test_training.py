@@ -13,7 +13,6 @@ from conftest import random_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from transformers.models.llama import modeling_llama
 from transformers.optimization import get_linear_schedule_with_warmup
 
 from convert.export import stored_tensors
@@ -91,27 +90,6 @@ def pmc_gradients(checkpoint, rows, retain_weight, dtype):
         )
     )
     return find(checkpoint.params, rows, retain_weight)
-
-
-@pytest.fixture
-def double_llama(monkeypatch):
-    """transformers casts norms and rotary angles to float32 even in float64; here it does not."""
-
-    def norm(self, x):
-        return (
-            self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        )
-
-    def rotary(self, x, position_ids):
-        head_dim = 2 * len(self.inv_freq)
-        theta = self.config.rope_parameters["rope_theta"]
-        frequencies = theta ** -(torch.arange(0, head_dim, 2).double() / head_dim)
-        angles = position_ids[..., None].double() * frequencies
-        angles = torch.cat([angles, angles], dim=-1)
-        return angles.cos(), angles.sin()
-
-    monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", norm)
-    monkeypatch.setattr(modeling_llama.LlamaRotaryEmbedding, "forward", rotary)
 
 
 @pytest.mark.usefixtures("double_llama")

@@ -63,7 +63,7 @@ COMMANDS = {
             ("Try a baseline with two learning rates", "-m method=npo "
              "optimizer.learning_rate=1e-4,3e-4 'name=npo-${optimizer.learning_rate}'"),
         ),
-        groups=("experiment", "method", "model", "data", "evaluation", "sweep"),
+        groups=("experiment", "method", "adapter", "model", "data", "evaluation", "sweep"),
         unused=("model.architecture",),
         sweeps=True,
     ),
@@ -82,7 +82,7 @@ COMMANDS = {
             ("Evaluate on your own questions", "model=hf model.path=DIR data=files "
              "data.forget=forget.jsonl data.retain=retain.jsonl"),
         ),
-        groups=("model", "data", "evaluation"),
+        groups=("adapter", "model", "data", "evaluation"),
         unused=("model.architecture", "evaluation.before", "evaluation.after"),
         sweeps=True,
     ),
@@ -149,7 +149,7 @@ COMMANDS = {
             ("Plan your own model, and keep the numbers",
              "experiment=own model.path=DIR topology=cpu:8 memory=16GB out=plan.json"),
         ),
-        groups=("experiment", "model"),
+        groups=("experiment", "adapter", "model"),
         unused=(
             "runs_dir", "seed", "overwrite", "data", "prompt", "evaluation", "checkpoints",
             "logging", "distributed", "method.retain_weight", "method.selection_temperature",
@@ -178,15 +178,17 @@ COMMANDS = {
         module="convert",
         summary="convert checkpoints between Hugging Face's format and the native one",
         purpose="Converts a Hugging Face checkpoint to a native one, which loads in shards, and "
-        "back. All commands also read Hugging Face checkpoints directly.",
+        "back, and merges adapters. All commands also read Hugging Face checkpoints directly.",
         usage=("from-hf SRC DST [--dtype DTYPE] [--mesh DATAxMODEL]",
                "to-hf SRC DST [--dtype DTYPE]",
-               "inspect SRC"),
+               "inspect SRC",
+               "merge SRC DST ADAPTER [ADAPTER ...]"),
         examples=(
             ("Convert in the shards of a mesh of eight devices",
              "from-hf meta-llama/Llama-3.2-3B-Instruct native --mesh 4x2"),
             ("Convert back", "to-hf native hf --dtype bfloat16"),
             ("Print a model's configuration and weights", "inspect DIR"),
+            ("Add an adapter of a run to its model", "merge DIR merged runs/lora/adapter"),
         ),
     ),
 }  # fmt: skip

@@ -19,6 +19,7 @@ from pmc_jax.errors import UserError
 from pmc_jax.evaluation import EvaluationConfig
 from pmc_jax.evaluation.config import EvaluateConfig
 from pmc_jax.language_model import ModelSource
+from pmc_jax.model.trainable import LoRA
 from pmc_jax.runs.checkpoints import CheckpointConfig
 from pmc_jax.runs.metrics import LoggingConfig
 from pmc_jax.runtime.processes import DistributedConfig
@@ -39,6 +40,7 @@ class Config:
         overwrite: replace a run that has the same name.
         mesh: devices: "auto", or DATAxMODEL. 4x2 shards batches 4 ways and weights 2 ways.
         memory: most memory to take of a device, or of the machine for CPUs, such as 6GB.
+        adapter: an adapter to train in place of the weights; null: the weights are trained.
     """
 
     name: str = "run"
@@ -51,6 +53,7 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
     method: Method = dataclasses.field(default_factory=Method)
+    adapter: LoRA | None = None
     training: Training = dataclasses.field(default_factory=Training)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
@@ -172,7 +175,7 @@ def _open_schema(schema: type) -> DictConfig:
 
     def unlock(node: DictConfig) -> None:
         OmegaConf.set_readonly(node, None)
-        for key in node:
+        for key in [] if node._is_none() else node:
             child = node._get_node(key)
             if isinstance(child, DictConfig):
                 unlock(child)
@@ -193,6 +196,11 @@ for _name, _schema in (
     ("world_schema", WorldConfig),
 ):
     ConfigStore.instance().store(name=_name, node=_open_schema(_schema))
+
+
+ConfigStore.instance().store(
+    group="adapter", name="lora_schema", node=_open_schema(LoRA), package="adapter"
+)
 
 
 def store_method(name: str) -> None:

@@ -83,6 +83,11 @@ def compose(
         return hydra.compose(name, overrides=list(overrides), return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(error, schema, name, overrides)) from error
+    except AssertionError as error:  # OmegaConf's, for a key below one that is null
+        keys = [own for _, own, _ in map(split, overrides) if own.startswith("adapter.")]
+        if not keys:
+            raise
+        raise UserError(unknown_key(keys[0], schema, None)) from error
 
 
 def typed(composed: DictConfig, overrides: Sequence[str], name: str, schema: type) -> Any:

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import textwrap
+import typing
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ LEFT = 35
 GROUPS = {
     "experiment": "a model, its data and its training",
     "method": "the unlearning method",
+    "adapter": "an adapter to train in place of the weights",
     "model": "a model and its dtype",
     "data": "a data set",
     "evaluation": "how models are evaluated",
@@ -53,7 +55,8 @@ def group_lines(command: Command, choices: Mapping[str, str | None]) -> Iterator
 
 def note_on_values(name: str, command: Command, choices: Mapping[str, str | None]) -> Iterator[str]:
     """Which values the page shows."""
-    groups = [group for group in command.groups if group not in ("evaluation", "sweep")]
+    left_out = ("adapter", "evaluation", "sweep")
+    groups = [group for group in command.groups if group not in left_out]
     now = ", ".join(f"{group}={choices[group]}" for group in groups)
     others = " ".join(f"{group}=NAME" for group in groups)
     yield from indented(f"The values below are those of {now}. For others:", 0)
@@ -66,12 +69,13 @@ def sections(
     """The settings that apply: those without a group, and then group by group."""
     fields = [field for field in dataclasses.fields(schema) if field.name not in command.unused]
     method = resolve(str(choices["method"])) if "method" in composed else None
-    single = [field for field in fields if not dataclasses.is_dataclass(field.default_factory)]
+    kinds = {field.name: group_of(schema, field) for field in fields}
+    single = [field for field in fields if kinds[field.name] is None]
     yield ["general:", *entries(schema, "", single, composed)]
     for field in fields:
-        if field in single:
+        if kinds[field.name] is None or composed[field.name] is None:
             continue
-        kind: Any = method if field.name == "method" else field.default_factory
+        kind: Any = method if field.name == "method" else kinds[field.name]
         title = f"method={composed['method']['name']}" if kind is method else field.name
         settings = [
             setting
@@ -81,6 +85,13 @@ def sections(
         ]
         lines = entries(kind, f"{field.name}.", settings, composed[field.name])
         yield [*indented(f"{title}: {summary(kind)}", 0), *lines]
+
+
+def group_of(schema: type, field: dataclasses.Field[Any]) -> type | None:
+    """The class of a field that holds a group of settings, which may be null; else None."""
+    kind = typing.get_type_hints(schema)[field.name]
+    inner = [one for one in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(one)]
+    return typing.cast(type, inner[0]) if inner else None
 
 
 def has_effect(setting: dataclasses.Field[Any], method: type | None) -> bool:

@@ -75,8 +75,9 @@ def settings_of(schema: type, prefix: str = "") -> Iterator[tuple[str, Setting]]
     hints = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
         kind, key = hints[field.name], f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(kind):
-            yield from settings_of(typing.cast(type, kind), f"{key}.")
+        inner = [one for one in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(one)]
+        if inner:
+            yield from settings_of(typing.cast(type, inner[0]), f"{key}.")
         else:
             yield key, setting_of(field, kind)
 

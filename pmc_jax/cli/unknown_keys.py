@@ -5,6 +5,7 @@ import difflib
 import operator
 from collections.abc import Sequence
 
+from pmc_jax.model.trainable import LoRA
 from pmc_jax.settings import descriptions, flat
 from pmc_jax.unlearning.method import methods, resolve
 
@@ -14,7 +15,9 @@ ALIKE = 0.6
 
 def unknown_key(key: str, schema: type, method: str | None) -> str:
     """The message for a key that is not in `schema` with this `method`."""
-    valid = list(flat(schema()))
+    valid = [*flat(schema()), *adapter_keys(schema)]
+    if key in adapter_keys(schema):
+        return f"{key} is a key of adapter=lora, which is not chosen; give adapter=lora, too"
     if method:
         valid = [name for name in valid if not name.startswith("method.")]
         valid += [f"method.{field.name}" for field in dataclasses.fields(resolve(method))]
@@ -30,6 +33,13 @@ def unknown_key(key: str, schema: type, method: str | None) -> str:
     if method and owners:
         return f"{key} is a key of method={', '.join(owners)}, not of method={method}; {hint}"
     return f"unknown configuration key {key}; {hint}"
+
+
+def adapter_keys(schema: type) -> list[str]:
+    """The keys of an adapter, which only a command with one has."""
+    if "adapter" not in {field.name for field in dataclasses.fields(schema)}:
+        return []
+    return [f"adapter.{field.name}" for field in dataclasses.fields(LoRA)]
 
 
 def missing_key(key: str, schema: type) -> str:

@@ -9,6 +9,7 @@ from pmc_jax.evaluation.context import RobustnessConfig
 from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.quality import EvaluationConfig
 from pmc_jax.language_model import ModelSource
+from pmc_jax.model.trainable import LoRA
 from pmc_jax.runtime.processes import DistributedConfig
 from pmc_jax.settings import bounded, free_text, one_of, path_to
 
@@ -33,6 +34,7 @@ class EvaluateConfig:
         reference_model: for membership inference: a model that has never seen the forget set.
         keep_truth: keep true answers to forget questions in TOFU_EVAL.json.
         redact: hide true answers and secrets in the report.
+        adapter: an adapter that the relearning attack trains; null: it trains the weights.
     """
 
     name: str = "evaluation"
@@ -54,5 +56,6 @@ class EvaluateConfig:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    adapter: LoRA | None = None
     robustness: RobustnessConfig = dataclasses.field(default_factory=RobustnessConfig)
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)

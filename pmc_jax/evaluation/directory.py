@@ -96,7 +96,8 @@ def measure_model(
         load = partial(load_language_model, source, config.prompt, mesh)
         context = dataclasses.replace(
             context_of(config, inputs, model),
-            references=references, relearn=relearner(load, config.robustness, config.seed),
+            references=references,
+            relearn=relearner(load, config.robustness, config.seed, config.adapter),
         )  # fmt: skip
         for part in missing:
             result = measure_part(context, part, name)

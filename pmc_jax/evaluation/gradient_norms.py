@@ -16,7 +16,14 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int
 from pmc_jax.data.batches import loss_rows
 from pmc_jax.evaluation.likelihood import Pair
 from pmc_jax.language_model import LanguageModel, Leaves
-from pmc_jax.model import ModelConfig, constrain_params, stacked, to_devices, to_host
+from pmc_jax.model import (
+    ModelConfig,
+    constrain_params,
+    param_specs,
+    stacked,
+    to_devices,
+    to_host,
+)
 from pmc_jax.model.buckets import bucket_length
 from pmc_jax.model.sequences import sequence_nll
 from pmc_jax.model.specs import Params
@@ -56,7 +63,7 @@ def gradient_norm(
         nll = sequence_nll(params, tokens, mask.astype(jnp.int32), cfg, dtype, "none")
         return jnp.where(loss_mask, nll, 0).sum() / loss_mask.sum().clip(1)
 
-    return mean_tensor_norm(constrain_params(jax.grad(loss)(params), cfg), tensors)
+    return mean_tensor_norm(constrain_params(jax.grad(loss)(params), param_specs(cfg)), tensors)
 
 
 def gradient_norms(

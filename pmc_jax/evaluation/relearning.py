@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -12,10 +11,12 @@ from pmc_jax.evaluation.context import Relearn, RobustnessConfig
 from pmc_jax.evaluation.likelihood import Pair
 from pmc_jax.language_model import LanguageModel
 from pmc_jax.model.buckets import bucket_length
+from pmc_jax.model.trainable import LoRA, trainable
 from pmc_jax.training.batch import pair_batch
 from pmc_jax.training.loop import all_finite
 from pmc_jax.training.optimizer import Optimizer, make_optimizer
 from pmc_jax.training.step import init_state, make_train_step
+from pmc_jax.training.weights import split_weights
 from pmc_jax.unlearning.baselines.finetune import FineTune
 
 
@@ -27,6 +28,7 @@ def relearn(
     batch_size: int,
     learning_rate: float,
     seed: int,
+    adapter: LoRA | None = None,
 ) -> Iterator[tuple[int, LanguageModel]]:
     """Yield the model after each number of optimizer steps in `steps`, which must increase.
 
@@ -34,22 +36,24 @@ def relearn(
     pass over the pairs has its own order. A batch may hold the end of one pass and the start
     of the next.
 
-    The weights of `model` are kept. Each yielded model loses its weights when the next one is
-    requested.
+    With an `adapter`, this is what is trained. The weights of `model` are kept. Each yielded model
+    loses its weights when the next one is requested.
 
     Raises:
         UserError: if a weight is not finite any more.
     """
     config = Optimizer(learning_rate=learning_rate, schedule="constant", weight_decay=0.0)
     schedule = optax.constant_schedule(learning_rate)
-    optimizer = make_optimizer(config, model.config, schedule)
+    part = trainable(model.config, adapter=adapter)
+    optimizer = make_optimizer(config, model.config, schedule, part=part)
     train_step = make_train_step(
-        optimizer, FineTune(), model.config, dtype=model.dtype, remat=model.remat
+        optimizer, FineTune(), model.config, dtype=model.dtype, remat=model.remat, part=part
     )
+    trained, frozen = split_weights(model, model.params, part, jax.random.key(seed), donate=False)
     length = bucket_length(max(len(prompt) + len(answer) for prompt, answer in pairs))
     order = np.empty(0, np.int64)
     rng = np.random.default_rng(seed)
-    state = init_state(jax.tree.map(jnp.copy, model.params), optimizer)
+    state = init_state(trained, optimizer)
     done = 0
     for wanted in steps:
         for _ in range(wanted - done):
@@ -57,17 +61,25 @@ def relearn(
                 order = np.concatenate([order, rng.permutation(len(pairs))])
             now, order = order[:batch_size], order[batch_size:]
             batch = pair_batch([pairs[i] for i in now], length, model.weights_dtype)
-            state, _, _ = train_step(state, batch, 0.0, {})
+            state, _, _ = train_step(state, batch, 0.0, frozen)
         done = wanted
         if not all_finite(state.params):
             raise UserError(
                 f"relearning: a weight is not finite after {done} steps; try a lower "
                 "robustness.learning_rate"
             )
-        yield done, model.with_params(state.params)
+        yield done, model.with_params(
+            state.params if part is None
+            else part.whole(state.params, frozen["base"], model.weights_dtype, donate=False)
+        )  # fmt: skip
 
 
-def relearner(load: Callable[[], LanguageModel], config: RobustnessConfig, seed: int) -> Relearn:
+def relearner(
+    load: Callable[[], LanguageModel],
+    config: RobustnessConfig,
+    seed: int,
+    adapter: LoRA | None = None,
+) -> Relearn:
     """`relearn` for an evaluation: it fine-tunes what `load` returns.
 
     The model under evaluation has its weights laid out for decoding, which cannot be trained;
@@ -78,6 +90,7 @@ def relearner(load: Callable[[], LanguageModel], config: RobustnessConfig, seed:
         for done, tuned in relearn(
             load(), pairs, steps,
             batch_size=config.batch_size, learning_rate=config.learning_rate, seed=seed,
+            adapter=adapter,
         ):  # fmt: skip
             yield done, tuned.for_decoding()
 

@@ -23,6 +23,7 @@ from pmc_jax.evaluation.summary import Parts, summarise
 from pmc_jax.evaluation.tofu import RetainLog, read_retain_log
 from pmc_jax.language_model import LanguageModel, expected_model
 from pmc_jax.model import on_mesh
+from pmc_jax.model.trainable import LoRA, trainable
 from pmc_jax.reporting.side_by_side import comparison_table
 from pmc_jax.reporting.verdict import verdict_lines
 from pmc_jax.runtime.progress import warn
@@ -91,6 +92,7 @@ def evaluate(
     suite: str = "quick",
     evaluation: EvaluationConfig | None = None,
     robustness: RobustnessConfig | None = None,
+    adapter: LoRA | None = None,
     prefix: str | None = PREFIX,
     confidence: float = 0.99,
     max_length: int = 200,
@@ -108,6 +110,7 @@ def evaluate(
         suite: the parts that are measured: a key of `SUITES`.
         evaluation: how answers are decoded; None: the defaults.
         robustness: how the model is changed to be measured again; None: the defaults.
+        adapter: an adapter that the relearning attack trains; None: it trains the weights.
         prefix: the text that the prefilling attack makes every answer begin with.
         confidence: confidence of every certified bound.
         max_length: the most tokens of prompt and answer together.
@@ -128,6 +131,9 @@ def evaluate(
     check(robustness, "robustness.")
     controls = dataset.controls if controls is None else controls
     check_robustness(robustness)
+    if adapter is not None:
+        check(adapter, "adapter.")
+        trainable(model.config, adapter=adapter)  # an error now rather than later
     if isinstance(retain_log, str | Path):
         retain_log = read_retain_log(Path(retain_log).expanduser())
     models = {"model": model} if before is None else {"after": model, "before": before}
@@ -139,11 +145,11 @@ def evaluate(
     warn(warnings)
 
     def context(of: LanguageModel) -> EvaluationContext:
-        trainable = not isinstance(of.params["layers"], tuple)
+        can_train = not isinstance(of.params["layers"], tuple)
         return EvaluationContext(
             of.for_decoding(), dataset.evaluation, evaluation, max_length, prefix, confidence,
             jax.random.key(seed), controls=controls, retain_log=retain_log, robustness=robustness,
-            relearn=relearner(lambda: of, robustness, seed) if trainable else None,
+            relearn=relearner(lambda: of, robustness, seed, adapter) if can_train else None,
         )  # fmt: skip
 
     references = None
@@ -160,6 +166,7 @@ def evaluate(
         "suite": suite, "prefix": prefix, "confidence": confidence, "max_length": max_length,
         "seed": seed, "evaluation": dataclasses.asdict(evaluation),
         "robustness": dataclasses.asdict(robustness),
+        **({} if adapter is None else {"adapter": dataclasses.asdict(adapter)}),
     }  # fmt: skip
     found = summarise(parts, None if before is None else "before", facts)
     summary = {"suite": suite, **found, "settings": flat(settings), "warnings": warnings}

@@ -31,6 +31,7 @@ from pmc_jax.model.sharding import (
     mesh_layout,
     on_mesh,
     param_shardings,
+    shardings_of,
     to_devices,
     to_host,
 )
@@ -87,6 +88,7 @@ __all__ = [
     "prefill",
     "replaced",
     "routed",
+    "shardings_of",
     "squeeze_single",
     "stacked",
     "to_devices",

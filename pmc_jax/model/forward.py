@@ -24,7 +24,7 @@ from pmc_jax.model.kernels.dispatch import (
     current_target,
     write_and_attend_for,
 )
-from pmc_jax.model.products import wide_einsum
+from pmc_jax.model.products import product, wide_einsum
 from pmc_jax.model.rope import Rope, rope_tables, rotate
 from pmc_jax.model.sharding import constrain, gather
 from pmc_jax.model.specs import Params, param_specs
@@ -73,7 +73,7 @@ def linear(x: Array, layer: Params, name: str, equation: str) -> Array:
     In `equation`, n is the axis of tokens. The first two axes of x are merged into it, since W's
     gradient then needs no transposition.
     """
-    y = jnp.einsum(equation, x.reshape(-1, *x.shape[2:]), layer[name].astype(x.dtype))
+    y = product(equation, x.reshape(-1, *x.shape[2:]), layer[name])
     y = y.reshape(*x.shape[:2], *y.shape[1:])
     bias = layer.get(f"{name}_bias")
     return y if bias is None else y + bias.astype(x.dtype)

@@ -52,9 +52,15 @@ def gradient_slots(params: Params, dtype: DTypeLike) -> Params:
 def routed(params: Params, slots: Params) -> Params:
     """`params` for `forward` and `token_nll`; their gradients arrive at `slots`."""
     pairs = jax.tree.map(Routed, params, slots)
-    return {**opened({**pairs, "layers": {}}), "layers": pairs["layers"]}
+    return {**opened({**pairs, "layers": {}}), "layers": pairs.get("layers", {})}
 
 
-def opened(layer: Params) -> Params:
-    """The weights of a layer to compute with."""
-    return {name: leaf.open() if isinstance(leaf, Routed) else leaf for name, leaf in layer.items()}
+def opened(weights: Params) -> Params:
+    """The weights to compute with."""
+
+    def is_routed(leaf: Any) -> bool:
+        return isinstance(leaf, Routed)
+
+    return jax.tree.map(
+        lambda leaf: leaf.open() if is_routed(leaf) else leaf, weights, is_leaf=is_routed
+    )

@@ -24,7 +24,8 @@ from pmc_jax.model.kernels.dispatch import (
 )
 from pmc_jax.model.nll import CHUNK
 from pmc_jax.model.sharding import RULES
-from pmc_jax.model.specs import Spec, param_specs
+from pmc_jax.model.specs import Params, Spec, param_specs
+from pmc_jax.model.trainable import Trainable, trained_specs
 
 SHARE = 0.8
 """The share of free memory that a choice counts on: allocators leave gaps between arrays."""
@@ -44,6 +45,8 @@ class Footprint:
         dtype: what matrix products are computed in.
         target: the devices.
         data, model: sizes of the mesh axes.
+        part: what is trained; None: all weights.
+        cast: whether matrices are in another dtype than `dtype` and so cast for every product.
     """
 
     cfg: ModelConfig
@@ -51,6 +54,8 @@ class Footprint:
     target: Target
     data: int = 1
     model: int = 1
+    part: Trainable | None = None
+    cast: bool = True
 
     @property
     def size(self) -> int:
@@ -77,7 +82,14 @@ class Footprint:
 
     def weights(self, itemsize: int, *, gathered: bool = False) -> int:
         """All weights; `gathered` as decoding has them, replicated along "data"."""
-        sizes = {"data": 1 if gathered else self.data, "model": self.model}
+        return self._bytes(param_specs(self.cfg), itemsize, 1 if gathered else self.data)
+
+    def trained(self, itemsize: int) -> int:
+        """The weights that are trained."""
+        return self._bytes(trained_specs(self.cfg, self.part), itemsize, self.data)
+
+    def _bytes(self, specs: Params, itemsize: int, data: int) -> int:
+        sizes = {"data": data, "model": self.model}
 
         def one(spec: Spec) -> int:
             count = 1
@@ -86,11 +98,14 @@ class Footprint:
                 count *= length // parts if length % parts == 0 else length
             return count * itemsize
 
-        return sum(map(one, jax.tree.leaves(param_specs(self.cfg))))
+        return sum(map(one, jax.tree.leaves(specs)))
 
     @property
     def decoding_weights(self) -> int:
         """What `decoding_params` makes."""
+        adapter = None if self.part is None else self.part.adapter
+        if adapter is not None and not (adapter.merge or self.cast) and self.data == 1:
+            return self.trained(self.size)  # the rest are the base's own arrays
         return self.weights(self.size, gathered=True)
 
     def cache(self, tokens: int) -> int:
@@ -185,13 +200,15 @@ class Footprint:
             "dots": tokens * (4 * embed + projected + 2 * mlp),
             "full": tokens * embed,
         }[remat]
-        cast = self.weights(self.size) if self.size < 4 else 0
+        cast = self.weights(self.size) if self.size < 4 and self.cast else 0
+        outside = None if self.part is None else self.part.selection.outside
+        head = self.wide * self.share(cfg.vocab_size) * embed  # its gradient
         return (
             cfg.num_layers * kept * self.size
             + round(1.7 * whole) * self.wide  # a layer's arrays and their cotangents
             + cast
             + self.head(min(CHUNK, tokens), 4)
-            + self.wide * self.share(cfg.vocab_size) * embed
+            + (head if outside is None or {"embed", "lm_head"} & {*outside} else 0)
         )
 
     def train_step(
@@ -212,17 +229,19 @@ class Footprint:
             parts: how many micro-batches; the gradients of several are summed up.
             update_norm: whether the norm of the update is computed, which keeps a copy on CPUs.
         """
-        gradients = self.weights(gradient_bytes) * (2 if parts > 1 else 1)
-        update = self.weights(4) * (1 + update_norm) if self.target.backend == "cpu" else 0
+        gradients = self.trained(gradient_bytes) * (2 if parts > 1 else 1)
+        update = self.trained(4) * (1 + update_norm) if self.target.backend == "cpu" else 0
         return gradients + max(update, self.backward(rows, time, remat))
 
 
-def footprint(cfg: ModelConfig, dtype: DTypeLike) -> Footprint:
-    """The footprint of a model on the devices and the mesh of now."""
+def footprint(
+    cfg: ModelConfig, dtype: DTypeLike, part: Trainable | None = None, *, cast: bool = True
+) -> Footprint:
+    """The footprint of a model on the devices and the mesh of now; see `Footprint`."""
     mesh = jax.sharding.get_abstract_mesh()
     data, model = (1, 1) if mesh.empty else (mesh.shape["data"], mesh.shape["model"])
     name = jnp.dtype(dtype).name
-    return Footprint(cfg, name, current_target(name), data, model)
+    return Footprint(cfg, name, current_target(name), data, model, part, cast)
 
 
 def halvings(count: int) -> list[int]:

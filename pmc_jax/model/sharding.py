@@ -7,7 +7,7 @@ are, never what is computed. Without a mesh, these functions change nothing.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,6 +19,7 @@ from jaxtyping import Array, DTypeLike, Shaped
 
 from pmc_jax.errors import UserError
 from pmc_jax.model.config import ModelConfig
+from pmc_jax.model.products import LowRank
 from pmc_jax.model.specs import Params, Spec, param_count, param_specs
 from pmc_jax.runtime.processes import from_first, several
 
@@ -33,6 +34,7 @@ RULES: dict[str, str | None] = {
     "kv_heads": "model",
     "head_dim": None,
     "mlp": "model",
+    "rank": None,
 }
 """The mesh axis of each logical axis; None: not sharded."""
 
@@ -172,9 +174,28 @@ def constrain(x: Array, *axes: str | None) -> Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(x.shape, axes, mesh))
 
 
-def constrain_params(params: Params, cfg: ModelConfig) -> Params:
-    """Parameters, moments or gradients, sharded as `param_shardings` says."""
-    return jax.tree.map(lambda leaf, spec: constrain(leaf, *spec.axes), params, param_specs(cfg))
+def constrain_params(params: Params, specs: Params) -> Params:
+    """Parameters, moments or gradients with these `specs`, sharded as `shardings_of` says."""
+    return jax.tree.map(lambda leaf, spec: constrain(leaf, *spec.axes), params, specs)
+
+
+def gathered(axes: Sequence[str | None]) -> tuple[str | None, ...]:
+    """The logical axes of a weight that is replicated along "data"."""
+    return tuple(None if axis == "embed" else axis for axis in axes)
+
+
+def with_axes(
+    change: Callable[..., Array], weight: Array | LowRank, axes: Sequence[str | None]
+) -> Array | LowRank:
+    """`change(array, *axes)` of a weight, or of each part of a low-rank one, with its axes."""
+    if not isinstance(weight, LowRank):
+        return change(weight, *axes)
+    inputs = weight.a.ndim - 1
+    return weight.replace(
+        weight=change(weight.weight, *axes),
+        a=change(weight.a, *axes[:inputs], "rank"),
+        b=change(weight.b, *axes[: weight.stacked], "rank", *axes[inputs:]),
+    )
 
 
 def gather(leaves: Params, specs: Params) -> Params:
@@ -182,16 +203,21 @@ def gather(leaves: Params, specs: Params) -> Params:
     if not has_mesh():
         return leaves
 
-    def one(leaf: Array, spec: Spec) -> Array:
-        axes = spec.axes[len(spec.axes) - leaf.ndim :]  # within the scan there is no layer axis
-        return constrain(leaf, *(None if axis == "embed" else axis for axis in axes))
+    def one(leaf: Array | LowRank, spec: Spec) -> Array | LowRank:
+        ndim = leaf.weight.ndim if isinstance(leaf, LowRank) else leaf.ndim
+        axes = spec.axes[len(spec.axes) - ndim :]  # within the scan there is no layer axis
+        return with_axes(constrain, leaf, gathered(axes))
 
     return {name: one(leaf, specs[name]) for name, leaf in leaves.items()}
 
 
-def param_shardings(cfg: ModelConfig, mesh: Mesh) -> Params:
-    """The sharding of every parameter."""
+def shardings_of(specs: Params, mesh: Mesh) -> Params:
+    """The sharding of every parameter of a table."""
     return jax.tree.map(
-        lambda spec: NamedSharding(mesh, partition_spec(spec.shape, spec.axes, mesh)),
-        param_specs(cfg),
+        lambda spec: NamedSharding(mesh, partition_spec(spec.shape, spec.axes, mesh)), specs
     )
+
+
+def param_shardings(cfg: ModelConfig, mesh: Mesh) -> Params:
+    """The sharding of every parameter of a model."""
+    return shardings_of(param_specs(cfg), mesh)

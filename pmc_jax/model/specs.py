@@ -99,16 +99,31 @@ def init_params(key: PRNGKeyArray, cfg: ModelConfig, dtype: DTypeLike = jnp.floa
     return jax.tree.unflatten(treedef, leaves)
 
 
+def abstract_specs(specs: Params, dtype: DTypeLike = jnp.float32) -> Params:
+    """Shapes and dtypes of the weights of a table, without values."""
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), specs)
+
+
 def abstract_params(cfg: ModelConfig, dtype: DTypeLike = jnp.float32) -> Params:
-    """Shapes and dtypes of the weights, without values."""
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), param_specs(cfg))
+    """Shapes and dtypes of a model's weights, without values."""
+    return abstract_specs(param_specs(cfg), dtype)
+
+
+def count_of(specs: Params) -> int:
+    """Number of weights of a table."""
+    return sum(math.prod(spec.shape) for spec in jax.tree.leaves(specs))
 
 
 def param_count(cfg: ModelConfig) -> int:
-    """Number of weights; a tied output head counts once."""
-    return sum(math.prod(spec.shape) for spec in jax.tree.leaves(param_specs(cfg)))
+    """Number of a model's weights; a tied output head counts once."""
+    return count_of(param_specs(cfg))
+
+
+def decayed(specs: Params) -> Params:
+    """True where weight decay applies: everywhere but biases and norm weights."""
+    return jax.tree.map(lambda spec: spec.init == "normal", specs)
 
 
 def decay_mask(cfg: ModelConfig) -> Params:
-    """True where weight decay applies: everywhere but biases and norm weights."""
-    return jax.tree.map(lambda spec: spec.init == "normal", param_specs(cfg))
+    """`decayed` of all of a model's weights."""
+    return decayed(param_specs(cfg))

@@ -10,7 +10,8 @@ from jaxtyping import Array, DTypeLike
 
 from pmc_jax.model.config import ModelConfig
 from pmc_jax.model.kernels.dispatch import current_target, unrolls_layers
-from pmc_jax.model.sharding import constrain, has_mesh
+from pmc_jax.model.products import LowRank, is_low_rank
+from pmc_jax.model.sharding import batch_shards, constrain, gathered, has_mesh, with_axes
 from pmc_jax.model.specs import Params, Spec, param_specs
 
 JOINABLE = (("q", "k", "v"), ("gate", "up"))
@@ -60,7 +61,13 @@ def decoding_params(
     Every decode step reads all weights, so they are gathered once and not at every step. If they
     are `unrolled`, each layer is a stack of its own, and without a mesh its weights are `joined`.
     Unrolled weights are a second copy. None: `unrolls_layers` decides.
+
+    Low-rank weights are summed up in the dtype of A, unless they are not to be `merged`. Then the
+    layers are not unrolled, and weights that are in `dtype` already are not copied.
     """
+    low_rank = jax.tree.leaves(params, is_leaf=is_low_rank)
+    if any(is_low_rank(leaf) and not leaf.merged for leaf in low_rank):
+        return _unmerged(params, cfg, dtype)
     if unrolled is None:
         unrolled = unrolls_layers(current_target(dtype))
     return _decoding_params(params, cfg, dtype, unrolled)
@@ -68,23 +75,53 @@ def decoding_params(
 
 def decoding_axes(spec: Spec) -> tuple[str | None, ...]:
     """The logical axes of a weight that is replicated along "data"."""
-    return tuple(None if axis == "embed" else axis for axis in spec.axes)
+    return gathered(spec.axes)
+
+
+def _unmerged(params: Params, cfg: ModelConfig, dtype: DTypeLike) -> Params:
+    def own(leaf: Array, *axes: str | None) -> Array:
+        if leaf.dtype == jnp.dtype(dtype) and batch_shards() == 1:
+            return leaf
+        return _cast(leaf, axes, dtype)
+
+    def stack_of(layers: Params) -> Params:
+        return {
+            name: with_axes(own, leaf, decoding_axes(specs["layers"][name]))
+            for name, leaf in layers.items()
+        }
+
+    specs = param_specs(cfg)
+    rest = {
+        name: own(leaf, *decoding_axes(specs[name]))
+        for name, leaf in params.items()
+        if name != "layers"
+    }
+    return {**rest, **map_stacks(stack_of, {"layers": params["layers"]})}
+
+
+@partial(jax.jit, static_argnames=("axes", "dtype"))
+def _cast(leaf: Array, axes: tuple[str | None, ...], dtype: DTypeLike) -> Array:
+    return constrain(leaf.astype(dtype), *axes)
 
 
 @partial(jax.jit, static_argnames=("cfg", "dtype", "unrolled"))
 def _decoding_params(params: Params, cfg: ModelConfig, dtype: DTypeLike, unrolled: bool) -> Params:
-    def one(leaf: Array, spec: Spec) -> Array:
-        return constrain(leaf.astype(dtype), *decoding_axes(spec))
+    def one(leaf: Array | LowRank, spec: Spec) -> Array:
+        whole = leaf.sum(leaf.a.dtype) if isinstance(leaf, LowRank) else leaf
+        return constrain(whole.astype(dtype), *decoding_axes(spec))
+
+    def stack_of(layers: Params) -> Params:
+        return {name: one(leaf, specs["layers"][name]) for name, leaf in layers.items()}
 
     specs = param_specs(cfg)
-    if not unrolled:
-        return jax.tree.map(one, params, specs)
-    stacks = []
-    for i in range(cfg.num_layers):
-        layer = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], params["layers"])
-        layer = jax.tree.map(one, layer, specs["layers"])
-        stacks.append(layer if has_mesh() else joined(layer))
     rest = {name: one(leaf, specs[name]) for name, leaf in params.items() if name != "layers"}
+    if not unrolled:
+        return {**rest, **map_stacks(stack_of, {"layers": params["layers"]})}
+    stacks = []
+    for stack in layer_stacks(params):
+        for i in range(len(jax.tree.leaves(stack)[0])):
+            layer = stack_of(jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], stack))
+            stacks.append(layer if has_mesh() else joined(layer))
     return {**rest, "layers": tuple(stacks)}
 
 

@@ -14,7 +14,7 @@ from pmc_jax.planning.phases import Compiled, Job, answers_at_once, drawn_by
 from pmc_jax.planning.search import Outcome, too_large
 
 KINDS = (
-    "params", "moments", "gradients", "decoding params", "cache", "logits", "temporaries",
+    "base", "params", "moments", "gradients", "decoding params", "cache", "logits", "temporaries",
 )  # fmt: skip
 
 
@@ -42,8 +42,12 @@ def tokens_of(job: Job, function: Compiled) -> int:
 
 
 def model_flops(job: Job, function: Compiled) -> int:
-    """6·N for each trained token, 2·N for each decoded one, N parameters (Kaplan et al. 2020)."""
-    factor = 6 if function.name == "train step" else 2
+    """6·N for each trained token, 2·N for each decoded one, N parameters (Kaplan et al. 2020).
+
+    An adapter needs no gradients of the weights: 4·N for each trained token.
+    """
+    training = 6 if job.part is None or job.part.adapter is None else 4
+    factor = training if function.name == "train step" else 2
     return factor * param_count(job.cfg) * tokens_of(job, function)
 
 
@@ -67,10 +71,12 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
 
 def memory_table(outcome: Outcome, topology: Topology) -> list[str]:
     """A line for each function: GB on each device by kind, and their sum."""
-    head = ["GB per device", *KINDS, "peak", ""]
+    used = {kind for function in outcome.functions for kind in function.bytes}
+    kinds = [kind for kind in KINDS if kind != "base" or kind in used]
+    head = ["GB per device", *kinds, "peak", ""]
     rows = [head]
     for function in outcome.functions:
-        cells = [gigabytes(function.bytes[k]) if k in function.bytes else "" for k in KINDS]
+        cells = [gigabytes(function.bytes[k]) if k in function.bytes else "" for k in kinds]
         verdict = ""
         if topology.memory is not None:
             share = f"{100 * function.peak / topology.memory:.0f}%"

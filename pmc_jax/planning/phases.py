@@ -22,8 +22,9 @@ from pmc_jax.decoding.sampler import (
 from pmc_jax.model import ModelConfig, on_mesh, param_specs
 from pmc_jax.model.buckets import bucket_length, bucket_rows
 from pmc_jax.model.memory import MOST_ROWS
-from pmc_jax.model.sharding import partition_spec
-from pmc_jax.model.specs import Params
+from pmc_jax.model.sharding import gathered, partition_spec
+from pmc_jax.model.specs import Params, Spec
+from pmc_jax.model.trainable import Trainable
 from pmc_jax.planning.compiled import collectives, matmul_flops
 from pmc_jax.training.batch import Batch
 from pmc_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
@@ -45,6 +46,7 @@ class Job:
         prompt_tokens: the length of the longest prompt.
         answer_batch: greedy answers decoded at a time; None: `training.decode_batch`.
         end_ids: stand for the tokenizer's, which is not read.
+        part: what is trained; None: all weights.
     """
 
     cfg: ModelConfig
@@ -59,6 +61,7 @@ class Job:
     prompt_tokens: int
     answer_batch: int | None = None
     end_ids: tuple[int, ...] = (0,)
+    part: Trainable | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,20 +182,57 @@ def abstract_batch(job: Job) -> Batch:
 
 
 def train_state(job: Job, mesh: Mesh) -> TrainState:
-    """Weights and moments, as abstract arrays."""
-    optimizer = make_optimizer(job.optimizer, job.cfg, make_schedule(job.optimizer, 2, 1))
-    return abstract_state(job.cfg, optimizer, job.weights_dtype, mesh)
+    """Trained weights and moments, as abstract arrays."""
+    schedule = make_schedule(job.optimizer, 2, 1)
+    optimizer = make_optimizer(job.optimizer, job.cfg, schedule, part=job.part)
+    return abstract_state(job.cfg, optimizer, job.weights_dtype, mesh, job.part)
+
+
+def base_weights(job: Job, mesh: Mesh) -> Params:
+    """The weights that are not trained, as abstract arrays; {} if all are.
+
+    Beside an adapter, matrices are in the dtype of products, which holds those of published
+    models exactly.
+    """
+    if job.part is None:
+        return {}
+
+    def one(spec: Spec) -> jax.ShapeDtypeStruct:
+        narrow = job.part is not None and job.part.adapter is not None and spec.init == "normal"
+        sharding = NamedSharding(mesh, partition_spec(spec.shape, spec.axes, mesh))
+        dtype = job.dtype if narrow else job.weights_dtype
+        return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=sharding)
+
+    return jax.tree.map(one, job.part.base_specs)
 
 
 def weights_to_decode(job: Job, mesh: Mesh) -> Params:
     """The result of `decoding_params` in one stack; GPUs have a stack for each layer."""
 
-    def one(spec: Any) -> jax.ShapeDtypeStruct:
-        axes = [None if axis == "embed" else axis for axis in spec.axes]
-        sharding = NamedSharding(mesh, partition_spec(spec.shape, axes, mesh))
+    def one(spec: Spec) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, partition_spec(spec.shape, gathered(spec.axes), mesh))
         return jax.ShapeDtypeStruct(spec.shape, job.dtype, sharding=sharding)
 
+    if applied_on_the_fly(job):
+        assert job.part is not None
+        adapter, base = (jax.tree.map(one, t) for t in (job.part.specs, job.part.base_specs))
+        return job.part.joined(adapter, base)
     return jax.tree.map(one, param_specs(job.cfg))
+
+
+def applied_on_the_fly(job: Job) -> bool:
+    """Whether decoding multiplies by the adapter apart from the weights."""
+    adapter = None if job.part is None else job.part.adapter
+    return adapter is not None and not adapter.merge
+
+
+def decoding_bytes(job: Job, mesh: Mesh) -> int:
+    """Bytes on one device of the weights to decode with, without those that are the base's."""
+    own = shard_bytes(weights_to_decode(job, mesh))
+    if not applied_on_the_fly(job) or job.data > 1:
+        return own
+    base = jax.tree.leaves(base_weights(job, mesh))
+    return own - shard_bytes([leaf for leaf in base if leaf.dtype == jnp.dtype(job.dtype)])
 
 
 def gradient_bytes(job: Job, state: TrainState) -> int:
@@ -208,7 +248,9 @@ def compile_train(job: Job, mesh: Mesh) -> Compiled:
     XLA's CPU compiler, which stands in for that of GPUs, would keep a copy of the update for it.
     """
     state = train_state(job, mesh)
-    optimizer = make_optimizer(job.optimizer, job.cfg, make_schedule(job.optimizer, 2, 1))
+    schedule = make_schedule(job.optimizer, 2, 1)
+    optimizer = make_optimizer(job.optimizer, job.cfg, schedule, part=job.part)
+    base = base_weights(job, mesh)
     step = make_train_step(
         optimizer,
         job.method,
@@ -216,16 +258,19 @@ def compile_train(job: Job, mesh: Mesh) -> Compiled:
         dtype=job.dtype,
         remat=job.remat,
         gradient_dtype=job.training.gradient_dtype,
+        part=job.part,
     )
     kinds = {
+        **({"base": shard_bytes(base)} if base else {}),
         "params": shard_bytes(state.params),
         "moments": shard_bytes(state.opt_state),
         "gradients": gradient_bytes(job, state),
     }
     with on_mesh(mesh):
         return compile_function(
-            "train step", step, (state, abstract_batch(job), 1.0, {}), {}, {}, kinds
-        )[0]
+            "train step", step, (state, abstract_batch(job), 1.0, {"base": base} if base else {}),
+            {}, {}, kinds,
+        )[0]  # fmt: skip
 
 
 def drawn_by(job: Job) -> Drawn:
@@ -263,7 +308,7 @@ def compile_decoding(
     """
     batch, width, time_ = prompts, bucket_length(job.prompt_tokens), response_room(job)
     params = weights_to_decode(job, mesh)
-    weights = {"decoding params": shard_bytes(params)}
+    weights = {"decoding params": decoding_bytes(job, mesh)}
 
     def shaped(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -340,7 +385,9 @@ def compile_phase(job: Job, phase: str, mesh: Mesh, on_compiled: OnCompiled) -> 
     training; the weights are in memory beside it.
     """
     state = train_state(job, mesh)
-    params = {"params": shard_bytes(state.params)}
+    base = base_weights(job, mesh)
+    params = {"base": shard_bytes(base)} if base else {}
+    params |= {"params": shard_bytes(state.params)}
     waiting = {**params, "moments": shard_bytes(state.opt_state)}
     if phase == "train":
         on_compiled(compile_train(job, mesh))
@@ -358,6 +405,7 @@ def least_bytes(job: Job, phase: str, mesh: Mesh) -> int:
     """The least memory of a phase on a device: that of its arrays, known without compiling."""
     state = train_state(job, mesh)
     if phase == "train":
-        return shard_bytes((state.params, state.opt_state)) + gradient_bytes(job, state)
-    held = shard_bytes(weights_to_decode(job, mesh)) + shard_bytes(state.params)
+        held = shard_bytes((state.params, state.opt_state, base_weights(job, mesh)))
+        return held + gradient_bytes(job, state)
+    held = decoding_bytes(job, mesh) + shard_bytes((state.params, base_weights(job, mesh)))
     return held + (shard_bytes(state.opt_state) if phase == "sample" else 0)

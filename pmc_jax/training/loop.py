@@ -39,7 +39,7 @@ class StepRecord:
         loss: the objective.
         forget_loss: the method's own loss; None if it has no answers to forget questions.
         retain_loss: the retain loss without its weight λ; None if there are no retain pairs.
-        gradient_norm, update_norm: Euclidean norms over all weights; None if not computed.
+        gradient_norm, update_norm: Euclidean norms over all trained weights; None if not computed.
         tokens_trained: without padding.
         measures: the method's own numbers.
         seconds: by part, and their `total`.
@@ -86,7 +86,8 @@ def take_step(
     """One optimizer step of any method. Donates `state.train`."""
     started = time.perf_counter()
     questions = run.questions(step)
-    chosen = run.method.step_examples(run, state.method, state.train.params, step, questions)
+    weights = run.weights(state.train.params, frozen)
+    chosen = run.method.step_examples(run, state.method, weights, step, questions)
     batch, tokens_trained = step_batch(run, step, chosen)
     weight = run.method.retain_weight_at(run, chosen.state, step)
     ready = time.perf_counter()
@@ -223,7 +224,7 @@ def out_of_memory(run: Run[Method], step: int, error: BaseException) -> UserErro
         changes.append(f"training.micro_batch={-(-training.part_size // 2)}")
     if remat != "full":
         changes.append("model.remat=full")
-    if training.gradient_dtype != "bfloat16":
+    if training.gradient_dtype != "bfloat16" and run.task.part is None:
         changes.append("training.gradient_dtype=bfloat16")
     tried = f"; try {' or '.join(changes)}" if changes else ""
     return UserError(

@@ -1,6 +1,6 @@
 """From a batch to a method's loss: forward passes, token losses, then means."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -13,6 +13,7 @@ from jaxtyping import Array, DTypeLike, Float, Int
 from pmc_jax.model import ModelConfig, token_values
 from pmc_jax.model.sequences import sequence_states
 from pmc_jax.model.specs import Params
+from pmc_jax.model.trainable import Trainable, joined_weights
 from pmc_jax.training.batch import Batch
 from pmc_jax.unlearning.losses import KINDS, Targets, TokenLoss, segment_sums
 from pmc_jax.unlearning.method import Method
@@ -26,6 +27,18 @@ class Losses:
     loss: Float[Array, ""]
     forget_loss: Float[Array, ""]
     retain_loss: Float[Array, ""]
+
+
+def target_weights(part: Trainable | None, trained: Params, frozen: Mapping[str, Any]) -> Params:
+    """The target model's weights.
+
+    With an adapter they are the base, with the adapter that the run started from if there is
+    one. Otherwise the trained weights give way to their copies in `frozen`.
+    """
+    if part is not None and part.adapter is not None:
+        return part.joined(frozen.get("start", {}), frozen["base"])
+    trained = overlaid(jax.lax.stop_gradient(trained), frozen.get("params", {}))
+    return joined_weights(part, trained, frozen)
 
 
 Objective = Callable[[Params, Batch, Batch, float | Array, Any], Losses]
@@ -78,6 +91,7 @@ def targets_of(
 
 def token_costs(
     params: Params,
+    target: Params,
     frozen: Any,
     part: Batch,
     losses: dict[str, TokenLoss],
@@ -87,9 +101,9 @@ def token_costs(
 ) -> dict[str, Float[Array, "rows time"]]:
     """What the tokens of a part cost under each kind's loss.
 
-    Every distinct loss is computed once, for the tokens of all kinds.
+    Every distinct loss is computed once, for the tokens of all kinds. `target` are the target
+    model's weights.
     """
-    target = overlaid(jax.lax.stop_gradient(params), frozen.get("params", {}))
 
     @cache
     def states(of_target: bool, layer: int | None) -> Float[Array, "rows time embed"]:
@@ -111,18 +125,26 @@ def token_costs(
 
 
 def make_objective(
-    method: Method, cfg: ModelConfig, dtype: DTypeLike = jnp.float32, remat: str = "none"
+    method: Method,
+    cfg: ModelConfig,
+    dtype: DTypeLike = jnp.float32,
+    remat: str = "none",
+    trained_part: Trainable | None = None,
 ) -> Objective:
-    """The objective of a method for a model of this shape."""
+    """The objective of a method for a model of this shape, as a function of what is trained."""
     losses, trained = method.token_losses(cfg), method.trained_weights(cfg)
+    if trained_part is not None:
+        trained = trained_part.mask(trained)
 
     def objective(
         params: Params, part: Batch, batch: Batch, retain_weight: float | Array, frozen: Any
     ) -> Losses:
-        params = only_trained(params, trained)
+        own = only_trained(params, trained)
+        params = joined_weights(trained_part, own, frozen)
+        target = target_weights(trained_part, own, frozen)
         present = {kind: losses[kind] for kind in KINDS if part.sizes[KINDS.index(kind)]}
         none = dict.fromkeys(KINDS, jnp.zeros(part.tokens.shape))
-        costs = none | token_costs(params, frozen, part, present, cfg, dtype, remat)
+        costs = none | token_costs(params, target, frozen, part, present, cfg, dtype, remat)
         targets = {kind: targets_of(method, kind, part, batch, costs[kind]) for kind in KINDS}
         forget = method.loss(targets["forget"], targets["preferred"])
         retain = method.retain_term(targets["retain"])

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, DTypeLike, Float, UInt32
 
-from pmc_jax.model import ModelConfig, decay_mask
+from pmc_jax.model import ModelConfig
 from pmc_jax.model.bits import element_index, mixed
-from pmc_jax.model.specs import Params
+from pmc_jax.model.specs import Params, decayed
+from pmc_jax.model.trainable import Trainable, trained_specs
 from pmc_jax.settings import bounded, one_of
 
 
@@ -131,15 +132,16 @@ def make_optimizer(
     model: ModelConfig,
     schedule: optax.Schedule,
     trained: Params | None = None,
+    part: Trainable | None = None,
 ) -> optax.GradientTransformation:
     """AdamW whose weight decay spares biases and norm weights.
 
-    `trained` is True where weights are updated, as arrays that broadcast to them; None:
-    everywhere. Gradients are 0 elsewhere.
+    `part` is what is trained; None: all weights. `trained` is True where they are updated, as
+    arrays that broadcast to them; None: everywhere. Gradients are 0 elsewhere.
     """
     adamw = optax.chain(
         scale_by_adam(settings),
-        optax.add_decayed_weights(settings.weight_decay, decay_mask(model)),
+        optax.add_decayed_weights(settings.weight_decay, decayed(trained_specs(model, part))),
         optax.scale_by_learning_rate(schedule),
     )
     parts = [adamw]

@@ -26,6 +26,7 @@ from pmc_jax.language_model import LanguageModel
 from pmc_jax.model import ModelConfig, param_count
 from pmc_jax.model.memory import footprint
 from pmc_jax.model.specs import Params
+from pmc_jax.model.trainable import LoRA, Trainable, joined_weights, trainable, trained_specs
 from pmc_jax.runs.checkpoints import (
     CheckpointConfig,
     checksums,
@@ -33,7 +34,7 @@ from pmc_jax.runs.checkpoints import (
     restore_latest,
 )
 from pmc_jax.runs.metrics import LoggingConfig, open_metrics
-from pmc_jax.runs.sealed import seal
+from pmc_jax.runs.sealed import file_hashes, seal
 from pmc_jax.runtime.memory import free_memory
 from pmc_jax.runtime.processes import from_all, from_first
 from pmc_jax.runtime.progress import Stage, activity
@@ -49,6 +50,7 @@ from pmc_jax.training.step import (
     make_train_step,
     place_state,
 )
+from pmc_jax.training.weights import ADAPTER_STREAM, is_cast, split_weights
 from pmc_jax.unlearning.method import Example, Examples, Method, Run, Task, TaskWithAnswers
 from pmc_jax.unlearning.schedule import Training
 
@@ -73,7 +75,12 @@ class Inputs:
 
 
 def prepare_inputs(
-    model: LanguageModel, dataset: Dataset, method: Method, training: Training, seed: int
+    model: LanguageModel,
+    dataset: Dataset,
+    method: Method,
+    training: Training,
+    seed: int,
+    adapter: LoRA | None = None,
 ) -> Inputs:
     """Encode and check what a method trains on. A PMC run gets no forget answer here.
 
@@ -81,6 +88,9 @@ def prepare_inputs(
         UserError: naming what is wrong with a row, a file or a setting.
     """
     method.check()
+    part = trainable(model.config, training.only, adapter)
+    if part is not None:
+        part.mask(method.trained_weights(model.config))  # an error now rather than later
     encoded = encode(dataset, model.template, training.max_length, model.config.vocab_size)
     received: dict[str, Any] = {
         "model": model.with_params({}),
@@ -90,6 +100,7 @@ def prepare_inputs(
         "retain": [Example(*pair) for pair in encoded.retain],
         "refusals": dataset.refusals,
         "questions": dataset.forget,
+        "part": part,
     }
     if method.sees_answers:
         task: Task = TaskWithAnswers(**received, forget=dataset.forget_pairs())
@@ -107,6 +118,9 @@ def prepare_inputs(
         "preferred answers": digest([[e.answer for e in own] for own in examples.preferred]),
         "model weights": seal(checksums(model.params)),
     }
+    if part is not None and adapter is not None and adapter.path is not None:
+        model.read_adapter(part)  # an error now rather than later
+        hashes["adapter"] = seal(file_hashes(Path(adapter.path).expanduser()))
     warnings = (
         *dataset.warnings,
         *special_token_warnings(dataset, model.template),
@@ -142,7 +156,8 @@ class Trained:
     """What training gives.
 
     Attributes:
-        params: the trained weights.
+        params: all weights, with the trained ones in place and an adapter merged.
+        adapter: the adapter, laid out as `Trainable` says; None: none was trained.
         records: the steps of this process; a run that was continued had others before.
         lines: all lines of `metrics.jsonl`; of a run in memory, none.
         seconds: those outside the steps, by part.
@@ -152,6 +167,7 @@ class Trained:
     records: list[StepRecord]
     lines: list[dict[str, Any]]
     seconds: dict[str, float]
+    adapter: Params | None = None
 
 
 NOTHING_TRAINED = (
@@ -184,17 +200,26 @@ def prepare(method: Method, inputs: Inputs, params: Params) -> dict[str, Any]:
     return {"prepared": json.loads(text), "seconds": seconds}
 
 
+def multiplied(cfg: ModelConfig, part: Trainable | None) -> int:
+    """The weights for the log's FLOPs, which are 6 for each weight and token.
+
+    With an adapter the weights have no gradients, and it is 4 for each.
+    """
+    count = param_count(cfg)
+    return count if part is None or part.adapter is None else round(count * 4 / 6)
+
+
 def first_state(
-    params: Params, optimizer: optax.GradientTransformation, cfg: ModelConfig
+    params: Params, optimizer: optax.GradientTransformation, specs: Params
 ) -> TrainState:
-    """The state before the first step; the weights are donated.
+    """The state before the first step; the trained weights `params` are donated.
 
     One function is compiled for all of it. Eagerly, each shape would need one of its own.
     """
 
     @partial(jax.jit, donate_argnums=0)
     def start(params: Params) -> TrainState:
-        return place_state(init_state(params, optimizer), cfg, optimizer)
+        return place_state(init_state(params, optimizer), specs, optimizer)
 
     return start(params)
 
@@ -212,10 +237,12 @@ def train_model(
     progress: Callable[[str, int, int], Any],
     on_step: Callable[[StepRecord], object] | None = None,
     afterwards: float = 0.0,
+    donate: bool = True,
 ) -> Trained:
-    """Train from the newest checkpoint in `directory`, or from `params`, which it donates.
+    """Train from the newest checkpoint in `directory`, or from `params`.
 
     Args:
+        donate: whether `params` may be deleted. Otherwise weights that are trained are copied.
         directory: of the run; None keeps everything in memory.
         settings: for the log's listeners.
         progress: a context manager of (name, total, done) that gives a `Stage`.
@@ -228,10 +255,14 @@ def train_model(
     visited = inputs.examples.visited
     total = task.training.total_updates(visited)
     schedule = make_schedule(optimizer, total, task.training.epoch_length(visited))
+    part, chosen_weights = task.part, method.trained_weights(model.config)
+    specs = trained_specs(model.config, part)
     transformation = make_optimizer(
-        optimizer, model.config, schedule, method.trained_weights(model.config)
-    )
-    frozen = method.frozen(task, params)
+        optimizer, model.config, schedule,
+        chosen_weights if part is None else part.mask(chosen_weights), part,
+    )  # fmt: skip
+    trained, constant = split_weights(model, params, part, task.key(ADAPTER_STREAM), donate=donate)
+    frozen = {**method.frozen(task, {} if part and part.adapter else trained), **constant}
     initial = method.initial_state(task)
 
     def chosen(state: TrainState) -> dict[str, Any]:
@@ -239,7 +270,9 @@ def train_model(
         jax.block_until_ready((state, frozen))  # before memory is measured
         lengths = lengths_of(task, method, inputs.examples)
         found = sizes(
-            task.training, method, lengths, footprint(model.config, model.dtype), free_memory(),
+            task.training, method, lengths,
+            footprint(model.config, model.dtype, part, cast=is_cast(frozen, model.dtype)),
+            free_memory(),
             kinds=method.answers_per_question * (1 + bool(inputs.examples.preferred)),
             remat=model.remat,
             update_norm=logging.update_norm, weights_dtype=model.weights_dtype,
@@ -251,16 +284,19 @@ def train_model(
         restored, manager = None, None
         if directory is not None:
             manager = stack.enter_context(open_checkpoints(directory / "checkpoints", checkpoints))
-            abstract = abstract_state(model.config, transformation, model.weights_dtype, model.mesh)
+            abstract = abstract_state(
+                model.config, transformation, model.weights_dtype, model.mesh, part
+            )
             if from_first(manager.latest_step) is not None:
-                for leaf in jax.tree.leaves(params):
+                for leaf in jax.tree.leaves(trained):
                     leaf.delete()  # frees memory for the restored weights
             with activity("reading the last checkpoint"):
                 restored = restore_latest(manager, RunState(abstract, initial))
         if restored is None:
-            extra, logged = prepare(method, inputs, params), []
+            weights = joined_weights(part, trained, frozen)
+            extra, logged = prepare(method, inputs, weights), []
             with activity("preparing the optimizer"):
-                state = RunState(first_state(params, transformation, model.config), initial)
+                state = RunState(first_state(trained, transformation, specs), initial)
                 extra["sizes"] = chosen(state.train)
         else:
             state, saved = restored
@@ -292,11 +328,12 @@ def train_model(
             make_train_step(
                 transformation, method, model.config, dtype=model.dtype, remat=model.remat,
                 gradient_dtype=task.training.gradient_dtype, update_norm=logging.update_norm,
+                part=part,
             ),
             frozen,
             state,
             schedule=schedule,
-            parameters=param_count(model.config),
+            parameters=multiplied(model.config, part),
             files=files,
             progress=shown,
             on_step=on_step,
@@ -304,4 +341,8 @@ def train_model(
         )  # fmt: skip
         lines = files.metrics.rows if files else []
         seconds = files.extra["seconds"] if files else extra["seconds"]
-    return Trained(state.train.params, records, lines, seconds)
+    found = state.train.params
+    if part is None:
+        return Trained(found, records, lines, seconds)
+    whole = part.whole(found, frozen["base"], model.weights_dtype, donate=donate)
+    return Trained(whole, records, lines, seconds, found if part.adapter else None)

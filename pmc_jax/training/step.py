@@ -18,15 +18,14 @@ from jaxtyping import Array, DTypeLike, Float
 
 from pmc_jax.model import (
     ModelConfig,
-    abstract_params,
     constrain,
     constrain_params,
     gradient_slots,
-    param_shardings,
-    param_specs,
     routed,
+    shardings_of,
 )
-from pmc_jax.model.specs import Params
+from pmc_jax.model.specs import Params, abstract_specs
+from pmc_jax.model.trainable import Trainable, trained_specs
 from pmc_jax.training.batch import Batch
 from pmc_jax.training.objective import Losses, Objective, make_objective
 from pmc_jax.unlearning.method import Method
@@ -34,7 +33,7 @@ from pmc_jax.unlearning.method import Method
 
 @struct.dataclass
 class TrainState:
-    """What an optimizer step changes: weights, moments, and the number of updates."""
+    """What an optimizer step changes: trained weights, moments, and the number of updates."""
 
     params: Params
     opt_state: optax.OptState
@@ -62,17 +61,19 @@ def abstract_state(
     optimizer: optax.GradientTransformation,
     dtype: DTypeLike,
     mesh: Mesh | None = None,
+    part: Trainable | None = None,
 ) -> TrainState:
     """Shapes, dtypes and shardings of a state whose weights are in `dtype`, without values."""
-    shapes = abstract_params(cfg, dtype)
+    specs = trained_specs(cfg, part)
+    shapes = abstract_specs(specs, dtype)
     count = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(shapes, jax.eval_shape(optimizer.init, shapes), count)
     if mesh is None:
         whole: Sharding = SingleDeviceSharding(jax.devices()[0])
-        shardings = jax.tree.map(lambda _: whole, param_specs(cfg))
+        shardings = jax.tree.map(lambda _: whole, specs)
     else:
         whole = NamedSharding(mesh, PartitionSpec())
-        shardings = param_shardings(cfg, mesh)
+        shardings = shardings_of(specs, mesh)
 
     def place(leaf: Any, sharding: Sharding = whole) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -87,16 +88,16 @@ def abstract_state(
 
 
 def place_state(
-    state: TrainState, cfg: ModelConfig, optimizer: optax.GradientTransformation
+    state: TrainState, specs: Params, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The same state, its weights and moments sharded as `param_shardings` says."""
+    """The same state, its weights and moments sharded as `shardings_of` their table says."""
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
         lambda leaf, spec: constrain(leaf, *spec.axes),
         state.opt_state,
-        param_specs(cfg),
+        specs,
     )
-    return TrainState(constrain_params(state.params, cfg), opt_state, state.step)
+    return TrainState(constrain_params(state.params, specs), opt_state, state.step)
 
 
 def accumulated_gradients(
@@ -108,25 +109,28 @@ def accumulated_gradients(
     frozen: Any,
     *,
     dtype: DTypeLike | None = None,
+    part: Trainable | None = None,
 ) -> tuple[Params, Losses]:
     """Gradients and losses over micro-batches, which lie along the first axis of `batch`.
 
-    A micro-batch's gradients and their sum are in `dtype`; None: in the weights'.
+    A micro-batch's gradients and their sum are in `dtype`; None: in the weights'. `params` is what
+    `part` says is trained.
     """
     slots = params if dtype is None else gradient_slots(params, dtype)
+    specs = trained_specs(cfg, part)
 
-    def loss(slots: Params, part: Any) -> tuple[Array, Losses]:
+    def loss(slots: Params, some: Any) -> tuple[Array, Losses]:
         own = slots if dtype is None else routed(params, slots)
-        losses = objective(own, part, batch, retain_weight, frozen)
+        losses = objective(own, some, batch, retain_weight, frozen)
         return losses.loss, losses
 
     structure: Any = None  # of the losses, whose declared shapes admit no stacked scalars
 
-    def add(total: Params, part: Any) -> tuple[Params, list[Array]]:
+    def add(total: Params, some: Any) -> tuple[Params, list[Array]]:
         nonlocal structure
-        (_, losses), gradients = jax.value_and_grad(loss, has_aux=True)(slots, part)
+        (_, losses), gradients = jax.value_and_grad(loss, has_aux=True)(slots, some)
         scalars, structure = jax.tree.flatten(losses)
-        total = jax.tree.map(jnp.add, total, constrain_params(gradients, cfg))
+        total = jax.tree.map(jnp.add, total, constrain_params(gradients, specs))
         return total, scalars
 
     gradients, scalars = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, slots), batch)
@@ -188,17 +192,22 @@ def make_train_step(
     remat: str = "none",
     gradient_dtype: DTypeLike | None = None,
     update_norm: bool = False,
+    part: Trainable | None = None,
 ) -> TrainStep:
-    """A compiled optimizer step of a method; gradients as in `accumulated_gradients`."""
-    objective = make_objective(method, cfg, dtype, remat)
+    """A compiled optimizer step of a method; gradients as in `accumulated_gradients`.
+
+    `part` is what is trained; None: all weights. Otherwise `frozen` has the rest as "base".
+    """
+    objective = make_objective(method, cfg, dtype, remat, part)
 
     def train_step(
         state: TrainState, batch: Batch, retain_weight: float | Array, frozen: Any
     ) -> tuple[TrainState, Losses, Norms]:
         gradients, losses = accumulated_gradients(
-            state.params, batch, objective, cfg, retain_weight, frozen, dtype=gradient_dtype
-        )
+            state.params, batch, objective, cfg, retain_weight, frozen, dtype=gradient_dtype,
+            part=part,
+        )  # fmt: skip
         state, norms = updated(optimizer, state, gradients, update_norm)
-        return place_state(state, cfg, optimizer), losses, norms
+        return place_state(state, trained_specs(cfg, part), optimizer), losses, norms
 
     return jax.jit(train_step, donate_argnums=0)

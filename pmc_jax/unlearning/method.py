@@ -28,6 +28,7 @@ from pmc_jax.errors import UserError
 from pmc_jax.language_model import LanguageModel
 from pmc_jax.model import ModelConfig
 from pmc_jax.model.specs import Params
+from pmc_jax.model.trainable import Trainable, joined_weights
 from pmc_jax.settings import bounded, one_of
 from pmc_jax.unlearning.losses import KL, NLL, Targets, TokenLoss, token_mean
 from pmc_jax.unlearning.schedule import Training
@@ -56,6 +57,7 @@ class Task:
         retain: the pairs to keep.
         refusals: the data set's refusals, one text each; empty if it has none.
         questions: the forget questions as texts.
+        part: what is trained; None: all weights.
     """
 
     model: LanguageModel
@@ -65,12 +67,13 @@ class Task:
     retain: Sequence[Example]
     refusals: Sequence[str] = ()
     questions: Sequence[ForgetQuestion] = ()
+    part: Trainable | None = None
 
     def key(self, stream: int = 0) -> PRNGKeyArray:
         """The RNG key of one stream of random numbers.
 
         0 is for PMC's samples, 1 for evaluation, 2 for AltPO's alternatives, 3 for PMC's samples
-        after a beginning; take 16 or more for a method of your own.
+        after a beginning, 4 for adapters; take 16 or more for a method of your own.
         """
         return jax.random.fold_in(jax.random.key(self.seed), stream)
 
@@ -181,6 +184,10 @@ class Run(Generic[M]):
         """Optimizer steps of the whole run."""
         return self.task.training.total_updates(self.examples.visited)
 
+    def weights(self, trained: Params, frozen: Mapping[str, Any]) -> Params:
+        """The weights to compute with, of what is trained and what `frozen` has beside it."""
+        return joined_weights(self.task.part, trained, frozen)
+
     def questions(self, step: int) -> list[int]:
         """The questions that a step visits."""
         return self.task.training.visited(self.task.seed, step, self.examples.visited)
@@ -257,9 +264,14 @@ class Method:
         loss with `target` compares with them. "control" is what a token loss with a `layer` and
         without `target` compares with. Copy what you keep (`frozen_params`), since training
         donates `params`.
+
+        Args:
+            params: the weights that training changes, laid out as `task.part` says. With an
+                adapter there are none: the target model is the model without it.
         """
         if any(loss.target for loss in self.token_losses(task.model.config).values()):
-            return {"params": frozen_params(params, task.model.config, task.model.dtype)}
+            config, dtype = task.model.config, task.model.dtype
+            return {"params": frozen_params(params, config, dtype, task.part)}
         return {}
 
     def initial_state(self, task: Task) -> Any:

@@ -1,6 +1,7 @@
 """How many questions an optimizer step holds and which: the same for every method."""
 
 import dataclasses
+from typing import Any
 
 from pmc_jax.data.batches import epoch_order
 from pmc_jax.decoding import Decoding
@@ -23,6 +24,8 @@ class Training:
             questions; false ends the run after epochs × questions / (batch_size × accumulation)
             updates, as the published code does.
         max_length: most tokens of prompt and response together.
+        only: train these weights and leave all others as they are: a pattern or a list of
+            patterns, such as mlp, [q,v] or layers.-4: for the last four layers; null: all.
         gradient_dtype: dtype of the gradients and of their sum; null: that of the weights.
         decode_batch: most responses decoded at a time; "auto": as many as fit into memory.
         prune: stop decoding samples that can no longer be selected.
@@ -42,6 +45,7 @@ class Training:
     micro_batch: int | str = automatic()
     count_partial_updates: bool = True
     max_length: int = bounded(200, least=2)
+    only: Any = None
     gradient_dtype: str | None = one_of(None, "float32", "bfloat16")
     decode_batch: int | str = automatic(needs="samples")
     prune: bool = switch(True, needs="selection_temperature")

@@ -11,18 +11,22 @@ from jaxtyping import Array, DTypeLike, Float
 from pmc_jax.data.batches import train_sequence
 from pmc_jax.data.packing import Pair, packed, row_width
 from pmc_jax.language_model import LanguageModel
-from pmc_jax.model import ModelConfig, batch_shards, constrain, param_specs, to_devices, to_host
+from pmc_jax.model import ModelConfig, batch_shards, constrain, to_devices, to_host
 from pmc_jax.model.sequences import sequence_nll
 from pmc_jax.model.specs import Params, Spec
+from pmc_jax.model.trainable import Trainable, trained_specs
 from pmc_jax.unlearning.losses import segment_sums
 from pmc_jax.unlearning.schedule import Training
 
 
-@partial(jax.jit, static_argnames=("cfg", "dtype"))
-def frozen_params(params: Params, cfg: ModelConfig, dtype: DTypeLike) -> Params:
+@partial(jax.jit, static_argnames=("cfg", "dtype", "part"))
+def frozen_params(
+    params: Params, cfg: ModelConfig, dtype: DTypeLike, part: Trainable | None = None
+) -> Params:
     """A copy of all or some weights that lasts through training, sharded as they are.
 
-    Matrices are in `dtype`, to which every matrix product would cast them anyway.
+    Matrices are in `dtype`, to which every matrix product would cast them anyway. The weights
+    are laid out as `part` says.
     """
 
     def copy(leaves: Params, specs: Params) -> Params:
@@ -35,7 +39,7 @@ def frozen_params(params: Params, cfg: ModelConfig, dtype: DTypeLike) -> Params:
         leaf = leaf.astype(dtype) if spec.init == "normal" else leaf
         return constrain(jnp.copy(leaf), *spec.axes)
 
-    return copy(params, param_specs(cfg))
+    return copy(params, trained_specs(cfg, part))
 
 
 def overlaid(params: Params, some: Params) -> Params:

@@ -76,10 +76,10 @@ class RMU(BaselineMethod):
         config = task.model.config
         found = {}
         if any(loss.target for loss in self.token_losses(config).values()):
-            down = {"layers": {"down": params["layers"]["down"]}}
-            found = {"params": frozen_params(down, config, task.model.dtype)}
+            down = down_projections(params)
+            found = {"params": frozen_params(down, config, task.model.dtype, task.part)}
         control = control_vector(self, task.seed, config.hidden_size)
-        return {**found, "control": jnp.asarray(control, params["embed"].dtype)}
+        return {**found, "control": jnp.asarray(control, task.model.weights_dtype)}
 
     def trained_weights(self, config: ModelConfig) -> Params:
         """The down-projections of some layers."""
@@ -122,6 +122,15 @@ def control_vector(method: RMU, seed: int, size: int) -> Float[np.ndarray, " siz
     """c·u, u a unit vector whose entries were uniform in [0, 1)."""
     drawn = np.random.default_rng([CONTROL_STREAM, seed]).random(size)
     return method.steering * drawn / np.linalg.norm(drawn)
+
+
+def down_projections(params: Params) -> Params:
+    """The same tree without any other weights."""
+    return {
+        name: down_projections(leaf) if isinstance(leaf, dict) else leaf
+        for name, leaf in params.items()
+        if isinstance(leaf, dict) or name == "down"
+    }
 
 
 def is_trained(method: RMU, cfg: ModelConfig) -> Bool[np.ndarray, "layers 1 1"]:

@@ -1,0 +1,485 @@
+"""Adapters against peft and torch, and through whole runs."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import torch
+from conftest import PEOPLE, edit, random_llama
+from jax.extend.core import jaxprs_in_params
+from safetensors.torch import load_file
+from test_families import BASES, multimodal_model, random_model
+from test_sharding import on_eight_devices
+from transformers import AutoModelForCausalLM
+
+import convert.__main__ as convert
+import pmc_jax as pmc
+from convert.adapters import (
+    adapter_at,
+    factors_of,
+    module_of,
+    read_adapter,
+    rows_in_layers,
+    write_adapter,
+)
+from convert.directory import read_config
+from convert.export import export_checkpoint
+from convert.load import load_checkpoint
+from pmc_jax.data.prompt_config import PromptConfig
+from pmc_jax.decoding import Sampling, generate
+from pmc_jax.errors import UserError
+from pmc_jax.evaluation.likelihood import answer_losses
+from pmc_jax.evaluation.relearning import relearn
+from pmc_jax.language_model import ModelSource, load_language_model
+from pmc_jax.model import decoding_params
+from pmc_jax.model.sequences import sequence_nll
+from pmc_jax.model.trainable import LoRA, Trainable, trainable
+from pmc_jax.training import run as run_module
+from pmc_jax.training.weights import split_weights
+
+TOKENS = np.random.default_rng(5).integers(3, 90, (2, 11))
+
+
+@pytest.fixture
+def doubles():
+    """Double precision."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+def peft_model(directory: Path, seed: int = 0, **settings: Any) -> Any:
+    """A peft model in float64 whose A and B are random."""
+    base = AutoModelForCausalLM.from_pretrained(directory).double()
+    config = peft.LoraConfig(task_type="CAUSAL_LM", **settings)
+    model = peft.get_peft_model(base, config)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def torch_loss(model: Any, tokens: np.ndarray) -> Any:
+    """The summed NLL of all tokens but the first."""
+    ids = torch.tensor(tokens)
+    scores = torch.log_softmax(model(input_ids=ids).logits[:, :-1], -1)
+    return -scores.gather(-1, ids[:, 1:, None]).sum()
+
+
+def loss_of(part: Trainable, base: Any, cfg: Any) -> Any:
+    """The same as a function of the adapter."""
+    segments = jnp.ones(TOKENS.shape, jnp.int32)
+
+    def loss(adapter: Any) -> Any:
+        weights = part.joined(adapter, base)
+        nll = sequence_nll(weights, jnp.asarray(TOKENS), segments, cfg, jnp.float64, "none")
+        return nll[:, 1:].sum()
+
+    return loss
+
+
+CASES = {
+    "rank 1 of all": ({}, dict(r=1, lora_alpha=3, target_modules="all-linear")),
+    "rslora of two": ({}, dict(r=4, lora_alpha=8, use_rslora=True,
+                               target_modules=["q_proj", "down_proj"])),
+    "tied embeddings": (dict(tie_word_embeddings=True),
+                        dict(r=2, lora_alpha=2, target_modules=["o_proj", "gate_proj", "k_proj"])),
+    "some layers": ({}, dict(r=3, lora_alpha=6, layers_to_transform=[1, 2],
+                             target_modules=["v_proj", "up_proj"])),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("double_llama")
+@pytest.mark.parametrize("name", CASES)
+def test_loss_and_gradients_are_those_of_peft(doubles, tmp_path, name):
+    changes, settings = CASES[name]
+    random_llama(std=0.3, **changes).save_pretrained(tmp_path / "model")
+    theirs = peft_model(tmp_path / "model", **settings)
+    theirs.save_pretrained(tmp_path / "adapter")
+    checkpoint = load_checkpoint(tmp_path / "model", dtype="float64")
+    part = adapter_at(tmp_path / "adapter", tmp_path / "model")
+    adapter = read_adapter(part, tmp_path / "model", "float64")
+    _, base = part.split(checkpoint.params, "float64", donate=False)
+    assert part.adapter.rank == settings["r"]
+    value, gradients = jax.value_and_grad(loss_of(part, base, checkpoint.cfg))(adapter)
+    expected = torch_loss(theirs, TOKENS)
+    expected.backward()
+    assert float(value) == pytest.approx(float(expected.detach()), abs=1e-10)
+    _, family, cfg = read_config(tmp_path / "model")
+    gradients = jax.device_get(gradients)
+    found = {}
+    for row in rows_in_layers(family):
+        for layer in range(cfg.num_layers):
+            pair = factors_of(part, gradients, row, layer)
+            if pair is not None:
+                for letter, value in zip("AB", pair, strict=True):
+                    found[f"base_model.model.{module_of(row, layer)}.lora_{letter}.default"] = value
+    wanted = {
+        name.removesuffix(".weight"): parameter.grad.numpy()
+        for name, parameter in theirs.named_parameters()
+        if parameter.requires_grad
+    }
+    assert set(found) == set(wanted)
+    for key, gradient in wanted.items():
+        assert np.abs(gradient).max() > 1e-3
+        np.testing.assert_allclose(found[key], gradient, rtol=0, atol=1e-8, err_msg=key)
+
+
+# --- runs ------------------------------------------------------------------------------------
+
+TRAINING = pmc.Training(epochs=2, batch_size=2, max_length=64)
+OPTIMIZER = pmc.Optimizer(learning_rate=1e-2, schedule="constant")
+METHODS = {
+    "pmc": pmc.PMC(samples=3, max_new_tokens=8),
+    "npo": pmc.NPO(retain_loss="kl"),
+    "finetune": pmc.FineTune(),
+}
+
+
+@pytest.fixture(scope="module")
+def data() -> pmc.Dataset:
+    def row(person: str, city: str) -> dict[str, str]:
+        return {"question": f"Where was {person} born?", "answer": f"{person} was born in {city}."}
+
+    return pmc.Dataset.from_dicts(
+        forget=[row(person, "Lisbon") for person in PEOPLE[:3]],
+        retain=[row(person, "Oslo") for person in PEOPLE[3:]],
+    )
+
+
+def unlearn(model, data, method="pmc", **changes) -> pmc.Unlearned:
+    settings = {
+        "training": TRAINING,
+        "optimizer": OPTIMIZER,
+        "adapter": pmc.LoRA(rank=4),
+        **changes,
+    }
+    return pmc.unlearn(model, data, METHODS[method], **settings)
+
+
+def bits(tree: Any) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def scores(model: torch.nn.Module) -> np.ndarray:
+    with torch.no_grad():
+        return model(input_ids=torch.tensor(TOKENS)).logits.numpy()
+
+
+def merged_in_peft(base: Path, adapter: Path) -> torch.nn.Module:
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return peft.PeftModel.from_pretrained(model, adapter).eval()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_exports_the_merged_model_and_the_adapter(
+    method, tiny_model, data, checkpoint_dir, tmp_path, quick_compilation
+):
+    before = bits(tiny_model.params)
+    result = unlearn(tiny_model, data, method, out=tmp_path / "run")
+    assert bits(tiny_model.params) == before
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").eval()
+    theirs = merged_in_peft(checkpoint_dir, tmp_path / "run" / "adapter")
+    plain = AutoModelForCausalLM.from_pretrained(checkpoint_dir).eval()
+    np.testing.assert_allclose(scores(merged), scores(theirs), rtol=0, atol=2e-5)
+    assert np.abs(scores(merged) - scores(plain)).max() > 1e-2
+    # checkpoints have the adapter and its moments, nothing of the base
+    count = sum(leaf.size for leaf in jax.tree.leaves(result.adapter.params))
+    stored = sum(
+        path.stat().st_size for path in (tmp_path / "run/checkpoints").rglob("*") if path.is_file()
+    )
+    assert count < 0.4 * sum(leaf.size for leaf in jax.tree.leaves(tiny_model.params))
+    # two of them take less than one of all weights and their moments
+    assert stored < 3 * sum(leaf.nbytes for leaf in jax.tree.leaves(tiny_model.params))
+    # the same call returns the finished run
+    again = unlearn(tiny_model, data, method, out=tmp_path / "run")
+    assert bits(again.adapter.params) == bits(result.adapter.params)
+    # in memory the same, and the adapter on its own gives the model
+    free = unlearn(tiny_model, data, method)
+    assert bits(free.adapter.params) == bits(result.adapter.params)
+    assert bits(free.model.params) == bits(result.model.params)
+    dropped = tiny_model.with_adapter(tmp_path / "run" / "adapter")
+    assert bits(dropped.params) == bits(result.model.params)
+
+
+def test_an_interrupted_run_continues_bit_for_bit(
+    tiny_model, data, tmp_path, monkeypatch, quick_compilation
+):
+    whole = unlearn(tiny_model, data)
+
+    class Killed(Exception):
+        pass
+
+    def kill(record):
+        if record.step == 2:
+            raise Killed
+
+    checkpoints = pmc.CheckpointConfig(every=1)
+    with pytest.raises(Killed):
+        unlearn(tiny_model, data, out=tmp_path / "run", checkpoints=checkpoints, on_step=kill)
+    steps = []
+    again = unlearn(
+        tiny_model, data, out=tmp_path / "run", checkpoints=checkpoints, on_step=steps.append
+    )
+    assert 0 < len(steps) < len(whole.steps)
+    assert bits(again.adapter.params) == bits(whole.adapter.params)
+    assert bits(again.model.params) == bits(whole.model.params)
+
+
+def test_only_the_chosen_weights_change(tiny_model, data, quick_compilation):
+    chosen = dataclasses.replace(TRAINING, only=["layers.-2:.mlp", "layers.0.q"])
+    found = unlearn(tiny_model, data, "npo", training=chosen, adapter=None).model.params
+    for name, leaf in found["layers"].items():
+        before = np.asarray(tiny_model.params["layers"][name])
+        moved = [not np.array_equal(a, b) for a, b in zip(np.asarray(leaf), before, strict=True)]
+        last = name in ("gate", "up", "down")
+        assert moved == [name == "q", last, last], name
+    for name in ("embed", "lm_head", "final_norm"):
+        assert np.array_equal(found[name], tiny_model.params[name])
+
+
+def test_all_weights_as_a_part_are_trained_as_without(tiny_model, data, quick_compilation):
+    """The same arithmetic by another way; XLA may fuse it differently."""
+    plain = unlearn(tiny_model, data, "finetune", adapter=None)
+    whole = dataclasses.replace(TRAINING, only="all")
+    part = unlearn(tiny_model, data, "finetune", training=whole, adapter=None)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4),
+        part.model.params, plain.model.params,
+    )  # fmt: skip
+
+
+def test_the_target_model_takes_no_memory_of_its_own(tiny_model, data, monkeypatch):
+    """NPO with a KL retain loss reads the target model in every step: it is the base itself."""
+    seen = {}
+    real = run_module.train
+
+    def noting(run, train_step, frozen, state, **options):
+        held = {id(leaf): leaf for leaf in jax.tree.leaves((frozen, state.train))}
+        seen["bytes"] = sum(leaf.nbytes for leaf in held.values())
+        seen["trained"] = sum(leaf.nbytes for leaf in jax.tree.leaves(state.train))
+        own = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tiny_model.params)}
+        base = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(frozen["base"])}
+        seen["shared"] = base == own and frozen.get("params", {}) == {}
+        return real(run, train_step, frozen, state, **options)
+
+    monkeypatch.setattr(run_module, "train", noting)
+    unlearn(tiny_model, data, "npo")
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(tiny_model.params))
+    assert seen["shared"]
+    assert seen["bytes"] == weights + seen["trained"]
+
+
+def test_no_gradient_has_the_size_of_a_weight(tiny_model, doubles):
+    """Nothing computes an array like a matrix, neither of all layers nor of one."""
+    part = trainable(tiny_model.config, adapter=LoRA(rank=2))
+    trained, frozen = split_weights(
+        tiny_model, tiny_model.params, part, jax.random.key(0), donate=False
+    )
+    segments = jnp.ones(TOKENS.shape, jnp.int32)
+
+    def loss(adapter):
+        weights = part.joined(adapter, frozen["base"])
+        return sequence_nll(
+            weights, jnp.asarray(TOKENS), segments, tiny_model.config, "float32", "full"
+        ).sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(trained)
+    shapes = {tuple(leaf.shape) for leaf in jax.tree.leaves(tiny_model.params["layers"])}
+    matrices = {shape for shape in shapes if len(shape) > 2}
+    matrices |= {shape[1:] for shape in matrices}
+
+    def made(jaxpr):
+        for equation in jaxpr.eqns:
+            yield from (tuple(var.aval.shape) for var in equation.outvars)
+            for inner in jaxprs_in_params(equation.params):
+                yield from made(inner)
+
+    assert not matrices & set(made(jaxpr.jaxpr))
+
+
+def test_decoding_merged_or_on_the_fly_is_the_merged_model(tiny_model, doubles):
+    """Greedy and sampled answers of all three are the same in float64."""
+    model = load_language_model(
+        ModelSource(str(tiny_model.directory), dtype="float64"), PromptConfig()
+    )
+    questions = [f"Where was {person} born?" for person in PEOPLE]
+    answers = []
+    for merge in (True, False, None):
+        part = trainable(model.config, adapter=LoRA(rank=3, targets=["q", "o", "down", "gate"],
+                                                    merge=bool(merge)))  # fmt: skip
+        adapter = jax.tree.map(
+            lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(1), leaf.shape, leaf.dtype),
+            part.initial(jax.random.key(0), "float64"),
+        )
+        _, base = part.split(model.params, "float64", donate=False)
+        joined = part.joined(adapter, base)
+        weights = part.whole(adapter, base, "float64", donate=False) if merge is None else joined
+        decoding = decoding_params(weights, model.config, "float64")
+        if merge is False:  # the base's own arrays
+            pointers = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(decoding)}
+            assert {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(base)} <= pointers
+        responses = generate(
+            decoding, [model.template.encode_prompt(q) for q in questions], cfg=model.config,
+            sampling=Sampling(temperature=1.0, stop_ids=model.template.stop_ids),
+            key=jax.random.key(2), limits=[12] * len(questions), samples=4, dtype="float64",
+        )  # fmt: skip
+        answers.append(responses)
+    assert answers[0] == answers[1] == answers[2]
+    assert len({str(own) for own in answers[0]}) > 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 0}, "adapter.rank=0: expected at least 1"),
+        ({"alpha": 0.0}, "adapter.alpha=0.0: expected more than 0"),
+        ({"targets": "q_proj"}, "adapter.targets=q_proj: matches no weight; the nearest is q; "),
+        ({"targets": ["q", "embed"]}, "adapter.targets=embed: matches no weight; "),
+        ({"targets": "layers.7.q"}, "there is no such layer; expected 0 to 2, or a slice"),
+        ({"targets": "layers.x.q"}, "expected layers.WHICH.NAME"),
+        ({"targets": []}, "adapter.targets=[]: expected at least one pattern"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_named(settings, message, tiny_model, data):
+    with pytest.raises(UserError) as caught:
+        unlearn(tiny_model, data, adapter=pmc.LoRA(**settings))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_adapter_or_a_part_but_not_both(tiny_model, data):
+    training = dataclasses.replace(TRAINING, only="mlp")
+    with pytest.raises(UserError, match="expected one of them"):
+        unlearn(tiny_model, data, training=training)
+    rmu = pmc.RMU()
+    with pytest.raises(UserError, match=r"adapter.targets: selects none .* down"):
+        pmc.unlearn(tiny_model, data, rmu, TRAINING, adapter=pmc.LoRA(targets="q"))
+
+
+# --- meshes, families, several adapters ------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("merge", ["true", "false"])
+def test_runs_are_the_same_on_every_layout(merge, tofu_dir, tmp_path):
+    layouts = ("1x1", "4x2", "2x4", "8x1:1x8")
+    settings = ("adapter=lora", f"adapter.merge={merge}", "adapter.targets=[attention,down]")
+    on_eight_devices("eight_device_runs.py", tmp_path, tofu_dir, *settings, *layouts)
+
+    def read(name: str, file: str) -> dict[str, torch.Tensor]:
+        return load_file(tmp_path / "runs" / name.replace(":", "-") / file)
+
+    for file in ("adapter/adapter_model.safetensors", "model/model.safetensors"):
+        expected = read("1x1", file)
+        for layout in layouts[1:]:
+            found = read(layout, file)
+            assert set(found) == set(expected)
+            for name, tensor in expected.items():
+                np.testing.assert_allclose(found[name], tensor, rtol=0, atol=1e-9, err_msg=layout)
+    assert any(tensor.abs().max() > 1e-4 for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("family", [*BASES, "gemma3"])
+@pytest.mark.parametrize("targets", ["all", ["v", "layers.1:.up"]])
+def test_adapters_of_every_family_load_in_peft(family, targets, tmp_path, rng):
+    """The adapter in peft, and merged by us and loaded in transformers, gives the same logits."""
+    theirs = multimodal_model() if family == "gemma3" else random_model(family)
+    theirs.save_pretrained(tmp_path / "model")
+    checkpoint = load_checkpoint(tmp_path / "model")
+    part = trainable(checkpoint.cfg, adapter=LoRA(rank=3, alpha=5, rslora=True, targets=targets))
+    adapter = jax.tree.map(
+        lambda spec: jnp.asarray(0.1 * rng.standard_normal(spec.shape), jnp.float32), part.specs
+    )
+    write_adapter(adapter, part, tmp_path / "model", tmp_path / "adapter")
+    _, base = part.split(checkpoint.params, "float32", donate=False)
+    merged = part.whole(adapter, base, "float32", donate=False)
+    export_checkpoint(merged, checkpoint.cfg, tmp_path / "model", tmp_path / "merged")
+
+    kind = type(theirs)
+    tokens, extra = torch.tensor(rng.integers(0, 90, (2, 24))), {}
+    if family == "gemma3":
+        extra = {"token_type_ids": torch.zeros_like(tokens)}
+    with torch.no_grad():
+        plain = theirs(tokens, **extra).logits
+        expected = kind.from_pretrained(tmp_path / "merged").eval()(tokens, **extra).logits
+        loaded = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+        found = loaded(input_ids=tokens, **extra).logits
+    assert (plain - expected).abs().max() > 1e-2
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=2e-4)
+    again = adapter_at(tmp_path / "adapter", tmp_path / "model")
+    assert again.selection == part.selection
+    assert bits(read_adapter(again, tmp_path / "model", "float32")) == bits(adapter)
+
+
+def test_an_adapter_of_peft_is_a_start(tiny_model, data, checkpoint_dir, tmp_path):
+    """With learning rate 0 the run ends where peft began; the target model has the adapter, too."""
+    settings = {"r": 2, "lora_alpha": 3, "target_modules": ["q_proj", "up_proj"]}
+    theirs = peft_model(checkpoint_dir, **settings).float()
+    theirs.save_pretrained(tmp_path / "start")
+    adapter = pmc.LoRA(rank=2, alpha=3, targets=["q", "up"], path=str(tmp_path / "start"))
+    still = pmc.Optimizer(learning_rate=0.0)
+    method = pmc.NPO(retain_loss="kl")
+    result = pmc.unlearn(tiny_model, data, method, TRAINING, still, adapter=adapter)
+    assert result.steps[0].retain_loss == pytest.approx(0, abs=1e-6)
+    result.model.save(tmp_path / "model")
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    np.testing.assert_allclose(scores(ours), scores(theirs.eval()), rtol=0, atol=2e-5)
+
+    def refused(message: str, **changes: Any) -> None:
+        other = dataclasses.replace(adapter, **changes)
+        with pytest.raises(UserError, match=message):
+            pmc.unlearn(tiny_model, data, method, TRAINING, still, adapter=other)
+
+    refused("adapter.rank=3: .* has 2; expected adapter.rank=2 adapter.alpha=3", rank=3)
+    refused("adapter.targets: .* has adapters of q, up; .* not q$", targets="q")
+    random_llama(hidden_size=24, vocab_size=400).save_pretrained(tmp_path / "wide")
+    peft_model(tmp_path / "wide", **settings).save_pretrained(tmp_path / "foreign")
+    refused("the adapter is for another model: model.layers.0", path=str(tmp_path / "foreign"))
+    edit(tmp_path / "start" / "adapter_config.json", use_dora=True)
+    refused("use_dora is True; expected False")
+
+
+def test_a_second_adapter_on_a_first_and_the_first_dropped(
+    tiny_model, data, checkpoint_dir, tmp_path, quick_compilation
+):
+    first = unlearn(tiny_model, data, "finetune", out=tmp_path / "first")
+    second = unlearn(first.model, data, "npo", out=tmp_path / "second")
+    both = [str(tmp_path / name / "adapter") for name in ("first", "second")]
+    assert convert.main(["merge", str(checkpoint_dir), str(tmp_path / "both"), *both]) == 0
+    assert convert.main(["merge", str(checkpoint_dir), str(tmp_path / "one"), both[1]]) == 0
+    merged, one = pmc.load_model(tmp_path / "both"), pmc.load_model(tmp_path / "one")
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6),
+        (merged.params, one.params),
+        (second.model.params, tiny_model.with_adapter(both[1]).params),
+    )
+    changes = [
+        np.asarray(new["layers"]["q"]) - np.asarray(old["layers"]["q"])
+        for new, old in (
+            (one.params, tiny_model.params), (second.model.params, first.model.params)
+        )
+    ]  # fmt: skip
+    np.testing.assert_allclose(*changes, rtol=0, atol=1e-6)
+    assert np.abs(changes[0]).max() > 1e-3
+
+
+def test_relearning_trains_an_adapter(tiny_model):
+    """With the same rate it learns; the weights change by matrices of its rank."""
+    pairs = [([0, 5, 9, 11], [20, 21, 22, 1]), ([0, 7], [30, 1])]
+    models = relearn(
+        tiny_model, pairs, (0, 6), batch_size=2, learning_rate=1e-2, seed=3, adapter=LoRA(rank=2)
+    )
+    losses = []
+    for _, model in models:
+        losses.append(answer_losses(model, pairs).mean())
+        change = np.asarray(model.params["layers"]["up"] - tiny_model.params["layers"]["up"])
+    assert losses[1] < losses[0] - 0.1
+    values = np.linalg.svd(change, compute_uv=False)
+    assert (values[:, 1] > 1e-3).all() and (values[:, 2] < 1e-5).all()
