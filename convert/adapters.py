@@ -191,10 +191,11 @@ def read_settings(path: Path) -> tuple[LoRA, dict[str, Any]]:
     for key, values in PLAIN.items():
         if key in config and config[key] not in values:
             raise UserError(f"{file}: {key} is {short(str(config[key]))}; expected {values[0]}")
-    rank, alpha, rslora = (config.get(key) for key in ("r", "lora_alpha", "use_rslora"))
-    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or alpha <= 0:
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not (type(rank) is int and isinstance(alpha, int | float) and rank > 0 and alpha > 0):
         raise UserError(f"{file}: r is {rank} and lora_alpha {alpha}; expected positive numbers")
-    return LoRA(rank=rank, alpha=float(alpha), rslora=bool(rslora), path=str(path)), config
+    rslora = bool(config.get("use_rslora"))
+    return LoRA(rank=rank, alpha=float(alpha), rslora=rslora, path=str(path)), config
 
 
 def check_scale(module: str, rank: int, settings: LoRA, config: Mapping[str, Any]) -> None:
@@ -353,13 +354,13 @@ def read_adapter(part: Trainable, source: Path, dtype: DTypeLike) -> Params:
             if module not in tensors:
                 continue
             a, b = factor(tensors[module], "A", directory), factor(tensors[module], "B", directory)
-            own = [path[-1] for path in row.leaves if path[-1] in stack.names]
+            names = [path[-1] for path in row.leaves if path[-1] in stack.names]
             rows = {name: slice(end - outputs[name], end) for name, end in zip(
                 (path[-1] for path in row.leaves),
                 np.cumsum([outputs[path[-1]] for path in row.leaves]), strict=True,
             )}  # fmt: skip
             shared = len(a) == wanted.rank
-            for index, name in enumerate(own):
+            for index, name in enumerate(names):
                 pair = leaves["layers"][stack.key][name]
                 into = {key: pair[key][layer - stack.first] for key in "ab"}
                 block = slice(None) if shared else slice(
@@ -371,10 +372,10 @@ def read_adapter(part: Trainable, source: Path, dtype: DTypeLike) -> Params:
                 into["b"][...] = b[rows[name], block].T.reshape(into["b"].shape)
             if not shared and np.count_nonzero(b) != sum(
                 np.count_nonzero(leaves["layers"][stack.key][name]["b"][layer - stack.first])
-                for name in own
+                for name in names
             ):
                 raise UserError(
-                    f"{directory}: {module} mixes the weights {', '.join(own)} in one adapter of "
+                    f"{directory}: {module} mixes the weights {', '.join(names)} in one adapter of "
                     f"rank {len(a)}; expected one of rank {wanted.rank} for each"
                 )
     return jax.tree.map(lambda leaf, spec: to_devices(leaf, *spec.axes), leaves, part.specs)

@@ -237,7 +237,10 @@ def run_unlearning(
     if directory is not None:
         if is_first():
             check_logging(logging)
-        read = [("model.path", str(model.directory)), ("adapter.path", adapter and adapter.path)]
+        read = [
+            ("model.path", str(model.directory)),
+            ("adapter.path", adapter.path if adapter else None),
+        ]
         check_outside(directory, read + [(f"method.{k}", getattr(method, k)) for k in method.reads])
     if isinstance(model.params["layers"], tuple):
         raise UserError("the weights are laid out for decoding; expected those of load_model")
@@ -489,7 +492,7 @@ def finished(directory: Path, model: LanguageModel, adapter: LoRA | None) -> Unl
         summary["after"] or None,
         directory,
         summary.get("verdict"),
-        adapter and stored_adapter(directory / "adapter", model, adapter),
+        stored_adapter(directory / "adapter", model, adapter) if adapter else None,
     )
 
 

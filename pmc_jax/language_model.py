@@ -127,7 +127,7 @@ class LanguageModel:
         return self.with_params(decoding_params(self.params, self.config, self.dtype))
 
     @overload
-    def generate(
+    def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts to mypy
         self, questions: str, *, samples: int = ..., temperature: float = ..., top_k: int = ...,
         top_p: float = ..., max_new_tokens: int = ..., prefix: str | None = ...,
         system: str | None = ..., seed: int = ..., decode_batch: int | str = ...,

@@ -168,7 +168,7 @@ def descriptions(kind: type) -> dict[str, str]:
 
 def kinds_of(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, type) of every setting in a dataclass of settings, those with settings too."""
-    hints = hints_of(type(settings))
+    hints = hints_of(settings.__class__)
     for field in dataclasses.fields(settings):
         value, key = getattr(settings, field.name), f"{prefix}{field.name}"
         yield key, hints.get(field.name, Any)

@@ -50,7 +50,7 @@ def train(config: Config) -> None:
     config = dataclasses.replace(config, model=resolved(config.model))
     read = [("model.path", config.model.path), ("data.path", config.data.path)]
     read += [(f"method.{key}", getattr(config.method, key)) for key in config.method.reads]
-    read += [("adapter.path", config.adapter and config.adapter.path)]
+    read += [("adapter.path", config.adapter.path if config.adapter else None)]
     directory = directory_of(config.runs_dir, config.name, read)
     settings = recorded(config, without=NOT_SETTINGS)
     if from_first(lambda: is_finished(directory, settings, overwrite=config.overwrite)):

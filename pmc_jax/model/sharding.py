@@ -6,6 +6,7 @@ along "model" (tensor parallelism). The mesh is set by `jax.set_mesh`. It determ
 are, never what is computed. Without a mesh, these functions change nothing.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -191,7 +192,8 @@ def with_axes(
     if not isinstance(weight, LowRank):
         return change(weight, *axes)
     inputs = weight.a.ndim - 1
-    return weight.replace(
+    return dataclasses.replace(
+        weight,
         weight=change(weight.weight, *axes),
         a=change(weight.a, *axes[:inputs], "rank"),
         b=change(weight.b, *axes[: weight.stacked], "rank", *axes[inputs:]),
