@@ -187,7 +187,6 @@ COMMANDS = {
             ("Convert in the shards of a mesh of eight devices",
              "from-hf meta-llama/Llama-3.2-3B-Instruct native --mesh 4x2"),
             ("Convert back", "to-hf native hf --dtype bfloat16"),
-            ("Print a model's configuration and weights", "inspect DIR"),
             ("Add an adapter of a run to its model", "merge DIR merged runs/lora/adapter"),
         ),
     ),
