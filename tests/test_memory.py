@@ -41,7 +41,13 @@ from pmc_jax.model.trainable import LoRA, trainable
 from pmc_jax.runtime import memory
 from pmc_jax.training.batch import Batch
 from pmc_jax.training.optimizer import Optimizer, make_optimizer
-from pmc_jax.training.sizes import Lengths, micro_batch_shape, sizes
+from pmc_jax.training.sizes import (
+    Lengths,
+    micro_batch_shape,
+    shortage,
+    sizes,
+    step_bytes,
+)
 from pmc_jax.training.step import abstract_state, make_train_step
 from pmc_jax.unlearning.pmc import PMC
 from pmc_jax.unlearning.schedule import Training
@@ -287,8 +293,25 @@ def test_a_micro_batch_is_laid_out_as_in_training():
     assert chosen(None) == {"decode_batch": 32, "wave": 0, "micro_batch": 8}
     assert chosen(0) == {"decode_batch": 4, "wave": 1, "micro_batch": 1}
     assert chosen(0, decode_batch=64, micro_batch=2) == {}
+    model_and_data = {"kinds": 1, "remat": "none", "update_norm": False}
+    step = step_bytes(
+        training, method, lengths, model, 1, weights_dtype="float32", **model_and_data
+    )
+    assert chosen(step * 10)["micro_batch"] > 1  # a share of what is free is enough
+    assert step == model.train_step(*micro_batch_shape(lengths, 1, 1, 1, 200), remat="none",
+                                    gradient_bytes=4, parts=8, update_norm=False)  # fmt: skip
     some = dataclasses.replace(training, micro_batch=3)
     assert (some.part_size, some.parts) == (3, 3) and training.parts == 1
+
+
+def test_a_run_that_may_not_fit_is_told():
+    assert shortage(2 * 10**9, 0, None) == shortage(2 * 10**9, 10**9, 2 * 10**9) == []
+    (step,) = shortage(2_540_000_000, 0, 10**9)
+    assert step.startswith(
+        "an optimizer step needs up to 2.5 GB beside weights and moments, but 1.0 GB are free; "
+    )
+    (copy,) = shortage(10**9, 1_600_000_000, 1_500_000_000)
+    assert "up to 1.0 GB and a checkpoint 1.6 GB beside weights and moments, but 1.5 GB" in copy
 
 
 # --- what is free

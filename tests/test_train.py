@@ -213,8 +213,8 @@ def test_a_continued_run_keeps_its_sizes(run, monkeypatch):
     monkeypatch.setattr(training_run, "sizes", sizes)
     free = ["training.decode_batch=auto", "training.micro_batch=auto"]
     whole = run(*free, name="whole")
-    ((*arguments, _), settings) = asked[0]
-    assert real(*arguments, 0, **settings) != real(*arguments, None, **settings)
+    arguments, settings = asked[0]
+    assert real(*arguments, **settings | {"free": 0}) != real(*arguments, **settings)
     monkeypatch.setattr(loop, "steps", stopping)
     with pytest.raises(SystemExit):
         run(*free, name="parts")

@@ -36,12 +36,12 @@ from pmc_jax.runs.checkpoints import (
 from pmc_jax.runs.metrics import LoggingConfig, open_metrics
 from pmc_jax.runs.sealed import file_hashes, seal
 from pmc_jax.runtime.memory import free_memory
-from pmc_jax.runtime.processes import from_all, from_first
-from pmc_jax.runtime.progress import Stage, activity
+from pmc_jax.runtime.processes import from_all, from_first, is_first
+from pmc_jax.runtime.progress import Stage, activity, warn
 from pmc_jax.runtime.timing import timed
 from pmc_jax.training.loop import METRICS, RunFiles, StepRecord, train
 from pmc_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
-from pmc_jax.training.sizes import lengths_of, sizes
+from pmc_jax.training.sizes import lengths_of, shortage, sizes, step_bytes
 from pmc_jax.training.step import (
     RunState,
     TrainState,
@@ -268,15 +268,22 @@ def train_model(
     def chosen(state: TrainState) -> dict[str, Any]:
         """How much is sampled and trained at a time, which a continued run keeps."""
         jax.block_until_ready((state, frozen))  # before memory is measured
-        lengths = lengths_of(task, method, inputs.examples)
-        found = sizes(
-            task.training, method, lengths,
-            footprint(model.config, model.dtype, part, cast=is_cast(frozen, model.dtype)),
-            free_memory(),
-            kinds=method.answers_per_question * (1 + bool(inputs.examples.preferred)),
-            remat=model.remat,
-            update_norm=logging.update_norm, weights_dtype=model.weights_dtype,
-        )  # fmt: skip
+        arguments: dict[str, Any] = {
+            "lengths": lengths_of(task, method, inputs.examples),
+            "model": footprint(model.config, model.dtype, part, cast=is_cast(frozen, model.dtype)),
+            "kinds": method.answers_per_question * (1 + bool(inputs.examples.preferred)),
+            "remat": model.remat,
+            "update_norm": logging.update_norm,
+            "weights_dtype": model.weights_dtype,
+        }
+        free = free_memory()
+        found = sizes(task.training, method, free=free, **arguments)
+        questions = found.get("micro_batch", task.training.part_size)
+        step = step_bytes(task.training, method, questions=questions, **arguments)
+        copied = directory is not None and arguments["model"].target.backend == "cpu"
+        saved = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) if copied else 0
+        if is_first():
+            warn(shortage(step, saved, free))
         least = from_all(lambda: tuple(found.values()))
         return dict(zip(found, least, strict=True))
 

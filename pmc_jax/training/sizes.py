@@ -68,6 +68,54 @@ def micro_batch_shape(
     return bucket_rows(len(first_fit(dict(enumerate(own)), width))), width
 
 
+def step_bytes(
+    training: Training,
+    method: Method,
+    lengths: Lengths,
+    model: Footprint,
+    questions: int,
+    *,
+    kinds: int,
+    remat: str,
+    update_norm: bool,
+    weights_dtype: str,
+) -> int:
+    """What an optimizer step takes beside weights and moments.
+
+    Args:
+        questions: trained at a time.
+
+    The others are those of `sizes`.
+    """
+    rows, width = micro_batch_shape(
+        lengths, questions, kinds, method.retain_pairs, training.max_length
+    )
+    return model.train_step(
+        -(-rows // model.data) * model.data, width, remat=remat,
+        gradient_bytes=jnp.dtype(training.gradient_dtype or weights_dtype).itemsize,
+        update_norm=update_norm, parts=-(-training.questions_per_step // questions),
+    )  # fmt: skip
+
+
+def shortage(step: int, saved: int, free: int | None) -> list[str]:
+    """The warning for a run that may take more memory than there is; [] if it fits.
+
+    Args:
+        step: bytes of an optimizer step beside weights and moments.
+        saved: bytes of the copy that is made while a checkpoint is written.
+        free: bytes on each device beside weights and moments; None: unknown.
+    """
+    if free is None or max(step, saved) <= free:
+        return []
+    saving = f" and a checkpoint {saved / 1e9:.1f} GB" if saved else ""
+    return [
+        f"an optimizer step needs up to {step / 1e9:.1f} GB{saving} beside weights and moments, "
+        f"but {free / 1e9:.1f} GB are free; if the run ends for lack of memory, adapter=lora, "
+        "model.remat=full, training.gradient_dtype=bfloat16 or optimizer.moment_dtype=bfloat16 "
+        "take less"
+    ]
+
+
 def sizes(
     training: Training,
     method: Method,
@@ -99,16 +147,11 @@ def sizes(
         found["decode_batch"] = prompts * drawn.samples
         found["wave"] = wave if wave < drawn.samples else training.wave
     if training.micro_batch == AUTO:
-        dtype = jnp.dtype(training.gradient_dtype or weights_dtype)
 
         def size(questions: int) -> int:
-            rows, width = micro_batch_shape(
-                lengths, questions, kinds, method.retain_pairs, training.max_length
-            )
-            return model.train_step(
-                -(-rows // model.data) * model.data, width, remat=remat,
-                gradient_bytes=dtype.itemsize, update_norm=update_norm,
-                parts=-(-training.questions_per_step // questions),
+            return step_bytes(
+                training, method, lengths, model, questions, kinds=kinds, remat=remat,
+                update_norm=update_norm, weights_dtype=weights_dtype,
             )  # fmt: skip
 
         choices = halvings(training.part_size)
