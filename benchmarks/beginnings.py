@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 import pmc_jax as pmc
+from pmc_jax.data.files import to_json
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.evaluation.quality import holds_secret, quality
@@ -147,7 +148,7 @@ def main() -> None:
         for name in arguments.names:
             if (name, seed) not in known:
                 results.append(run(name, seed))
-                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+                RESULTS.write_text(to_json(results, indent=1) + "\n")
                 print(results[-1], flush=True)
     print(table(results))
 
