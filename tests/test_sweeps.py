@@ -159,7 +159,7 @@ def test_a_run_says_at_its_start_that_its_settings_are_another_methods(
 
     monkeypatch.setattr(train, "run_unlearning", run_unlearning)
     for name in ("load_dataset", "load_language_model", "mesh_of", "show"):
-        monkeypatch.setattr(train, name, lambda *_: SimpleNamespace(template="plain"))
+        monkeypatch.setattr(train, name, lambda *_, **__: SimpleNamespace(template="plain"))
     own = ["experiment=own", "model.path=m", "data.forget=f", "data.retain=r"]
     own += [f"runs_dir={tmp_path}", "method=npo"]
     call(train, *own, monkeypatch=monkeypatch)

@@ -15,8 +15,9 @@ ALIKE = 0.6
 
 def unknown_key(key: str, schema: type, method: str | None) -> str:
     """The message for a key that is not in `schema` with this `method`."""
-    valid = [*flat(schema()), *adapter_keys(schema)]
-    if key in adapter_keys(schema):
+    own = adapter_keys(schema)
+    valid = [each for name in flat(schema()) for each in (own if name == "adapter" else [name])]
+    if key in own:
         return f"{key} is a key of adapter=lora, which is not chosen; give adapter=lora, too"
     if method:
         valid = [name for name in valid if not name.startswith("method.")]
