@@ -121,6 +121,7 @@ def test_selection_at_a_temperature_draws_anew_for_each_beginning(words_model, x
     assert len(chosen) > 6
 
 
+@pytest.mark.slow
 def test_savings_change_no_run_with_beginnings(words_model, x64):  # noqa: F811
     plain, _ = finished_run(words_model, OPTIONS, PLAIN, seed=1)
     training = dataclasses.replace(PLAIN, **SWITCHES["all"])

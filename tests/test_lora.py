@@ -10,7 +10,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from conftest import PEOPLE, edit, random_llama
+from conftest import PEOPLE, edit, random_llama, slow_but
 from jax.extend.core import jaxprs_in_params
 from safetensors.torch import load_file
 from test_families import BASES, multimodal_model, random_model
@@ -178,7 +178,7 @@ def merged_in_peft(base: Path, adapter: Path) -> torch.nn.Module:
     return peft.PeftModel.from_pretrained(model, adapter).eval()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_but(["pmc"], METHODS))
 def test_a_run_exports_the_merged_model_and_the_adapter(
     method, tiny_model, data, checkpoint_dir, tmp_path, quick_compilation
 ):
@@ -209,6 +209,7 @@ def test_a_run_exports_the_merged_model_and_the_adapter(
     assert bits(dropped.params) == bits(result.model.params)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues_bit_for_bit(
     tiny_model, data, tmp_path, monkeypatch, quick_compilation
 ):
@@ -245,6 +246,7 @@ def test_only_the_chosen_weights_change(tiny_model, data, quick_compilation):
         assert np.array_equal(found[name], tiny_model.params[name])
 
 
+@pytest.mark.slow
 def test_all_weights_as_a_part_are_trained_as_without(tiny_model, data, quick_compilation):
     """The same arithmetic by another way; XLA may fuse it differently."""
     plain = unlearn(tiny_model, data, "finetune", adapter=None)
@@ -446,6 +448,7 @@ def test_an_adapter_of_peft_is_a_start(tiny_model, data, checkpoint_dir, tmp_pat
     refused("use_dora is True; expected False")
 
 
+@pytest.mark.slow
 def test_a_second_adapter_on_a_first_and_the_first_dropped(
     tiny_model, data, checkpoint_dir, tmp_path, quick_compilation
 ):
@@ -470,6 +473,7 @@ def test_a_second_adapter_on_a_first_and_the_first_dropped(
     assert np.abs(changes[0]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_relearning_trains_an_adapter(tiny_model):
     """With the same rate it learns; the weights change by matrices of its rank."""
     pairs = [([0, 5, 9, 11], [20, 21, 22, 1]), ([0, 7], [30, 1])]
