@@ -5,6 +5,7 @@ import itertools
 
 import jax
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_savings import (  # noqa: F401
