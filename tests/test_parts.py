@@ -237,7 +237,9 @@ def test_tofu_logs_have_torch_s_numbers(tiny_model, reference, tmp_path):
     path = tmp_path / "TOFU_EVAL.json"
     path.write_text(json.dumps(log))
     again = PARTS["tofu"].measure(complete(tiny_model, retain_log=read_retain_log(path)))
-    assert again["summary"]["forget_quality"] == 1 and again["missing"] == {}
+    assert again["summary"]["forget_quality"] == 1
+    # Of these few rows the log tells the forget set by itself, so PrivLeak means nothing.
+    assert log["mia_min_k"]["agg_value"] > 0.99 and list(again["missing"]) == ["PrivLeak"]
     assert again["privleak_reference"] == log["mia_min_k"]["agg_value"]
 
 
