@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -192,10 +193,16 @@ def read_settings(path: Path) -> tuple[LoRA, dict[str, Any]]:
         if key in config and config[key] not in values:
             raise UserError(f"{file}: {key} is {short(str(config[key]))}; expected {values[0]}")
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not (type(rank) is int and isinstance(alpha, int | float) and rank > 0 and alpha > 0):
+    if type(rank) is not int or not is_positive(rank) or not is_positive(alpha):
         raise UserError(f"{file}: r is {rank} and lora_alpha {alpha}; expected positive numbers")
     rslora = bool(config.get("use_rslora"))
     return LoRA(rank=rank, alpha=float(alpha), rslora=rslora, path=str(path)), config
+
+
+def is_positive(value: Any) -> bool:
+    """Whether a JSON value is a finite number above 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < value <= sys.float_info.max
 
 
 def check_scale(module: str, rank: int, settings: LoRA, config: Mapping[str, Any]) -> None:
@@ -206,8 +213,17 @@ def check_scale(module: str, rank: int, settings: LoRA, config: Mapping[str, Any
     """
 
     def of_module(key: str, default: float) -> float:
-        for pattern, value in (config.get(key) or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
+        values = config.get(key) or {}
+        if not isinstance(values, dict):
+            raise UserError(f"{settings.path}/{CONFIG}: {key} is a {type(values).__name__}; "
+                            "expected an object")  # fmt: skip
+        for name, value in values.items():
+            if not re.fullmatch(r"[\w.]+", name) or not is_positive(value):
+                raise UserError(
+                    f"{settings.path}/{CONFIG}: {key} has {short(name)}: {short(str(value))}; "
+                    "expected a module's name, not a regular expression, and a positive number"
+                )
+            if f".{module}".endswith(f".{name}"):
                 return float(value)
         return default
 
@@ -385,12 +401,15 @@ def factor(pair: Mapping[str, StoredTensor], letter: str, directory: Path) -> np
     """The values of A or B.
 
     Raises:
-        UserError: if the tensor is missing or not finite.
+        UserError: if the tensor is missing, no matrix, or not finite.
     """
     if letter not in pair:
         other = next(iter(pair.values()))
         raise UserError(f"{directory}: {other.name} has no lora_{letter} beside it")
     values = pair[letter].read()
+    if values.ndim != 2:
+        raise UserError(f"{directory}: {pair[letter].name} has the shape {list(values.shape)}; "
+                        "expected a matrix")  # fmt: skip
     if not all_finite(values):
         raise not_finite(pair[letter].path, pair[letter].name, [values])
     return values

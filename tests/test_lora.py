@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import PEOPLE, edit, random_llama, slow_but
 from jax.extend.core import jaxprs_in_params
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_families import BASES, multimodal_model, random_model
 from test_sharding import on_eight_devices
 from transformers import AutoModelForCausalLM
@@ -418,6 +418,75 @@ def test_adapters_of_every_family_load_in_peft(family, targets, tmp_path, rng):
     again = adapter_at(tmp_path / "adapter", tmp_path / "model")
     assert again.selection == part.selection
     assert bits(read_adapter(again, tmp_path / "model", "float32")) == bits(adapter)
+
+
+ODD = {
+    "another method": ({"peft_type": "IA3"}, "peft_type is IA3; expected LORA"),
+    "no kind": ({"peft_type": None}, "peft_type is None; expected LORA"),
+    "biases": ({"bias": "all"}, "bias is all; expected none"),
+    "rank a text": ({"r": "2"}, "r is 2 and lora_alpha 3; expected positive numbers"),
+    "no rank": ({"r": 0}, "r is 0 and lora_alpha 3; expected positive numbers"),
+    "another rank": ({"r": 3}, "has rank 2 and alpha 3; expected 3 and 3 as in all modules"),
+    "alpha a switch": ({"lora_alpha": True}, "lora_alpha True; expected positive numbers"),
+    "no float": ({"lora_alpha": 10**400}, "expected positive numbers"),
+    "alpha of a module": (
+        {"alpha_pattern": {"q_proj": 6}}, "has rank 2 and alpha 6; expected 2 and 3",
+    ),
+    "the same alpha": ({"alpha_pattern": {"layers.1.self_attn.q_proj": 3.0}}, None),
+    "alpha of another module": ({"alpha_pattern": {"proj": 6, "1.q_proj": 6}}, None),
+    "a slow expression": (
+        {"rank_pattern": {"(.*)*x": 2}}, "rank_pattern has (.*)*x: 2; expected a module's name",
+    ),
+    "a pattern for a text": ({"alpha_pattern": {"q_proj": "3"}}, "and a positive number"),
+    "a list": ({"rank_pattern": [2]}, "rank_pattern is a list; expected an object"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_configurations_of_adapters_are_one_line(odd, checkpoint_dir, tmp_path):
+    changes, message = ODD[odd]
+    settings = {"r": 2, "lora_alpha": 3, "target_modules": ["q_proj"]}
+    peft_model(checkpoint_dir, **settings).save_pretrained(tmp_path)
+    edit(tmp_path / "adapter_config.json", **changes)
+    if message is None:
+        assert adapter_at(tmp_path, checkpoint_dir).adapter.rank == 2
+        return
+    with pytest.raises(UserError) as caught:
+        adapter_at(tmp_path, checkpoint_dir)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_factors_that_are_no_matrices_are_one_line(checkpoint_dir, tmp_path):
+    settings = {"r": 2, "lora_alpha": 3, "target_modules": ["q_proj"]}
+    peft_model(checkpoint_dir, **settings).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    name = min(tensors)
+    save_file(tensors | {name: tensors[name].reshape(-1)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=rf"{name} has the shape \[\d+\]; expected a matrix"):
+        adapter_at(tmp_path, checkpoint_dir)
+
+
+def test_a_base_in_a_lower_precision_changes_no_result(tiny_model):
+    """Matrices that bfloat16 holds exactly are kept in it; the others stay as they are."""
+    key = jax.random.key(0)
+    exact = jax.tree.map(lambda leaf: leaf.astype("bfloat16").astype("float32"), tiny_model.params)
+    rough = exact["layers"]["q"] + 1e-6 * jax.random.normal(key, exact["layers"]["q"].shape)
+    params = {**exact, "layers": {**exact["layers"], "q": rough}}
+    part = trainable(tiny_model.config, adapter=LoRA(rank=2))
+    adapter = jax.tree.map(lambda leaf: leaf + 0.05, part.initial(key, "float32"))
+    _, base = part.split(params, "bfloat16", donate=False)
+    kept = {name: leaf.dtype for name, leaf in base["layers"].items()}
+    assert kept["q"] == kept["attn_norm"] == "float32" and kept["up"] == "bfloat16"
+    tokens = jax.random.randint(key, (2, 9), 0, tiny_model.config.vocab_size)
+
+    def loss(adapter, base):
+        weights = part.joined(adapter, base)
+        return sequence_nll(
+            weights, tokens, jnp.ones_like(tokens), tiny_model.config, jnp.bfloat16, "none"
+        ).mean()
+
+    ours, theirs = (jax.value_and_grad(loss)(adapter, own) for own in (base, params))
+    assert bits(ours) == bits(theirs)
 
 
 def test_an_adapter_of_peft_is_a_start(tiny_model, data, checkpoint_dir, tmp_path):

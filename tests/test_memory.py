@@ -305,12 +305,13 @@ def test_a_micro_batch_is_laid_out_as_in_training():
 
 
 def test_a_run_that_may_not_fit_is_told():
-    assert shortage(2 * 10**9, 0, None) == shortage(2 * 10**9, 10**9, 2 * 10**9) == []
-    (step,) = shortage(2_540_000_000, 0, 10**9)
-    assert step.startswith(
+    assert shortage(2 * 10**9, 0, None, ["a"]) == []
+    assert shortage(2 * 10**9, 10**9, 2 * 10**9, ["a"]) == []
+    assert shortage(2_540_000_000, 0, 10**9, ["a=1", "b=2"]) == [
         "an optimizer step needs up to 2.5 GB beside weights and moments, but 1.0 GB are free; "
-    )
-    (copy,) = shortage(10**9, 1_600_000_000, 1_500_000_000)
+        "if the run runs out of memory, try a=1 or b=2"
+    ]
+    (copy,) = shortage(10**9, 1_600_000_000, 1_500_000_000, [])
     assert "up to 1.0 GB and a checkpoint 1.6 GB beside weights and moments, but 1.5 GB" in copy
 
 

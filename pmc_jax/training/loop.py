@@ -25,6 +25,7 @@ from pmc_jax.runtime.memory import ran_out, reason
 from pmc_jax.runtime.processes import agree
 from pmc_jax.runtime.progress import Stage, duration_text, speed_text
 from pmc_jax.training.batch import step_batch
+from pmc_jax.training.sizes import less_memory
 from pmc_jax.training.step import RunState, TrainStep
 from pmc_jax.unlearning.method import Method, Run
 
@@ -218,14 +219,8 @@ def steps(
 
 def out_of_memory(run: Run[Method], step: int, error: BaseException) -> UserError:
     """The error for a step that does not fit into memory, with what to change."""
-    training, remat = run.task.training, run.task.model.remat
-    changes = []
-    if training.part_size > 1:
-        changes.append(f"training.micro_batch={-(-training.part_size // 2)}")
-    if remat != "full":
-        changes.append("model.remat=full")
-    if training.gradient_dtype != "bfloat16" and run.task.part is None:
-        changes.append("training.gradient_dtype=bfloat16")
+    training = run.task.training
+    changes = less_memory(training, run.task.model.remat, run.task.part)
     tried = f"; try {' or '.join(changes)}" if changes else ""
     return UserError(
         f"out of memory at step {step}, which trains on {training.part_size} forget questions at "

@@ -41,7 +41,7 @@ from pmc_jax.runtime.progress import Stage, activity, warn
 from pmc_jax.runtime.timing import timed
 from pmc_jax.training.loop import METRICS, RunFiles, StepRecord, train
 from pmc_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
-from pmc_jax.training.sizes import lengths_of, shortage, sizes, step_bytes
+from pmc_jax.training.sizes import lengths_of, less_memory, shortage, sizes, step_bytes
 from pmc_jax.training.step import (
     RunState,
     TrainState,
@@ -224,6 +224,50 @@ def first_state(
     return start(params)
 
 
+def chosen_sizes(
+    task: Task,
+    method: Method,
+    examples: Examples,
+    state: TrainState,
+    frozen: Any,
+    *,
+    update_norm: bool,
+    saves: bool,
+) -> dict[str, Any]:
+    """How much is sampled and trained at a time, which a continued run keeps.
+
+    Warns of a run that may not fit.
+
+    Args:
+        state, frozen: all arrays of the run, since what is free beside them counts.
+        saves: whether checkpoints are written. On a CPU this takes a copy of the state.
+    """
+    jax.block_until_ready((state, frozen))  # before memory is measured
+    model, training = task.model, task.training
+    cast = is_cast(frozen, model.dtype)
+    arguments: dict[str, Any] = {
+        "lengths": lengths_of(task, method, examples),
+        "model": footprint(model.config, model.dtype, task.part, cast=cast),
+        "kinds": method.answers_per_question * (1 + bool(examples.preferred)),
+        "remat": model.remat,
+        "update_norm": update_norm,
+        "weights_dtype": model.weights_dtype,
+    }
+    free = free_memory()
+    found = sizes(training, method, free=free, **arguments)
+    sized = dataclasses.replace(training, **found)
+    step = step_bytes(training, method, questions=sized.part_size, **arguments)
+    copied = saves and arguments["model"].target.backend == "cpu"
+    saved = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) if copied else 0
+    changes = less_memory(sized, model.remat, task.part)
+    if task.part is None:
+        changes.append("adapter=lora")
+    if is_first():
+        warn(shortage(step, saved, free, changes))
+    least = from_all(lambda: tuple(found.values()))
+    return dict(zip(found, least, strict=True))
+
+
 def train_model(
     params: Params,
     method: Method,
@@ -265,28 +309,6 @@ def train_model(
     frozen = {**method.frozen(task, {} if part and part.adapter else trained), **constant}
     initial = method.initial_state(task)
 
-    def chosen(state: TrainState) -> dict[str, Any]:
-        """How much is sampled and trained at a time, which a continued run keeps."""
-        jax.block_until_ready((state, frozen))  # before memory is measured
-        arguments: dict[str, Any] = {
-            "lengths": lengths_of(task, method, inputs.examples),
-            "model": footprint(model.config, model.dtype, part, cast=is_cast(frozen, model.dtype)),
-            "kinds": method.answers_per_question * (1 + bool(inputs.examples.preferred)),
-            "remat": model.remat,
-            "update_norm": logging.update_norm,
-            "weights_dtype": model.weights_dtype,
-        }
-        free = free_memory()
-        found = sizes(task.training, method, free=free, **arguments)
-        questions = found.get("micro_batch", task.training.part_size)
-        step = step_bytes(task.training, method, questions=questions, **arguments)
-        copied = directory is not None and arguments["model"].target.backend == "cpu"
-        saved = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) if copied else 0
-        if is_first():
-            warn(shortage(step, saved, free))
-        least = from_all(lambda: tuple(found.values()))
-        return dict(zip(found, least, strict=True))
-
     with ExitStack() as stack:
         restored, manager = None, None
         if directory is not None:
@@ -304,7 +326,10 @@ def train_model(
             extra, logged = prepare(method, inputs, weights), []
             with activity("preparing the optimizer"):
                 state = RunState(first_state(trained, transformation, specs), initial)
-                extra["sizes"] = chosen(state.train)
+                extra["sizes"] = chosen_sizes(
+                    task, method, inputs.examples, state.train, frozen,
+                    update_norm=logging.update_norm, saves=directory is not None,
+                )  # fmt: skip
         else:
             state, saved = restored
             extra = {key: value for key, value in saved.items() if key != METRICS}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from pmc_jax.data.packing import first_fit, row_width
 from pmc_jax.model.buckets import bucket_length, bucket_rows
 from pmc_jax.model.memory import Footprint, first_fitting, halvings, rows_at_once
+from pmc_jax.model.trainable import Trainable
 from pmc_jax.settings import AUTO
 from pmc_jax.unlearning.method import Examples, Method, Task
 from pmc_jax.unlearning.schedule import Training
@@ -97,22 +98,34 @@ def step_bytes(
     )  # fmt: skip
 
 
-def shortage(step: int, saved: int, free: int | None) -> list[str]:
+def less_memory(training: Training, remat: str, part: Trainable | None) -> list[str]:
+    """Settings with which an optimizer step takes less memory and trains the same weights."""
+    changes = []
+    if training.part_size > 1:
+        changes.append(f"training.micro_batch={-(-training.part_size // 2)}")
+    if remat != "full":
+        changes.append("model.remat=full")
+    if training.gradient_dtype != "bfloat16" and part is None:
+        changes.append("training.gradient_dtype=bfloat16")
+    return changes
+
+
+def shortage(step: int, saved: int, free: int | None, changes: Sequence[str]) -> list[str]:
     """The warning for a run that may take more memory than there is; [] if it fits.
 
     Args:
         step: bytes of an optimizer step beside weights and moments.
         saved: bytes of the copy that is made while a checkpoint is written.
         free: bytes on each device beside weights and moments; None: unknown.
+        changes: settings that take less.
     """
     if free is None or max(step, saved) <= free:
         return []
     saving = f" and a checkpoint {saved / 1e9:.1f} GB" if saved else ""
+    tried = f"; if the run runs out of memory, try {' or '.join(changes)}" if changes else ""
     return [
         f"an optimizer step needs up to {step / 1e9:.1f} GB{saving} beside weights and moments, "
-        f"but {free / 1e9:.1f} GB are free; if the run ends for lack of memory, adapter=lora, "
-        "model.remat=full, training.gradient_dtype=bfloat16 or optimizer.moment_dtype=bfloat16 "
-        "take less"
+        f"but {free / 1e9:.1f} GB are free{tried}"
     ]
 
 

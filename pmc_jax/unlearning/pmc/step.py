@@ -87,13 +87,12 @@ class PMC(PMCSettings):
         first = visit(run, state, params, step, asked, seconds)
         visits = [(run, first)]
         for number in range(1, self.beginnings + 1):
-            forced, nothing = (
+            forced, empty = (
                 with_beginnings(run, step, number, questions),
                 self.initial_state(run.task),
             )
-            visits.append(
-                (forced, visit(forced, nothing, params, step, questions, seconds, number))
-            )
+            found = visit(forced, empty, params, step, questions, seconds, number)
+            visits.append((forced, found))
         trained = [
             Example(one.task.prompts[i], found.memory.response(i))
             for i in questions
