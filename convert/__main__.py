@@ -23,6 +23,7 @@ from pmc_jax.errors import UserError
 from pmc_jax.model import make_mesh, mesh_layout, param_count
 from pmc_jax.runtime.progress import stage
 from pmc_jax.terminal import print_error
+from pmc_jax.text.counts import counted
 
 
 def refuse_existing(destination: Path) -> None:
@@ -112,16 +113,15 @@ def merge(source: str, destination: Path, adapters: Sequence[Path]) -> None:
     directory = resolve(source)
     parts = [adapter_at(path, directory) for path in adapters]
     checkpoint = load_checkpoint(directory)
-    wide = jax.tree.map(
+    params = jax.tree.map(
         lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), checkpoint.params
     )
-    params = wide
     for part in parts:
         dtype = params["layers"]["q"].dtype
         _, base = part.split(params, dtype, donate=False)
         params = part.whole(read_adapter(part, directory, dtype), base, dtype, donate=False)
     export_checkpoint(params, checkpoint.cfg, directory, destination)
-    print(f"{destination}: {directory} with {len(parts)} adapters merged")
+    print(f"{destination}: {directory} with {counted(len(parts), 'adapter', 'adapters')} merged")
 
 
 def layout(text: str) -> tuple[int, int]:
