@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -199,7 +199,7 @@ def read_settings(path: Path) -> tuple[LoRA, dict[str, Any]]:
     return LoRA(rank=rank, alpha=float(alpha), rslora=rslora, path=str(path)), config
 
 
-def is_positive(value: Any) -> bool:
+def is_positive(value: Any) -> TypeGuard[float]:
     """Whether a JSON value is a finite number above 0."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and 0 < value <= sys.float_info.max
