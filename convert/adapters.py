@@ -193,7 +193,7 @@ def read_settings(path: Path) -> tuple[LoRA, dict[str, Any]]:
         if key in config and config[key] not in values:
             raise UserError(f"{file}: {key} is {short(str(config[key]))}; expected {values[0]}")
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    if type(rank) is not int or not is_positive(rank) or not is_positive(alpha):
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1 or not is_positive(alpha):
         raise UserError(f"{file}: r is {rank} and lora_alpha {alpha}; expected positive numbers")
     rslora = bool(config.get("use_rslora"))
     return LoRA(rank=rank, alpha=float(alpha), rslora=rslora, path=str(path)), config
