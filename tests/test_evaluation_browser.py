@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import slow_but
 from matplotlib.image import imread
 from test_statement import verdict, write_run
 from written import FIGURES, write_evaluation
@@ -164,7 +165,9 @@ def endless_pages(tmp_path_factory) -> list[Path]:
 
 
 @needs_browser
-@pytest.mark.parametrize(("kind", "number"), [("pages", 7), ("endless_pages", 5)])
+@pytest.mark.parametrize(
+    ("kind", "number"), slow_but([("pages", 7)], [("pages", 7), ("endless_pages", 5)])
+)
 def test_no_page_scrolls_sideways_on_a_phone(kind, number, request, tmp_path):
     pages = request.getfixturevalue(kind)
     frames = "".join(
@@ -206,7 +209,7 @@ def test_a_whole_suite_of_three_models_is_printed_on_thirteen_sheets_at_most(eva
 
 
 @needs_browser
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", slow_but(["light"], ["light", "dark"]))
 def test_a_table_that_scrolls_is_shaded_where_more_lies(tmp_path, scheme):
     models = ("pmc", "target", "npo", "simnpo", "retain_only")
     directory = write_evaluation(tmp_path / "many", models, parts=("quality",))

@@ -259,6 +259,7 @@ def test_the_page_shows_the_code_of_the_file():
     assert names and all(any(name in block for block in definitions) for name in names)
 
 
+@pytest.mark.slow
 def test_every_block_of_the_page_runs_by_itself(tiny_model, tofu_dir, monkeypatch):
     """In the directory of the example, with a smaller model and fewer questions."""
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")

@@ -258,6 +258,7 @@ def test_all_weights_as_a_part_are_trained_as_without(tiny_model, data, quick_co
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_target_model_takes_no_memory_of_its_own(tiny_model, data, monkeypatch):
     """NPO with a KL retain loss reads the target model in every step: it is the base itself."""
     seen = {}
@@ -307,6 +308,7 @@ def test_no_gradient_has_the_size_of_a_weight(tiny_model, doubles):
     assert not matrices & set(made(jaxpr.jaxpr))
 
 
+@pytest.mark.slow
 def test_decoding_merged_or_on_the_fly_is_the_merged_model(tiny_model, doubles):
     """Greedy and sampled answers of all three are the same in float64."""
     model = load_language_model(
@@ -466,6 +468,7 @@ def test_factors_that_are_no_matrices_are_one_line(checkpoint_dir, tmp_path):
         adapter_at(tmp_path, checkpoint_dir)
 
 
+@pytest.mark.slow
 def test_a_base_in_a_lower_precision_changes_no_result(tiny_model):
     """Matrices that bfloat16 holds exactly are kept in it; the others stay as they are."""
     key = jax.random.key(0)

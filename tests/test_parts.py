@@ -243,6 +243,7 @@ def test_tofu_logs_have_torch_s_numbers(tiny_model, reference, tmp_path):
     assert again["privleak_reference"] == log["mia_min_k"]["agg_value"]
 
 
+@pytest.mark.slow
 def test_a_reference_model_takes_part_in_membership_inference(tiny_model):
     """With itself as the reference, a model finds all answers equally familiar."""
     x = complete(tiny_model)

@@ -96,6 +96,7 @@ def test_four_processes_find_what_one_finds(x64, quick_compilation):
     check_parts(4)
 
 
+@pytest.mark.slow
 def test_an_error_in_one_process_ends_all_and_is_told_by_all():
     (first, _, told), (second, _, own) = start(2, "fail")
     assert (first, second) == (2, 2)

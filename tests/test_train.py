@@ -640,6 +640,7 @@ def test_weights_and_biases_is_missed_before_anything_is_done(service, run, caps
     assert told.err.count("error") == 1 and "Traceback" not in told.err
 
 
+@pytest.mark.slow
 def test_weights_and_biases_gets_every_step(run, monkeypatch):
     service = Service(key=True)
     monkeypatch.setitem(sys.modules, "wandb", service)
