@@ -21,6 +21,7 @@ from pmc_jax.cli.arguments import command_parser
 from pmc_jax.cli.commands import called
 from pmc_jax.errors import UserError
 from pmc_jax.model import make_mesh, mesh_layout, param_count
+from pmc_jax.model.trainable import dtypes_of
 from pmc_jax.runtime.progress import stage
 from pmc_jax.terminal import print_error
 from pmc_jax.text.counts import counted
@@ -119,7 +120,8 @@ def merge(source: str, destination: Path, adapters: Sequence[Path]) -> None:
     for part in parts:
         dtype = params["layers"]["q"].dtype
         _, base = part.split(params, dtype, donate=False)
-        params = part.whole(read_adapter(part, directory, dtype), base, dtype, donate=False)
+        adapter = read_adapter(part, directory, dtype)
+        params = part.whole(adapter, base, dtypes_of(params), donate=False)
     export_checkpoint(params, checkpoint.cfg, directory, destination)
     print(f"{destination}: {directory} with {counted(len(parts), 'adapter', 'adapters')} merged")
 

@@ -76,6 +76,7 @@ def load_model(
     mesh: str = "auto",
     prompt: PromptConfig | None = None,
     check_weights: bool = True,
+    as_stored: bool = False,
 ) -> LanguageModel:
     """Load a causal language model.
 
@@ -84,12 +85,14 @@ def load_model(
             "bundled" for the small model in the package.
         dtype: what matrix products are computed in: "float32", "bfloat16", or "float64", which
             needs `jax_enable_x64`. "auto" is what the model was trained and measured in if a run
-            exported it, else float32. Weights are kept in float32 at least.
+            exported it, else float32. Weights are kept in float32 at least, unless `as_stored`.
         remat: what the backward pass recomputes to save memory: "none", "dots" or "full".
         mesh: "auto" for all devices, or "DATAxMODEL" (see the page on scaling).
         prompt: how questions become prompts. Keys that are None are as the model was trained, or
             else the defaults.
         check_weights: refuse a model with a weight that is NaN or infinite.
+        as_stored: keep the weights in the dtypes of the files. In bfloat16 they take half the
+            memory. They can be asked and evaluated, and an adapter can be trained beside them.
 
     Raises:
         UserError: naming what is missing, damaged or not supported, or the tensor with weights
@@ -101,7 +104,7 @@ def load_model(
     source = resolved(source)
     if source.dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise UserError('dtype="float64" needs jax.config.update("jax_enable_x64", True) first')
-    return load_language_model(source, prompt, mesh_of(source, mesh))
+    return load_language_model(source, prompt, mesh_of(source, mesh), as_stored=as_stored)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +247,11 @@ def run_unlearning(
         check_outside(directory, read + [(f"method.{k}", getattr(method, k)) for k in method.reads])
     if isinstance(model.params["layers"], tuple):
         raise UserError("the weights are laid out for decoding; expected those of load_model")
+    if adapter is None and model.is_narrow:
+        raise UserError(
+            f"the weights are in fewer bits than {model.weights_dtype}, which training needs; expected "
+            "those of load_model without as_stored, or an adapter"
+        )
     if directory is not None and from_first(
         lambda: is_finished(directory, settings, overwrite=overwrite)
     ):
@@ -266,6 +274,7 @@ def run_unlearning(
             found = evaluate_stage(
                 model, data, evaluation, path, name, weights,
                 max_length=training.max_length, seed=seed,
+                copied=adapter is None or adapter.merge,
             )  # fmt: skip
             spent[f"evaluate_{name}"] = found["seconds"]
             return found
@@ -369,6 +378,7 @@ def evaluate_stage(
     *,
     max_length: int,
     seed: int,
+    copied: bool,
 ) -> dict[str, Any]:
     """Measure a model before or after training; with a `path`, keep the result there.
 
@@ -381,7 +391,7 @@ def evaluate_stage(
     started = time.perf_counter()
     with token_stage(f"evaluating {name}", answers_asked_for(data.evaluation, evaluation)) as done:
         found = quality(
-            model.for_decoding(), data.evaluation, evaluation,
+            model.for_decoding(copied=copied), data.evaluation, evaluation,
             jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM),
             max_length=max_length, on_batch=done,
         )  # fmt: skip
@@ -497,6 +507,8 @@ def finished(directory: Path, model: LanguageModel, adapter: LoRA | None) -> Unl
 
 
 def exported_model(model: LanguageModel, directory: Path) -> LanguageModel:
-    """The model that a run has exported, with weights in the dtypes of its files."""
+    """The model that a run has exported, loaded as `model` was."""
     source = ModelSource(str(directory / "model"), model.dtype, model.remat)
-    return load_language_model(source, model.template.config, model.mesh)
+    return load_language_model(
+        source, model.template.config, model.mesh, as_stored=model.is_narrow
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from convert.adapters import adapter_at, read_adapter, write_adapter
@@ -31,7 +32,7 @@ from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import NotFinite, UserError
 from pmc_jax.model import ModelConfig, choose_mesh, decoding_params, on_mesh, param_count
 from pmc_jax.model.specs import Params, count_of
-from pmc_jax.model.trainable import LoRA, Trainable, trainable
+from pmc_jax.model.trainable import LoRA, Trainable, dtypes_of, trainable
 from pmc_jax.runtime.progress import warn
 from pmc_jax.settings import AUTO, one_of, path_to
 from pmc_jax.signatures import checked
@@ -67,7 +68,7 @@ class LanguageModel:
 
     Attributes:
         params: the weights, a nested dict of arrays; float32 for training (float64 if `dtype`
-            is), or what `for_decoding` makes of them.
+            is), in the dtypes of the files, or what `for_decoding` makes of them.
         config: the decoder's shape.
         template: turns questions into tokens and tokens into answers.
         directory: the checkpoint that it was loaded from, whose tokenizer and configuration
@@ -95,6 +96,12 @@ class LanguageModel:
         return weights_dtype(self.dtype)
 
     @property
+    def is_narrow(self) -> bool:
+        """Whether some weights are too narrow to be trained, as their files are."""
+        wide = jnp.dtype(self.weights_dtype).itemsize
+        return any(leaf.dtype.itemsize < wide for leaf in jax.tree.leaves(self.params))
+
+    @property
     def positions(self) -> int | None:
         """The longest sequence that the model is made for, in tokens; None if it does not say."""
         return position_limit(self.directory)
@@ -117,14 +124,16 @@ class LanguageModel:
         """The same model with other weights."""
         return dataclasses.replace(self, params=params)
 
-    def for_decoding(self) -> "LanguageModel":
+    def for_decoding(self, *, copied: bool = True) -> "LanguageModel":
         """The same model with its weights cast and laid out for decoding.
 
-        They take memory of their own. Calling it again changes nothing.
+        They take memory of their own, and calling it again changes nothing. If not `copied`,
+        weights in `dtype` take no more memory on one device, and decoding more time.
         """
         if isinstance(self.params["layers"], tuple):
             return self
-        return self.with_params(decoding_params(self.params, self.config, self.dtype))
+        found = decoding_params(self.params, self.config, self.dtype, copied=copied)
+        return self.with_params(found)
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts to mypy
@@ -240,7 +249,7 @@ class LanguageModel:
         with on_mesh(self.mesh):
             adapter = self.read_adapter(part)
             _, base = part.split(self.params, self.weights_dtype, donate=False)
-            merged = part.whole(adapter, base, self.weights_dtype, donate=False)
+            merged = part.whole(adapter, base, dtypes_of(self.params), donate=False)
         return self.with_params(merged)
 
     @checked()

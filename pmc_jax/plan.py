@@ -24,7 +24,15 @@ from pmc_jax.model.selection import as_list
 from pmc_jax.model.trainable import trainable
 from pmc_jax.planning.devices import Topology, find_topology
 from pmc_jax.planning.page import memory_table, outcome_json, uneven, work_table
-from pmc_jax.planning.phases import PHASES, Job, base_weights, decoding_bytes, drawn_by, shard_bytes
+from pmc_jax.planning.phases import (
+    PHASES,
+    Job,
+    answering_bytes,
+    base_weights,
+    drawn_by,
+    longest_prompt,
+    shard_bytes,
+)
 from pmc_jax.planning.search import (
     Attempt,
     Change,
@@ -97,7 +105,8 @@ def sized(job: Job, topology: Topology) -> Job:
     prompts = [most] * job.training.questions_per_step
     answers_trained = prompts * job.method.answers_per_question
     room = min(most - job.prompt_tokens - 1, drawn.max_new_tokens or most)
-    lengths = Lengths(job.prompt_tokens, room, answers_trained, prompts * job.method.retain_pairs)
+    retain = prompts * job.method.retain_pairs
+    lengths = Lengths(longest_prompt(job), room, answers_trained, retain)
     width, time_ = bucket_length(job.prompt_tokens), bucket_length(room)
     free = beside = topology.memory
     if topology.memory is not None:
@@ -106,7 +115,7 @@ def sized(job: Job, topology: Topology) -> Job:
         mesh = topology.mesh(job.data, job.model_axis)
         base = shard_bytes(base_weights(job, mesh))
         free = topology.memory - base - model.trained(wide + moments)
-        beside = topology.memory - base - model.trained(wide) - decoding_bytes(job, mesh)
+        beside = topology.memory - sum(answering_bytes(job, mesh))
     found = sizes(
         job.training, job.method, lengths, model, free, kinds=job.method.answers_per_question,
         remat=job.remat,

@@ -36,9 +36,10 @@ from pmc_jax.errors import UserError
 from pmc_jax.evaluation.likelihood import answer_losses
 from pmc_jax.evaluation.relearning import relearn
 from pmc_jax.language_model import ModelSource, load_language_model
-from pmc_jax.model import decoding_params
+from pmc_jax.model import decoding_params, forward, logits
 from pmc_jax.model.sequences import sequence_nll
-from pmc_jax.model.trainable import LoRA, Trainable, trainable
+from pmc_jax.model.products import Quantised, is_quantised, quantised
+from pmc_jax.model.trainable import INPUTS, LoRA, Trainable, dtypes_of, trainable
 from pmc_jax.training import run as run_module
 from pmc_jax.training.weights import split_weights
 
@@ -309,7 +310,8 @@ def test_no_gradient_has_the_size_of_a_weight(tiny_model, doubles):
 
 
 @pytest.mark.slow
-def test_decoding_merged_or_on_the_fly_is_the_merged_model(tiny_model, doubles):
+@pytest.mark.parametrize("base_dtype", ["auto", "int8"])
+def test_decoding_merged_or_on_the_fly_is_the_merged_model(base_dtype, tiny_model, doubles):
     """Greedy and sampled answers of all three are the same in float64."""
     model = load_language_model(
         ModelSource(str(tiny_model.directory), dtype="float64"), PromptConfig()
@@ -317,15 +319,18 @@ def test_decoding_merged_or_on_the_fly_is_the_merged_model(tiny_model, doubles):
     questions = [f"Where was {person} born?" for person in PEOPLE]
     answers = []
     for merge in (True, False, None):
-        part = trainable(model.config, adapter=LoRA(rank=3, targets=["q", "o", "down", "gate"],
-                                                    merge=bool(merge)))  # fmt: skip
+        lora = LoRA(
+            rank=3, targets=["q", "o", "down", "gate"], merge=bool(merge), base_dtype=base_dtype
+        )
+        part = trainable(model.config, adapter=lora)
         adapter = jax.tree.map(
             lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(1), leaf.shape, leaf.dtype),
             part.initial(jax.random.key(0), "float64"),
         )
         _, base = part.split(model.params, "float64", donate=False)
         joined = part.joined(adapter, base)
-        weights = part.whole(adapter, base, "float64", donate=False) if merge is None else joined
+        dtypes = dtypes_of(model.params)
+        weights = part.whole(adapter, base, dtypes, donate=False) if merge is None else joined
         decoding = decoding_params(weights, model.config, "float64")
         if merge is False:  # the base's own arrays
             pointers = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(decoding)}
@@ -345,6 +350,7 @@ def test_decoding_merged_or_on_the_fly_is_the_merged_model(tiny_model, doubles):
     [
         ({"rank": 0}, "adapter.rank=0: expected at least 1"),
         ({"alpha": 0.0}, "adapter.alpha=0.0: expected more than 0"),
+        ({"base_dtype": "int4"}, "adapter.base_dtype=int4: expected auto or int8"),
         ({"targets": "q_proj"}, "adapter.targets=q_proj: matches no weight; the nearest is q; "),
         ({"targets": ["q", "embed"]}, "adapter.targets=embed: matches no weight; "),
         ({"targets": "layers.7.q"}, "there is no such layer; expected 0 to 2, or a slice"),
@@ -371,10 +377,13 @@ def test_an_adapter_or_a_part_but_not_both(tiny_model, data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("merge", ["true", "false"])
-def test_runs_are_the_same_on_every_layout(merge, tofu_dir, tmp_path):
+@pytest.mark.parametrize(
+    "changes", [["adapter.merge=true"], ["adapter.merge=false"],
+                ["adapter.merge=false", "adapter.base_dtype=int8"]],
+)  # fmt: skip
+def test_runs_are_the_same_on_every_layout(changes, tofu_dir, tmp_path):
     layouts = ("1x1", "4x2", "2x4", "8x1:1x8")
-    settings = ("adapter=lora", f"adapter.merge={merge}", "adapter.targets=[attention,down]")
+    settings = ("adapter=lora", *changes, "adapter.targets=[attention,down]")
     on_eight_devices("eight_device_runs.py", tmp_path, tofu_dir, *settings, *layouts)
 
     def read(name: str, file: str) -> dict[str, torch.Tensor]:
@@ -403,7 +412,7 @@ def test_adapters_of_every_family_load_in_peft(family, targets, tmp_path, rng):
     )
     write_adapter(adapter, part, tmp_path / "model", tmp_path / "adapter")
     _, base = part.split(checkpoint.params, "float32", donate=False)
-    merged = part.whole(adapter, base, "float32", donate=False)
+    merged = part.whole(adapter, base, dtypes_of(checkpoint.params), donate=False)
     export_checkpoint(merged, checkpoint.cfg, tmp_path / "model", tmp_path / "merged")
 
     kind = type(theirs)
@@ -559,3 +568,126 @@ def test_relearning_trains_an_adapter(tiny_model):
     assert losses[1] < losses[0] - 0.1
     values = np.linalg.svd(change, compute_uv=False)
     assert (values[:, 1] > 1e-3).all() and (values[:, 2] < 1e-5).all()
+
+
+# --- quantised bases, and weights as their files have them -------------------------------------
+
+
+def dequantised(tree: Any) -> Any:
+    """A base whose quantised weights are plain ones."""
+    return jax.tree.map(
+        lambda leaf: leaf.astype("float64") if is_quantised(leaf) else leaf, tree,
+        is_leaf=is_quantised,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "inputs"), [((2, 8, 3, 4), 1), ((2, 3, 4, 8), 2)])
+def test_weights_are_quantised_as_in_torch(shape, inputs, rng):
+    """One scale for each output channel of each layer; a channel of zeros stays one."""
+    weight = rng.standard_normal(shape).astype(np.float32)
+    weight[0, ..., 0] = 0
+    found = quantised(jnp.asarray(weight), tuple(range(1, 1 + inputs)))
+    assert found.values.dtype == jnp.int8 and found.values.shape == shape
+    outputs = int(np.prod(shape[1 + inputs :]))
+    for layer in range(shape[0]):
+        rows = torch.tensor(weight[layer].reshape(-1, outputs).T)  # [outputs, inputs]
+        scales = rows.abs().amax(1) / 127
+        safe = torch.where(scales > 0, scales, torch.ones(()))
+        theirs = torch.quantize_per_channel(
+            rows, safe, torch.zeros(outputs), axis=0, dtype=torch.qint8
+        )
+        ours = np.asarray(found.values[layer]).reshape(-1, outputs).T
+        np.testing.assert_array_equal(ours, theirs.int_repr().numpy())
+        np.testing.assert_array_equal(np.asarray(found.scales[layer]).reshape(-1), scales.numpy())
+        whole = np.asarray(found.astype("float32")[layer]).reshape(-1, outputs).T
+        np.testing.assert_allclose(whole, theirs.dequantize().numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_gradients_beside_a_quantised_base(remat, tiny_model, doubles):
+    """Loss and gradients are those of autodiff with the dequantised weights."""
+    params = jax.tree.map(lambda leaf: leaf.astype("float64"), tiny_model.params)
+    cfg, segments = tiny_model.config, jnp.ones(TOKENS.shape, jnp.int32)
+    part = trainable(cfg, adapter=LoRA(rank=3, targets=["attention", "down"], base_dtype="int8"))
+    adapter = jax.tree.map(lambda leaf: leaf + 0.1, part.initial(jax.random.key(0), "float64"))
+    _, base = part.split(params, "float64", donate=False)
+    assert {name for name, leaf in base["layers"].items() if is_quantised(leaf)} == {*INPUTS}
+
+    def loss(adapter, base):
+        weights = part.joined(adapter, base)
+        return sequence_nll(weights, jnp.asarray(TOKENS), segments, cfg, "float64", remat).sum()
+
+    ours, theirs = (
+        jax.value_and_grad(loss)(adapter, own) for own in (base, dequantised(base))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-10), ours, theirs)
+    assert abs(loss(adapter, params) - ours[0]) > 1e-4
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(ours[1])) > 1e-3
+
+
+@pytest.mark.parametrize("family", slow_but(["phi"], BASES))
+def test_quantised_weights_of_every_family(family, tmp_path, doubles):
+    """Logits are those of the dequantised weights, and near those of the model's own."""
+    random_model(family).save_pretrained(tmp_path / "model")
+    checkpoint = load_checkpoint(tmp_path / "model", dtype="float64")
+    part = trainable(checkpoint.cfg, adapter=LoRA(targets="q", base_dtype="int8"))
+    _, base = part.split(checkpoint.params, "float64", donate=False)
+    positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
+    segments, cfg = jnp.ones(TOKENS.shape, jnp.int32), checkpoint.cfg
+
+    def scores(params):
+        x = forward(params, jnp.asarray(TOKENS), positions, segments, cfg, dtype="float64")
+        return logits(params, x, cfg)
+
+    ours, exact, own = map(scores, (base, dequantised(base), checkpoint.params))
+    np.testing.assert_allclose(ours, exact, rtol=0, atol=1e-10)
+    error = np.sqrt(np.mean((ours - own) ** 2) / np.mean(np.square(own)))
+    assert 1e-5 < error < 0.1
+
+
+def test_a_run_beside_a_quantised_base(tiny_model, data, monkeypatch, quick_compilation):
+    """The base is in memory as integers, and the exported model has them dequantised."""
+    seen = {}
+    real = run_module.train
+
+    def noting(run, train_step, frozen, state, **options):
+        seen["base"] = frozen["base"]
+        return real(run, train_step, frozen, state, **options)
+
+    monkeypatch.setattr(run_module, "train", noting)
+    adapter = pmc.LoRA(rank=2, merge=False, base_dtype="int8")
+    still = pmc.Optimizer(learning_rate=0.0)
+    found = unlearn(tiny_model, data, adapter=adapter, optimizer=still)
+    base = seen["base"]["layers"]
+    for name in INPUTS:
+        leaf = np.asarray(tiny_model.params["layers"][name])
+        inputs = tuple(range(1, 1 + INPUTS[name]))
+        scales = np.abs(leaf).max(inputs, keepdims=True) / 127
+        assert isinstance(base[name], Quantised)
+        np.testing.assert_array_equal(base[name].values, np.round(leaf / scales))
+        expected = np.round(leaf / scales) * scales
+        np.testing.assert_allclose(found.model.params["layers"][name], expected, atol=1e-7)
+    assert np.array_equal(found.model.params["embed"], tiny_model.params["embed"])
+    moved = unlearn(tiny_model, data, adapter=adapter)
+    other = unlearn(tiny_model, data, adapter=dataclasses.replace(adapter, base_dtype="auto"))
+    assert bits(moved.adapter.params) != bits(other.adapter.params)
+
+
+def test_weights_in_the_dtype_of_their_files(tiny_model, data, tmp_path, quick_compilation):
+    """An adapter beside them is the one beside the same weights in float32."""
+    export_checkpoint(
+        tiny_model.params, tiny_model.config, tiny_model.directory, tmp_path / "model", "bfloat16"
+    )
+    narrow, wide = (pmc.load_model(tmp_path / "model", as_stored=own) for own in (True, False))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(narrow.params)} == {"bfloat16"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(wide.params)} == {"float32"}
+    ours, theirs = (unlearn(model, data) for model in (narrow, wide))
+    assert bits(ours.adapter.params) == bits(theirs.adapter.params)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(ours.model.params)} == {"bfloat16"}
+    assert bits(ours.model.params) == bits(
+        jax.tree.map(lambda leaf: leaf.astype("bfloat16"), theirs.model.params)
+    )
+    questions = [f"Where was {person} born?" for person in PEOPLE]
+    assert narrow.generate(questions, temperature=0) == wide.generate(questions, temperature=0)
+    with pytest.raises(UserError, match="without as_stored, or an adapter$"):
+        unlearn(narrow, data, adapter=None)

@@ -37,6 +37,7 @@ from pmc_jax.model.memory import (
     halvings,
     rows_at_once,
 )
+from pmc_jax.model.products import Quantised, is_quantised
 from pmc_jax.model.trainable import LoRA, trainable
 from pmc_jax.runtime import memory
 from pmc_jax.training.batch import Batch
@@ -192,12 +193,13 @@ def test_training_takes_no_more_than_planned(name, dtype, remat, parts):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("base_dtype", ["auto", "int8"])
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_training_an_adapter_takes_no_more_than_planned(dtype, remat):
+def test_training_an_adapter_takes_no_more_than_planned(dtype, remat, base_dtype):
     """Far less than training all weights, and no more than the bound says."""
     cfg, rows, time = LLAMA, 4, 64
-    part = trainable(cfg, adapter=LoRA(rank=4))
+    part = trainable(cfg, adapter=LoRA(rank=4, base_dtype=base_dtype))
     optimizer = make_optimizer(
         Optimizer(learning_rate=1e-3), cfg, optax.constant_schedule(1e-3), part=part
     )
@@ -209,12 +211,14 @@ def test_training_an_adapter_takes_no_more_than_planned(dtype, remat):
     )  # fmt: skip
     step = make_train_step(optimizer, PMC(), cfg, dtype=dtype, remat=remat, part=part)
     state = abstract_state(cfg, optimizer, "float32", part=part)
-    base = jax.tree.map(
-        lambda spec: jax.ShapeDtypeStruct(
-            spec.shape, dtype if spec.init == "normal" else "float32"
-        ),
-        part.base_specs,
-    )
+
+    def struct(spec):
+        if isinstance(spec, Quantised):
+            shapes = spec.values.shape, spec.scales.shape
+            return Quantised(*map(jax.ShapeDtypeStruct, shapes, ("int8", "float32")))
+        return jax.ShapeDtypeStruct(spec.shape, dtype if spec.init == "normal" else "float32")
+
+    base = jax.tree.map(struct, part.base_specs, is_leaf=is_quantised)
 
     def one(state, batch, base):
         return step(state, batch, 1.0, {"base": base})[0]

@@ -98,18 +98,25 @@ def test_bytes_are_those_of_the_arrays(whole):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("merge", ["true", "false"])
-def test_an_adapter_needs_moments_and_gradients_of_its_own_size(merge, tmp_path):
-    """A model of n weights in bfloat16, and an adapter of rank 2 on q and down."""
+@pytest.mark.parametrize(
+    ("merge", "base_dtype"), [("true", "auto"), ("false", "auto"), ("false", "int8")]
+)
+def test_an_adapter_needs_moments_and_gradients_of_its_own_size(merge, base_dtype, tmp_path):
+    """A model of n weights in bfloat16 or int8, and an adapter of rank 2 on q and down."""
     found = planned(
         tmp_path, "topology=cpu:1", "memory=1GB", "training.batch_size=2",
         "training.accumulation=1", "model.dtype=bfloat16", "training.decode_batch=12",
         "training.max_length=96", "prompt_tokens=20", "method.samples=4",
         "adapter=lora", "adapter.rank=2", "adapter.targets=[q,down]", f"adapter.merge={merge}",
+        f"adapter.base_dtype={base_dtype}",
     )  # fmt: skip
     functions, specs = by_name(found), jax.tree.leaves(param_specs(TINY_CFG))
     own = 3 * 2 * ((32 + 4 * 16) + (48 + 32))  # layers · rank · (inputs + outputs)
     base = sum(math.prod(s.shape) * (2 if s.init == "normal" else 4) for s in specs)
+    if base_dtype == "int8":  # a byte less for each weight, and scales for each output channel
+        matrices = 32 * 4 * 16 * 2 + 2 * 32 * 2 * 16 + 3 * 32 * 48
+        channels = 4 * 16 + 2 * 2 * 16 + 32 + 2 * 48 + 32
+        base += 3 * (4 * channels - matrices)
     train = functions["train step"]["bytes"]
     assert train["params"] == train["gradients"] == 4 * own
     assert train["moments"] == 8 * own + 2 * 4
@@ -118,6 +125,10 @@ def test_an_adapter_needs_moments_and_gradients_of_its_own_size(merge, tmp_path)
     # On the fly, the matrices are the base's own; only norms are cast.
     norms = sum(2 * math.prod(s.shape) for s in specs if s.init != "normal")
     assert decoding == (2 * param_count(TINY_CFG) if merge == "true" else 2 * own + norms)
+    # The models before and after are in the dtype of products, and shared with decoding, too.
+    answering = functions["answer: decode"]["bytes"]
+    assert answering["params"] == 2 * param_count(TINY_CFG)
+    assert answering["decoding params"] == (answering["params"] if merge == "true" else 0)
 
 
 def train_flops(rows: int, time: int, layers: int = 3) -> int:

@@ -11,7 +11,7 @@ from pmc_jax.evaluation.context import Relearn, RobustnessConfig
 from pmc_jax.evaluation.likelihood import Pair
 from pmc_jax.language_model import LanguageModel
 from pmc_jax.model.buckets import bucket_length
-from pmc_jax.model.trainable import LoRA, trainable
+from pmc_jax.model.trainable import LoRA, dtypes_of, trainable
 from pmc_jax.training.batch import pair_batch
 from pmc_jax.training.loop import all_finite
 from pmc_jax.training.optimizer import Optimizer, make_optimizer
@@ -49,7 +49,10 @@ def relearn(
     train_step = make_train_step(
         optimizer, FineTune(), model.config, dtype=model.dtype, remat=model.remat, part=part
     )
-    trained, frozen = split_weights(model, model.params, part, jax.random.key(seed), donate=False)
+    params = model.params
+    if part is None:  # those of the files may be too narrow to train
+        params = jax.tree.map(lambda leaf: leaf.astype(model.weights_dtype), params)
+    trained, frozen = split_weights(model, params, part, jax.random.key(seed), donate=False)
     length = bucket_length(max(len(prompt) + len(answer) for prompt, answer in pairs))
     order = np.empty(0, np.int64)
     rng = np.random.default_rng(seed)
@@ -70,7 +73,7 @@ def relearn(
             )
         yield done, model.with_params(
             state.params if part is None
-            else part.whole(state.params, frozen["base"], model.weights_dtype, donate=False)
+            else part.whole(state.params, frozen["base"], dtypes_of(model.params), donate=False)
         )  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def normalise(
     final norm, which sees the same hidden states.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    weight = weights[name]
+    weight = weights[name].astype(wide.dtype)
     if cfg.norm == "layer":
         wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
     square = jnp.mean(wide * wide, axis=-1, keepdims=True)

@@ -46,7 +46,7 @@ class Footprint:
         target: the devices.
         data, model: sizes of the mesh axes.
         part: what is trained; None: all weights.
-        cast: whether matrices are in another dtype than `dtype` and so cast for every product.
+        cast: whether matrices are neither in `dtype` nor quantised, and so cast for every product.
     """
 
     cfg: ModelConfig
@@ -101,6 +101,14 @@ class Footprint:
         return sum(map(one, jax.tree.leaves(specs)))
 
     @property
+    def dequantised(self) -> int:
+        """The matrices of one layer in `dtype`, if they are quantised: 0 if not."""
+        if self.part is None or not self.part.is_quantised:
+            return 0
+        layers = self._bytes(param_specs(self.cfg)["layers"], self.size, 1)
+        return layers // self.cfg.num_layers
+
+    @property
     def decoding_weights(self) -> int:
         """What `decoding_params` makes."""
         adapter = None if self.part is None else self.part.adapter
@@ -127,7 +135,7 @@ class Footprint:
         attention = tokens * (2 * embed + 2 * projected * cfg.head_dim) + 3 * scores
         dense = tokens * ((4 if cfg.parallel_block else 2) * embed + 3 * mlp)
         widened = self.weights(4, gathered=True) if self.widens else 0
-        return round(1.05 * self.wide * max(attention, dense)) + widened
+        return round(1.05 * self.wide * max(attention, dense)) + widened + self.dequantised
 
     def scores(self, rows: int, queries: int, keys: int, *, decoding: bool = False) -> int:
         """How many attention scores a layer holds; kernels hold none."""
@@ -207,6 +215,7 @@ class Footprint:
             cfg.num_layers * kept * self.size
             + round(1.7 * whole) * self.wide  # a layer's arrays and their cotangents
             + cast
+            + self.dequantised
             + self.head(min(CHUNK, tokens), 4)
             + (head if outside is None or {"embed", "lm_head"} & {*outside} else 0)
         )

@@ -20,7 +20,7 @@ from jaxtyping import Array, DTypeLike, Shaped
 
 from pmc_jax.errors import UserError
 from pmc_jax.model.config import ModelConfig
-from pmc_jax.model.products import LowRank
+from pmc_jax.model.products import LowRank, Quantised
 from pmc_jax.model.specs import Params, Spec, param_count, param_specs
 from pmc_jax.runtime.processes import from_first, several
 
@@ -185,16 +185,28 @@ def gathered(axes: Sequence[str | None]) -> tuple[str | None, ...]:
     return tuple(None if axis == "embed" else axis for axis in axes)
 
 
+Weight = Array | Quantised | LowRank
+
+
 def with_axes(
-    change: Callable[..., Array], weight: Array | LowRank, axes: Sequence[str | None]
-) -> Array | LowRank:
-    """`change(array, *axes)` of a weight, or of each part of a low-rank one, with its axes."""
+    change: Callable[..., Array],
+    weight: Weight,
+    axes: Sequence[str | None],
+    change_quantised: Callable[..., Array] | None = None,
+) -> Weight:
+    """`change(array, *axes)` of a weight, or of each part of it, with its axes.
+
+    `change_quantised` is for the parts of quantised weights; None: `change`.
+    """
+    if isinstance(weight, Quantised):
+        own = change_quantised or change
+        return Quantised(own(weight.values, *axes), own(weight.scales, *axes))
     if not isinstance(weight, LowRank):
         return change(weight, *axes)
     inputs = weight.a.ndim - 1
     return dataclasses.replace(
         weight,
-        weight=change(weight.weight, *axes),
+        weight=with_axes(change, weight.weight, axes, change_quantised),
         a=change(weight.a, *axes[:inputs], "rank"),
         b=change(weight.b, *axes[: weight.stacked], "rank", *axes[inputs:]),
     )
@@ -205,7 +217,7 @@ def gather(leaves: Params, specs: Params) -> Params:
     if not has_mesh():
         return leaves
 
-    def one(leaf: Array | LowRank, spec: Spec) -> Array | LowRank:
+    def one(leaf: Weight, spec: Spec) -> Weight:
         ndim = leaf.weight.ndim if isinstance(leaf, LowRank) else leaf.ndim
         axes = spec.axes[len(spec.axes) - ndim :]  # within the scan there is no layer axis
         return with_axes(constrain, leaf, gathered(axes))

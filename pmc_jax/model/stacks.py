@@ -11,7 +11,14 @@ from jaxtyping import Array, DTypeLike
 from pmc_jax.model.config import ModelConfig
 from pmc_jax.model.kernels.dispatch import current_target, unrolls_layers
 from pmc_jax.model.products import LowRank, is_low_rank
-from pmc_jax.model.sharding import batch_shards, constrain, gathered, has_mesh, with_axes
+from pmc_jax.model.sharding import (
+    Weight,
+    batch_shards,
+    constrain,
+    gathered,
+    has_mesh,
+    with_axes,
+)
 from pmc_jax.model.specs import Params, Spec, param_specs
 
 JOINABLE = (("q", "k", "v"), ("gate", "up"))
@@ -54,7 +61,12 @@ def joined(stack: Params) -> Params:
 
 
 def decoding_params(
-    params: Params, cfg: ModelConfig, dtype: DTypeLike, *, unrolled: bool | None = None
+    params: Params,
+    cfg: ModelConfig,
+    dtype: DTypeLike,
+    *,
+    unrolled: bool | None = None,
+    copied: bool = True,
 ) -> Params:
     """Weights to decode with: in `dtype`, and replicated along "data".
 
@@ -62,12 +74,13 @@ def decoding_params(
     are `unrolled`, each layer is a stack of its own, and without a mesh its weights are `joined`.
     Unrolled weights are a second copy. None: `unrolls_layers` decides.
 
-    Low-rank weights are summed up in the dtype of A, unless they are not to be `merged`. Then the
-    layers are not unrolled, and weights that are in `dtype` already are not copied.
+    Low-rank weights are summed up in the dtype of A, unless they are not to be `merged`. Then, or
+    if not `copied`, the layers are not unrolled, and on one device weights that are in `dtype`
+    already, or quantised, are not copied.
     """
     low_rank = jax.tree.leaves(params, is_leaf=is_low_rank)
-    if any(is_low_rank(leaf) and not leaf.merged for leaf in low_rank):
-        return _unmerged(params, cfg, dtype)
+    if not copied or any(is_low_rank(leaf) and not leaf.merged for leaf in low_rank):
+        return _shared(params, cfg, dtype)
     if unrolled is None:
         unrolled = unrolls_layers(current_target(dtype))
     return _decoding_params(params, cfg, dtype, unrolled)
@@ -78,15 +91,18 @@ def decoding_axes(spec: Spec) -> tuple[str | None, ...]:
     return gathered(spec.axes)
 
 
-def _unmerged(params: Params, cfg: ModelConfig, dtype: DTypeLike) -> Params:
+def _shared(params: Params, cfg: ModelConfig, dtype: DTypeLike) -> Params:
     def own(leaf: Array, *axes: str | None) -> Array:
         if leaf.dtype == jnp.dtype(dtype) and batch_shards() == 1:
             return leaf
         return _cast(leaf, axes, dtype)
 
+    def kept(leaf: Array, *axes: str | None) -> Array:
+        return leaf if batch_shards() == 1 else _cast(leaf, axes, leaf.dtype)
+
     def stack_of(layers: Params) -> Params:
         return {
-            name: with_axes(own, leaf, decoding_axes(specs["layers"][name]))
+            name: with_axes(own, leaf, decoding_axes(specs["layers"][name]), kept)
             for name, leaf in layers.items()
         }
 
@@ -106,7 +122,7 @@ def _cast(leaf: Array, axes: tuple[str | None, ...], dtype: DTypeLike) -> Array:
 
 @partial(jax.jit, static_argnames=("cfg", "dtype", "unrolled"))
 def _decoding_params(params: Params, cfg: ModelConfig, dtype: DTypeLike, unrolled: bool) -> Params:
-    def one(leaf: Array | LowRank, spec: Spec) -> Array:
+    def one(leaf: Weight, spec: Spec) -> Array:
         whole = leaf.sum(leaf.a.dtype) if isinstance(leaf, LowRank) else leaf
         return constrain(whole.astype(dtype), *decoding_axes(spec))
 

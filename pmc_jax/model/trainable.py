@@ -19,12 +19,12 @@ from jaxtyping import Array, DTypeLike, PRNGKeyArray
 
 from pmc_jax.errors import UserError
 from pmc_jax.model.config import ModelConfig
-from pmc_jax.model.products import LowRank, is_low_rank
+from pmc_jax.model.products import LowRank, Quantised, is_low_rank, is_quantised, quantised
 from pmc_jax.model.selection import Selection, as_list, select
 from pmc_jax.model.sharding import constrain, constrain_params
 from pmc_jax.model.specs import Params, Spec, param_specs
 from pmc_jax.model.stacks import layer_stacks
-from pmc_jax.settings import bounded, path_to
+from pmc_jax.settings import bounded, one_of, path_to
 
 INPUTS = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
 """The weights that can have an adapter, and how many of their axes are inputs."""
@@ -45,6 +45,9 @@ class LoRA:
         rslora: s is alpha / √rank (arXiv 2312.03732).
         merge: add the adapter to the weights before every round of sampling; false: apply it in
             every product, which takes less memory and more time.
+        base_dtype: of the matrices beside the adapter: "auto": that of the products, if it holds
+            them exactly; "int8": those of the layers are quantised, with one scale for each
+            output channel.
         path: an adapter in PEFT's format to start from, of this rank, alpha and targets.
     """
 
@@ -53,6 +56,7 @@ class LoRA:
     targets: Any = "all"
     rslora: bool = False
     merge: bool = True
+    base_dtype: str = one_of("auto", "auto", "int8")
     path: str | None = path_to(None)
 
     @property
@@ -92,15 +96,28 @@ class Trainable:
         return found
 
     @property
+    def is_quantised(self) -> bool:
+        """Whether the base is quantised."""
+        return self.adapter is not None and self.adapter.base_dtype == "int8"
+
+    @property
     def base_specs(self) -> Params:
-        """The table of the base."""
+        """The table of the base; a quantised weight has one spec for each of its parts."""
+
+        def one(name: str, spec: Spec, layers: int) -> Any:
+            own = dataclasses.replace(spec, shape=(layers, *spec.shape[1:]))
+            if not self.is_quantised or name not in INPUTS:
+                return own
+            ones, outputs = (1,) * INPUTS[name], own.shape[1 + INPUTS[name] :]
+            return Quantised(own, dataclasses.replace(own, shape=(layers, *ones, *outputs)))
+
         table = param_specs(self.cfg)
         stacks = []
         for stack in self.selection.stacks:
             layers = stack.end - stack.first
             stacks.append(
                 {
-                    name: dataclasses.replace(spec, shape=(layers, *spec.shape[1:]))
+                    name: one(name, spec, layers)
                     for name, spec in table["layers"].items()
                     if self.adapter is not None or name not in stack.names
                 }
@@ -123,7 +140,7 @@ class Trainable:
         """Trained weights and base. With an adapter nothing of `params` is trained yet: {}.
 
         The base's matrices are kept in `dtype`, what they are multiplied in, if this loses
-        nothing. Base and `params` share arrays; trained weights are copies unless `donate`, which
+        nothing, or quantised if the adapter says so. Base and `params` share arrays; trained weights are copies unless `donate`, which
         deletes what is no longer needed.
         """
         table, bounds = param_specs(self.cfg), self.selection.stacks
@@ -148,7 +165,7 @@ class Trainable:
                 leaf.delete()
         base["layers"] = tuple(stacks) if len(stacks) > 1 else stacks[0]
         if self.adapter is not None:
-            base = narrowed(base, table, dtype, donate=donate)
+            base = narrowed(base, table, dtype, quantise=self.is_quantised, donate=donate)
         return trained, base
 
     def initial(self, key: PRNGKeyArray, dtype: DTypeLike) -> Params:
@@ -199,30 +216,35 @@ class Trainable:
             return own
         return LowRank(base, own["a"], own["b"], self.adapter.scale, self.adapter.merge)
 
-    def whole(self, trained: Params, base: Params, dtype: DTypeLike, *, donate: bool) -> Params:
-        """All weights in one stack and in `dtype`, adapters merged.
+    def whole(self, trained: Params, base: Params, dtypes: Params, *, donate: bool) -> Params:
+        """All weights in one stack, adapters merged and quantised weights dequantised.
 
         They share no array with the base, unless `donate`, which deletes what it can of it.
+        `dtypes` has the dtype of each weight.
         """
         table = param_specs(self.cfg)
         found = self.joined(trained, base)
         stacks = layer_stacks(found)
 
-        def one(spec: Spec, parts: tuple[Any, ...]) -> Array:
+        def one(spec: Spec, parts: tuple[Any, ...], dtype: DTypeLike) -> Array:
             first = parts[0]
-            plain = len(parts) == 1 and not is_low_rank(first)
+            plain = len(parts) == 1 and isinstance(first, jax.Array)
             if donate and plain and first.dtype == jnp.dtype(dtype):
                 return first
             own = _whole(parts, spec, dtype)
             if donate:
                 jax.block_until_ready(own)
-                for part in parts:
-                    (part.weight if is_low_rank(part) else part).delete()
+                for leaf in jax.tree.leaves([p.weight if is_low_rank(p) else p for p in parts]):
+                    leaf.delete()
             return own
 
-        rest = {name: one(table[name], (leaf,)) for name, leaf in found.items() if name != "layers"}
+        rest = {
+            name: one(table[name], (leaf,), dtypes[name])
+            for name, leaf in found.items()
+            if name != "layers"
+        }
         layers = {
-            name: one(spec, tuple(stack[name] for stack in stacks))
+            name: one(spec, tuple(stack[name] for stack in stacks), dtypes["layers"][name])
             for name, spec in table["layers"].items()
         }
         return {**rest, "layers": layers}
@@ -264,9 +286,25 @@ class Trainable:
 
 @partial(jax.jit, static_argnames=("spec", "dtype"))
 def _whole(parts: tuple[Any, ...], spec: Spec, dtype: DTypeLike) -> Array:
-    own = [part.sum(dtype) if is_low_rank(part) else part.astype(dtype) for part in parts]
+    def layer(part: Any) -> Array:
+        wide = jnp.promote_types(dtype, part.a.dtype)
+        return part.sum(wide).astype(dtype)
+
+    # An adapter is merged layer by layer, which takes no memory for the change of all layers.
+    own = [jax.lax.map(layer, p) if is_low_rank(p) else p.astype(dtype) for p in parts]
     # A copy, so that the result shares no memory with an argument.
     return jnp.copy(constrain(own[0] if len(own) == 1 else jnp.concatenate(own), *spec.axes))
+
+
+def dtypes_of(params: Params) -> Params:
+    """The dtype of each weight."""
+    return jax.tree.map(lambda leaf: leaf.dtype, params)
+
+
+@partial(jax.jit, static_argnames=("spec", "inputs"))
+def _quantised(leaf: Array, spec: Spec, inputs: int) -> Quantised:
+    found = quantised(leaf, tuple(range(1, 1 + inputs)))
+    return Quantised(constrain(found.values, *spec.axes), constrain(found.scales, *spec.axes))
 
 
 @partial(jax.jit, static_argnames="dtype")
@@ -276,11 +314,14 @@ def _cast(leaf: Array, dtype: DTypeLike) -> tuple[Array, Array]:
     return cast, jnp.all(cast.astype(leaf.dtype) == leaf)
 
 
-def narrowed(base: Params, specs: Params, dtype: DTypeLike, *, donate: bool) -> Params:
+def narrowed(
+    base: Params, specs: Params, dtype: DTypeLike, *, quantise: bool, donate: bool
+) -> Params:
     """The matrices of a base in `dtype` where it holds them exactly; norms in float32 at least.
 
     Weights of a model whose files are in bfloat16 take half the memory then. Every product
-    casts them to `dtype` anyway, so that no result changes.
+    casts them to `dtype` anyway, so that no result changes. With `quantise`, the matrices of the
+    layers are quantised instead.
     """
 
     def one(leaf: Array, spec: Spec) -> Array:
@@ -296,8 +337,18 @@ def narrowed(base: Params, specs: Params, dtype: DTypeLike, *, donate: bool) -> 
             leaf.delete()
         return cast
 
+    def of_layers(name: str, leaf: Array) -> Array | Quantised:
+        spec = specs["layers"][name]
+        if not quantise or name not in INPUTS:
+            return one(leaf, spec)
+        found = _quantised(leaf, spec, INPUTS[name])
+        if donate:
+            jax.block_until_ready(found)
+            leaf.delete()
+        return found
+
     def stack_of(stack: Params) -> Params:
-        return {name: one(leaf, specs["layers"][name]) for name, leaf in stack.items()}
+        return {name: of_layers(name, leaf) for name, leaf in stack.items()}
 
     layers = base["layers"]
     rest = {name: one(leaf, specs[name]) for name, leaf in base.items() if name != "layers"}

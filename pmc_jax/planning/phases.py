@@ -4,12 +4,13 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import DTypeLike
 
 from pmc_jax.data.packing import LONGEST_PER_ROW
 from pmc_jax.decoding.sampler import (
@@ -22,6 +23,7 @@ from pmc_jax.decoding.sampler import (
 from pmc_jax.model import ModelConfig, on_mesh, param_specs
 from pmc_jax.model.buckets import bucket_length, bucket_rows
 from pmc_jax.model.memory import MOST_ROWS
+from pmc_jax.model.products import Quantised, is_quantised
 from pmc_jax.model.sharding import gathered, partition_spec
 from pmc_jax.model.specs import Params, Spec
 from pmc_jax.model.trainable import Trainable
@@ -118,12 +120,14 @@ def compile_function(
     settings: dict[str, Any],
     beside: Mapping[str, int],
     kinds: Mapping[str, int],
+    shared: int = 0,
 ) -> tuple[Compiled, Any]:
     """Compile a jitted function. Also returns its results as abstract arrays.
 
     Args:
         beside: bytes by kind of arrays on a device that the function does not use.
         kinds: bytes by kind of its arguments and results; the rest is temporary.
+        shared: bytes of its arguments that are in `beside`.
     """
     started = time.perf_counter()
     traced = jitted.trace(*arguments, **settings)
@@ -138,7 +142,7 @@ def compile_function(
         needed = bytes_needed(str(error))
         if needed is None:
             raise
-        peak = max(sum(beside.values()) + needed, known)
+        peak = max(sum(beside.values()) + needed - shared, known)
         held["temporaries"] = peak - known
         refused = " ".join(str(error).split())[:200]
         seconds = time.perf_counter() - started
@@ -149,6 +153,7 @@ def compile_function(
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes
+        - shared
     )
     peak = max(sum(beside.values()) + own, known)
     held["temporaries"] = peak - known
@@ -199,24 +204,52 @@ def base_weights(job: Job, mesh: Mesh) -> Params:
 
     def one(spec: Spec) -> jax.ShapeDtypeStruct:
         narrow = job.part is not None and job.part.adapter is not None and spec.init == "normal"
-        sharding = NamedSharding(mesh, partition_spec(spec.shape, spec.axes, mesh))
-        dtype = job.dtype if narrow else job.weights_dtype
-        return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=sharding)
+        return abstract(spec, job.dtype if narrow else job.weights_dtype, spec.axes, mesh)
 
-    return jax.tree.map(one, job.part.base_specs)
+    def each(spec: Spec | Quantised) -> Any:
+        if isinstance(spec, Quantised):
+            return abstract_quantised(spec, job, spec.values.axes, mesh)
+        return one(spec)
+
+    return jax.tree.map(each, job.part.base_specs, is_leaf=is_quantised)
 
 
-def weights_to_decode(job: Job, mesh: Mesh) -> Params:
-    """The result of `decoding_params` in one stack; GPUs have a stack for each layer."""
+def abstract(
+    spec: Spec, dtype: DTypeLike, axes: Sequence[str | None], mesh: Mesh
+) -> jax.ShapeDtypeStruct:
+    """An abstract array of a spec's shape, sharded along `axes`."""
+    sharding = NamedSharding(mesh, partition_spec(spec.shape, axes, mesh))
+    return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=sharding)
+
+
+def abstract_quantised(
+    spec: Quantised, job: Job, axes: Sequence[str | None], mesh: Mesh
+) -> Quantised:
+    """A quantised weight as abstract arrays."""
+    return Quantised(
+        abstract(spec.values, jnp.int8, axes, mesh),
+        abstract(spec.scales, job.weights_dtype, axes, mesh),
+    )
+
+
+def weights_to_decode(job: Job, mesh: Mesh, *, plain: bool = False) -> Params:
+    """The result of `decoding_params` in one stack; GPUs have a stack for each layer.
+
+    `plain` weights are those of a model without an adapter beside them.
+    """
 
     def one(spec: Spec) -> jax.ShapeDtypeStruct:
-        sharding = NamedSharding(mesh, partition_spec(spec.shape, gathered(spec.axes), mesh))
-        return jax.ShapeDtypeStruct(spec.shape, job.dtype, sharding=sharding)
+        return abstract(spec, job.dtype, gathered(spec.axes), mesh)
 
-    if applied_on_the_fly(job):
+    def each(spec: Spec | Quantised) -> Any:
+        if isinstance(spec, Quantised):
+            return abstract_quantised(spec, job, gathered(spec.values.axes), mesh)
+        return one(spec)
+
+    if applied_on_the_fly(job) and not plain:
         assert job.part is not None
-        adapter, base = (jax.tree.map(one, t) for t in (job.part.specs, job.part.base_specs))
-        return job.part.joined(adapter, base)
+        base = jax.tree.map(each, job.part.base_specs, is_leaf=is_quantised)
+        return job.part.joined(jax.tree.map(one, job.part.specs), base)
     return jax.tree.map(one, param_specs(job.cfg))
 
 
@@ -231,8 +264,25 @@ def decoding_bytes(job: Job, mesh: Mesh) -> int:
     own = shard_bytes(weights_to_decode(job, mesh))
     if not applied_on_the_fly(job) or job.data > 1:
         return own
-    base = jax.tree.leaves(base_weights(job, mesh))
-    return own - shard_bytes([leaf for leaf in base if leaf.dtype == jnp.dtype(job.dtype)])
+    base = jax.tree.leaves(base_weights(job, mesh), is_leaf=is_quantised)
+    kept = (jnp.dtype(job.dtype), jnp.dtype(jnp.int8))
+    return own - shard_bytes([leaf for leaf in base if leaf.dtype in kept])
+
+
+def answering_bytes(job: Job, mesh: Mesh) -> tuple[int, int]:
+    """Bytes on one device of the weights while a model is evaluated, and of those to decode with.
+
+    Beside an adapter, the model's own weights are in the dtype of its files, taken to be
+    `dtype`; those to decode with share their memory if the adapter is applied on the fly.
+    """
+    decoded = shard_bytes(weights_to_decode(job, mesh, plain=True))
+    if job.part is None or job.part.adapter is None:
+        held = shard_bytes((train_state(job, mesh).params, base_weights(job, mesh)))
+        return held, decoded
+    specs = param_specs(job.cfg)
+    held = shard_bytes(jax.tree.map(lambda s: abstract(s, job.dtype, s.axes, mesh), specs))
+    shared = applied_on_the_fly(job) and job.data == 1
+    return held, 0 if shared else decoded
 
 
 def gradient_bytes(job: Job, state: TrainState) -> int:
@@ -286,6 +336,11 @@ def response_room(job: Job) -> int:
     return bucket_length(room if most is None else min(room, most))
 
 
+def longest_prompt(job: Job) -> int:
+    """The tokens of the longest prompt that is sampled; forced beginnings are part of prompts."""
+    return job.training.max_length if drawn_by(job).forced else job.prompt_tokens
+
+
 OnCompiled = Callable[[Compiled], None]
 """Called with every function when it is compiled."""
 
@@ -294,6 +349,9 @@ def compile_decoding(
     job: Job,
     mesh: Mesh,
     name: str,
+    params: Params,
+    own: int,
+    longest: int,
     prompts: int,
     samples: int,
     sampling: Sampling,
@@ -302,13 +360,17 @@ def compile_decoding(
 ) -> None:
     """Compile prefill and decoding of `samples` responses to each of `prompts` prompts.
 
-    The decode
-    chunk is compiled with the cache at its full length. The function between prefill and decoding
-    needs less memory, so it is reported only if it is refused. `beside` is in memory all the time.
+    The decode chunk is compiled with the cache at its full length. The function between prefill
+    and decoding needs less memory, so it is reported only if it is refused.
+
+    Args:
+        params: the weights to decode with.
+        own: their bytes on a device without those that are in `beside`.
+        longest: the tokens of the longest prompt.
+        beside: bytes by kind that are in memory all the time.
     """
-    batch, width, time_ = prompts, bucket_length(job.prompt_tokens), response_room(job)
-    params = weights_to_decode(job, mesh)
-    weights = {"decoding params": decoding_bytes(job, mesh)}
+    batch, width, time_ = prompts, bucket_length(longest), response_room(job)
+    weights, shared = {"decoding params": own}, shard_bytes(params) - own
 
     def shaped(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -324,6 +386,7 @@ def compile_decoding(
             {"dtype": job.dtype},
             beside,
             weights,
+            shared,
         )
         on_compiled(function)
         if function.refused:
@@ -357,6 +420,7 @@ def compile_decoding(
             static,
             kept,
             {**weights, **cache},
+            shared,
         )
         on_compiled(function)
     if len(lengths) > 1:
@@ -382,23 +446,28 @@ def compile_phase(job: Job, phase: str, mesh: Mesh, on_compiled: OnCompiled) -> 
 
     "train" is the optimizer step. "sample" draws the responses of a step; weights and moments
     are in memory beside it. "answer" decodes as many prompts as fit greedily, before and after
-    training; the weights are in memory beside it.
+    training; the weights are in memory beside it, without an adapter.
     """
-    state = train_state(job, mesh)
-    base = base_weights(job, mesh)
-    params = {"base": shard_bytes(base)} if base else {}
-    params |= {"params": shard_bytes(state.params)}
-    waiting = {**params, "moments": shard_bytes(state.opt_state)}
     if phase == "train":
         on_compiled(compile_train(job, mesh))
     elif phase == "sample":
         drawn = drawn_by(job)
         questions = job.training.sampled_at_once(drawn.samples)
         sampling = dataclasses.replace(drawn.sampling, stop_ids=job.end_ids)
-        compile_decoding(job, mesh, phase, questions, drawn.samples, sampling, waiting, on_compiled)
+        state, base = train_state(job, mesh), base_weights(job, mesh)
+        waiting = {"base": shard_bytes(base)} if base else {}
+        waiting |= {"params": shard_bytes(state.params), "moments": shard_bytes(state.opt_state)}
+        compile_decoding(
+            job, mesh, phase, weights_to_decode(job, mesh), decoding_bytes(job, mesh),
+            longest_prompt(job), questions, drawn.samples, sampling, waiting, on_compiled,
+        )  # fmt: skip
     else:
         greedy = Sampling(temperature=0.0, stop_ids=job.end_ids)
-        compile_decoding(job, mesh, phase, answers_at_once(job), 1, greedy, params, on_compiled)
+        held, own = answering_bytes(job, mesh)
+        compile_decoding(
+            job, mesh, phase, weights_to_decode(job, mesh, plain=True), own, job.prompt_tokens,
+            answers_at_once(job), 1, greedy, {"params": held}, on_compiled,
+        )  # fmt: skip
 
 
 def least_bytes(job: Job, phase: str, mesh: Mesh) -> int:
@@ -407,5 +476,6 @@ def least_bytes(job: Job, phase: str, mesh: Mesh) -> int:
     if phase == "train":
         held = shard_bytes((state.params, state.opt_state, base_weights(job, mesh)))
         return held + gradient_bytes(job, state)
-    held = decoding_bytes(job, mesh) + shard_bytes((state.params, base_weights(job, mesh)))
-    return held + (shard_bytes(state.opt_state) if phase == "sample" else 0)
+    if phase == "answer":
+        return sum(answering_bytes(job, mesh))
+    return decoding_bytes(job, mesh) + shard_bytes((state, base_weights(job, mesh)))

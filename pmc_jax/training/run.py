@@ -26,7 +26,14 @@ from pmc_jax.language_model import LanguageModel
 from pmc_jax.model import ModelConfig, param_count
 from pmc_jax.model.memory import footprint
 from pmc_jax.model.specs import Params
-from pmc_jax.model.trainable import LoRA, Trainable, joined_weights, trainable, trained_specs
+from pmc_jax.model.trainable import (
+    LoRA,
+    Trainable,
+    dtypes_of,
+    joined_weights,
+    trainable,
+    trained_specs,
+)
 from pmc_jax.runs.checkpoints import (
     CheckpointConfig,
     checksums,
@@ -305,6 +312,7 @@ def train_model(
         optimizer, model.config, schedule,
         chosen_weights if part is None else part.mask(chosen_weights), part,
     )  # fmt: skip
+    dtypes = dtypes_of(params)
     trained, constant = split_weights(model, params, part, task.key(ADAPTER_STREAM), donate=donate)
     frozen = {**method.frozen(task, {} if part and part.adapter else trained), **constant}
     initial = method.initial_state(task)
@@ -376,5 +384,5 @@ def train_model(
     found = state.train.params
     if part is None:
         return Trained(found, records, lines, seconds)
-    whole = part.whole(found, frozen["base"], model.weights_dtype, donate=donate)
+    whole = part.whole(found, frozen["base"], dtypes, donate=donate)
     return Trained(whole, records, lines, seconds, found if part.adapter else None)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import DTypeLike, PRNGKeyArray
 
 from pmc_jax.language_model import LanguageModel
+from pmc_jax.model.products import is_quantised
 from pmc_jax.model.specs import Params
 from pmc_jax.model.trainable import Trainable
 
@@ -16,10 +17,14 @@ ADAPTER_STREAM = 4
 
 
 def is_cast(frozen: Mapping[str, Any], dtype: DTypeLike) -> bool:
-    """Whether some of the base's matrices are not in `dtype`; True if there is no base."""
-    leaves = jax.tree.leaves(frozen.get("base", {}))
+    """Whether some of the base's matrices are neither in `dtype` nor quantised.
+
+    True if there is no base.
+    """
+    leaves = jax.tree.leaves(frozen.get("base", {}), is_leaf=is_quantised)
     matrices = [leaf for leaf in leaves if leaf.ndim > 2]
-    return any(leaf.dtype != jnp.dtype(dtype) for leaf in matrices) or not matrices
+    kept = (jnp.dtype(dtype), jnp.dtype("int8"))
+    return any(leaf.dtype not in kept for leaf in matrices) or not matrices
 
 
 def split_weights(
