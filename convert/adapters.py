@@ -280,7 +280,7 @@ def stored_factors(path: Path) -> dict[str, dict[str, StoredTensor]]:
         if end not in ("A.weight", "B.weight") or tensor.dtype not in DTYPES:
             raise UserError(
                 f"{path / WEIGHTS}: tensor {tensor.name} of dtype {tensor.dtype} is not part of a "
-                "LoRA adapter of linear layers"
+                "LoRA adapter of the layers' matrices"
             )
         found.setdefault(module, {})[end[0]] = tensor
     return found
@@ -300,6 +300,11 @@ def adapter_at(path: str | Path, source: Path) -> Trainable:
     targets, outputs = [], outputs_of(cfg)
     for module, pair in stored_factors(directory).items():
         known = rows.get(module) or rows.get(other_name(module, family))
+        if known is None and module.rpartition(".")[2] in ("lm_head", "embed_tokens"):
+            raise UserError(
+                f"{directory}: it has an adapter of {module}; those of embeddings and of the output "
+                "matrix are not supported"
+            )
         if known is None:
             raise UserError(
                 f"{directory}: the adapter is for another model: {source} has no linear layer "

@@ -424,7 +424,8 @@ def write_summary(
         "prompt": prompt_facts(inputs.task.model.template),
         "warnings": list(inputs.warnings),
     }
-    summary["model"]["precision"] = precision(directory / "model", model.dtype)
+    beside = "; trained beside weights in int8" * (settings.get("adapter.base_dtype") == "int8")
+    summary["model"]["precision"] = precision(directory / "model", model.dtype) + beside
     summary["model"]["files"] = file_hashes(directory / "model")
     write_json(directory / SUMMARY, summary)
 

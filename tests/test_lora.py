@@ -352,7 +352,7 @@ def test_decoding_merged_or_on_the_fly_is_the_merged_model(base_dtype, tiny_mode
         ({"alpha": 0.0}, "adapter.alpha=0.0: expected more than 0"),
         ({"base_dtype": "int4"}, "adapter.base_dtype=int4: expected auto or int8"),
         ({"targets": "q_proj"}, "adapter.targets=q_proj: matches no weight; the nearest is q; "),
-        ({"targets": ["q", "embed"]}, "adapter.targets=embed: matches no weight; "),
+        ({"targets": ["q", "embed"]}, "embeddings and the output matrix cannot have an adapter; "),
         ({"targets": "layers.7.q"}, "there is no such layer; expected 0 to 2, or a slice"),
         ({"targets": "layers.x.q"}, "expected layers.WHICH.NAME"),
         ({"targets": []}, "adapter.targets=[]: expected at least one pattern"),
@@ -465,6 +465,15 @@ def test_odd_configurations_of_adapters_are_one_line(odd, checkpoint_dir, tmp_pa
     with pytest.raises(UserError) as caught:
         adapter_at(tmp_path, checkpoint_dir)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_adapters_of_embeddings_are_refused_in_one_line(module, checkpoint_dir, tmp_path):
+    settings = {"r": 2, "lora_alpha": 3, "target_modules": ["q_proj", module]}
+    peft_model(checkpoint_dir, **settings).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=module) as caught:
+        adapter_at(tmp_path, checkpoint_dir)
+    assert "\n" not in str(caught.value) and "another model" not in str(caught.value)
 
 
 def test_factors_that_are_no_matrices_are_one_line(checkpoint_dir, tmp_path):

@@ -370,6 +370,12 @@ def trainable(cfg: ModelConfig, only: Any = None, adapter: LoRA | None = None) -
     table = param_specs(cfg)
     if adapter is not None:
         names = [name for name in INPUTS if name in table["layers"]]
+        for pattern in as_list(adapter.targets):
+            if pattern in ("embed", "embed_tokens", "lm_head"):
+                raise UserError(
+                    f"adapter.targets={pattern}: embeddings and the output matrix cannot have an "
+                    f"adapter; expected {', '.join(names)}, or a pattern for some of them"
+                )
         chosen = select(adapter.targets, cfg, names, setting="adapter.targets")
         hashable = dataclasses.replace(adapter, targets=tuple(as_list(adapter.targets)))
         return Trainable(cfg, chosen, hashable)
