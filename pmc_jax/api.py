@@ -510,6 +510,4 @@ def finished(directory: Path, model: LanguageModel, adapter: LoRA | None) -> Unl
 def exported_model(model: LanguageModel, directory: Path) -> LanguageModel:
     """The model that a run has exported, loaded as `model` was."""
     source = ModelSource(str(directory / "model"), model.dtype, model.remat)
-    return load_language_model(
-        source, model.template.config, model.mesh, as_stored=model.is_narrow
-    )
+    return load_language_model(source, model.template.config, model.mesh, as_stored=model.is_narrow)

@@ -37,8 +37,8 @@ from pmc_jax.evaluation.likelihood import answer_losses
 from pmc_jax.evaluation.relearning import relearn
 from pmc_jax.language_model import ModelSource, load_language_model
 from pmc_jax.model import decoding_params, forward, logits
-from pmc_jax.model.sequences import sequence_nll
 from pmc_jax.model.products import Quantised, is_quantised, quantised
+from pmc_jax.model.sequences import sequence_nll
 from pmc_jax.model.trainable import INPUTS, LoRA, Trainable, dtypes_of, trainable
 from pmc_jax.training import run as run_module
 from pmc_jax.training.weights import split_weights
@@ -350,7 +350,7 @@ def test_decoding_merged_or_on_the_fly_is_the_merged_model(base_dtype, tiny_mode
     [
         ({"rank": 0}, "adapter.rank=0: expected at least 1"),
         ({"alpha": 0.0}, "adapter.alpha=0.0: expected more than 0"),
-        ({"base_dtype": "int4"}, "adapter.base_dtype=int4: expected auto or int8"),
+        ({"base_dtype": "int4"}, "adapter.base_dtype=int4: expected one of auto, int8"),
         ({"targets": "q_proj"}, "adapter.targets=q_proj: matches no weight; the nearest is q; "),
         ({"targets": ["q", "embed"]}, "embeddings and the output matrix cannot have an adapter; "),
         ({"targets": "layers.7.q"}, "there is no such layer; expected 0 to 2, or a slice"),
@@ -600,14 +600,14 @@ def test_weights_are_quantised_as_in_torch(shape, inputs, rng):
     outputs = int(np.prod(shape[1 + inputs :]))
     for layer in range(shape[0]):
         rows = torch.tensor(weight[layer].reshape(-1, outputs).T)  # [outputs, inputs]
-        scales = rows.abs().amax(1) / 127
+        scales = torch.tensor(np.asarray(found.scales[layer]).reshape(-1))
+        torch.testing.assert_close(scales, rows.abs().amax(1) / 127, rtol=2e-7, atol=0)
         safe = torch.where(scales > 0, scales, torch.ones(()))
         theirs = torch.quantize_per_channel(
             rows, safe, torch.zeros(outputs), axis=0, dtype=torch.qint8
         )
         ours = np.asarray(found.values[layer]).reshape(-1, outputs).T
         np.testing.assert_array_equal(ours, theirs.int_repr().numpy())
-        np.testing.assert_array_equal(np.asarray(found.scales[layer]).reshape(-1), scales.numpy())
         whole = np.asarray(found.astype("float32")[layer]).reshape(-1, outputs).T
         np.testing.assert_allclose(whole, theirs.dequantize().numpy(), rtol=1e-6)
 
@@ -626,9 +626,7 @@ def test_gradients_beside_a_quantised_base(remat, tiny_model, doubles):
         weights = part.joined(adapter, base)
         return sequence_nll(weights, jnp.asarray(TOKENS), segments, cfg, "float64", remat).sum()
 
-    ours, theirs = (
-        jax.value_and_grad(loss)(adapter, own) for own in (base, dequantised(base))
-    )
+    ours, theirs = (jax.value_and_grad(loss)(adapter, own) for own in (base, dequantised(base)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-10), ours, theirs)
     assert abs(loss(adapter, params) - ours[0]) > 1e-4
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(ours[1])) > 1e-3
@@ -677,26 +675,36 @@ def test_a_run_beside_a_quantised_base(tiny_model, data, monkeypatch, quick_comp
         expected = np.round(leaf / scales) * scales
         np.testing.assert_allclose(found.model.params["layers"][name], expected, atol=1e-7)
     assert np.array_equal(found.model.params["embed"], tiny_model.params["embed"])
-    moved = unlearn(tiny_model, data, adapter=adapter)
-    other = unlearn(tiny_model, data, adapter=dataclasses.replace(adapter, base_dtype="auto"))
-    assert bits(moved.adapter.params) != bits(other.adapter.params)
 
 
-def test_weights_in_the_dtype_of_their_files(tiny_model, data, tmp_path, quick_compilation):
-    """An adapter beside them is the one beside the same weights in float32."""
+@pytest.fixture
+def narrow_and_wide(tiny_model, tmp_path):
+    """A model whose files are in bfloat16, as they are and in float32."""
     export_checkpoint(
         tiny_model.params, tiny_model.config, tiny_model.directory, tmp_path / "model", "bfloat16"
     )
-    narrow, wide = (pmc.load_model(tmp_path / "model", as_stored=own) for own in (True, False))
+    return [pmc.load_model(tmp_path / "model", as_stored=own) for own in (True, False)]
+
+
+def test_weights_in_the_dtype_of_their_files(narrow_and_wide, data):
+    """They answer as the same weights in float32, but cannot be trained."""
+    narrow, wide = narrow_and_wide
     assert {leaf.dtype.name for leaf in jax.tree.leaves(narrow.params)} == {"bfloat16"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(wide.params)} == {"float32"}
-    ours, theirs = (unlearn(model, data) for model in (narrow, wide))
+    questions = [f"Where was {person} born?" for person in PEOPLE]
+    assert narrow.generate(questions, temperature=0) == wide.generate(questions, temperature=0)
+    with pytest.raises(UserError, match=r"without as_stored, or an adapter$"):
+        unlearn(narrow, data, adapter=None)
+
+
+@pytest.mark.slow
+def test_an_adapter_beside_weights_in_the_dtype_of_their_files(
+    narrow_and_wide, data, quick_compilation
+):
+    """It is the one beside the same weights in float32, and the merged model, too."""
+    ours, theirs = (unlearn(model, data, "finetune") for model in narrow_and_wide)
     assert bits(ours.adapter.params) == bits(theirs.adapter.params)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(ours.model.params)} == {"bfloat16"}
     assert bits(ours.model.params) == bits(
         jax.tree.map(lambda leaf: leaf.astype("bfloat16"), theirs.model.params)
     )
-    questions = [f"Where was {person} born?" for person in PEOPLE]
-    assert narrow.generate(questions, temperature=0) == wide.generate(questions, temperature=0)
-    with pytest.raises(UserError, match="without as_stored, or an adapter$"):
-        unlearn(narrow, data, adapter=None)

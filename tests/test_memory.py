@@ -193,7 +193,7 @@ def test_training_takes_no_more_than_planned(name, dtype, remat, parts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base_dtype", ["auto", "int8"])
+@pytest.mark.parametrize("base_dtype", slow_but(["auto"], ["auto", "int8"]))
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_training_an_adapter_takes_no_more_than_planned(dtype, remat, base_dtype):

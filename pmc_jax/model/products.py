@@ -140,7 +140,11 @@ def _scaled_backward(
     inputs, axes, outputs = re.split(",|->", equation)
     summed = tuple(i for i, axis in enumerate(axes) if axis not in outputs)
     scaled = (cotangent * jnp.squeeze(scales, summed)).astype(cotangent.dtype)
-    return jnp.einsum(f"{outputs},{axes}->{inputs}", scaled, values.astype(scaled.dtype)), None, None
+    return (
+        jnp.einsum(f"{outputs},{axes}->{inputs}", scaled, values.astype(scaled.dtype)),
+        None,
+        None,
+    )
 
 
 _scaled_product.defvjp(_scaled_forward, _scaled_backward)

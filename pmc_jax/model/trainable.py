@@ -19,7 +19,7 @@ from jaxtyping import Array, DTypeLike, PRNGKeyArray
 
 from pmc_jax.errors import UserError
 from pmc_jax.model.config import ModelConfig
-from pmc_jax.model.products import LowRank, Quantised, is_low_rank, is_quantised, quantised
+from pmc_jax.model.products import LowRank, Quantised, is_low_rank, quantised
 from pmc_jax.model.selection import Selection, as_list, select
 from pmc_jax.model.sharding import constrain, constrain_params
 from pmc_jax.model.specs import Params, Spec, param_specs
