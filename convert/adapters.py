@@ -302,8 +302,8 @@ def adapter_at(path: str | Path, source: Path) -> Trainable:
         known = rows.get(module) or rows.get(other_name(module, family))
         if known is None and module.rpartition(".")[2] in ("lm_head", "embed_tokens"):
             raise UserError(
-                f"{directory}: it has an adapter of {module}; those of embeddings and of the output "
-                "matrix are not supported"
+                f"{directory}: it has an adapter of {module}; those of embeddings and of the "
+                "output matrix are not supported"
             )
         if known is None:
             raise UserError(

@@ -249,8 +249,8 @@ def run_unlearning(
         raise UserError("the weights are laid out for decoding; expected those of load_model")
     if adapter is None and model.is_narrow:
         raise UserError(
-            f"the weights are in fewer bits than {model.weights_dtype}, which training needs; expected "
-            "those of load_model without as_stored, or an adapter"
+            f"the weights are in fewer bits than {model.weights_dtype}, which training needs; "
+            "expected those of load_model without as_stored, or an adapter"
         )
     if directory is not None and from_first(
         lambda: is_finished(directory, settings, overwrite=overwrite)

@@ -140,8 +140,8 @@ class Trainable:
         """Trained weights and base. With an adapter nothing of `params` is trained yet: {}.
 
         The base's matrices are kept in `dtype`, what they are multiplied in, if this loses
-        nothing, or quantised if the adapter says so. Base and `params` share arrays; trained weights are copies unless `donate`, which
-        deletes what is no longer needed.
+        nothing, or quantised if the adapter says so. Base and `params` share arrays; trained
+        weights are copies unless `donate`, which deletes what is no longer needed.
         """
         table, bounds = param_specs(self.cfg), self.selection.stacks
         trained: Params = {}
