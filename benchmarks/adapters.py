@@ -223,14 +223,17 @@ class Forgetting:
 
     def rows(self) -> Iterator[list[str]]:
         """The rows of the table."""
+        rates = {kind: self.best(kind) for kind in RATES}
+        runs = {kind: [self.run(kind, rates[kind], seed) for seed in SEEDS] for kind in RATES}
         before = self.measures(BUNDLED)
         yield ["nothing", "", *(f"{f * before[key]:.1f}" for key, (f, _) in MEASURES.items()), ""]
-        for kind in RATES:
-            rate = self.best(kind)
-            runs = [self.run(kind, rate, seed) for seed in SEEDS]
-            found = [self.measures(run["name"]) for run in runs]
+        for same_seed in zip(*runs.values(), strict=True):
+            for run in same_seed:
+                self.measures(run["name"])
+        for kind, rate in rates.items():
+            found = [self.measures(run["name"]) for run in runs[kind]]
             cells = [spread([f * own[key] for own in found]) for key, (f, _) in MEASURES.items()]
-            yield [kind, rate, *cells, f"{mean(run['cpu'] for run in runs):.0f}"]
+            yield [kind, rate, *cells, f"{mean(run['cpu'] for run in runs[kind]):.0f}"]
 
 
 def spread(values: Sequence[float]) -> str:
