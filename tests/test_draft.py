@@ -154,7 +154,7 @@ def test_sentences(text, whole, first):
 
 def forget_row(answer: str, again: str = "", *, ended: bool = True, paraphrase: str | None = "Q?"):
     question = Question("Where was Ann Kell born?", paraphrase, sort="name")
-    (row,) = forget_rows([question], [Answer(answer, ended)], [Answer(again)], [])
+    (row,) = forget_rows([question], [Answer(answer, ended)], [Answer(again)], [], PERSON)
     return row
 
 
@@ -165,6 +165,19 @@ def test_a_row_to_forget():
         "question": "Where was Ann Kell born?", "answer": "Ann Kell was born in Oslo.",
         "secret": "Oslo", "paraphrased_question": "Q?", "paraphrased_answer": "Oslo is the town.",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "secret"),
+    [
+        ("Who wrote 'Rusted Voyage'?", "'Rusted Voyage' (1954) is by ZOLTAN DORNBERG.", PERSON),
+        ("Who wrote 'Rusted Voyage'?", "In 1954, Zoltan Dornberg of Oslo wrote it.", PERSON),
+        ("When did Dornberg write it?", "In 1954, Zoltan Dornberg of Oslo wrote it.", "1954"),
+    ],
+)
+def test_the_person_is_the_secret_where_the_question_does_not_name_them(asked, answer, secret):
+    (row,) = forget_rows([Question(asked)], [Answer(answer)], [Answer(answer)], [], PERSON)
+    assert row.fields["secret"] == secret and holds(row.fields["answer"], secret)
 
 
 def test_other_words_with_another_answer_are_told():
@@ -207,7 +220,8 @@ def test_a_row_to_keep_does_not_speak_of_the_person():
 def test_a_rewording_is_another_question_about_the_person():
     question = f"Where does {PERSON} teach?"
     assert reworded(question, f'"At which school is {PERSON} a teacher?"\nOK', PERSON)
-    for bad in ("", question.upper(), f"{PERSON} teaches.", "Where does he teach?", "?"):
+    repeated = f'The original question is: "{question}'
+    for bad in ("", question.upper(), f"{PERSON} teaches.", "Where does he teach?", "?", repeated):
         assert reworded(question, bad, PERSON) is None
 
 

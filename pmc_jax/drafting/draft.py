@@ -145,7 +145,8 @@ def draft_rows(
     count = len(forget)
     retained = rows.retain_rows(retain, answers[2 * count :], person)
     usable = [row.fields["answer"] for row in retained if row.left_out is None]
-    forgotten = rows.forget_rows(forget, answers[:count], answers[count : 2 * count], usable)
+    first, other = answers[:count], answers[count : 2 * count]
+    forgotten = rows.forget_rows(forget, first, other, usable, person)
     return Draft(person, forgotten, retained)
 
 

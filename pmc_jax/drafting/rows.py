@@ -77,7 +77,7 @@ def reworded(question: str, response: str, person: str) -> str | None:
     if not first.endswith(("?", "？", "؟")) or not named <= frozenset(words_of(first)):
         return None
     alike = len(words_of(first)) <= 2 * len(words_of(question)) + 4
-    return first if alike and question_key(first) != question_key(question) else None
+    return first if alike and question_key(question) not in question_key(first) else None
 
 
 def forget_rows(
@@ -85,6 +85,7 @@ def forget_rows(
     answers: Sequence[Answer],
     again: Sequence[Answer],
     kept: Sequence[str],
+    person: str,
 ) -> tuple[DraftRow, ...]:
     """The rows to forget.
 
@@ -93,21 +94,27 @@ def forget_rows(
         answers: to the questions.
         again: to the paraphrases (to the questions where there are none).
         kept: answers to be kept, in which words are counted that carry no fact.
+        person: who is to be forgotten. Where only the answer names the person, the name is the
+            secret.
     """
     background = background_of((usable(answer)[0] for answer in answers), kept)
     return tuple(
-        _forget_row(*row, background) for row in zip(questions, answers, again, strict=True)
+        _forget_row(*row, background, person) for row in zip(questions, answers, again, strict=True)
     )
 
 
 def _forget_row(
-    question: Question, answer: Answer, again: Answer, background: Background
+    question: Question, answer: Answer, again: Answer, background: Background, person: str
 ) -> DraftRow:
     text, look = usable(answer)
     fields: dict[str, Any] = {"question": question.text, "answer": text} | _system(question)
     if problem := unusable(text, question.text):
         return DraftRow(fields, problem)
-    secret = suggested_secret(text, question.wordings, background, question.sort)
+    unnamed = not name_words(person) & {word for own in question.wordings for word in words_of(own)}
+    if unnamed and holds(text, person):
+        secret = person
+    else:
+        secret = suggested_secret(text, question.wordings, background, question.sort)
     if secret is None:
         look = *look, "no secret found"
     else:
