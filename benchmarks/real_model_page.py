@@ -250,15 +250,16 @@ def claims(runs: Sequence[Run]) -> list[Claim]:
         for attack, title in ATTACKS.items():
             facts = own.measures().get(f"{attack}_facts_worst") is not None
             key = f"{attack}_facts_worst" if facts else f"{attack}_worst"
-            values = {run.method: run.measures()[key] for run in [own, *others]}
-            least = min((v, m) for m, v in values.items() if m != OWN)
+            least = min(others, key=lambda run: run.measures()[key])
+            leaked, kept = least.measures()[key], least.measures()["utility"] / utility
             words = "fact words" if facts else "words"
             found.append(
                 Claim(
                     f"PMC leaks least when answers are {title}",
-                    f"{100 * values[OWN]:.1f}% of the {words} in the most revealing answer, "
-                    f"the best baseline ({least[1]}) {100 * least[0]:.1f}%",
-                    values[OWN] < least[0],
+                    f"{100 * own.measures()[key]:.1f}% of the {words} in the most revealing "
+                    f"answer, the best baseline (`{least.method}`, which keeps {100 * kept:.0f}% "
+                    f"of the utility) {100 * leaked:.1f}%",
+                    own.measures()[key] < leaked,
                 )
             )
     return found
