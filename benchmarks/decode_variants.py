@@ -28,7 +28,7 @@ from jaxtyping import Array
 
 from pmc_jax.data.files import to_json
 from pmc_jax.decoding import Sampling
-from pmc_jax.decoding.sampler import choose
+from pmc_jax.decoding.choice import choose
 from pmc_jax.model import (
     ModelConfig,
     PrefixCache,

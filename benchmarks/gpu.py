@@ -42,7 +42,8 @@ from convert.families import family_of
 from pmc_jax.cli.config import config_directory
 from pmc_jax.data.files import to_json
 from pmc_jax.data.packing import divided
-from pmc_jax.decoding.sampler import Sampling, begin_decoding, decode_chunk, prefill_prompts
+from pmc_jax.decoding import Sampling
+from pmc_jax.decoding.sampler import begin_decoding, decode_chunk, prefill_prompts
 from pmc_jax.model import ModelConfig, decoding_params, init_params, param_count
 from pmc_jax.model.specs import Params
 from pmc_jax.runtime.compilation import keep_compiled

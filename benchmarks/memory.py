@@ -117,7 +117,7 @@ def compiled(name: str, device: str) -> list[dict[str, Any]]:
     import yaml
 
     from convert.families import family_of
-    from pmc_jax.decoding.sampler import Sampling
+    from pmc_jax.decoding import Sampling
     from pmc_jax.model.kernels.dispatch import MIN_CAPABILITY, Target, supported_kernels
     from pmc_jax.model.memory import Footprint, rows_at_once
     from pmc_jax.planning.devices import find_topology

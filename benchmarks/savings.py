@@ -1,6 +1,6 @@
 """What the exact savings of sampling save: `python benchmarks/savings.py [--tofu DIR MODEL]`.
 
-Runs PMC on the bundled data and, with `--tofu`, on questions of TOFU with a model that knows their
+Runs PMC on the bundled data or, with `--tofu`, on questions of TOFU with a model that knows their
 answers by heart (`benchmarks/README.md` shows how to make one). All runs use the same random keys.
 Measured are:
 
@@ -9,7 +9,8 @@ Measured are:
   too;
 - how many remembered responses differ because of rounding, in float32 and in bfloat16, if all
   questions are sampled once from the same weights;
-- the host's share of a step: scoring, decoding to text, building batches.
+- the host's share of a step: scoring, decoding to text, building batches;
+- the attack of 100 samples, with the greedy answers as drafts and without.
 """
 
 import os
@@ -19,8 +20,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import argparse
 import contextlib
 import dataclasses
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -32,8 +34,11 @@ import numpy as np
 from pmc_jax.data import DataConfig, load_dataset
 from pmc_jax.data.files import to_json
 from pmc_jax.data.prompt_config import PromptConfig
+from pmc_jax.decoding import Sampling, generate
 from pmc_jax.language_model import ModelSource, load_language_model
+from pmc_jax.model import decoding_params
 from pmc_jax.model.specs import Params
+from pmc_jax.runtime.progress import decoded
 from pmc_jax.training.batch import step_batch
 from pmc_jax.training.loop import steps
 from pmc_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
@@ -41,12 +46,15 @@ from pmc_jax.training.run import prepare_inputs
 from pmc_jax.training.step import RunState, TrainStep, init_state, make_train_step
 from pmc_jax.unlearning.method import Run
 from pmc_jax.unlearning.pmc import PMC, ResponseMemory
-from pmc_jax.unlearning.pmc.sampling import sample_responses
+from pmc_jax.unlearning.pmc.sampling import sample_limit, sample_responses
 from pmc_jax.unlearning.pmc.savings import pruning
 from pmc_jax.unlearning.pmc.step import remember_best, score_samples
 from pmc_jax.unlearning.schedule import Training
 
-NOTHING = {"prune": False, "wave": 0, "compact": False, "grow_cache": False, "chunk": 1000}
+NOTHING = {
+    "prune": False, "wave": 0, "compact": False, "grow_cache": False, "chunk": 1000,
+    "drafts": False,
+}  # fmt: skip
 SAVINGS: dict[str, dict[str, Any]] = {
     "nothing": {},
     "waves of 5": {"wave": 5},
@@ -54,6 +62,13 @@ SAVINGS: dict[str, dict[str, Any]] = {
     "both": {"prune": True, "chunk": 8, "wave": 5},
     "both, in smaller shapes": {
         "prune": True, "chunk": 8, "wave": 5, "compact": True, "grow_cache": True,
+    },
+    "drafts": {"drafts": True},
+    "the defaults without drafts": {
+        "prune": True, "chunk": 8, "compact": True, "grow_cache": True,
+    },
+    "the defaults": {
+        "prune": True, "chunk": 8, "compact": True, "grow_cache": True, "drafts": True,
     },
 }  # fmt: skip
 
@@ -144,6 +159,19 @@ def host_seconds() -> Iterator[list[float]]:
         yield spent
 
 
+@contextlib.contextmanager
+def decoded_tokens() -> Iterator[list[int]]:
+    """The tokens that decode steps make, without those that responses have from a draft."""
+    counts: list[int] = []
+
+    def noting(tokens: int, answers: int) -> None:
+        counts.append(tokens)
+        decoded(tokens, answers)
+
+    with patch("pmc_jax.decoding.sampler.decoded", noting):
+        yield counts
+
+
 def whole_run(
     run: Run[PMC], params: Params, train_step: TrainStep, changes: dict[str, Any]
 ) -> dict[str, Any]:
@@ -154,11 +182,13 @@ def whole_run(
         init_state(jax.tree.map(jnp.copy, params), optimizer), run.method.initial_state(run.task)
     )
     records = []
-    with host_seconds() as host:
+    with host_seconds() as host, decoded_tokens() as counts:
         for state, record in steps(run, train_step, {}, state):  # noqa: B007, B020
             records.append(record)
     return {
-        "tokens": sum(record.measures["tokens_sampled"] for record in records),
+        "tokens": sum(counts),
+        "responses_tokens": sum(record.measures["tokens_sampled"] for record in records),
+        "sampling_seconds": sum(record.seconds["sample"] for record in records),
         "estimated_saved": sum(record.measures["tokens_saved"] for record in records),
         "first_epoch": sum(r.measures["tokens_sampled"] for r in records if r.epoch == 0),
         "score": float(np.mean(state.method.score)),
@@ -190,30 +220,67 @@ def differences(run: Run[PMC], params: Params, dtype: str) -> tuple[int, int]:
     return len(questions) - same_responses(*memories), len(questions)
 
 
-def measure(name: str, setting: Setting) -> dict[str, Any]:
-    """Measure one setting and print each result."""
+def attack(run: Run[PMC], params: Params, once: bool, samples: int = 100) -> dict[str, Any]:
+    """The attack of many samples on the target model, with the greedy answers as drafts or none."""
+    model = run.task.model
+    weights = decoding_params(params, model.config, model.dtype)
+    prompts = run.task.prompts
+    rows: dict[str, Any] = {}
+    for name, drafts in (("without", None), ("with", "greedy")):
+        for _ in range(1 if once else 2):  # the first time compiles everything
+            started = time.perf_counter()
+            with decoded_tokens() as counts:
+                found = generate(
+                    weights, prompts, cfg=model.config, key=jax.random.key(0), samples=samples,
+                    sampling=Sampling(1.0, stop_ids=model.template.stop_ids),
+                    limits=[sample_limit(run, i) for i in range(len(prompts))],
+                    drafts=drafts, decode_batch=512,
+                )  # fmt: skip
+            seconds = time.perf_counter() - started
+        tokens = sum(len(response) for own in found for response in own)
+        rows[name] = {"tokens": sum(counts), "responses_tokens": tokens, "seconds": seconds}
+        print(
+            f"attack {name} drafts: {sum(counts):,} tokens decoded of {tokens:,}, {seconds:.1f} s"
+        )
+    return rows
+
+
+def measure(name: str, setting: Setting, savings: Sequence[str], once: bool) -> dict[str, Any]:
+    """Measure one setting and print each result; `once`: also the time of compilation."""
     run, params, train_step = prepare(setting)
     print(f"\n{name}: {len(run.task.prompts)} questions, n = {setting.pmc.samples}")
-    print(f"{'saving':<26}{'tokens':>10}{'of all':>8}{'same':>8}{'score':>7}{'host':>7}")
+    print(
+        f"{'saving':<28}{'tokens':>10}{'of all':>8}{'same':>8}{'score':>7}{'host':>7}"
+        f"{'sampling':>10}"
+    )
     rows: dict[str, Any] = {}
     first: ResponseMemory | None = None
-    for saving, changes in SAVINGS.items():
+    for saving in savings:
+        changes = SAVINGS[saving]
+        if not once:
+            whole_run(run, params, train_step, changes)  # compiles everything
         row = whole_run(run, params, train_step, changes)
         memory = row.pop("memory")
         first = first or memory
         row["same_responses"] = same_responses(memory, first)
         rows[saving] = row
-        share = row["tokens"] / rows["nothing"]["tokens"]
+        share = row["tokens"] / rows[savings[0]]["tokens"]
         host = row["host_seconds"] / row["seconds"]
         print(
-            f"{saving:<26}{row['tokens']:>10,}{share:>8.0%}"
-            f"{row['same_responses']:>4}/{len(run.task.prompts)}{row['score']:>7.2f}{host:>7.1%}",
+            f"{saving:<28}{row['tokens']:>10,}{share:>8.0%}"
+            f"{row['same_responses']:>5}/{len(run.task.prompts)}{row['score']:>7.2f}{host:>7.1%}"
+            f"{row['sampling_seconds']:>8.1f} s",
             flush=True,
         )
     found = {dtype: differences(run, params, dtype) for dtype in ("float32", "bfloat16")}
     for dtype, (differing, count) in found.items():
         print(f"{dtype}: {differing} of {count} remembered responses differ because of rounding")
-    return {"questions": len(run.task.prompts), "savings": rows, "differing": found}
+    return {
+        "questions": len(run.task.prompts),
+        "savings": rows,
+        "differing": found,
+        "attack": attack(run, params, once),
+    }
 
 
 def main() -> None:
@@ -226,12 +293,24 @@ def main() -> None:
     )
     parser.add_argument("--questions", type=int, default=96, help="TOFU questions; %(default)s")
     parser.add_argument("--epochs", type=int, default=4, help="epochs on TOFU; %(default)s")
+    parser.add_argument(
+        "--savings", nargs="*", default=list(SAVINGS), choices=list(SAVINGS), metavar="NAME",
+        help="which to measure, as shares of the first; default: all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--once", action="store_true", help="measure first runs, which compile their functions"
+    )
+    parser.add_argument("--name", default="tofu", help="of TOFU's part; %(default)s")
     options = parser.parse_args()
-    result = {"load_average": os.getloadavg()[0], "demo": measure("bundled world", demo())}
-    if options.tofu:
-        setting = tofu(*options.tofu, options.questions, options.epochs)
-        result["tofu"] = measure("TOFU", setting)
-    (Path(__file__).parent / "savings.json").write_text(to_json(result, indent=2) + "\n")
+    file = Path(__file__).parent / "savings.json"
+    result = json.loads(file.read_text()) if file.exists() else {}
+    name = options.name if options.tofu else "demo"
+    setting = tofu(*options.tofu, options.questions, options.epochs) if options.tofu else demo()
+    found = measure(name, setting, options.savings, options.once)
+    # Rows that are not measured now stay.
+    found["savings"] = {**result.get(name, {}).get("savings", {}), **found["savings"]}
+    result[name] = {**found, "load_average": os.getloadavg()[0]}
+    file.write_text(to_json(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

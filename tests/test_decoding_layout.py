@@ -206,9 +206,12 @@ def test_joined_weights_are_rounded_as_those_alone(rng):
 
 def attended(
     seed=0, batch=2, samples=3, kv_heads=2, per_head=3, prompt=24, room=80, head_dim=16, layers=1,
-    layer=0, step=40, half=0.5, window=None, softcap=None, dtype=jnp.float32,
+    layer=0, step=40, half=0.5, window=None, softcap=None, dtype=jnp.float32, drafts=False,
 ):  # fmt: skip
-    """Arguments of `write_and_attend` with NaN where nothing is written yet, and its options."""
+    """Arguments of `write_and_attend` with NaN where nothing is written yet, and its options.
+
+    With `drafts`, every sample has a position of its own and does not see the end of its prompt.
+    """
     rng = np.random.default_rng(seed)
 
     def some(*shape: int) -> np.ndarray:
@@ -216,7 +219,8 @@ def attended(
 
     q = some(batch, samples, kv_heads * per_head, head_dim)
     k, v = (some(batch, samples, kv_heads, head_dim) for _ in range(2))
-    angles = rng.uniform(0, 6, (batch, 1, int(head_dim * half))).astype(np.float32)
+    each = samples if drafts else 1
+    angles = rng.uniform(0, 6, (batch, each, int(head_dim * half))).astype(np.float32)
     prefix = [some(batch, kv_heads, prompt, head_dim) for _ in range(2)]
     suffix = [some(layers, batch, samples, kv_heads, room, head_dim) for _ in range(2)]
     for x in suffix:
@@ -225,6 +229,10 @@ def attended(
     place = (jnp.int32(layer), jnp.int32(step), None if window is None else jnp.int32(window))
     rope = (np.cos(angles), np.sin(angles))
     arguments = (q, k, v, rope, *prefix, mask, *suffix, *place)
+    if drafts:
+        unused = rng.integers(0, prompt + 1, (batch, samples))
+        unused[0, 0] = 0
+        arguments = (*arguments, unused.astype(np.int32))
     return jax.tree.map(jnp.asarray, arguments), {"scale": head_dim**-0.5, "softcap": softcap}
 
 
@@ -261,10 +269,28 @@ def check_kernel(kernel, **case):
         np.testing.assert_array_equal(own, before)
 
 
+@pytest.mark.parametrize("window", [None, 0, 3, 50])
+def test_a_sample_attends_as_if_its_prompt_ended_before_what_is_unused(window):
+    *arguments, unused = attended(drafts=True, window=window)[0]
+    found = by_xla(*arguments, unused, scale=0.25)[0]
+    q, k, v, rope, prefix_k, prefix_v, mask, *caches, layer, step, _ = arguments
+    window = arguments[-1]
+    for b, j in np.ndindex(*unused.shape):
+        one, row, end = slice(b, b + 1), slice(j, j + 1), 24 - int(unused[b, j])
+        alone = by_xla(
+            *(x[one, row] for x in (q, k, v)), tuple(x[one, row] for x in rope),
+            *(x[one, :, :end] for x in (prefix_k, prefix_v)), mask[one, :end],
+            *(x[:, one, row] for x in caches), layer, step, window, scale=0.25,
+        )[0]  # fmt: skip
+        np.testing.assert_allclose(found[b, j], alone[0, 0], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "case",
     [
         {},
+        {"drafts": True},
+        {"drafts": True, "window": 50, "prompt": 130, "samples": 7},
         {"window": 0},
         {"window": 1},
         {"window": 5, "step": 0},
@@ -294,7 +320,7 @@ def test_the_kernel_in_other_shapes(data):
         kv_heads=pick(1, 2), per_head=pick(1, 3, 4), prompt=pick(8, 24, 130), room=room,
         head_dim=pick(16, 32), step=data.draw(st.integers(0, room - 1)),
         window=pick(None, 0, 1, 5, 40, 200), softcap=pick(None, 2.0), half=pick(0.5, 0.25, 0.375),
-        dtype=jnp.bfloat16 if ON_GPU else pick(jnp.float32, jnp.bfloat16),
+        drafts=pick(False, True), dtype=jnp.bfloat16 if ON_GPU else pick(jnp.float32, jnp.bfloat16),
     )  # fmt: skip
 
 
@@ -309,9 +335,13 @@ def test_samples_that_share_a_program_do_not_matter():
         np.testing.assert_array_equal(np.float32(found), np.float32(alone))
 
 
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
-def test_the_kernel_is_lowered_for_gpus(head_dim):
-    arguments, options = attended(0, head_dim=head_dim, per_head=2, dtype=jnp.bfloat16)
+@pytest.mark.parametrize(
+    ("head_dim", "drafts"), [(64, False), (64, True), (128, True), (256, False)]
+)
+def test_the_kernel_is_lowered_for_gpus(head_dim, drafts):
+    arguments, options = attended(
+        0, head_dim=head_dim, per_head=2, dtype=jnp.bfloat16, drafts=drafts
+    )
     traced = jax.jit(partial(write_and_attend_gpu, **options)).trace(*arguments)
     assert "decode_attention" in traced.lower(lowering_platforms=("cuda",)).as_text()
 

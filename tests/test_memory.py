@@ -12,8 +12,9 @@ import pytest
 from conftest import slow_but
 
 import pmc_jax as pmc
+from pmc_jax.decoding import Sampling
 from pmc_jax.decoding.generate import fewer_rows
-from pmc_jax.decoding.sampler import DecodeState, Sampling, decode_chunk
+from pmc_jax.decoding.sampler import DecodeState, decode_chunk
 from pmc_jax.errors import UserError
 from pmc_jax.evaluation import likelihood
 from pmc_jax.evaluation.likelihood import answer_scores, next_token_scores

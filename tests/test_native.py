@@ -61,6 +61,9 @@ needs_kernels = pytest.mark.skipif(
         {"head_dim": 80, "half": 0.2, "window": 1},
         {"head_dim": 32, "half": 0.375, "softcap": 2.0},
         {"window": 5, "step": 0},
+        {"drafts": True},
+        {"drafts": True, "window": 50, "prompt": 130, "samples": 7},
+        {"drafts": True, "samples": 11, "batch": 1, "kv_heads": 1, "prompt": 21},
         {"window": 50, "prompt": 130},  # the window begins within the prompt
         {"window": 20, "step": 79, "layers": 3, "layer": 2},  # the window begins within the suffix
         {"samples": 7, "kv_heads": 1, "per_head": 1, "half": 0.25},
@@ -85,7 +88,7 @@ def test_attention_in_other_shapes(data):
         samples=pick(1, 3, 8), batch=pick(1, 2), kv_heads=pick(1, 2), per_head=pick(1, 3, 4),
         prompt=pick(1, 8, 21, 130), room=room, head_dim=pick(8, 16, 40),
         step=data.draw(st.integers(0, room - 1)), window=pick(None, 0, 1, 5, 40, 200),
-        softcap=pick(None, 2.0), half=pick(0.5, 0.25, 0.375),
+        softcap=pick(None, 2.0), half=pick(0.5, 0.25, 0.375), drafts=pick(False, True),
     )  # fmt: skip
 
 

@@ -210,14 +210,22 @@ def test_saved_tokens_are_what_cut_samples_lack_on_average():
 
 PLAIN = Training(
     epochs=2, batch_size=3, max_length=48, prune=False, wave=0, compact=False, grow_cache=False,
-    chunk=64,
+    chunk=64, drafts=False,
 )  # fmt: skip
 SWITCHES = {
     "prune": {"prune": True, "chunk": 3},
     "wave": {"wave": 2},
     "compact": {"compact": True, "chunk": 4},
     "grow_cache": {"grow_cache": True, "decode_batch": 8},
-    "all": {"prune": True, "wave": 2, "compact": True, "grow_cache": True, "chunk": 2},
+    "drafts": {"drafts": True, "chunk": 3},
+    "all": {
+        "prune": True,
+        "wave": 2,
+        "compact": True,
+        "grow_cache": True,
+        "chunk": 2,
+        "drafts": True,
+    },
 }
 QUESTIONS = ("river of kell", "oslo", "mara of oslo river kell")
 

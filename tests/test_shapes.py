@@ -27,6 +27,7 @@ BATCHES = {
         "compact": True,
     },
     "micro-batches": {"batch_size": 1, "accumulation": 2},
+    "drafts": {"drafts": True, "compact": True, "epochs": 3},
 }
 
 
@@ -35,7 +36,7 @@ BATCHES = {
     ("name", "limit", "beginnings"),
     [
         ("savings", None, 0), ("few rows, unequal steps", 14, 0), ("micro-batches", None, 0),
-        ("savings", None, 1), ("micro-batches", 14, 2),
+        ("savings", None, 1), ("micro-batches", 14, 2), ("drafts", 14, 0), ("drafts", None, 1),
     ],
 )  # fmt: skip
 def test_a_run_has_no_shape_that_it_does_not_name(
@@ -69,7 +70,8 @@ def test_a_run_has_no_shape_that_it_does_not_name(
         seen["training"].add(batch.tokens.shape[1:])
         counted.append(int((batch.segments > 0).sum()))
 
-    monkeypatch.setattr(sampler, "prefill_prompts", noting(sampler.prefill_prompts, note_prefill))
+    for name in ("prefill_prompts", "read_drafts"):
+        monkeypatch.setattr(sampler, name, noting(getattr(sampler, name), note_prefill))
     monkeypatch.setattr(sampler, "decode_chunk", noting(sampler.decode_chunk, note_chunk))
     train_step = noting(words_model[2], note_batch)
     records = [record for _, record in steps(run, train_step, {}, state)]

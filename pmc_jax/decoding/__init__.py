@@ -1,5 +1,6 @@
 """Autoregressive decoding: many samples for each prompt, in one compiled loop."""
 
+from pmc_jax.decoding.choice import Sampling
 from pmc_jax.decoding.draw import draw, filter_threshold
 from pmc_jax.decoding.generate import PruneBatch, generate, is_whole, row_keys
 from pmc_jax.decoding.sampler import (
@@ -9,7 +10,6 @@ from pmc_jax.decoding.sampler import (
     WAITING,
     Decoding,
     Responses,
-    Sampling,
     sample,
     suffix_lengths,
 )

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Int, Key, PRNGKeyArray
 
+from pmc_jax.decoding.choice import Sampling
+from pmc_jax.decoding.drafts import usable
 from pmc_jax.decoding.layout import prompt_rows, shapes
-from pmc_jax.decoding.sampler import DECODING, Decoding, Responses, Sampling, sample
+from pmc_jax.decoding.sampler import DECODING, Decoding, Responses, sample
 from pmc_jax.errors import NotFinite, UserError
 from pmc_jax.model import ModelConfig, RopeConfig, batch_shards, to_devices
 from pmc_jax.model.buckets import bucket_length, halved
@@ -60,6 +63,9 @@ def fewer_rows(prompts: int, wave: int, shards: int) -> tuple[int, int] | None:
     return (prompts, -(-wave // 2)) if wave > 1 else None
 
 
+MANY_SAMPLES = 8
+"""With at least this many samples of a prompt, its greedy response is worth decoding as a draft."""
+
 PruneBatch = Callable[[Sequence[int], Responses], Bool[np.ndarray, "batch samples"]]
 """From the indices of a batch's prompts and its responses to which of these can be dropped."""
 
@@ -76,6 +82,7 @@ def generate(
     samples: int = 1,
     step: int = 0,
     question_ids: Sequence[int] | None = None,
+    drafts: Sequence[Sequence[Sequence[int]]] | Literal["greedy"] | None = None,
     longest_prompt: int = 0,
     decode_batch: int | str = AUTO,
     dtype: DTypeLike = jnp.float32,
@@ -99,8 +106,12 @@ def generate(
             are then compiled once for all temperatures.
         limits: the maximum number of new tokens for each prompt, stop token included.
         question_ids: by default, the prompt's index in `prompts`.
-        longest_prompt: the length of the longest prompt of all calls that share compiled
-            functions, if this call has only shorter prompts.
+        drafts: for each prompt, token lists `[prompt][draft][token]` that its responses may begin
+            with. They change no response, and save decoding where responses begin like them.
+            "greedy": the greedy responses, which are decoded first if there are at least
+            `MANY_SAMPLES` samples.
+        longest_prompt: the length of the longest prompt, with its longest draft, of all calls that
+            share compiled functions, if this call has only shorter ones.
         decode_batch: the maximum number of responses that are decoded at a time; "auto": what
             fits into memory, up to 512 on each shard of a batch. Calls with the same number share
             compiled functions, however few prompts they have.
@@ -118,7 +129,25 @@ def generate(
     for prompt, most in zip(prompts, limits, strict=True):
         check_longrope(cfg.rope, len(prompt), most)
     ids = range(len(prompts)) if question_ids is None else question_ids
-    widest = bucket_length(max(longest_prompt, *map(len, prompts), 0))
+    if drafts == "greedy":
+        drafts = None
+        if samples >= MANY_SAMPLES and (sampling.temperature > 0 or temperature):
+            greedy = generate(
+                params, prompts, cfg=cfg, key=key, limits=limits, longest_prompt=longest_prompt,
+                sampling=Sampling(
+                    0.0, min_new_tokens=sampling.min_new_tokens, stop_ids=sampling.stop_ids
+                ),
+                decode_batch=decode_batch, dtype=dtype, decoding=decoding,
+            )  # fmt: skip
+            drafts = [list(found) for found in greedy]
+    own: list[list[list[int]]] = [[[]] for _ in prompts]
+    if drafts is not None:
+        count = max(map(len, drafts), default=0) or 1
+        for i, (some, most) in enumerate(zip(drafts, limits, strict=True)):
+            read = [usable(draft, most, sampling.stop_ids) for draft in some]
+            own[i] = read + [[]] * (count - len(read))
+    lengths = [len(prompt) + max(map(len, some)) for prompt, some in zip(prompts, own, strict=True)]
+    widest = bucket_length(max(longest_prompt, *lengths, 0))
     time = bucket_length(max(limits, default=0))
     if decode_batch == AUTO:
         jax.block_until_ready(params)  # before memory is measured
@@ -127,19 +156,26 @@ def generate(
                 footprint(cfg, dtype), free_memory(), prompts=len(prompts), samples=samples,
                 width=widest, time=time, wave=wave,
                 filters=sampling.top_k > 0 or sampling.top_p < 1,
+                drafts=max(map(len, own), default=1) if drafts is not None else 0,
             )
         )  # fmt: skip
     else:
         largest = max(1, int(decode_batch) // samples)
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    order = sorted(range(len(prompts)), key=lambda i: (lengths[i], i))
     responses: list[list[list[int]]] = [[] for _ in prompts]
 
     def decode(chosen: Sequence[int], size: tuple[int, ...]) -> Responses:
         """The responses to a batch of prompts."""
         largest, wave = size
         batch = prompt_rows(len(chosen), largest, compact=decoding.compact)
-        width = halved(widest, len(prompts[chosen[-1]]))
-        tokens, mask = left_padded([prompts[i] for i in chosen], batch, width)
+        width = halved(widest, lengths[chosen[-1]])
+        count = len(own[chosen[0]])
+        rows = [[*prompts[i], *draft] for i in chosen for draft in own[i]]
+        tokens, mask = left_padded(rows, batch * count, width)
+        read = None
+        if drafts is not None:
+            read = np.zeros((batch, count), np.int32)
+            read[: len(chosen)] = [[len(draft) for draft in own[i]] for i in chosen]
         limit, row_ids = np.zeros(batch, np.int32), np.zeros(batch, np.uint32)
         limit[: len(chosen)] = [limits[i] for i in chosen]
         row_ids[: len(chosen)] = [ids[i] for i in chosen]
@@ -150,6 +186,7 @@ def generate(
                 time=time, shapes=shapes(largest, samples, wave=wave, compact=decoding.compact),
                 cfg=cfg, sampling=sampling, temperature=temperature, dtype=dtype,
                 decoding=decoding, wave=wave, prune=partial(prune, chosen) if prune else None,
+                drafts=read,
             )  # fmt: skip
         except NotFinite as error:
             i = chosen[error.index]

@@ -16,7 +16,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
 
-from pmc_jax.decoding.draw import draw_checked, greedy
+from pmc_jax.decoding.choice import Sampling, choose
+from pmc_jax.decoding.drafts import DraftStarts, best_drafts, read_drafts
 from pmc_jax.decoding.layout import arrange, cache_lengths, few_rows, smallest_shape
 from pmc_jax.errors import NotFinite
 from pmc_jax.model import (
@@ -39,21 +40,6 @@ from pmc_jax.runtime.progress import decoded
 
 WAITING, RUNNING, FINISHED, DROPPED = range(4)
 """The state of a row during decoding."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How a token is chosen: temperature, then top-k, then top-p; temperature 0 is greedy.
-
-    A token of `stop_ids` ends a response and belongs to it. None is chosen among the first
-    `min_new_tokens` tokens.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_new_tokens: int = 0
-    stop_ids: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +78,15 @@ class Responses:
     Attributes:
         tokens: response tokens, zeros after the end.
         length: tokens of each response, its stop token included.
-        status: WAITING, RUNNING, FINISHED (stopped, or at its limit) or DROPPED.
+        status: WAITING, RUNNING, FINISHED (stopped, or at its limit) or DROPPED. With drafts, a
+            waiting response may have tokens, and be finished without ever running.
+        followed: how many of its tokens are read in a draft and not decoded.
     """
 
     tokens: Int[np.ndarray, "batch samples time"]
     length: Int[np.ndarray, "batch samples"]
     status: Int[np.ndarray, "batch samples"]
+    followed: Int[np.ndarray, "batch samples"]
 
     def tokens_of(self, row: int, sample: int) -> list[int]:
         """One response as far as it is decoded."""
@@ -113,7 +102,8 @@ class DecodeState:
     """Everything that changes while decoding, and the constants of each row.
 
     Attributes:
-        tokens: the responses so far, zeros after their ends.
+        tokens: the responses so far, zeros after their ends. With drafts, these and all numbers
+            of tokens here are without those of the draft.
         length: tokens of each response.
         last: each row's newest token, which is fed to the model next.
         done: whether a row has stopped or reached its limit; true for empty slots.
@@ -121,6 +111,8 @@ class DecodeState:
         broken: whether a token was chosen from logits that are not finite.
         step: number of tokens fed so far, the same for all rows.
         suffix: keys and values of the tokens fed so far.
+        followed, unused: how many tokens of its draft a row follows, and of how many it does not
+            see the keys and values; None without drafts.
     """
 
     tokens: Int[Array, "groups slots time"]
@@ -132,41 +124,8 @@ class DecodeState:
     broken: Bool[Array, "groups slots"]
     step: Int[Array, ""]
     suffix: SuffixCache
-
-
-def choose(
-    logits: Float[Array, "*batch vocab"],
-    keys: Key[Array, "*rows"],
-    index: Int[Array, ""],
-    sampling: Sampling,
-    temperature: Float[Array, ""] | None = None,
-) -> tuple[Int[Array, "*rows"], Bool[Array, "*rows"]]:
-    """Token number `index` of every row's response, drawn with the row's own key.
-
-    The second result says where the logits are not finite (`draw_checked`).
-
-    Rows along the axes of `keys` that `logits` lacks have the same logits. `temperature` replaces
-    that of `sampling` in functions that are compiled once for all temperatures.
-    """
-    if sampling.stop_ids and sampling.min_new_tokens:
-        stops = jnp.asarray(sampling.stop_ids)
-        held = jnp.where(index < sampling.min_new_tokens, -jnp.inf, logits[..., stops])
-        logits = logits.at[..., stops].set(held)
-
-    def to_rows(found: Array) -> Array:
-        return jnp.broadcast_to(
-            found.reshape(*found.shape, *[1] * (keys.ndim - found.ndim)), keys.shape
-        )
-
-    if sampling.temperature == 0:
-        # `greedy` takes the same maximum, which XLA computes once.
-        return to_rows(greedy(logits)), to_rows(~jnp.isfinite(logits.max(-1)))
-    token_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys.reshape(-1))
-    chosen, highest = draw_checked(
-        token_keys.reshape(keys.shape), logits, sampling.top_k, sampling.top_p,
-        sampling.temperature if temperature is None else temperature,
-    )  # fmt: skip
-    return chosen, to_rows(~jnp.isfinite(highest))
+    followed: Int[Array, "groups slots"] | None = None
+    unused: Int[Array, "groups slots"] | None = None
 
 
 def _append(
@@ -201,7 +160,7 @@ def take_prompts(prefix: PrefixCache, prompts: Int[Array, " groups"]) -> PrefixC
 
 @partial(jax.jit, static_argnames=("length", "sampling"))
 def begin_decoding(
-    logits: Float[Array, "batch vocab"],
+    begun: Float[Array, "batch vocab"] | DraftStarts,
     prefix: PrefixCache,
     keys: Key[Array, "batch samples"],
     limit: Int[Array, " batch"],
@@ -214,10 +173,10 @@ def begin_decoding(
 ) -> DecodeState:
     """Arrange rows in groups and slots, and choose the first token of each.
 
-    It donates nothing, since later waves need `logits` again.
+    It donates nothing, since later waves need `begun` again.
 
     Args:
-        logits: what `prefill_prompts` returns.
+        begun: the logits that `prefill_prompts` returns, or how the responses begin with drafts.
         prefix: the prefix cache of each group.
         keys, limit: the key of each response, and the most tokens of each prompt's responses.
         prompts, rows: what `arrange` returns: the prompt of each group, and the row
@@ -229,8 +188,14 @@ def begin_decoding(
         The state of `groups` × `slots` rows with an empty suffix cache.
     """
     groups, slots = rows.shape
-    logits = logits[prompts]
     limits = jnp.broadcast_to(limit[prompts][:, None], rows.shape)
+    followed = unused = None
+    if isinstance(begun, DraftStarts):
+        followed, unused = (
+            jnp.where(rows < 0, 0, part.reshape(-1)[rows])
+            for part in (begun.followed, begun.unused)
+        )
+        limits = limits - followed
     state = DecodeState(
         tokens=jnp.zeros((groups, slots, length + 1), jnp.int32),
         length=jnp.zeros(rows.shape, jnp.int32),
@@ -241,8 +206,13 @@ def begin_decoding(
         broken=jnp.zeros(rows.shape, bool),
         step=jnp.zeros((), jnp.int32),
         suffix=init_suffix(prefix, slots, length),
+        followed=followed,
+        unused=unused,
     )
-    chosen, broken = choose(logits, state.keys, state.step, sampling, temperature)
+    if isinstance(begun, DraftStarts):
+        chosen, broken = begun.token.reshape(-1)[rows], state.broken
+    else:
+        chosen, broken = choose(begun[prompts], state.keys, state.step, sampling, temperature)
     return _append(state, chosen, broken, state.step, sampling)
 
 
@@ -275,9 +245,12 @@ def decode_chunk(
 
     def advance(state: DecodeState) -> DecodeState:
         whole = unsqueeze_single(state.suffix)
-        logits, suffix = decode_step(params, state.last, state.step, prefix, whole, cfg)
+        logits, suffix = decode_step(
+            params, state.last, state.step, prefix, whole, cfg, state.unused
+        )
         index = state.step + 1
-        chosen, broken = choose(logits, state.keys, index, sampling, temperature)
+        number = index if state.followed is None else index + state.followed
+        chosen, broken = choose(logits, state.keys, number, sampling, temperature)
         state = _append(state, chosen, broken, index, sampling)
         return dataclasses.replace(state, step=index, suffix=squeeze_single(suffix))
 
@@ -319,7 +292,9 @@ def _regroup(
     `groups` has the old group of each new group, and `slots` the old slot (group · slots + slot) of
     each new slot; -1 is an empty slot, which is marked as done.
     """
-    names = ("tokens", "length", "last", "done", "keys", "limit", "broken")
+    names = (
+        "tokens", "length", "last", "done", "keys", "limit", "broken", "followed", "unused",
+    )  # fmt: skip
     rows = _move_rows({name: getattr(state, name) for name in names}, slots)
     suffix = replaced(lambda stack: _move_stack(stack, slots), state.suffix)
     moved = DecodeState(**rows, step=state.step, suffix=suffix)
@@ -339,10 +314,12 @@ def _record(found: Responses, state: DecodeState, row_of: np.ndarray) -> int:
         prompt = int(rows[broken[used]].min()) // found.length.shape[1]
         raise NotFinite(prompt, "the logits are not finite")
     time = found.tokens.shape[2]
-    width = min(tokens.shape[2], time)
-    found.tokens.reshape(-1, time)[rows, :width] = tokens[used][:, :width]
+    followed = found.followed.reshape(-1)[rows]
+    position = followed[:, None] + np.arange(tokens.shape[2])
+    row, column = np.nonzero(position < time)
+    found.tokens.reshape(-1, time)[rows[row], position[row, column]] = tokens[used][row, column]
     tokens_before = int(found.length.sum())
-    found.length.reshape(-1)[rows] = length[used]
+    found.length.reshape(-1)[rows] = followed + length[used]
     status = found.status.reshape(-1)
     ended = rows[done[used]]
     status[ended] = np.where(status[ended] == RUNNING, FINISHED, status[ended])
@@ -361,8 +338,8 @@ def _drop(found: Responses, prune: Prune | None) -> None:
 
 def sample(
     params: Params,
-    tokens: Int[Array, "batch prompt"],
-    mask: Bool[Array, "batch prompt"],
+    tokens: Int[Array, "rows prompt"],
+    mask: Bool[Array, "rows prompt"],
     keys: Key[Array, "batch samples"],
     limit: Int[np.ndarray, " batch"],
     *,
@@ -375,12 +352,14 @@ def sample(
     decoding: Decoding = DECODING,
     wave: int = 0,
     prune: Prune | None = None,
+    drafts: Int[np.ndarray, "batch drafts"] | None = None,
 ) -> Responses:
     """Sample `keys.shape[1]` responses to each left-padded prompt.
 
     Args:
         params: weights, preferably already in `dtype` (`decoding_params`).
-        tokens, mask: left-padded prompts; every row needs at least one token.
+        tokens, mask: left-padded prompts; every row needs at least one token. With drafts, there
+            is a row for each draft of each prompt: the prompt and then the draft.
         keys: one key per response. A response depends on its prompt and its key alone, not on the
             rest of the batch.
         limit: the most tokens of a response, stop token included; at most `time`.
@@ -392,17 +371,29 @@ def sample(
         wave: how many samples of a prompt are decoded at a time, in order; 0: all at once.
         prune: called at the start of a wave and between chunks. A response that it drops is not
             decoded further.
+        drafts: the length of each draft; at most its prompt's limit − 1, and no token of it is a
+            stop token. They change no response.
 
     Raises:
-        NotFinite: if the logits of a response that is not dropped hold NaN or infinity.
+        NotFinite: if the logits of a response that is not dropped hold NaN or infinity; with
+            drafts also if it would be dropped.
     """
     batch, samples = keys.shape
-    logits, prompts = prefill_prompts(params, tokens, mask, cfg, dtype=dtype)
     found = Responses(
         tokens=np.zeros((batch, samples, time), np.int32),
         length=np.zeros((batch, samples), np.int32),
         status=np.where(limit[:, None] > 0, WAITING, FINISHED) + np.zeros((1, samples), int),
+        followed=np.zeros((batch, samples), np.int32),
     )
+    begun: Array | DraftStarts
+    if drafts is None:
+        begun, prompts = prefill_prompts(params, tokens, mask, cfg, dtype=dtype)
+    else:
+        read, broken, prompts = read_drafts(
+            params, tokens, mask, to_devices(drafts.reshape(-1)), keys, cfg, sampling=sampling,
+            temperature=temperature, dtype=dtype,
+        )  # fmt: skip
+        begun, prompts = _begin(found, read, broken, prompts, tokens, drafts, limit, sampling)
     lengths = suffix_lengths(time, cfg, dtype, decoding)
     for first in range(0, samples, wave or samples):
         _drop(found, prune)
@@ -411,18 +402,66 @@ def sample(
         if not chosen.any():
             continue
         found.status[chosen] = RUNNING
+        # What another draft says of them is forgotten: they go on from the tokens that they follow.
+        found.length[chosen] = found.followed[chosen]
+        found.tokens[chosen[..., None] & (np.arange(time) >= found.followed[..., None])] = 0
         prompt_of, row_of = arrange(chosen, smallest_shape(chosen.sum(1), shapes))
         if in_order(prompt_of, row_of, batch):
             prompt_of, prefix = np.arange(batch, dtype=np.int32), prompts  # no second copy
         else:
             prefix = take_prompts(prompts, to_devices(prompt_of))
         state = begin_decoding(
-            logits, prefix, keys, to_devices(limit), to_devices(prompt_of),
+            begun, prefix, keys, to_devices(limit), to_devices(prompt_of),
             to_devices(row_of), length=lengths[0], sampling=sampling, temperature=temperature,
         )  # fmt: skip
         advance = partial(decode_chunk, params, cfg=cfg, sampling=sampling, temperature=temperature)
         _decode_wave(advance, prefix, state, row_of, found, shapes, lengths, decoding, prune)
     return found
+
+
+def _begin(
+    found: Responses,
+    read: DraftStarts,
+    broken: Bool[Array, "rows samples"],
+    prompts: PrefixCache,
+    tokens: Int[Array, "rows prompt"],
+    drafts: Int[np.ndarray, "batch drafts"],
+    limit: Int[np.ndarray, " batch"],
+    sampling: Sampling,
+) -> tuple[DraftStarts, PrefixCache]:
+    """Write what drafts say of the responses to `found`; mark those that they finish.
+
+    Returns the beginnings and the caches of the draft that each prompt goes on with.
+
+    Raises:
+        NotFinite: with the prompt of a response whose logits are not.
+    """
+    batch, count = drafts.shape
+    time = found.tokens.shape[2]
+    followed, token, wrong, texts = to_host((read.followed, read.token, broken, tokens))
+    used = (limit > 0).repeat(count)
+    if wrong[used].any():
+        prompt = int(np.flatnonzero(wrong.any(1) & used)[0]) // count
+        raise NotFinite(prompt, "the logits are not finite")
+    own = np.zeros((batch * count, time), np.int32)
+    for row, length in enumerate(drafts.reshape(-1).tolist()):
+        own[row, :length] = texts[row, texts.shape[1] - length :]
+    own = own.reshape(batch, count, time)
+    best = best_drafts(followed, token, own, limit, sampling.stop_ids)
+    asked = found.status == WAITING
+    found.tokens[asked], found.length[asked] = best.tokens[asked], best.length[asked]
+    found.followed[:] = best.followed
+    found.status[asked & best.ended] = FINISHED
+    decoded(0, int((asked & best.ended).sum()))
+    if count == 1:
+        return read, prompts
+    rows = to_devices((np.arange(batch) * count + best.best).astype(np.int32))
+    return _take_rows(read, rows), take_prompts(prompts, rows)
+
+
+@jax.jit
+def _take_rows(begun: DraftStarts, rows: Int[Array, " batch"]) -> DraftStarts:
+    return jax.tree.map(lambda part: part[rows], begun)
 
 
 def in_order(prompt_of: np.ndarray, row_of: np.ndarray, batch: int) -> bool:

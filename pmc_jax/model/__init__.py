@@ -16,7 +16,9 @@ from pmc_jax.model.forward import (
     forward,
     layer_states,
     logits,
+    logits_after,
     prefill,
+    prefill_states,
 )
 from pmc_jax.model.gradients import gradient_slots, routed
 from pmc_jax.model.nll import negative_log_likelihood, token_nll, token_values
@@ -76,6 +78,7 @@ __all__ = [
     "layer_stacks",
     "layer_states",
     "logits",
+    "logits_after",
     "make_mesh",
     "map_stacks",
     "mesh_layout",
@@ -86,6 +89,7 @@ __all__ = [
     "param_specs",
     "parts_of",
     "prefill",
+    "prefill_states",
     "replaced",
     "routed",
     "shardings_of",

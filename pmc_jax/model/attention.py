@@ -85,14 +85,17 @@ def decode_attention(
     suffix_v: Float[Array, "batch samples kv_heads time head_dim"],
     step: Int[Array, ""],
     window: Int[Array, ""] | None = None,
+    unused: Int[Array, "batch samples"] | None = None,
     *,
     scale: float,
     softcap: float | None = None,
 ) -> Float[Array, "batch samples heads head_dim"]:
     """The newest token of each sample attends to its prompt and to its own suffix up to `step`.
 
-    All samples of a prompt read the same copy of its keys and values. One softmax covers prefix and
-    suffix: the weights are exp(score - max) divided by the sum over both.
+    All samples of a prompt read the same copy of its keys and values. A sample does not see the
+    last `unused` positions of it (None: 0); its suffix directly follows the position before these.
+    One softmax covers prefix and suffix: the weights are exp(score - max) divided by the sum over
+    both.
     """
     batch, samples, heads, head_dim = q.shape
     q = q.reshape(batch, samples, prefix_k.shape[1], -1, head_dim)
@@ -101,10 +104,12 @@ def decode_attention(
     suffix = _scores("bnhgd,bnhtd->bnhgt", q, suffix_k, scale, softcap)
     suffix = jnp.swapaxes(suffix, 1, 2)
     lowest = jnp.finfo(prefix.dtype).min
-    # Prompts are padded on the left, so that the suffix directly follows their last position.
-    prompt = prefix_k.shape[2]
-    visible = prefix_mask & _in_window(prompt + step - jnp.arange(prompt), window)
-    prefix = jnp.where(visible[:, None, None, None, :], prefix, lowest)
+    # Prompts are padded on the left, so that the suffix directly follows their last used position.
+    position = jnp.arange(prefix_k.shape[2])
+    end = prefix_k.shape[2] if unused is None else prefix_k.shape[2] - unused[..., None]
+    visible = _in_window(end + step - position, window) & (position < end)
+    visible = jnp.expand_dims(prefix_mask, 1) & visible  # [batch, samples or 1, prompt]
+    prefix = jnp.where(visible[:, None, :, None], prefix, lowest)
     suffix = jnp.where(_in_window(step - jnp.arange(suffix_k.shape[3]), window), suffix, lowest)
     highest = jnp.maximum(prefix.max(-1, keepdims=True), suffix.max(-1, keepdims=True))
     prefix, suffix = jnp.exp(prefix - highest), jnp.exp(suffix - highest)
@@ -119,7 +124,7 @@ def write_and_attend(
     q: Float[Array, "batch samples heads head_dim"],
     k: Float[Array, "batch samples kv_heads head_dim"],
     v: Float[Array, "batch samples kv_heads head_dim"],
-    rope: tuple[Float[Array, "batch 1 half"], Float[Array, "batch 1 half"]],
+    rope: tuple[Float[Array, "batch #samples half"], Float[Array, "batch #samples half"]],
     prefix_k: Float[Array, "batch kv_heads prompt head_dim"],
     prefix_v: Float[Array, "batch kv_heads prompt head_dim"],
     prefix_mask: Bool[Array, "batch prompt"],
@@ -128,6 +133,7 @@ def write_and_attend(
     layer: Int[Array, ""],
     step: Int[Array, ""],
     window: Int[Array, ""] | None = None,
+    unused: Int[Array, "batch samples"] | None = None,
     *,
     scale: float,
     softcap: float | None = None,
@@ -139,8 +145,9 @@ def write_and_attend(
 ]:
     """Rotate queries and keys, write keys and values to the suffix cache at `step`, and attend.
 
-    `rope` has cosines and sines for each prompt, which all its samples share. `layer` is the index
-    within the stack. Returns the mixed values and both suffix caches.
+    `rope` has cosines and sines for each sample, or for each prompt, which all its samples then
+    share. `layer` is the index within the stack, and `unused` that of `decode_attention`. Returns
+    the mixed values and both suffix caches.
     """
     single = len(suffix_k) == 1 and not has_mesh()
 
@@ -157,6 +164,6 @@ def write_and_attend(
     suffix_k, suffix_v = write(suffix_k, rotate(k, *rope)), write(suffix_v, v)
     mixed = attention(
         rotate(q, *rope), prefix_k, prefix_v, prefix_mask, of_layer(suffix_k), of_layer(suffix_v),
-        step, window, scale=scale, softcap=softcap,
+        step, window, unused, scale=scale, softcap=softcap,
     )  # fmt: skip
     return mixed, suffix_k, suffix_v

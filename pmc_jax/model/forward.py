@@ -292,6 +292,26 @@ def prefill(
     dtype: DTypeLike = jnp.float32,
 ) -> tuple[Float[Array, "batch vocab"], PrefixCache]:
     """Run left-padded prompts; returns the logits after their last tokens, and their cache."""
+    states, prefix = prefill_states(params, tokens, mask, cfg, dtype=dtype)
+    return logits_after(params, states[:, -1], cfg), prefix
+
+
+def logits_after(
+    params: Params, states: Float[Array, "*batch embed"], cfg: ModelConfig
+) -> Float[Array, "*batch vocab"]:
+    """The logits of the next tokens, from hidden states after the last layer."""
+    return logits(params, normalise(states, params, "final_norm", cfg), cfg)
+
+
+def prefill_states(
+    params: Params,
+    tokens: Int[Array, "batch prompt"],
+    mask: Bool[Array, "batch prompt"],
+    cfg: ModelConfig,
+    *,
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[Float[Array, "batch prompt embed"], PrefixCache]:
+    """Run left-padded prompts; returns hidden states after the last layer, and their cache."""
 
     @jax.jit  # unrolled layers are traced once
     def layer_step(
@@ -312,8 +332,7 @@ def prefill(
         x, kv = _over_layers(layer_step, x, stack)
         caches.append(kv)
     k, v = zip(*caches, strict=True)
-    last = normalise(x[:, -1], params, "final_norm", cfg)
-    return logits(params, last, cfg), place_prefix(PrefixCache(k=k, v=v, mask=mask))
+    return x, place_prefix(PrefixCache(k=k, v=v, mask=mask))
 
 
 def decode_step(
@@ -323,10 +342,13 @@ def decode_step(
     prefix: PrefixCache,
     suffix: SuffixCache,
     cfg: ModelConfig,
+    unused: Int[Array, "batch samples"] | None = None,
 ) -> tuple[Float[Array, "batch samples vocab"], SuffixCache]:
     """Feed token number `step` of each sample; returns the logits of the next one.
 
-    The suffix cache of a stack is in the carry of its scan, so that it is updated in place.
+    A sample does not see the last `unused` positions of its prompt, which its suffix replaces; None
+    stands for 0. The suffix cache of a stack is in the carry of its scan, so that it is updated in
+    place.
     """
     dtype = suffix.k[0].dtype
     x = _embed(params, tokens, cfg, dtype)
@@ -335,6 +357,8 @@ def decode_step(
     # loop, and not again wherever something is rotated.
     positions = jnp.arange(prefix.mask.shape[1] + suffix.length, dtype=step.dtype)[None]
     position = prefix.mask.sum(axis=1, keepdims=True) + step  # the same for all samples of a prompt
+    if unused is not None:
+        position = position - unused
     ropes = _ropes(positions, positions + 1, cfg, dtype, lambda table: table[0, position])
 
     @jax.jit  # unrolled layers are traced once
@@ -348,7 +372,8 @@ def decode_step(
         def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
             mixed, new_k, new_v = write_and_attend_for(target, q, prefix_k, suffix_k)(
                 q, k, v, ropes(window), prefix_k, prefix_v, prefix.mask, suffix_k, suffix_v,
-                number, step, window, scale=attention_scale(cfg), softcap=cfg.attention_softcap,
+                number, step, window, unused, scale=attention_scale(cfg),
+                softcap=cfg.attention_softcap,
             )  # fmt: skip
             return mixed, (new_k, new_v)
 

@@ -33,6 +33,9 @@ SHARE = 0.8
 MOST_ROWS = 512
 """The most responses that "auto" decodes at a time on each shard of a batch; more save little."""
 
+DRAW_BLOCK = 128
+"""Tokens that a draw looks at for each sample (`pmc_jax.decoding.draw.BLOCK`)."""
+
 Choice = TypeVar("Choice")
 
 
@@ -181,11 +184,36 @@ class Footprint:
         return held + self.layer(rows * samples, scores)
 
     def generate(
-        self, prompts: int, samples: int, width: int, time: int, *, filters: bool = True
+        self,
+        prompts: int,
+        samples: int,
+        width: int,
+        time: int,
+        *,
+        filters: bool = True,
+        drafts: int = 0,
     ) -> int:
-        """Prefill and decoding: the larger of the two."""
+        """Prefill and decoding: the larger of the two.
+
+        Args:
+            width: of a prompt and its longest draft.
+            drafts: how many drafts each prompt has; 0: it is decoded without.
+        """
         decoded = self.decode(prompts, samples, width, time, filters=filters)
-        return max(self.prefill(prompts, width), decoded)
+        read = self.prefill(prompts, width)
+        if drafts:
+            read = self.read_drafts(prompts, samples, width, drafts, filters=filters)
+        return max(read, decoded)
+
+    def read_drafts(
+        self, prompts: int, samples: int, width: int, drafts: int, *, filters: bool = True
+    ) -> int:
+        """Prefill of each prompt with each of its drafts, and the first draws of its samples."""
+        rows = self.rows(prompts) * drafts
+        states = self.wide * rows * width * self.cfg.hidden_size
+        draws = self.head(rows, 6 if filters else 3.5) + 4 * self.wide * rows * samples * DRAW_BLOCK
+        chosen = self.cache(self.rows(prompts) * width) if drafts > 1 else 0
+        return self.prefill(prompts * drafts, width) + states + draws + chosen
 
     def score(self, rows: int, time: int) -> int:
         """A forward pass over `rows` sequences of `time` tokens, with their logits in chunks."""
@@ -283,6 +311,7 @@ def rows_at_once(
     time: int,
     filters: bool,
     wave: int = 0,
+    drafts: int = 0,
 ) -> tuple[int, int]:
     """How many prompts, and samples of each, are decoded at a time if there are `free` bytes.
 
@@ -291,8 +320,9 @@ def rows_at_once(
     Args:
         free: on each device; None: unknown.
         prompts, samples: as many as there are.
-        width, time: the most tokens of a prompt and of a response, in buckets.
+        width, time: the most tokens of a prompt with its draft and of a response, in buckets.
         wave: the most samples of a prompt at a time; 0: all.
+        drafts: how many drafts each prompt has; 0: it is decoded without.
 
     Returns:
         The numbers of prompts and of samples.
@@ -303,6 +333,6 @@ def rows_at_once(
     choices += [(model.data, count) for count in halvings(most)[1:]]
 
     def size(choice: tuple[int, int]) -> int:
-        return model.generate(*choice, width, time, filters=filters)
+        return model.generate(*choice, width, time, filters=filters, drafts=drafts)
 
     return first_fitting(choices, size, free)

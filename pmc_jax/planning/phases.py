@@ -13,8 +13,8 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import DTypeLike
 
 from pmc_jax.data.packing import LONGEST_PER_ROW
+from pmc_jax.decoding import Sampling
 from pmc_jax.decoding.sampler import (
-    Sampling,
     begin_decoding,
     decode_chunk,
     prefill_prompts,

@@ -151,11 +151,13 @@ def sizes(
     drawn = method.drawn
     if training.decode_batch == AUTO and drawn is not None:
         filters = drawn.sampling.top_k > 0 or drawn.sampling.top_p < 1
+        drafts = drawn.drafts if training.drafts else 0
+        read = min(lengths.prompt + (lengths.response if drafts else 0), training.max_length)
         prompts, wave = rows_at_once(
             model, None if free is None else free - model.decoding_weights,
             prompts=training.questions_per_step, samples=drawn.samples,
-            width=bucket_length(lengths.prompt), time=bucket_length(lengths.response),
-            filters=filters, wave=training.wave,
+            width=bucket_length(read), time=bucket_length(lengths.response),
+            filters=filters, wave=training.wave, drafts=drafts,
         )  # fmt: skip
         found["decode_batch"] = prompts * drawn.samples
         found["wave"] = wave if wave < drawn.samples else training.wave

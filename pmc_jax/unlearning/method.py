@@ -151,13 +151,15 @@ class StepExamples(NamedTuple):
 class Drawn(NamedTuple):
     """How a method samples responses: their number, the sampler and the length limit.
 
-    With `forced`, some responses have a forced beginning, which makes prompts longer.
+    With `forced`, some responses have a forced beginning, which makes prompts longer. `drafts` is
+    the most drafts that a question has.
     """
 
     samples: int
     sampling: Sampling
     max_new_tokens: int | None
     forced: bool = False
+    drafts: int = 0
 
 
 M = TypeVar("M", bound="Method", covariant=True)

@@ -31,6 +31,8 @@ class Training:
         prune: stop decoding samples that can no longer be selected.
         wave: samples of a question decoded at a time; later ones are left out once one scores
             0. 0: all at once.
+        drafts: read what samples may begin with, the original answer and the remembered response,
+            and decode only what follows.
         chunk: most decode steps between two checks for samples that are finished or pruned.
         compact: move the remaining samples into a smaller batch once they fit.
         grow_cache: let the KV cache grow with the samples; false: full length from the start.
@@ -50,6 +52,7 @@ class Training:
     decode_batch: int | str = automatic(needs="samples")
     prune: bool = switch(True, needs="selection_temperature")
     wave: int = bounded(0, least=0, needs="selection_temperature")
+    drafts: bool = switch(False, needs="selection_temperature")
     chunk: int = bounded(8, least=1, needs="selection_temperature")
     compact: bool = switch(True, needs="selection_temperature")
     grow_cache: bool = switch(True, needs="selection_temperature")

@@ -12,7 +12,7 @@ def write_and_attend_cpu(
     q: Float[Array, "batch samples heads head_dim"],
     k: Float[Array, "batch samples kv_heads head_dim"],
     v: Float[Array, "batch samples kv_heads head_dim"],
-    rope: tuple[Float[Array, "batch 1 half"], Float[Array, "batch 1 half"]],
+    rope: tuple[Float[Array, "batch #samples half"], Float[Array, "batch #samples half"]],
     prefix_k: Float[Array, "batch kv_heads prompt head_dim"],
     prefix_v: Float[Array, "batch kv_heads prompt head_dim"],
     prefix_mask: Bool[Array, "batch prompt"],
@@ -21,6 +21,7 @@ def write_and_attend_cpu(
     layer: Int[Array, ""],
     step: Int[Array, ""],
     window: Int[Array, ""] | None = None,
+    unused: Int[Array, "batch samples"] | None = None,
     *,
     scale: float,
     softcap: float | None = None,
@@ -41,12 +42,14 @@ def write_and_attend_cpu(
     mask = jnp.pad(prefix_mask, left[1:3])
     # A single layer goes without its axis, as the decode loop carries it (`squeeze_single`).
     caches = [x[0] if len(x) == 1 else x for x in (suffix_k, suffix_v)]
+    samples = q.shape[:2]
+    unused = jnp.zeros(samples, jnp.int32) if unused is None else unused
     mixed, *written = native_call(
         "write_and_attend",
         [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, *caches)],
         jnp.concatenate([q, k, v], axis=2),  # no copy where their weights are joined
-        *(table[:, 0] for table in rope),
-        prompt_k, prompt_v, *caches, visible_ranges(mask, layer, step, window),
+        *(jnp.broadcast_to(table, (*samples, table.shape[-1])) for table in rope),
+        prompt_k, prompt_v, *caches, visible_ranges(mask, layer, step, window, unused),
         in_place={5: 1, 6: 2}, scale=scale, softcap=softcap or 0.0,
     )  # fmt: skip
     new_k, new_v = (x.reshape(suffix_k.shape) for x in written)

@@ -36,21 +36,25 @@ def _write_and_attend(
     projected: Any, cos: Any, sin: Any, prefix_k: Any, prefix_v: Any, suffix_k: Any, suffix_v: Any,
     ranges: Any, out: Any, out_k: Any, out_v: Any,
     *, samples: int, kv_heads: int, together: int, per_head: int, prompt: int, room: int,
-    scale: float, softcap: float | None,
+    per_sample: bool, scale: float, softcap: float | None,
 ) -> None:  # fmt: skip
     """One kernel instance: `together` samples of a prompt, the query heads of one key-value head.
 
-    All refs but `ranges` (`visible_ranges`) are matrices whose rows are vectors of `head_dim`, or a
-    prompt's cosines or sines. `out_k` and `out_v` alias `suffix_k` and `suffix_v`.
+    All refs but `ranges` (`visible_ranges`, a row for each sample) are matrices whose rows are
+    vectors of `head_dim`, or the cosines or sines of a prompt or of a sample. `out_k` and `out_v`
+    alias `suffix_k` and `suffix_v`.
     """
     batch, head, first = pl.program_id(0), pl.program_id(1), pl.program_id(2) * together
-    layer, first_of_prompt, first_of_suffix, step = (ranges[batch, i] for i in range(4))
+    layer, first_of_suffix, step = (ranges[batch * samples + first, i] for i in (0, 3, 4))
     rows = max(MIN_ROWS, pl.next_power_of_2(together * per_head))
     row, dim = jnp.arange(rows), jnp.arange(projected.shape[1])
     own = first + row // per_head
     real = (row < together * per_head) & (own < samples)
     sequence = batch * samples + own
     lowest = jnp.finfo(jnp.float32).min
+    # Of rows that are not real, no position is visible; they must not widen the loop either.
+    first_of_prompt = triton.load(ranges.at[sequence, 1], mask=real, other=prompt)
+    end_of_prompt = triton.load(ranges.at[sequence, 2], mask=real, other=0)
 
     def read(ref: Any, at: Array, columns: Array, there: Array) -> Array:
         return triton.load(ref.at[at[:, None], columns[None, :]], mask=there[:, None], other=0)
@@ -59,10 +63,14 @@ def _write_and_attend(
     half = cos.shape[1]
     has_partner = dim < 2 * half
     partner = jnp.where(has_partner, jnp.where(dim < half, dim + half, dim - half), dim)
-    angle = (batch, dim % half)
-    cosine = triton.load(cos.at[angle], mask=has_partner, other=1)[None, :]
-    sine = triton.load(sin.at[angle], mask=has_partner, other=0)
-    sine = jnp.where(dim < half, -sine, sine)[None, :]
+    if per_sample:
+        angle = (sequence[:, None], (dim % half)[None, :])
+        rotates = real[:, None] & has_partner[None, :]
+    else:
+        angle, rotates = (batch, (dim % half)[None, :]), has_partner[None, :]
+    cosine = triton.load(cos.at[angle], mask=rotates, other=1)
+    sine = triton.load(sin.at[angle], mask=rotates, other=0)
+    sine = jnp.where((dim < half)[None, :], -sine, sine)
 
     def rotated(at: Array) -> Array:
         x, other = read(projected, at, dim, real), read(projected, at, partner, real)
@@ -96,8 +104,9 @@ def _write_and_attend(
     def over_prompt(block: Any, state: Any) -> Any:
         at = block * BLOCK + jnp.arange(BLOCK)
         base, there = (batch * kv_heads + head) * prompt + at, at < prompt
-        visible = (there & (at >= first_of_prompt))[None, :]
+        inside = (at >= first_of_prompt[:, None]) & (at < end_of_prompt[:, None])
         k, v = (read(ref, base, dim, there) for ref in (prefix_k, prefix_v))
+        visible = there[None, :] & inside
         return update(state, k, v, visible)
 
     first_block = first_of_suffix // KEYS
@@ -116,7 +125,8 @@ def _write_and_attend(
 
     newest = capped((q.astype(jnp.float32) * new_k.astype(jnp.float32)).sum(axis=1))
     state = (newest, jnp.ones(rows, jnp.float32), new_v.astype(jnp.float32))
-    state = jax.lax.fori_loop(first_of_prompt // BLOCK, pl.cdiv(prompt, BLOCK), over_prompt, state)
+    begin, stop = first_of_prompt.min() // BLOCK, pl.cdiv(end_of_prompt.max(), BLOCK)
+    state = jax.lax.fori_loop(begin, stop, over_prompt, state)
     groups = pl.cdiv(end - first, SAMPLES)
     _, total, mixed = jax.lax.fori_loop(0, groups * blocks, over_samples, state)
     mixed = (mixed / total[:, None]).astype(q.dtype)
@@ -142,7 +152,7 @@ def write_and_attend_gpu(
     q: Float[Array, "batch samples heads head_dim"],
     k: Float[Array, "batch samples kv_heads head_dim"],
     v: Float[Array, "batch samples kv_heads head_dim"],
-    rope: tuple[Float[Array, "batch 1 half"], Float[Array, "batch 1 half"]],
+    rope: tuple[Float[Array, "batch #samples half"], Float[Array, "batch #samples half"]],
     prefix_k: Float[Array, "batch kv_heads prompt head_dim"],
     prefix_v: Float[Array, "batch kv_heads prompt head_dim"],
     prefix_mask: Bool[Array, "batch prompt"],
@@ -151,6 +161,7 @@ def write_and_attend_gpu(
     layer: Int[Array, ""],
     step: Int[Array, ""],
     window: Int[Array, ""] | None = None,
+    unused: Int[Array, "batch samples"] | None = None,
     *,
     scale: float,
     softcap: float | None = None,
@@ -172,10 +183,12 @@ def write_and_attend_gpu(
     per_head = heads // kv_heads
     if together is None:
         together = samples_together(batch * kv_heads, samples, per_head)
-    ranges = visible_ranges(prefix_mask, layer, step, window)
+    unused = jnp.zeros((batch, samples), jnp.int32) if unused is None else unused
+    ranges = visible_ranges(prefix_mask, layer, step, window, unused).reshape(batch * samples, -1)
     kernel = partial(
         _write_and_attend, samples=samples, kv_heads=kv_heads, together=together,
-        per_head=per_head, prompt=prompt, room=room, scale=scale, softcap=softcap,
+        per_head=per_head, prompt=prompt, room=room, per_sample=rope[0].shape[1] > 1, scale=scale,
+        softcap=softcap,
     )  # fmt: skip
     # No copy where the weights of q, k and v are joined.
     projected = jnp.concatenate([q, k, v], axis=2)

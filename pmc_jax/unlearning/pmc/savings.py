@@ -3,21 +3,26 @@
 - Branch and bound: a sample that can no longer be selected is not decoded any further.
 - Waves: a question's samples are decoded a few at a time, and once one scores 0 the rest is
   left out.
+- Drafts: samples that begin like y0 or like the remembered response are not decoded up to where
+  they leave it.
 - Few shapes: all steps share the same padded shapes, so that little is compiled.
 """
 
-from collections.abc import Sequence
-from functools import cache, partial
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt32
 
-from pmc_jax.decoding import FINISHED, RUNNING, PruneBatch, Responses
+from pmc_jax.decoding import FINISHED, PruneBatch, Responses
 from pmc_jax.unlearning.method import Run, Tokens
 from pmc_jax.unlearning.pmc.memory import ResponseMemory
 from pmc_jax.unlearning.pmc.reward import original_answer, reward_of, score_sample
 from pmc_jax.unlearning.pmc.settings import PMCSettings
+
+DRAFTS = 2
+"""The most drafts of a question."""
 
 
 def savings(
@@ -30,12 +35,51 @@ def savings(
     """The arguments of `generate` that only save work; `forced`: prompts end with a beginning."""
     training = run.task.training
     return {
-        "longest_prompt": training.max_length if forced else max(map(len, run.task.prompts)),
+        "longest_prompt": training.max_length if forced else longest_read(run),
+        "drafts": None if forced else drafts(run, memory, questions),
         "decode_batch": questions_at_once(run) * run.method.samples,
         "decoding": training.decoding,
         "wave": training.wave,
         "prune": pruning(run, memory, questions),
     }
+
+
+@lru_cache(maxsize=2**12)
+def _answer_tokens(encode: Callable[[str], list[int]], answer: str) -> Tokens:
+    return tuple(encode(answer))
+
+
+def original_tokens(run: Run[PMCSettings], question: int) -> Tokens:
+    """y0(q) as tokens, as its text is encoded."""
+    return _answer_tokens(run.task.model.template.encode_answer, original_answer(run, question))
+
+
+def longest_read(run: Run[PMCSettings]) -> int:
+    """The most tokens that sampling reads at once: the longest prompt, with y0 if it is a draft."""
+    prompts = run.task.prompts
+    if not run.task.training.drafts:
+        return max(map(len, prompts))
+    return max(len(prompt) + len(original_tokens(run, i)) for i, prompt in enumerate(prompts))
+
+
+def drafts(
+    run: Run[PMCSettings], memory: ResponseMemory, questions: Sequence[int]
+) -> list[list[Tokens]] | None:
+    """What samples may begin with: y0, and the response that training raises the probability of.
+
+    Both are known from the state of the run alone. None without `training.drafts`.
+    """
+    if not run.task.training.drafts:
+        return None
+    longest = longest_read(run)
+
+    def of(question: int) -> list[Tokens]:
+        found = [original_tokens(run, question)]
+        if memory.length[question]:
+            found.append(tuple(memory.tokens[question, : memory.length[question]].tolist()))
+        return [draft[: longest - len(run.task.prompts[question])] for draft in found]
+
+    return [of(question) for question in questions]
 
 
 def questions_at_once(run: Run[PMCSettings]) -> int:
@@ -96,8 +140,8 @@ def pruning(
         remembered[: len(asked)] = memory.score[asked]
         for row, j in np.argwhere(found.status[: len(asked)] == FINISHED).tolist():
             scores[row, j] = score(asked[row], tuple(found.tokens_of(row, j)))
-        running = (found.status[: len(asked)] == RUNNING) & prunes
-        for row, j in np.argwhere(running).tolist():
+        begun = (found.status < FINISHED) & (found.length > 0) & prunes
+        for row, j in np.argwhere(begun[: len(asked)]).tolist():
             bounds[row, j] = bound(asked[row], tuple(found.tokens_of(row, j)))
         return cannot_be_selected(remembered, scores, bounds)
 

@@ -10,7 +10,7 @@ from pmc_jax.model import batch_shards
 from pmc_jax.model.buckets import bucket_length, bucket_rows, halved
 from pmc_jax.unlearning.method import Run
 from pmc_jax.unlearning.pmc.sampling import sample_limit
-from pmc_jax.unlearning.pmc.savings import questions_at_once
+from pmc_jax.unlearning.pmc.savings import DRAFTS, longest_read, questions_at_once
 from pmc_jax.unlearning.pmc.settings import PMCSettings
 
 
@@ -19,7 +19,7 @@ class RunShapes:
     """The shapes that the functions of a PMC run may be compiled for, each at most once.
 
     Attributes:
-        prompts: (rows, tokens) of prefill.
+        prompts: (rows, tokens) of prefill, drafts included.
         rows: (groups, slots) of decoding.
         caches: lengths of the suffix cache, in tokens.
         training: (rows, tokens) of a micro-batch.
@@ -91,11 +91,12 @@ def run_shapes(run: Run[PMCSettings], multiple: int | None = None) -> RunShapes:
     most = questions_at_once(run)
     questions = range(len(run.task.prompts))
     limits = {bucket_length(sample_limit(run, i)) for i in questions}
-    widest = bucket_length(max(map(len, run.task.prompts)))
-    lengths = {halved(widest, len(prompt)) for prompt in run.task.prompts}
+    longest, prompts = longest_read(run), {len(prompt) for prompt in run.task.prompts}
+    reads = range(min(prompts), longest + 1) if training.drafts else prompts
+    lengths = {halved(bucket_length(longest), length) for length in reads}
     if run.method.beginnings:
         longest = run.task.training.max_length
-        forced = range(min(map(len, run.task.prompts)), longest)
+        forced = range(min(prompts), longest)
         lengths |= {halved(bucket_length(longest), length) for length in forced}
         limits = {bucket_length(length) for length in range(1, max(limits) + 1)}
     caches = {
@@ -103,7 +104,9 @@ def run_shapes(run: Run[PMCSettings], multiple: int | None = None) -> RunShapes:
         for limit in limits
         for length in suffix_lengths(limit, model.config, model.dtype, training.decoding)
     }
-    rows = {prompt_rows(count, most, compact=compact) for count in range(1, most + 1)}
+    each = range(1, DRAFTS + 1) if training.drafts else [1]
+    counts = {prompt_rows(count, most, compact=compact) for count in range(1, most + 1)}
+    rows = {count * drafts for count in counts for drafts in each}
     return RunShapes(
         prompts=sorted((count, length) for count in rows for length in lengths),
         rows=shapes(most, samples, wave=training.wave, compact=compact),

@@ -43,7 +43,7 @@ from pmc_jax.unlearning.pmc.sampling import (
     sample_responses,
     sampler,
 )
-from pmc_jax.unlearning.pmc.savings import padded_to_step, tokens_saved
+from pmc_jax.unlearning.pmc.savings import DRAFTS, padded_to_step, tokens_saved
 from pmc_jax.unlearning.pmc.selection import select, selection_keys
 from pmc_jax.unlearning.pmc.settings import PMCSettings
 from pmc_jax.unlearning.pmc.shapes import run_shapes
@@ -122,8 +122,9 @@ class PMC(PMCSettings):
     def drawn(self) -> Drawn:
         """The responses that every step samples."""
         return Drawn(
-            self.samples, sampler(self, ()), self.max_new_tokens, forced=self.beginnings > 0
-        )
+            self.samples, sampler(self, ()), self.max_new_tokens, forced=self.beginnings > 0,
+            drafts=DRAFTS,
+        )  # fmt: skip
 
     def lines(self, run: Run[Any]) -> list[str]:
         """The shapes that will be compiled."""

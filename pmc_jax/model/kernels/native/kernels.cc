@@ -248,14 +248,21 @@ void softmax(float* scores, int64_t size) {
   for (int64_t i = 0; i < size; i += kLanes) store(scores + i, load(scores + i) / whole);
 }
 
+// What a sample sees: the layer of the cache, the visible positions [first, end) of the prompt, the first
+// visible position of the suffix, and the newest one.
+struct Range {
+  int32_t layer, first, end, first_own, step;
+};
+
 // The query heads of one key-value head, for some samples of a prompt. `next_…` are the strides from
 // sample to sample, in floats.
 struct Head {
   int64_t count, per_head, dim, half;
   int64_t first_own, step;  // the first visible position of the suffix, and the newest
   float scale, softcap;
-  const float *cosine, *sine;                // [half]
-  int64_t hidden, seen, prompt_row;          // of `seen` prompt positions, `hidden` are masked
+  const float *cosine, *sine;                // [count, half]
+  const Range* ranges;                       // [count]
+  int64_t start, seen, prompt_row;           // prompt positions from `start` on, `seen` of them
   const float *prompt_k, *prompt_v;          // [dim, seen], row stride `prompt_row`; [seen, dim]
   const float *q, *k, *v;                    // [per_head, dim], [dim], [dim]
   int64_t next_sequence, next_out, next_own;
@@ -269,17 +276,18 @@ void rotate_and_write(const Head& head, float* queries) {
     prefetch(head.own_k + s * head.next_own + newest, head.dim);
     prefetch(head.own_v + s * head.next_own + newest, head.dim);
   }
-  auto rotated = [&](const float* x, float* to) {
-    rotate(x, head.cosine, head.sine, head.half, head.dim, to);
+  auto rotated = [&](int64_t s, const float* x, float* to) {
+    int64_t own = s * head.half;
+    rotate(x, head.cosine + own, head.sine + own, head.half, head.dim, to);
   };
   for (int64_t s = 0; s < head.count; ++s) {
     for (int64_t j = 0; j < head.per_head; ++j) {
       int64_t row = s * head.per_head + j;
-      rotated(head.q + s * head.next_sequence + j * head.dim, queries + row * head.dim);
+      rotated(s, head.q + s * head.next_sequence + j * head.dim, queries + row * head.dim);
     }
   }
   for (int64_t s = 0; s < head.count; ++s) {
-    rotated(head.k + s * head.next_sequence, head.own_k + s * head.next_own + newest);
+    rotated(s, head.k + s * head.next_sequence, head.own_k + s * head.next_own + newest);
     std::memcpy(head.own_v + s * head.next_own + newest, head.v + s * head.next_sequence,
                 head.dim * sizeof(float));
   }
@@ -297,7 +305,8 @@ void weigh(const Head& head, const float* queries, int64_t width, float* weights
     prefetch(head.own_v + s * head.next_own + first, read);
     for (int64_t r = s * head.per_head; r < (s + 1) * head.per_head; ++r) {
       float *row = weights + r * width, *own = row + head.seen;
-      std::fill(row, row + head.hidden, kLowest);
+      std::fill(row, row + (head.ranges[s].first - head.start), kLowest);
+      std::fill(row + (head.ranges[s].end - head.start), own, kLowest);
       std::fill(own, own + own_size, kLowest);
       const float* query = queries + r * dim;
       int64_t t = head.first_own;
@@ -340,10 +349,9 @@ using F32 = ffi::Buffer<ffi::F32>;
 using S32 = ffi::Buffer<ffi::S32>;
 
 // Shapes: projected [batch, samples, heads + 2 kv_heads, dim] (queries, keys, values); cosine, sine
-// [batch, half]; prompt_k [batch, kv_heads, dim, prompt] (keys as columns, scaled), prompt_v [batch,
+// [batch, samples, half]; prompt_k [batch, kv_heads, dim, prompt] (keys as columns, scaled), prompt_v [batch,
 // kv_heads, prompt, dim]; own_k, own_v [layers, batch, samples, kv_heads, room, dim], or without
-// layers if there is one; ranges [batch, 4]: the layer, the first visible positions of prompt and
-// suffix, the step. The results own_k and own_v share the memory of the arguments.
+// layers if there is one; ranges [batch, samples, 5]: a `Range` for each sample. The results own_k and own_v share the memory of the arguments.
 ffi::Error WriteAndAttend(ffi::ThreadPool pool, F32 projected, F32 cosine, F32 sine, F32 prompt_k,
                           F32 prompt_v, F32 own_k_before, F32 own_v_before, S32 ranges,
                           ffi::Result<F32> out, ffi::Result<F32> own_k, ffi::Result<F32> own_v,
@@ -352,7 +360,7 @@ ffi::Error WriteAndAttend(ffi::ThreadPool pool, F32 projected, F32 cosine, F32 s
   int64_t batch = sizes[0], kv_heads = sizes[1], prompt = sizes[2], dim = sizes[3];
   int64_t samples = projected.dimensions()[1], per_head = projected.dimensions()[2] / kv_heads - 2;
   int64_t room = own_k->dimensions()[own_k->dimensions().size() - 2];
-  int64_t half = cosine.dimensions()[1];
+  int64_t half = cosine.dimensions()[2];
   if (dim % kLanes != 0 || prompt % kLanes != 0) {
     return ffi::Error::InvalidArgument("head_dim and prompt must be multiples of 8");
   }
@@ -366,26 +374,32 @@ ffi::Error WriteAndAttend(ffi::ThreadPool pool, F32 projected, F32 cosine, F32 s
 
   in_parallel(pool, heads * parts, [&](int64_t item) {
     int64_t b = item / parts / kv_heads, head = item / parts % kv_heads, part = item % parts;
-    const int32_t* range = ranges.typed_data() + 4 * b;
+    int64_t first = b * samples + samples * part / parts;
     Head found;
     found.count = samples * (part + 1) / parts - samples * part / parts;
+    found.ranges = reinterpret_cast<const Range*>(ranges.typed_data()) + first;
+    int32_t least = found.ranges[0].first, most = found.ranges[0].end;
+    for (int64_t s = 1; s < found.count; ++s) {
+      least = std::min(least, found.ranges[s].first);
+      most = std::max(most, found.ranges[s].end);
+    }
     found.per_head = per_head;
     found.dim = dim;
     found.half = half;
-    found.first_own = range[2];
-    found.step = range[3];
+    found.first_own = found.ranges[0].first_own;
+    found.step = found.ranges[0].step;
     found.scale = scale;
     found.softcap = softcap;
-    found.cosine = cosine.typed_data() + b * half;
-    found.sine = sine.typed_data() + b * half;
-    int64_t start = range[1] / kLanes * kLanes;  // a multiple of kLanes
-    found.hidden = range[1] - start;
-    found.seen = prompt - start;
+    found.cosine = cosine.typed_data() + first * half;
+    found.sine = sine.typed_data() + first * half;
+    int64_t start = least / kLanes * kLanes;  // a multiple of kLanes, like the number of positions
+    found.start = start;
+    found.seen = rounded_up(most) - start;
     found.prompt_row = prompt;
     found.prompt_k = prompt_k.typed_data() + (b * kv_heads + head) * dim * prompt + start;
     found.prompt_v = prompt_v.typed_data() + ((b * kv_heads + head) * prompt + start) * dim;
 
-    int64_t first = b * samples + samples * part / parts, vectors = kv_heads * (per_head + 2);
+    int64_t vectors = kv_heads * (per_head + 2);
     const float* sequence = projected.typed_data() + first * vectors * dim;
     found.next_sequence = vectors * dim;
     found.q = sequence + head * per_head * dim;
@@ -393,7 +407,7 @@ ffi::Error WriteAndAttend(ffi::ThreadPool pool, F32 projected, F32 cosine, F32 s
     found.v = sequence + (kv_heads * (per_head + 1) + head) * dim;
     found.next_out = kv_heads * per_head * dim;
     found.out = out->typed_data() + (first * kv_heads + head) * per_head * dim;
-    int64_t caches = (range[0] * batch * samples + first) * kv_heads + head;
+    int64_t caches = (found.ranges[0].layer * batch * samples + first) * kv_heads + head;
     found.next_own = kv_heads * room * dim;
     found.own_k = own_k->typed_data() + caches * room * dim;
     found.own_v = own_v->typed_data() + caches * room * dim;
