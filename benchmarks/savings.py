@@ -47,8 +47,8 @@ from pmc_jax.training.step import RunState, TrainStep, init_state, make_train_st
 from pmc_jax.unlearning.method import Run
 from pmc_jax.unlearning.pmc import PMC, ResponseMemory
 from pmc_jax.unlearning.pmc.sampling import sample_limit, sample_responses
-from pmc_jax.unlearning.pmc.savings import pruning
 from pmc_jax.unlearning.pmc.step import remember_best, score_samples
+from pmc_jax.unlearning.savings.pruning import pruning
 from pmc_jax.unlearning.schedule import Training
 
 NOTHING = {
@@ -151,7 +151,7 @@ def host_seconds() -> Iterator[list[float]]:
         return prune and timed(prune)
 
     with (
-        patch("pmc_jax.unlearning.pmc.savings.pruning", timed_pruning),
+        patch("pmc_jax.unlearning.savings.arguments.pruning", timed_pruning),
         patch("pmc_jax.unlearning.pmc.step.score_samples", timed(score_samples)),
         patch("pmc_jax.unlearning.pmc.step.remember_best", timed(remember_best)),
         patch("pmc_jax.training.loop.step_batch", timed(step_batch)),

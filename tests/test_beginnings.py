@@ -21,8 +21,8 @@ from pmc_jax.decoding import Sampling, generate
 from pmc_jax.model import decoding_params
 from pmc_jax.text.words import word_spans
 from pmc_jax.training.batch import step_batch
+from pmc_jax.unlearning.beginnings import divided_answer, forced_runs, with_beginnings
 from pmc_jax.unlearning.pmc import PMC, response_score
-from pmc_jax.unlearning.pmc.beginnings import divided_answer, with_beginnings
 from pmc_jax.unlearning.pmc.step import select_samples
 
 OPTIONS = PMC(samples=4, min_len=0, reject_wordless=False, max_new_tokens=12, beginnings=2)
@@ -116,9 +116,10 @@ def test_selection_at_a_temperature_draws_anew_for_each_beginning(words_model, x
     run, _ = new_run(words_model, pmc, PLAIN, seed=5)
     scores = np.zeros((3, 4))
     chosen = {
-        tuple(select_samples(run, step, [0, 1, 2], scores, number))
-        for step in range(4) for number in range(3)
-    }  # fmt: skip
+        tuple(select_samples(own, step, [0, 1, 2], scores))
+        for step in range(4)
+        for own in (run, *forced_runs(run, step, [0, 1, 2]))
+    }
     assert len(chosen) > 6
 
 

@@ -18,7 +18,8 @@ from pmc_jax import train
 from pmc_jax.training.run import prepare_inputs
 from pmc_jax.unlearning.method import Run
 from pmc_jax.unlearning.pmc import empty_memory
-from pmc_jax.unlearning.pmc.savings import pruning
+from pmc_jax.unlearning.pmc.sampling import scoring
+from pmc_jax.unlearning.savings.pruning import pruning
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "examples" / "extending" / "my_unlearning.py"
@@ -199,10 +200,10 @@ def test_pruning_is_off_without_a_bound(bundled):
     memory = empty_memory(1, 64)
     with_bound = a_run(bundled, "toy_package.my_unlearning:forgotten_names", [""])
     without = a_run(bundled, "toy_package.rewards:without_bound", [""])
-    assert pruning(with_bound, memory, [0]) is not None
-    assert pruning(without, memory, [0]) is None
     switched_off = a_run(bundled, with_bound.method.reward, [""], prune=False)
-    assert pruning(switched_off, memory, [0]) is None
+    runs = (with_bound, without, switched_off)
+    found = [pruning(run.task.training, [0], scoring(run, memory)) for run in runs]
+    assert [prune is not None for prune in found] == [True, False, False]
 
 
 @pytest.mark.slow

@@ -205,6 +205,22 @@ def test_the_paper_needs_no_training_loop():
     assert not found
 
 
+def test_the_paper_is_alone_in_its_directory():
+    """The algorithm calls what saves time, which knows nothing of the algorithm."""
+    parts = ("settings", "reward", "selection", "memory", "objective", "sampling", "step")
+    paper = ROOT / "pmc_jax" / "unlearning" / "pmc"
+    assert {path.stem for path in paper.glob("*.py")} == {"__init__", *parts}
+    order = [paper.joinpath("__init__.py").read_text().index(f"`{name}`: ") for name in parts]
+    assert order == sorted(order)
+    others = [*sources("pmc_jax/unlearning/savings"), "pmc_jax/unlearning/beginnings.py"]
+    assert not [
+        f"{path}: {module}"
+        for path in others
+        for module, _ in imports(parsed(path))
+        if module.startswith("pmc_jax.unlearning.pmc")
+    ]
+
+
 # Packages
 
 

@@ -30,8 +30,8 @@ from pmc_jax.unlearning.pmc import (
     select,
     update_memory,
 )
-from pmc_jax.unlearning.pmc.savings import cannot_be_selected, tokens_saved
 from pmc_jax.unlearning.pmc.step import remember_best, score_samples
+from pmc_jax.unlearning.savings.pruning import cannot_be_selected, tokens_saved
 from pmc_jax.unlearning.schedule import Training
 
 WORDS = ("river", "rivers", "mara", "of", "kell", ".", "é", "oslo")

@@ -13,8 +13,8 @@ from pmc_jax.decoding.layout import cache_lengths, few_rows, shapes
 from pmc_jax.model.kernels.dispatch import Target
 from pmc_jax.training.loop import steps
 from pmc_jax.unlearning.pmc import PMC, sampling
-from pmc_jax.unlearning.pmc.savings import savings
-from pmc_jax.unlearning.pmc.shapes import run_shapes
+from pmc_jax.unlearning.savings.arguments import savings
+from pmc_jax.unlearning.savings.shapes import run_shapes
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -29,6 +29,10 @@ BATCHES = {
     "micro-batches": {"batch_size": 1, "accumulation": 2},
     "drafts": {"drafts": True, "compact": True, "epochs": 3},
 }
+
+
+def limits(run):
+    return [sampling.sample_limit(run, i) for i in range(len(run.task.prompts))]
 
 
 @pytest.mark.slow
@@ -76,7 +80,7 @@ def test_a_run_has_no_shape_that_it_does_not_name(
     train_step = noting(words_model[2], note_batch)
     records = [record for _, record in steps(run, train_step, {}, state)]
     assert [record.tokens_trained for record in records] == counted
-    named = run_shapes(run)
+    named = run_shapes(run, limits(run))
     for field, found in seen.items():
         assert found and found <= set(getattr(named, field)), field
     assert len(named.lines()) == 4
@@ -86,8 +90,9 @@ def test_few_questions_are_not_padded_to_a_whole_batch(words_model, x64):  # noq
     training = dataclasses.replace(PLAIN, batch_size=64, decode_batch=512, compact=True)
     run, state = new_run(words_model, PMC(samples=4), training, seed=3)
     questions = len(run.task.prompts)
-    assert questions < 64 and max(run_shapes(run).rows) == (questions, 4)
-    assert savings(run, state.method, [0])["decode_batch"] == 4 * questions
+    assert questions < 64 and max(run_shapes(run, limits(run)).rows) == (questions, 4)
+    found = savings(run, [0], None, state.method.response)
+    assert found["decode_batch"] == 4 * questions
 
 
 def test_all_steps_pad_prompts_as_the_longest_of_the_run(words_model, x64, monkeypatch):  # noqa: F811
@@ -103,7 +108,7 @@ def test_all_steps_pad_prompts_as_the_longest_of_the_run(words_model, x64, monke
 
 def test_rows_are_whole_on_every_device_of_a_mesh(words_model, x64):  # noqa: F811
     run, _ = new_run(words_model, PMC(samples=4), PLAIN, seed=3)
-    assert all(rows % 4 == 0 for rows, _ in run_shapes(run, multiple=4).training)
+    assert all(rows % 4 == 0 for rows, _ in run_shapes(run, limits(run), multiple=4).training)
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,14 @@ class Run(Generic[M]):
     examples: Examples
     prepared: Mapping[str, Any]
 
+    forced: ClassVar[bool] = False
+    """Whether prompts end with words that a response is forced to begin with (`beginnings`)."""
+
+    @property
+    def sampling_key(self) -> PRNGKeyArray:
+        """The RNG key of the responses that steps sample, and of selection among them."""
+        return self.task.key()
+
     @property
     def total(self) -> int:
         """Optimizer steps of the whole run."""

@@ -133,6 +133,18 @@ def original_answer(run: Run[PMCSettings], question: int) -> str:
     return run.prepared["originals"][question]
 
 
+def least_score(run: Run[PMCSettings]) -> Callable[[int, Tokens], float] | None:
+    """(question, tokens) to the least score of a sample that begins with these tokens.
+
+    None if the reward has no bound.
+    """
+    bound = reward_of(run.method.reward).bound
+    if bound is None:
+        return None
+    decode = run.task.model.template.decode_settled
+    return lambda question, tokens: bound(original_answer(run, question), decode(tokens))
+
+
 def score_sample(run: Run[PMCSettings], question: int, tokens: Tokens) -> float:
     """The score of a finished sample of a question."""
     pmc = run.method

@@ -1,6 +1,7 @@
 """Responses to forget questions: y0 of the target model, and samples of the current one."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 
@@ -8,10 +9,11 @@ from pmc_jax.decoding import Sampling, generate
 from pmc_jax.model import decoding_params
 from pmc_jax.model.specs import Params
 from pmc_jax.unlearning.method import Run, Task, Tokens
-from pmc_jax.unlearning.pmc.beginnings import sampling_key
 from pmc_jax.unlearning.pmc.memory import ResponseMemory
-from pmc_jax.unlearning.pmc.savings import savings
+from pmc_jax.unlearning.pmc.reward import least_score, score_sample
 from pmc_jax.unlearning.pmc.settings import PMCSettings
+from pmc_jax.unlearning.savings.arguments import savings
+from pmc_jax.unlearning.savings.pruning import Scoring
 
 
 def response_limit(prompt: Tokens, max_length: int, max_new_tokens: int | None) -> int:
@@ -58,30 +60,34 @@ def sample_responses(
     params: Params,
     step: int,
     questions: Sequence[int],
-    number: int = 0,
 ) -> list[list[list[int]]]:
     """x_1, …, x_n ~ p_θ(· | q) for each question, stop tokens included, without dropout.
 
     All questions of a step are sampled from the weights `params` at its start. A sample that can
-    no longer be selected may be cut short (`savings`). `number` is that of the beginning which the
-    prompts of `run` end with; 0: they have none.
+    no longer be selected may be cut short (`savings`).
     """
     if not questions:
         return []
     pmc, task, model = run.method, run.task, run.task.model
-    prompts = [task.prompts[i] for i in questions]
     moving = pmc.final_temperature is not None
     return generate(
         decoding_params(params, model.config, model.dtype),
-        prompts,
+        [task.prompts[i] for i in questions],
         cfg=model.config,
         sampling=sampler(pmc, model.template.stop_ids),
         temperature=(run.at_step(step, pmc.temperature, pmc.final_temperature) if moving else None),
-        key=sampling_key(run, number),
+        key=run.sampling_key,
         limits=[sample_limit(run, i) for i in questions],
         samples=pmc.samples,
         step=step,
         question_ids=questions,
         dtype=model.dtype,
-        **savings(run, memory, questions, forced=number > 0),
+        **savings(run, questions, scoring(run, memory), memory.response),
     )
+
+
+def scoring(run: Run[PMCSettings], memory: ResponseMemory) -> Scoring | None:
+    """What decides which samples can still be selected; None where selection is random."""
+    if run.method.selection_temperature > 0:
+        return None
+    return Scoring(memory.score, partial(score_sample, run), least_score(run))

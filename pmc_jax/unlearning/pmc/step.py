@@ -18,6 +18,7 @@ from pmc_jax.model import to_devices
 from pmc_jax.model.specs import Params
 from pmc_jax.runtime.progress import speed_text
 from pmc_jax.runtime.timing import timed
+from pmc_jax.unlearning.beginnings import forced_runs
 from pmc_jax.unlearning.losses import Targets
 from pmc_jax.unlearning.method import (
     Drawn,
@@ -27,8 +28,8 @@ from pmc_jax.unlearning.method import (
     Run,
     StepExamples,
     Task,
+    Tokens,
 )
-from pmc_jax.unlearning.pmc.beginnings import sampling_key, with_beginnings
 from pmc_jax.unlearning.pmc.memory import (
     ResponseMemory,
     empty_memory,
@@ -43,10 +44,11 @@ from pmc_jax.unlearning.pmc.sampling import (
     sample_responses,
     sampler,
 )
-from pmc_jax.unlearning.pmc.savings import DRAFTS, padded_to_step, tokens_saved
 from pmc_jax.unlearning.pmc.selection import select, selection_keys
 from pmc_jax.unlearning.pmc.settings import PMCSettings
-from pmc_jax.unlearning.pmc.shapes import run_shapes
+from pmc_jax.unlearning.savings.drafts import DRAFTS
+from pmc_jax.unlearning.savings.pruning import tokens_saved
+from pmc_jax.unlearning.savings.shapes import padded_to_step, run_shapes
 
 Samples = Sequence[Sequence[Sequence[int]]]
 """`[question][sample][token]`."""
@@ -83,23 +85,15 @@ class PMC(PMCSettings):
         sampled anew at every visit and not remembered.
         """
         seconds: dict[str, float] = {}
-        asked = needs_sampling(state, questions, always=self.keep_sampling)
-        first = visit(run, state, params, step, asked, seconds)
-        visits = [(run, first)]
-        for number in range(1, self.beginnings + 1):
-            forced, empty = (
-                with_beginnings(run, step, number, questions),
-                self.initial_state(run.task),
-            )
-            found = visit(forced, empty, params, step, questions, seconds, number)
-            visits.append((forced, found))
+        visits = [visit(run, state, params, step, questions, seconds)]
+        for forced in forced_runs(run, step, questions):
+            empty = self.initial_state(run.task)
+            visits.append(visit(forced, empty, params, step, questions, seconds))
         trained = [
-            Example(one.task.prompts[i], found.memory.response(i))
-            for i in questions
-            for one, found in visits
+            Example(one.prompts[i], one.memory.response(i)) for i in questions for one in visits
         ]
-        measures = step_measures(first.memory, questions, [found for _, found in visits])
-        return StepExamples(trained, [], first.memory, measures, seconds, note(measures, seconds))
+        memory, measures = visits[0].memory, step_measures(questions, visits)
+        return StepExamples(trained, [], memory, measures, seconds, note(measures, seconds))
 
     @property
     def answers_per_question(self) -> int:
@@ -128,17 +122,20 @@ class PMC(PMCSettings):
 
     def lines(self, run: Run[Any]) -> list[str]:
         """The shapes that will be compiled."""
-        return run_shapes(run).lines()
+        limits = [sample_limit(run, i) for i in range(len(run.task.prompts))]
+        return run_shapes(run, limits).lines()
 
 
 class Visit(NamedTuple):
     """What a visit of a step's questions gave.
 
     Attributes:
+        prompts: of every question.
         memory: the best response to every question, those of this visit included.
         samples, scores: of the questions that were sampled.
     """
 
+    prompts: Sequence[Tokens]
     memory: ResponseMemory
     samples: Samples
     scores: Float[np.ndarray, "questions samples"]
@@ -151,20 +148,18 @@ def visit(
     step: int,
     questions: Sequence[int],
     seconds: dict[str, float],
-    number: int = 0,
 ) -> Visit:
     """Sample these questions, score the samples, and remember the best ones.
 
-    Args:
-        seconds: the time of each part is added to it.
-        number: of the beginning that the questions have in `run`; 0: they have none.
+    The time of each part is added to `seconds`.
     """
+    asked = needs_sampling(memory, questions, always=run.method.keep_sampling)
     with timed(seconds, "sample"):
-        samples = sample_responses(run, memory, params, step, questions, number)
+        samples = sample_responses(run, memory, params, step, asked)
     with timed(seconds, "score"):
-        scores = score_samples(run, questions, samples)
-        memory = remember_best(run, memory, step, questions, samples, scores, number)
-    return Visit(memory, samples, scores)
+        scores = score_samples(run, asked, samples)
+        memory = remember_best(run, memory, step, asked, samples, scores)
+    return Visit(run.task.prompts, memory, samples, scores)
 
 
 def score_samples(
@@ -189,12 +184,11 @@ def remember_best(
     questions: Sequence[int],
     samples: Samples,
     scores: Float[np.ndarray, "questions samples"],
-    number: int = 0,
 ) -> ResponseMemory:
     """Select one sample per question, and remember it where it scores no more than the old one."""
     if not questions:
         return memory
-    chosen = select_samples(run, step, questions, scores, number)
+    chosen = select_samples(run, step, questions, scores)
     return update_memory(
         memory,
         questions,
@@ -208,28 +202,23 @@ def select_samples(
     step: int,
     questions: Sequence[int],
     scores: Float[np.ndarray, "questions samples"],
-    number: int = 0,
 ) -> list[int]:
     """The index of the selected sample of each question."""
     temperature = run.method.selection_temperature
     if temperature == 0:
         return select(scores).tolist()
     ids, padded = padded_to_step(run, questions, scores)
-    keys = selection_keys(sampling_key(run, number), step, to_devices(ids))
+    keys = selection_keys(run.sampling_key, step, to_devices(ids))
     return select(padded, temperature, keys)[: len(questions)].tolist()
 
 
-def step_measures(
-    memory: ResponseMemory,
-    questions: Sequence[int],
-    visits: Sequence[Visit],
-) -> dict[str, int | float]:
+def step_measures(questions: Sequence[int], visits: Sequence[Visit]) -> dict[str, int | float]:
     """The measures of sampling and selection in a step's line of `metrics.jsonl`.
 
     Scores and questions are those without a beginning, tokens those of all visits.
     """
     return {
-        "mean_selected_score": float(np.mean(memory.score[questions])),
+        "mean_selected_score": float(np.mean(visits[0].memory.score[questions])),
         "questions_sampled": len(visits[0].samples),
         "tokens_sampled": sum(len(x) for one in visits for own in one.samples for x in own),
         "tokens_saved": sum(tokens_saved(one.samples, np.isfinite(one.scores)) for one in visits),

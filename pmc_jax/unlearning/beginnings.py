@@ -1,4 +1,4 @@
-"""Visits with a forced beginning: an option that is not in the paper.
+"""Visits with a forced beginning: an option of PMC that is not in the paper.
 
 Collapse of p_θ(x | q) says little about p_θ(x | q, b): a response that is forced to begin with the
 words b can go on with what the model still knows. So each visit can also have beginnings: the first
@@ -8,6 +8,7 @@ sampled, scored against the rest of y0, selected and trained on. The forced word
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax
 from jaxtyping import PRNGKeyArray
@@ -15,9 +16,27 @@ from jaxtyping import PRNGKeyArray
 from pmc_jax.data.batches import beginning_draw
 from pmc_jax.text.words import word_spans
 from pmc_jax.unlearning.method import Run
-from pmc_jax.unlearning.pmc.settings import PMCSettings
 
 BEGINNINGS_STREAM = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class ForcedRun(Run[Any]):
+    """A run whose prompts end with the first words of y0, and whose originals are the rest of y0.
+
+    Attributes:
+        number: which of a visit's beginnings it has, from 1; the samples of each have RNG keys of
+            their own.
+    """
+
+    number: int = 1
+
+    forced: ClassVar[bool] = True
+
+    @property
+    def sampling_key(self) -> PRNGKeyArray:
+        """The RNG key of the samples after this beginning."""
+        return jax.random.fold_in(self.task.key(BEGINNINGS_STREAM), self.number)
 
 
 def divided_answer(answer: str, share: float) -> tuple[str, str]:
@@ -36,9 +55,7 @@ def divided_answer(answer: str, share: float) -> tuple[str, str]:
     return answer[:start].rstrip(), answer[start:]
 
 
-def with_beginnings(
-    run: Run[PMCSettings], step: int, number: int, questions: Sequence[int]
-) -> Run[PMCSettings]:
+def with_beginnings(run: Run[Any], step: int, number: int, questions: Sequence[int]) -> ForcedRun:
     """The run in which the prompts of these questions end with the first words of y0.
 
     Its original answers are what is left of y0. A beginning depends on the seed, the step, its
@@ -53,13 +70,16 @@ def with_beginnings(
         forced = [*prompts[i], *task.model.template.encode_prefix(begun)] if begun else prompts[i]
         if len(forced) + 2 <= task.training.max_length:
             prompts[i], rests[i] = forced, rest
-    return dataclasses.replace(
-        run,
+    return ForcedRun(
+        method=run.method,
         task=dataclasses.replace(task, prompts=prompts),
+        examples=run.examples,
         prepared={**run.prepared, "originals": rests},
+        number=number,
     )
 
 
-def sampling_key(run: Run[PMCSettings], number: int) -> PRNGKeyArray:
-    """The RNG key of a visit's samples: `number` is 0 without a beginning, and 1, 2, … with one."""
-    return jax.random.fold_in(run.task.key(BEGINNINGS_STREAM), number) if number else run.task.key()
+def forced_runs(run: Run[Any], step: int, questions: Sequence[int]) -> list[ForcedRun]:
+    """The run with each of the beginnings that `method.beginnings` asks for: by default none."""
+    numbers = range(1, run.method.beginnings + 1)
+    return [with_beginnings(run, step, number, questions) for number in numbers]

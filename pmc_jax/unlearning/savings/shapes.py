@@ -1,7 +1,11 @@
 """The few shapes that a run's functions are compiled for, known before its first step."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt32
 
 from pmc_jax.data.packing import PER_ROW, width_for
 from pmc_jax.decoding import suffix_lengths
@@ -9,14 +13,29 @@ from pmc_jax.decoding.layout import prompt_rows, shapes
 from pmc_jax.model import batch_shards
 from pmc_jax.model.buckets import bucket_length, bucket_rows, halved
 from pmc_jax.unlearning.method import Run
-from pmc_jax.unlearning.pmc.sampling import sample_limit
-from pmc_jax.unlearning.pmc.savings import DRAFTS, longest_read, questions_at_once
-from pmc_jax.unlearning.pmc.settings import PMCSettings
+from pmc_jax.unlearning.savings.drafts import DRAFTS, longest_read
+
+
+def questions_at_once(run: Run[Any]) -> int:
+    """The most questions whose responses are decoded at a time, in any step."""
+    return min(run.task.training.sampled_at_once(run.method.samples), len(run.task.prompts))
+
+
+def padded_to_step(
+    run: Run[Any],
+    questions: Sequence[int],
+    scores: Float[np.ndarray, "questions samples"],
+) -> tuple[UInt32[np.ndarray, " step"], Float[np.ndarray, "step samples"]]:
+    """Question ids and scores, padded to the questions of a whole step: one shape for all."""
+    count = run.task.training.questions_per_step
+    ids, padded = np.zeros(count, np.uint32), np.zeros((count, scores.shape[1]))
+    ids[: len(questions)], padded[: len(questions)] = questions, scores
+    return ids, padded
 
 
 @dataclasses.dataclass(frozen=True)
 class RunShapes:
-    """The shapes that the functions of a PMC run may be compiled for, each at most once.
+    """The shapes that the functions of a run may be compiled for, each at most once.
 
     Attributes:
         prompts: (rows, tokens) of prefill, drafts included.
@@ -49,7 +68,7 @@ class RunShapes:
         ]
 
 
-def training_shapes(run: Run[PMCSettings], multiple: int) -> list[tuple[int, int]]:
+def training_shapes(run: Run[Any], limits: Sequence[int], multiple: int) -> list[tuple[int, int]]:
     """(rows, tokens) of a micro-batch, whatever responses are remembered.
 
     From the rows of the shortest possible sequences up to one row for each sequence.
@@ -61,11 +80,11 @@ def training_shapes(run: Run[PMCSettings], multiple: int) -> list[tuple[int, int
     shortest = min(min(prompts) + 1, *retain)
     longest = (
         training.max_length
-        if method.beginnings
+        if method.drawn.forced
         else max(
             *(
-                min(training.max_length, length + sample_limit(run, i) + 1)
-                for i, length in enumerate(prompts)
+                min(training.max_length, length + limit + 1)
+                for length, limit in zip(prompts, limits, strict=True)
             ),
             *(min(training.max_length, length) for length in retain),
         )
@@ -83,26 +102,30 @@ def training_shapes(run: Run[PMCSettings], multiple: int) -> list[tuple[int, int
     return sorted(found)
 
 
-def run_shapes(run: Run[PMCSettings], multiple: int | None = None) -> RunShapes:
-    """The shapes of a run whose batches are sharded over `multiple` devices; None: this mesh's."""
+def run_shapes(run: Run[Any], limits: Sequence[int], multiple: int | None = None) -> RunShapes:
+    """The shapes of a run that samples responses and trains on one of them.
+
+    Args:
+        limits: the most tokens of a response to each question.
+        multiple: how many devices its batches are sharded over; None: those of this mesh.
+    """
     multiple = batch_shards() if multiple is None else multiple
     training, model = run.task.training, run.task.model
     samples, compact = run.method.samples, training.compact
     most = questions_at_once(run)
-    questions = range(len(run.task.prompts))
-    limits = {bucket_length(sample_limit(run, i)) for i in questions}
+    rooms = {bucket_length(limit) for limit in limits}
     longest, prompts = longest_read(run), {len(prompt) for prompt in run.task.prompts}
     reads = range(min(prompts), longest + 1) if training.drafts else prompts
     lengths = {halved(bucket_length(longest), length) for length in reads}
-    if run.method.beginnings:
-        longest = run.task.training.max_length
+    if run.method.drawn.forced:
+        longest = training.max_length
         forced = range(min(prompts), longest)
         lengths |= {halved(bucket_length(longest), length) for length in forced}
-        limits = {bucket_length(length) for length in range(1, max(limits) + 1)}
+        rooms = {bucket_length(length) for length in range(1, max(rooms) + 1)}
     caches = {
         length
-        for limit in limits
-        for length in suffix_lengths(limit, model.config, model.dtype, training.decoding)
+        for room in rooms
+        for length in suffix_lengths(room, model.config, model.dtype, training.decoding)
     }
     each = range(1, DRAFTS + 1) if training.drafts else [1]
     counts = {prompt_rows(count, most, compact=compact) for count in range(1, most + 1)}
@@ -111,5 +134,5 @@ def run_shapes(run: Run[PMCSettings], multiple: int | None = None) -> RunShapes:
         prompts=sorted((count, length) for count in rows for length in lengths),
         rows=shapes(most, samples, wave=training.wave, compact=compact),
         caches=sorted(caches),
-        training=training_shapes(run, multiple),
+        training=training_shapes(run, limits, multiple),
     )
