@@ -64,10 +64,10 @@ SAVINGS: dict[str, dict[str, Any]] = {
         "prune": True, "chunk": 8, "wave": 5, "compact": True, "grow_cache": True,
     },
     "drafts": {"drafts": True},
-    "the defaults without drafts": {
+    "the defaults": {
         "prune": True, "chunk": 8, "compact": True, "grow_cache": True,
     },
-    "the defaults": {
+    "the defaults and drafts": {
         "prune": True, "chunk": 8, "compact": True, "grow_cache": True, "drafts": True,
     },
 }  # fmt: skip
