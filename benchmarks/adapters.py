@@ -70,10 +70,14 @@ def peak(found: Mapping[str, Any], phase: str) -> float:
 
 
 def where_it_fits(found: Mapping[str, Any], peaks: Sequence[float]) -> str:
-    """The devices whose memory is enough for all phases, and for all but evaluation."""
+    """The devices whose memory is enough for all phases, and for all but evaluation.
+
+    Even without evaluation a device holds the model's own weights, when they are loaded.
+    """
     sizes = GPUS if found["topology"].startswith("h100") else (found["memory"] / 1e9,)
+    own = max(each["bytes"].get("params", 0) for each in found["functions"]) / 1e9
     whole = [size for size in sizes if max(peaks) <= size]
-    part = [size for size in sizes if max(peaks[:2]) <= size]
+    part = [size for size in sizes if max(*peaks[:2], own) <= size]
     if len(sizes) == 1:
         return "yes" if whole else "without evaluation" if part else "no"
     found_in = f"from {whole[0]} GB" if whole else "no"
@@ -102,7 +106,7 @@ def plans(work: Path) -> None:
 
 # --- int8 ------------------------------------------------------------------------------------
 
-QUESTIONS = 100
+QUESTIONS = 40
 
 
 def error(path: str) -> None:
