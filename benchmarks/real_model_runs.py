@@ -56,10 +56,12 @@ class Run:
 
     @property
     def method(self) -> str:
-        """The method's name; PMC with an option that is not in the paper is a method of its own."""
+        """The method; with an adapter or an option that is not in the paper, one of its own."""
         name = str(self.settings["method.name"])
+        rank = self.settings.get("adapter.rank")
         beyond = any(self.settings.get(key) for key in BEYOND)
-        return f"{name}, beyond the paper" if beyond else name
+        adapted = f"{name}, LoRA of rank {rank}" if rank else name
+        return f"{adapted}, beyond the paper" if beyond else adapted
 
     def measures(self, kind: str = "paper") -> Mapping[str, float | None]:
         """The measures of one evaluation by name; empty if there is none."""
