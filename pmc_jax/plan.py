@@ -18,8 +18,7 @@ from pmc_jax.errors import UserError
 from pmc_jax.language_model import planned_config, resolved, weights_dtype
 from pmc_jax.model import auto_layout, mesh_layout, param_count
 from pmc_jax.model.buckets import bucket_length
-from pmc_jax.model.kernels.dispatch import MIN_CAPABILITY, Target, supported_kernels
-from pmc_jax.model.memory import MOST_ROWS, Footprint, rows_at_once
+from pmc_jax.model.memory import MOST_ROWS, rows_at_once
 from pmc_jax.model.selection import as_list
 from pmc_jax.model.trainable import trainable
 from pmc_jax.planning.devices import Topology, find_topology
@@ -30,6 +29,7 @@ from pmc_jax.planning.phases import (
     answering_bytes,
     base_weights,
     drawn_by,
+    footprint_of,
     longest_prompt,
     shard_bytes,
 )
@@ -94,13 +94,7 @@ def hashable(training: Training) -> Training:
 
 def sized(job: Job, topology: Topology) -> Job:
     """The job with numbers in place of "auto", as a run on such devices chooses them."""
-    backend = topology.backend
-    several = job.data * job.model_axis > 1
-    kernels = supported_kernels(backend, several, job.dtype, capability=MIN_CAPABILITY)
-    model = Footprint(
-        job.cfg, job.dtype, Target(backend, several, kernels), job.data, job.model_axis, job.part,
-        cast=job.part is None or job.part.adapter is None,
-    )  # fmt: skip
+    model = footprint_of(job, topology.backend)
     most, drawn = job.training.max_length, drawn_by(job)
     prompts = [most] * job.training.questions_per_step
     answers_trained = prompts * job.method.answers_per_question
@@ -149,7 +143,10 @@ def plan(config: PlanConfig) -> None:
         f"as {job.data}x{job.model_axis}"
     )
     if not topology.exact:
-        print("compiled with XLA's CPU compiler: temporary memory on a GPU may differ")
+        print(
+            "compiled with XLA's CPU compiler, temporaries within the bound of auto: those of a "
+            "GPU may differ"
+        )
 
     def say(text: str) -> None:
         print(f"[{time.perf_counter() - started:.0f} s] {text}", flush=True)

@@ -20,7 +20,15 @@ from pmc_jax.planning import search
 from pmc_jax.planning.compiled import collectives, matmul_flops
 from pmc_jax.planning.devices import Topology
 from pmc_jax.planning.page import aligned, uneven
-from pmc_jax.planning.phases import Compiled, Job, bytes_needed
+from pmc_jax.planning.phases import (
+    Compiled,
+    Job,
+    batch_shape,
+    bounded,
+    bytes_needed,
+    footprint_of,
+    response_room,
+)
 from pmc_jax.runtime.memory import memory_size
 from pmc_jax.training.optimizer import Optimizer
 from pmc_jax.unlearning.pmc import PMC
@@ -193,6 +201,34 @@ JOB = Job(
     CFG, "bfloat16", "float32", "dots", PMC(samples=4),
     Training(batch_size=8, accumulation=1, decode_batch=64), Optimizer(), 4, 2, 32,
 )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["train step", "sample: prefill", "sample: decode", "answer: decode"]
+)
+def test_temporaries_of_a_gpu_are_within_the_bound(name):
+    """A CPU's compiler may widen all weights at once; what is smaller than the bound stays."""
+    held = {"params": 5, "gradients": 7, "cache": 11}
+
+    def capped(temporaries):
+        peak = sum(held.values()) + temporaries
+        found = bounded(
+            Compiled(name, {**held, "temporaries": temporaries}, peak, 0, 0.0, {}, None, 0.0), JOB,
+            "gpu",
+        )  # fmt: skip
+        assert found.peak == sum(found.bytes.values())
+        return found.peak
+
+    model, room = footprint_of(JOB, "gpu"), response_room(JOB)
+    bound = {
+        "train step": model.train_step(
+            *batch_shape(JOB)[1:], remat="dots", gradient_bytes=4, parts=1,
+            update_norm=False,
+        ),
+        "sample: prefill": model.prefill(8, 32), "sample: decode": model.decode(8, 4, 32, room, filters=False),
+        "answer: decode": model.decode(64, 1, 32, room, filters=False),
+    }[name]  # fmt: skip
+    assert capped(10**12) == 5 + bound and capped(1) == sum(held.values()) + 1
 
 
 def searched(monkeypatch, fits, tries=99, job=JOB):

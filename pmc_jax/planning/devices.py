@@ -98,7 +98,9 @@ def tpu_devices(name: str) -> Sequence[jax.Device]:
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "none")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     try:
-        return topologies.get_topology_desc(name, "tpu").devices
+        # A host has four chips by default, also in a topology of fewer.
+        few = {"chips_per_host_bounds": [1, 1, 1]} if name.endswith(":1x1") else {}
+        return topologies.get_topology_desc(name, "tpu", **few).devices
     except Exception as error:  # libtpu has no type of its own
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"topology={name}: libtpu knows no such topology ({reason})") from error

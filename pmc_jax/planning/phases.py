@@ -22,7 +22,8 @@ from pmc_jax.decoding.sampler import (
 )
 from pmc_jax.model import ModelConfig, on_mesh, param_specs
 from pmc_jax.model.buckets import bucket_length, bucket_rows
-from pmc_jax.model.memory import MOST_ROWS
+from pmc_jax.model.kernels.dispatch import MIN_CAPABILITY, Target, supported_kernels
+from pmc_jax.model.memory import MOST_ROWS, Footprint
 from pmc_jax.model.products import Quantised, is_quantised
 from pmc_jax.model.sharding import gathered, partition_spec
 from pmc_jax.model.specs import Params, Spec
@@ -170,13 +171,22 @@ def compile_function(
     return Compiled(name, held, peak, flops, flops_of_xla, moved, None, seconds), results
 
 
+def sequences_of(job: Job) -> tuple[int, int, int]:
+    """How many sequences of each kind a micro-batch has."""
+    size = job.training.part_size
+    return size * job.method.answers_per_question, 0, size * job.method.retain_pairs
+
+
+def batch_shape(job: Job) -> tuple[int, int, int]:
+    """Micro-batches, rows and tokens of a step whose sequences all have the greatest length."""
+    rows = bucket_rows(-(-sum(sequences_of(job)) // LONGEST_PER_ROW))
+    width = LONGEST_PER_ROW * job.training.max_length
+    return job.training.parts, -(-rows // job.data) * job.data, width
+
+
 def abstract_batch(job: Job) -> Batch:
     """The batch of an optimizer step in which all sequences have the greatest length."""
-    size = job.training.part_size
-    per_part = size * job.method.answers_per_question, 0, size * job.method.retain_pairs
-    rows = bucket_rows(-(-sum(per_part) // LONGEST_PER_ROW))
-    width = LONGEST_PER_ROW * job.training.max_length
-    shape = (job.training.parts, -(-rows // job.data) * job.data, width)
+    shape, per_part = batch_shape(job), sequences_of(job)
 
     def make() -> Batch:
         tokens, mask = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
@@ -468,6 +478,52 @@ def compile_phase(job: Job, phase: str, mesh: Mesh, on_compiled: OnCompiled) -> 
             job, mesh, phase, weights_to_decode(job, mesh, plain=True), own, job.prompt_tokens,
             answers_at_once(job), 1, greedy, {"params": held}, on_compiled,
         )  # fmt: skip
+
+
+def footprint_of(job: Job, backend: str) -> Footprint:
+    """The memory that the functions of a run take on such devices, from shapes alone."""
+    several = job.data * job.model_axis > 1
+    kernels = supported_kernels(backend, several, job.dtype, capability=MIN_CAPABILITY)
+    return Footprint(
+        job.cfg, job.dtype, Target(backend, several, kernels), job.data, job.model_axis, job.part,
+        cast=job.part is None or job.part.adapter is None,
+    )  # fmt: skip
+
+
+def bounded(function: Compiled, job: Job, backend: str) -> Compiled:
+    """A function with temporaries within the bound by which "auto" chooses sizes.
+
+    The CPU's compiler, which stands in for a GPU's, widens all weights in bfloat16 at once.
+    """
+    model = footprint_of(job, backend)
+    phase, _, step = function.name.partition(": ")
+    if phase == "train step":
+        _, rows, width = batch_shape(job)
+        gradients = jnp.dtype(job.training.gradient_dtype or job.weights_dtype).itemsize
+        most = model.train_step(
+            rows, width, remat=job.remat, gradient_bytes=gradients, parts=job.training.parts,
+            update_norm=False,
+        )  # fmt: skip
+    elif step in ("prefill", "decode"):
+        drawn, sampled = drawn_by(job), phase == "sample"
+        samples = drawn.samples if sampled else 1
+        width = bucket_length(longest_prompt(job) if sampled else job.prompt_tokens)
+        count = job.training.sampled_at_once(samples) if sampled else answers_at_once(job)
+        filters = sampled and (drawn.sampling.top_k > 0 or drawn.sampling.top_p < 1)
+        most = (
+            model.prefill(count, width) if step == "prefill"
+            else model.decode(count, samples, width, response_room(job), filters=filters)
+        )  # fmt: skip
+    else:
+        return function
+    inside = ("gradients", "cache", "temporaries")
+    held = sum(size for kind, size in function.bytes.items() if kind not in inside)
+    peak = min(function.peak, held + most)
+    rest = sum(size for kind, size in function.bytes.items() if kind != "temporaries")
+    peak = max(peak, rest)
+    return dataclasses.replace(
+        function, peak=peak, bytes={**function.bytes, "temporaries": peak - rest}
+    )
 
 
 def least_bytes(job: Job, phase: str, mesh: Mesh) -> int:

@@ -10,6 +10,7 @@ from pmc_jax.planning.phases import (
     Compiled,
     Job,
     answers_at_once,
+    bounded,
     compile_phase,
     drawn_by,
     least_bytes,
@@ -124,6 +125,8 @@ def compile_all(job: Job, topology: Topology, phases: Sequence[str], say: Say) -
     functions: list[Compiled] = []
 
     def on_compiled(function: Compiled) -> None:
+        if topology.backend == "gpu":
+            function = bounded(function, job, "gpu")
         functions.append(function)
         say(f"{function.name} compiled in {function.seconds:.0f} s")
 
