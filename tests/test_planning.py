@@ -225,7 +225,8 @@ def test_temporaries_of_a_gpu_are_within_the_bound(name):
             *batch_shape(JOB)[1:], remat="dots", gradient_bytes=4, parts=1,
             update_norm=False,
         ),
-        "sample: prefill": model.prefill(8, 32), "sample: decode": model.decode(8, 4, 32, room, filters=False),
+        "sample: prefill": model.prefill(8, 32),
+        "sample: decode": model.decode(8, 4, 32, room, filters=False),
         "answer: decode": model.decode(64, 1, 32, room, filters=False),
     }[name]  # fmt: skip
     assert capped(10**12) == 5 + bound and capped(1) == sum(held.values()) + 1
