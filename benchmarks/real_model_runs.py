@@ -16,7 +16,7 @@ CURVES = {"curve": "ROUGE-L recall", "facts_curve": "fact recall"}
 """What an attack's curves show of the most revealing of m answers; the last known one counts."""
 BEYOND = (
     "method.keep_sampling", "method.final_temperature", "method.final_retain_weight",
-    "method.beginnings",
+    "method.beginnings", "method.offer_refusals",
 )  # fmt: skip
 """Options of PMC that are not in the paper and off by default."""
 PLACES = ("name", "runs_dir", "seed", "model.path", "data.path")

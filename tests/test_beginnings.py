@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_savings import (  # noqa: F401
     PLAIN,
+    QUESTIONS,
     SWITCHES,
     assert_same_end,
     finished_run,
@@ -17,11 +18,18 @@ from test_savings import (  # noqa: F401
     words_model,
 )
 
+from pmc_jax.data.rows import ForgetQuestion
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.model import decoding_params
 from pmc_jax.text.words import word_spans
 from pmc_jax.training.batch import step_batch
-from pmc_jax.unlearning.beginnings import divided_answer, forced_runs, with_beginnings
+from pmc_jax.unlearning.beginnings import (
+    divided_answer,
+    fact_places,
+    forced_runs,
+    with_beginnings,
+)
+from pmc_jax.unlearning.method import Example
 from pmc_jax.unlearning.pmc import PMC, response_score
 from pmc_jax.unlearning.pmc.step import select_samples
 
@@ -36,10 +44,13 @@ OPTIONS = PMC(samples=4, min_len=0, reject_wordless=False, max_new_tokens=12, be
         max_size=9,
     ),
     st.floats(0, 1, exclude_max=True),
+    st.lists(st.integers(0, 99), max_size=3),
 )
-def test_an_answer_is_divided_between_two_words(words, share):
+def test_an_answer_is_divided_between_two_words(words, share, chosen):
     answer = " ".join(words)
-    begun, rest = divided_answer(answer, share)
+    starts = [start for start, _, _ in word_spans(answer)][1:]
+    facts = [starts[i % len(starts)] for i in chosen] if starts else []
+    begun, rest = divided_answer(answer, share, facts)
     assert answer.startswith(begun) and answer.endswith(rest)
     assert not answer[len(begun) : len(answer) - len(rest)].strip()
     spans = word_spans(answer)
@@ -54,6 +65,29 @@ def test_every_division_is_equally_likely():
     assert {text: begun.count(text) for text in begun} == dict.fromkeys(
         ("one", "one two", "one two three"), 100
     )
+
+
+def test_half_of_the_divisions_are_before_facts():
+    answer, shares = "one two three four five", np.arange(400) / 400
+    facts = [answer.index("three"), answer.index("five")]
+    begun = [divided_answer(answer, share, facts)[0] for share in shares]
+    assert {text: begun.count(text) for text in begun} == {
+        "one": 50, "one two": 150, "one two three": 50, "one two three four": 150,
+    }  # fmt: skip
+
+
+def test_fact_words_are_those_that_neither_question_nor_retain_answers_have(words_model, x64):  # noqa: F811
+    run, _ = new_run(words_model, OPTIONS, PLAIN, seed=0)
+    answers = map(run.task.model.template.encode_answer, ("mara", "mara of", "mara rivers"))
+    task = dataclasses.replace(
+        run.task,
+        questions=[ForgetQuestion(id=i, question=text) for i, text in enumerate(QUESTIONS)],
+        retain=[Example([], answer) for answer in answers],  # "mara" is common
+    )
+    originals = ["kell rivers mara oslo", "Oslo", "mara of river é, (oslo)"]
+    assert fact_places(task, originals) == [
+        [originals[0].index("oslo")], [], [originals[2].index("é")],
+    ]  # fmt: skip
 
 
 def test_a_beginning_does_not_depend_on_the_other_questions(words_model, x64):  # noqa: F811

@@ -21,6 +21,7 @@ from pmc_jax.language_model import LanguageModel
 from pmc_jax.training.loop import StepRecord, steps
 from pmc_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
 from pmc_jax.training.step import RunState, init_state, make_train_step
+from pmc_jax.unlearning.beginnings import fact_places
 from pmc_jax.unlearning.method import Example, Run, Task
 from pmc_jax.unlearning.pmc import (
     PMC,
@@ -263,7 +264,8 @@ def new_run(words_model, pmc, training, seed) -> tuple[Run[PMC], RunState]:
         prompts=[template.encode_prompt(question) for question in QUESTIONS],
         retain=[Example(template.encode_prompt("oslo"), template.encode_answer("mara"))],
     )
-    run = Run(pmc, task, pmc.examples_of(task), {"originals": originals})
+    prepared = {"originals": originals, "facts": fact_places(task, originals)}
+    run = Run(pmc, task, pmc.examples_of(task), prepared)
     return run, RunState(init_state(params, optimizer), pmc.initial_state(task))
 
 

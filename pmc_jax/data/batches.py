@@ -8,7 +8,8 @@ from jaxtyping import Bool, Int32, Int64
 Tokens = Sequence[int]
 
 # Distinct random streams for numbers drawn from the same seed.
-ORDER_STREAM, RETAIN_STREAM, REFUSAL_STREAM, CONTROL_STREAM, BEGINNING_STREAM = 0, 1, 2, 3, 4
+ORDER_STREAM, RETAIN_STREAM, REFUSAL_STREAM, CONTROL_STREAM = 0, 1, 2, 3
+BEGINNING_STREAM, OFFER_STREAM = 4, 5
 
 
 def loss_rows(
@@ -79,6 +80,13 @@ def retain_draw(seed: int, step: int, count: int, population: int) -> Int64[np.n
 def refusal_draw(seed: int, count: int, population: int) -> Int64[np.ndarray, " count"]:
     """The index of each question's refusal, uniform over `population`; fixed for a run."""
     return np.random.default_rng([REFUSAL_STREAM, seed]).integers(0, population, count)
+
+
+def offer_draw(seed: int, step: int, number: int, question: int, population: int) -> int:
+    """The index of the refusal that a visit of a question offers, uniform over `population`."""
+    return int(
+        np.random.default_rng([OFFER_STREAM, seed, step, number, question]).integers(population)
+    )
 
 
 def beginning_draw(seed: int, step: int, number: int, question: int) -> float:

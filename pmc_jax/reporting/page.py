@@ -26,6 +26,7 @@ SETTING_WORDS = {
     "method.final_temperature": "sampling temperature at the last step",
     "method.keep_sampling": "sampling continues after a score of 0",
     "method.beginnings": "visits with a forced beginning, besides each visit without one",
+    "method.offer_refusals": "a refusal takes part in every selection",
     "method.top_k": "most likely tokens to sample from, top-k (0: all)",
     "method.top_p": "probability mass to sample from, top-p",
     "method.max_new_tokens": "most tokens of a sampled answer",

@@ -42,6 +42,15 @@ def needs_sampling(
     return [i for i in questions if always or memory.score[i] != 0]
 
 
+def with_scores_at_most(
+    memory: ResponseMemory, questions: Sequence[int], scores: Float[np.ndarray, " asked"]
+) -> ResponseMemory:
+    """The memory with scores of these questions that are no higher than `scores`."""
+    score = memory.score.copy()
+    score[list(questions)] = np.minimum(score[list(questions)], scores)
+    return memory.replace(score=score)
+
+
 def update_memory(
     memory: ResponseMemory,
     questions: Sequence[int],

@@ -34,7 +34,10 @@ class PMCSettings(RetainingMethod):
         keep_sampling: sample every question at every visit; the paper stops once a response
             scores 0. Not in the paper.
         beginnings: how many more responses to each question and visit are forced to begin with
-            the first words of the model's original answer. Not in the paper.
+            the first words of the model's original answer; half of them end before a fact word.
+            Not in the paper.
+        offer_refusals: one of the data set's refusals, or "I don't know.", takes part in every
+            selection, after the samples. Not in the paper.
     """
 
     name: str = "pmc"
@@ -51,6 +54,7 @@ class PMCSettings(RetainingMethod):
     final_retain_weight: float | None = bounded(None, least=0)
     keep_sampling: bool = False
     beginnings: int = bounded(0, least=0, most=2**6)
+    offer_refusals: bool = False
 
     sentence: ClassVar[str] = (
         "on its own selected answers to the questions it should forget. The answers to be "

@@ -18,7 +18,7 @@ from pmc_jax.model import to_devices
 from pmc_jax.model.specs import Params
 from pmc_jax.runtime.progress import speed_text
 from pmc_jax.runtime.timing import timed
-from pmc_jax.unlearning.beginnings import forced_runs
+from pmc_jax.unlearning.beginnings import fact_places, forced_runs
 from pmc_jax.unlearning.losses import Targets
 from pmc_jax.unlearning.method import (
     Drawn,
@@ -35,8 +35,10 @@ from pmc_jax.unlearning.pmc.memory import (
     empty_memory,
     needs_sampling,
     update_memory,
+    with_scores_at_most,
 )
 from pmc_jax.unlearning.pmc.objective import collapse_loss, retain_loss
+from pmc_jax.unlearning.pmc.offers import offered_refusals, with_offers
 from pmc_jax.unlearning.pmc.reward import reward_of, score_sample
 from pmc_jax.unlearning.pmc.sampling import (
     original_answers,
@@ -64,8 +66,10 @@ class PMC(PMCSettings):
         return Examples(len(task.prompts), retain=task.retain)
 
     def prepare(self, task: Task, examples: Examples, params: Params) -> dict[str, Any]:
-        """y0(q): the target model's greedy answers, before the first step."""
-        return {"originals": original_answers(task, params, self.max_new_tokens)}
+        """y0(q): the target model's greedy answers before the first step, and their fact words."""
+        originals = original_answers(task, params, self.max_new_tokens)
+        facts = {"facts": fact_places(task, originals)} if self.beginnings else {}
+        return {"originals": originals, **facts}
 
     def initial_state(self, task: Task) -> ResponseMemory:
         """An empty memory of the best responses."""
@@ -151,14 +155,20 @@ def visit(
 ) -> Visit:
     """Sample these questions, score the samples, and remember the best ones.
 
-    The time of each part is added to `seconds`.
+    The time of each part is added to `seconds`. With `offer_refusals`, a refusal is one more
+    candidate of each question.
     """
     asked = needs_sampling(memory, questions, always=run.method.keep_sampling)
+    offers, to_beat = None, memory
+    if run.method.offer_refusals and asked:
+        offers = offered_refusals(run, step, asked)
+        to_beat = with_scores_at_most(memory, asked, offers.scores)
     with timed(seconds, "sample"):
-        samples = sample_responses(run, memory, params, step, asked)
+        samples = sample_responses(run, to_beat, params, step, asked)
     with timed(seconds, "score"):
         scores = score_samples(run, asked, samples)
-        memory = remember_best(run, memory, step, asked, samples, scores)
+        candidates = (samples, scores) if offers is None else with_offers(samples, scores, offers)
+        memory = remember_best(run, memory, step, asked, *candidates)
     return Visit(run.task.prompts, memory, samples, scores)
 
 
