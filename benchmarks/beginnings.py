@@ -36,12 +36,16 @@ RESULTS = Path(__file__).with_suffix(".json")
 SEEDS = (1, 2, 3)
 SAMPLES, MOST_TOKENS, MAX_LENGTH = 100, 40, 96
 GENERAL = ("The answer is:", "Yes, of course. It is")
-BEYOND = {"keep_sampling": True, "final_temperature": 0.5, "retain_weight": 2.0}
+BEYOND = {
+    "keep_sampling": True, "final_temperature": 0.5, "beginnings": 2, "offer_refusals": True,
+    "retain_weight": 4.0, "retain_per_forget": 4,
+}  # fmt: skip
 DEMO = {"samples": 8, "max_new_tokens": MOST_TOKENS, "min_len": 4, "retain_per_forget": 2}
 RELEARNED, RELEARNING_STEPS = 8, 32
 METHODS: dict[str, tuple[pmc.Method, float]] = {
     "PMC, published": (pmc.PMC(**DEMO), 3e-4),
-    "PMC, beyond the paper": (pmc.PMC(**DEMO, **BEYOND), 1e-3),
+    "PMC, beyond the paper": (pmc.PMC(**{**DEMO, **BEYOND}), 5e-4),
+    "PMC, beyond, faster": (pmc.PMC(**{**DEMO, **BEYOND}), 1e-3),
     "NPO": (pmc.NPO(beta=0.5, retain_weight=1.0), 3e-4),
     "SimNPO": (pmc.SimNPO(beta=4.5, retain_weight=1.0), 3e-4),
     "DPO": (pmc.DPO(beta=0.5, retain_weight=4.0), 3e-4),
