@@ -19,8 +19,7 @@ from pmc_jax.model import decoding_params
 from pmc_jax.unlearning.baselines.refusals import DEFAULT_REFUSAL
 from pmc_jax.unlearning.beginnings import with_beginnings
 from pmc_jax.unlearning.pmc import PMC, response_score
-from pmc_jax.unlearning.pmc.offers import offered_refusals
-from pmc_jax.unlearning.pmc.step import select_samples
+from pmc_jax.unlearning.pmc.step import offers_to, select_samples
 
 REFUSALS = ("kell", "é of river", "oslo rivers .")
 OPTIONS = PMC(samples=2, min_len=0, reject_wordless=False, max_new_tokens=12, offer_refusals=True)
@@ -36,20 +35,20 @@ def test_every_refusal_is_offered_equally_often(words_model, x64):  # noqa: F811
     drawn = [
         decode(tokens)
         for step in range(400)
-        for tokens in offered_refusals(run, step, [0, 1, 2]).tokens
+        for tokens in offers_to(run, step, [0, 1, 2]).tokens
     ]  # fmt: skip
     counts = np.array([drawn.count(text) for text in REFUSALS])
     assert counts.sum() == len(drawn)
     assert (abs(counts / len(drawn) - 1 / 3) < 4 * np.sqrt(2 / 9 / len(drawn))).all()
-    alone = [decode(offered_refusals(run, 7, [i]).tokens[0]) for i in range(3)]
-    assert alone == [decode(tokens) for tokens in offered_refusals(run, 7, [0, 1, 2]).tokens]
+    alone = [decode(offers_to(run, 7, [i]).tokens[0]) for i in range(3)]
+    assert alone == [decode(tokens) for tokens in offers_to(run, 7, [0, 1, 2]).tokens]
 
 
 def test_without_refusals_in_the_data_there_is_a_default(words_model, x64):  # noqa: F811
     run, _ = new_run(words_model, OPTIONS, PLAIN, seed=0)
     template = run.task.model.template
     expected = template.encode_answer(DEFAULT_REFUSAL)
-    assert offered_refusals(run, 0, [1]).tokens == [expected]
+    assert offers_to(run, 0, [1]).tokens == [expected]
 
 
 def test_the_best_of_samples_and_refusal_is_trained_on(words_model, x64):  # noqa: F811
@@ -72,7 +71,7 @@ def test_the_best_of_samples_and_refusal_is_trained_on(words_model, x64):  # noq
                     key=key, limits=[min(12, 48 - len(prompt) - 1)], samples=2, question_ids=[i],
                     dtype=model.dtype, decoding=task.training.decoding, decode_batch=6,
                 )  # fmt: skip
-                offered = offered_refusals(own, 0, [i]).tokens[0]
+                offered = offers_to(own, 0, [i]).tokens[0]
                 texts = [model.template.decode(x) for x in (*responses, offered)]
                 assert texts[-1] in REFUSALS
                 scores = [response_score(original, text) for text in texts]
@@ -90,7 +89,7 @@ def test_a_refusal_goes_on_after_a_beginning(words_model, x64):  # noqa: F811
     template, begun = run.task.model.template, 0
     for step in range(8):
         forced = with_beginnings(run, step, 1, [0, 1, 2])
-        for i, tokens in enumerate(offered_refusals(forced, step, [0, 1, 2]).tokens):
+        for i, tokens in enumerate(offers_to(forced, step, [0, 1, 2]).tokens):
             words = forced.task.prompts[i][len(run.task.prompts[i]) :]
             begun += bool(words)
             text = template.decode([*words, *tokens])

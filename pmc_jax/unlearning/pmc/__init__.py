@@ -15,7 +15,7 @@ To be read in this order:
 6. `sampling`:  y0, and n samples of each question from the current weights
 7. `step`:      Algorithm 1: sample, score, remember, train
 
-Options that the paper does not have are off by default and say so in `settings`; `offers` is one.
+Options that the paper does not have are off by default and say so in `settings`.
 What only saves time is in `unlearning/savings/`, and no selected response depends on it, except by
 rounding.
 """

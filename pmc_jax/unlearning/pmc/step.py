@@ -30,6 +30,7 @@ from pmc_jax.unlearning.method import (
     Task,
     Tokens,
 )
+from pmc_jax.unlearning.offers import Offers, offered_refusals, with_offers
 from pmc_jax.unlearning.pmc.memory import (
     ResponseMemory,
     empty_memory,
@@ -38,7 +39,6 @@ from pmc_jax.unlearning.pmc.memory import (
     with_scores_at_most,
 )
 from pmc_jax.unlearning.pmc.objective import collapse_loss, retain_loss
-from pmc_jax.unlearning.pmc.offers import offered_refusals, with_offers
 from pmc_jax.unlearning.pmc.reward import reward_of, score_sample
 from pmc_jax.unlearning.pmc.sampling import (
     original_answers,
@@ -145,6 +145,12 @@ class Visit(NamedTuple):
     scores: Float[np.ndarray, "questions samples"]
 
 
+def offers_to(run: Run[PMCSettings], step: int, questions: Sequence[int]) -> Offers:
+    """The refusals that take part in the selection, with `offer_refusals`."""
+    limits = [sample_limit(run, i) for i in questions]
+    return offered_refusals(run, step, questions, limits, partial(score_sample, run))
+
+
 def visit(
     run: Run[PMCSettings],
     memory: ResponseMemory,
@@ -161,7 +167,7 @@ def visit(
     asked = needs_sampling(memory, questions, always=run.method.keep_sampling)
     offers, to_beat = None, memory
     if run.method.offer_refusals and asked:
-        offers = offered_refusals(run, step, asked)
+        offers = offers_to(run, step, asked)
         to_beat = with_scores_at_most(memory, asked, offers.scores)
     with timed(seconds, "sample"):
         samples = sample_responses(run, to_beat, params, step, asked)

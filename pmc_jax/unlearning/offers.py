@@ -7,7 +7,7 @@ So it is selected as long as samples keep more of y0 than it has; once the model
 own words, the samples take over.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +16,7 @@ from jaxtyping import Float
 from pmc_jax.data.batches import offer_draw
 from pmc_jax.unlearning.baselines.refusals import DEFAULT_REFUSAL
 from pmc_jax.unlearning.beginnings import ForcedRun
-from pmc_jax.unlearning.method import Run
-from pmc_jax.unlearning.pmc.reward import score_sample
-from pmc_jax.unlearning.pmc.sampling import sample_limit
-from pmc_jax.unlearning.pmc.settings import PMCSettings
+from pmc_jax.unlearning.method import Method, Run
 
 
 class Offers(NamedTuple):
@@ -29,7 +26,7 @@ class Offers(NamedTuple):
     scores: Float[np.ndarray, " questions"]
 
 
-def offered_refusal(run: Run[PMCSettings], step: int, question: int) -> list[int]:
+def offered_refusal(run: Run[Method], step: int, question: int) -> list[int]:
     """The tokens of the refusal that a visit offers, as they follow the prompt of `run`."""
     task, template = run.task, run.task.model.template
     texts = task.refusals or (DEFAULT_REFUSAL,)
@@ -42,13 +39,26 @@ def offered_refusal(run: Run[PMCSettings], step: int, question: int) -> list[int
         before, whole = template.encode_prefix(begun), template.encode_prefix(f"{begun} {text}")
         if whole[: len(before)] == before:
             tokens = [*whole[len(before) :], template.end_id]
-    return tokens[: sample_limit(run, question)]
+    return tokens
 
 
-def offered_refusals(run: Run[PMCSettings], step: int, questions: Sequence[int]) -> Offers:
-    """The refusals that a visit of these questions offers."""
-    tokens = [offered_refusal(run, step, i) for i in questions]
-    scores = [score_sample(run, i, tuple(own)) for i, own in zip(questions, tokens, strict=True)]
+def offered_refusals(
+    run: Run[Method],
+    step: int,
+    questions: Sequence[int],
+    limits: Sequence[int],
+    score: Callable[[int, tuple[int, ...]], float],
+) -> Offers:
+    """The refusals that a visit of these questions offers.
+
+    Args:
+        limits: the most tokens of each question's responses; a longer refusal is cut.
+        score: a response's score, from its question and its tokens.
+    """
+    tokens = [
+        offered_refusal(run, step, i)[:limit] for i, limit in zip(questions, limits, strict=True)
+    ]
+    scores = [score(i, tuple(own)) for i, own in zip(questions, tokens, strict=True)]
     return Offers(tokens, np.array(scores))
 
 
