@@ -1,7 +1,7 @@
 """Try thousands of malformed inputs in this process: `python benchmarks/fuzz.py`.
 
-Command lines, model configurations, tokenizers, weights and data files are changed at random, and
-given to what reads them. An input is either accepted or refused with a `UserError` of one line. It
+Command lines, model configurations, tokenizers, weights, adapters and data files are changed at
+random, and given to what reads them. An input is either accepted or refused with a `UserError` of one line. It
 is wrong if anything else is raised, if reading takes longer than the time limit, or if what was
 accepted makes no sense: a text of the command line that was changed, a number outside its bounds,
 a configuration that its own `config.json` does not give again, a token that the model lacks.
@@ -9,6 +9,7 @@ a configuration that its own `config.json` does not give again, a token that the
 
 import argparse
 import contextlib
+import csv
 import dataclasses
 import faulthandler
 import io
@@ -27,8 +28,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+import pyarrow
 import yaml
+from pyarrow import parquet
 
+from convert.__main__ import main as convert_main
+from convert.adapters import adapter_at, read_adapter, write_adapter
 from convert.directory import read_config
 from convert.load import eos_token_ids, find_tensors
 from pmc_jax import settings
@@ -51,6 +58,7 @@ from pmc_jax.errors import UserError
 from pmc_jax.evaluation.config import EvaluateConfig
 from pmc_jax.language_model import ModelSource, describe
 from pmc_jax.model import param_count
+from pmc_jax.model.trainable import LoRA, trainable
 from pmc_jax.runtime.timing import time_limit
 from pmc_jax.terminal import message_of
 
@@ -58,7 +66,7 @@ SECONDS = 20.0
 """The longest time that one input may take; a tenth of it on an idle machine is already long."""
 
 COUNTS = {"command lines": 2000, "configurations": 4000, "tokenizers": 1000, "weights": 1000,
-          "data files": 3000}  # fmt: skip
+          "adapters": 1000, "data files": 3000}  # fmt: skip
 
 SCHEMAS: dict[str, type] = {
     "train": Config, "evaluate": EvaluateConfig, "ask": AskConfig, "draft": DraftConfig,
@@ -288,15 +296,8 @@ def weights(rng: random.Random, directory: Path) -> tuple[str, Callable[[], None
     """A small model whose weights have changed bytes or a changed header, and their listing."""
     shutil.copy(WORLD_MODEL / "config.json", directory)
     source, path = WORLD_MODEL / "model.safetensors", directory / "model.safetensors"
-    raw = source.read_bytes()
-    size = int.from_bytes(raw[:8], "little")
-    if rng.random() < 0.6:
-        header, said = changed(rng, json.loads(raw[8 : 8 + size]))
-        text = json.dumps(header).encode()
-        path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + size :])
-    else:
-        head, said = damaged(rng, raw[: 8 + size])
-        path.write_bytes(head + raw[8 + size :])
+    content, said = changed_tensors(rng, source.read_bytes())
+    path.write_bytes(content)
 
     def run() -> None:
         _, family, cfg = read_config(directory)
@@ -308,34 +309,142 @@ def weights(rng: random.Random, directory: Path) -> tuple[str, Callable[[], None
     return said, run
 
 
-def data_file(rng: random.Random, directory: Path) -> tuple[str, Callable[[], None]]:
-    """A data set with a changed file, and its reading."""
-    name = rng.choice(["forget10.json", "forget10_perturbed.json", "text.txt", "idontknow.jsonl"])
-    path = directory / name
-    rows = (WORLD_DATA / name).read_text(encoding="utf-8")
-    if rng.random() < 0.5 or path.suffix == ".txt":
-        raw, said = damaged(rng, rows.encode())
-        path.write_bytes(raw)
+def changed_tensors(rng: random.Random, raw: bytes) -> tuple[bytes, str]:
+    """The content of a safetensors file with changed bytes or a changed header; and how."""
+    size = int.from_bytes(raw[:8], "little")
+    if rng.random() < 0.6:
+        header, said = changed(rng, json.loads(raw[8 : 8 + size]))
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(8, "little") + text + raw[8 + size :], said
+    head, said = damaged(rng, raw[: 8 + size])
+    return head + raw[8 + size :], said
+
+
+@cache
+def adapter_files() -> dict[str, bytes]:
+    """The files of a new adapter of the bundled model."""
+    _, _, cfg = read_config(WORLD_MODEL)
+    part = trainable(cfg, adapter=LoRA(rank=2, targets=["q", "down"]))
+    assert part is not None
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch) / "adapter"
+        write_adapter(part.initial(jax.random.key(0), "float32"), part, WORLD_MODEL, place)
+        return {path.name: path.read_bytes() for path in place.iterdir()}
+
+
+def adapter(rng: random.Random, directory: Path) -> tuple[str, Callable[[], None]]:
+    """An adapter with a changed file, and its reading; one in five is merged by `pmc convert`."""
+    place = directory / "adapter"
+    place.mkdir()
+    for name, content in adapter_files().items():
+        (place / name).write_bytes(content)
+    if rng.random() < 0.6:
+        path = place / "adapter_config.json"
+        said = write_changed(rng, path, json.loads(path.read_bytes()))
     else:
-        lines = rows.splitlines()
-        at = rng.randrange(len(lines))
-        try:
-            row, said = changed(rng, json.loads(lines[at]))
-        except json.JSONDecodeError:  # a refusal is a text
-            row, said = changed(rng, lines[at])
-        lines[at] = json.dumps(row)
-        path.write_text("\n".join(lines), encoding="utf-8")
-    files = {"forget": WORLD_DATA / "forget10.json", "retain": WORLD_DATA / "retain90.json"}
-    role = {"text.txt": "text", "forget10.json": "forget"}.get(name, "world_facts")
-    files[role] = path
+        path = place / "adapter_model.safetensors"
+        content, said = changed_tensors(rng, path.read_bytes())
+        path.write_bytes(content)
+    out = directory / "merged"
+    arguments = ["merge", str(WORLD_MODEL), str(out), str(place)]
+    merges = rng.random() < 0.2
+    if merges and rng.random() < 0.5:
+        at = rng.randrange(len(arguments) + 1)
+        arguments[at : at + rng.randint(0, 1)] = [rng.choice((*WORDS, "--dtype=float16", "-h"))]
+        said = " ".join(["convert", *arguments])
 
     def run() -> None:
-        data = Dataset.from_files(**files)
+        if merges:
+            converted(arguments)
+            if out.exists():
+                describe(ModelSource(path=str(out)), PromptConfig())
+            return
+        part = adapter_at(place, WORLD_MODEL)
+        params = read_adapter(part, WORLD_MODEL, "float32")
+        found = [leaf.shape for leaf in jax.tree.leaves(params)]
+        if found != [spec.shape for spec in jax.tree.leaves(part.specs)]:
+            raise Nonsense(f"shapes {found}")
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+            raise Nonsense("a weight is not finite")
+
+    return said, run
+
+
+def converted(arguments: Sequence[str]) -> None:
+    """Call `pmc convert`.
+
+    Raises:
+        UserError: with what it printed, if it ended with status 2.
+    """
+    errors = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+        status = convert_main(arguments)
+    if status:
+        raise UserError(errors.getvalue().removeprefix("error: ").removesuffix("\n"))
+
+
+ROLES = {
+    "forget10.json": "forget", "forget10_perturbed.json": "world_facts", "text.txt": "text",
+    "retain90.json": "retain", "idontknow.jsonl": "world_facts",
+}  # fmt: skip
+"""Files of the bundled data, and what a changed one stands for."""
+
+SUFFIXES = (".json", ".csv", ".tsv", ".txt", ".parquet")
+
+
+def data_file(rng: random.Random, directory: Path) -> tuple[str, Callable[[], None]]:
+    """A data set with a changed file in one of the formats, and its reading."""
+    name = rng.choice(list(ROLES))
+    text = (WORLD_DATA / name).read_text(encoding="utf-8")
+    path = directory / name
+    if name in ("text.txt", "idontknow.jsonl"):
+        raw, said = text.encode(), "as it is"
+    else:
+        rows = [json.loads(line) for line in text.splitlines()]
+        path = path.with_suffix(rng.choice(SUFFIXES))
+        said = "as it is"
+        if rng.random() < 0.5 and path.suffix != ".parquet":  # whose columns have one type
+            at = rng.randrange(len(rows))
+            rows[at], said = changed(rng, rows[at])
+        raw = table_of(rows, path.suffix)
+    if said == "as it is" and rng.random() < 0.9:
+        raw, said = damaged(rng, raw)
+    path.write_bytes(raw)
+    files = {"forget": WORLD_DATA / "forget10.json", "retain": WORLD_DATA / "retain90.json"}
+    files[ROLES[name]] = path
+    fields: dict[str, str] = {}
+    if rng.random() < 0.2:
+        names = ["question", "answer", "system", "prompt", "a.b", "", "ü", "question.x", "messages"]
+        fields = {rng.choice(names): rng.choice(names)}
+
+    def run() -> None:
+        data = Dataset.from_files(**files, fields=fields or None)
         for row in (*data.forget, *data.retain):
             if not row.question.strip():
                 raise Nonsense("an empty question")
 
-    return f"{name}: {said}", run
+    return f"{path.name} {fields or ''}: {said}", run
+
+
+def table_of(rows: Sequence[Any], suffix: str) -> bytes:
+    """Rows in the format that a suffix stands for; a row that has no columns is left out."""
+    if suffix == ".json":
+        return "\n".join(json.dumps(row) for row in rows).encode()
+    known = [row for row in rows if isinstance(row, dict)]
+    if suffix == ".txt":
+        return "\n".join(str(row.get("question")) for row in known).encode(errors="replace")
+    if suffix == ".parquet":
+        out = io.BytesIO()
+        parquet.write_table(pyarrow.Table.from_pylist(known), out)
+        return out.getvalue()
+    columns = list(dict.fromkeys(key for row in known for key in row))
+    table = io.StringIO()
+    lines = csv.writer(table, delimiter="," if suffix == ".csv" else "\t")
+    lines.writerow(columns)
+    for row in known:
+        cells = [row.get(key) for key in columns]
+        lines.writerow([json.dumps(cell) if isinstance(cell, list) else cell for cell in cells])
+    return table.getvalue().encode(errors="replace")
 
 
 # How an input is changed.
@@ -417,6 +526,7 @@ KINDS: Mapping[str, Callable[[random.Random, Path], tuple[str, Callable[[], None
     "configurations": configuration,
     "tokenizers": tokenizer,
     "weights": weights,
+    "adapters": adapter,
     "data files": data_file,
 }
 """What makes an input of each kind, and the function that reads it."""

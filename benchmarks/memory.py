@@ -1,73 +1,40 @@
-"""Memory under limits: `python benchmarks/memory.py MODEL TOFU`.
+"""A run under limits of memory: `python benchmarks/memory.py MODEL TOFU`.
 
-MODEL is a small model, such as SmolLM2-135M-Instruct (`smollm2.py`); TOFU is a directory with
-TOFU's files. For each limit a new process asks, samples and trains the model. A control group keeps
-its resident memory below the limit; where none can be made, `ulimit -d` keeps its private memory
-below. The process finds the limit by itself. The table has the peak of its resident memory and its
-speed.
+MODEL is a small model, such as SmolLM2-135M-Instruct (`smollm2.py`); TOFU has the files that
+`tofu_subset.py` writes. For each limit, `pmc train` runs in a process of its own with default
+sizes: it unlearns, writes checkpoints, exports the model, and asks it again, with the sampling attack.
+A control group keeps the resident memory of the process below the limit; where none can be made,
+`ulimit -d` keeps its private memory below. The process finds the limit by itself. The table has the
+peak of its resident memory, and its speed.
 
-Then evaluation and attacks of 400 questions x 100 samples are compiled for larger models on a
-device of `--device`, without weights, in the sizes that "auto" chooses there.
+`pmc plan` computes what larger models take (docs/scaling.md).
 """
 
 import argparse
 import contextlib
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pmc_jax.data.files import to_json, write_json
+from pmc_jax.data.files import write_json
 
 HERE = Path(__file__).parent
 GB = 10**9
 LIMITS = (4, 6, 8)
-LARGE = ("llama3_2_3b", "gemma3_12b")
-PROMPT, ROOM, ATTACK = 64, 128, 100
 
-
-def work(model_path: str, tofu: str, questions: int) -> dict[str, Any]:
-    """What one process measures: seconds and tokens of each part, and its peak."""
-    import jax
-
-    import pmc_jax as pmc
-    from pmc_jax.data import DataConfig
-    from pmc_jax.data.load import load_dataset
-    from pmc_jax.runtime.memory import free_memory
-
-    data = load_dataset(DataConfig(path=tofu, forget="forget10", retain="retain90"))
-    model = pmc.load_model(model_path)
-    asked = [row.question for row in data.evaluation["retain"][:questions]]
-    found: dict[str, Any] = {"free_after_loading": free_memory()}
-
-    def answered(name: str, samples: int, count: int) -> None:
-        decoding, started = model.for_decoding(), time.perf_counter()
-        texts = decoding.generate(
-            asked[:count], samples=samples, temperature=float(samples > 1), max_new_tokens=ROOM
-        )
-        seconds = time.perf_counter() - started
-        tokens = sum(len(model.template.tokenizer.encode(text)) for own in texts for text in own)
-        found[name] = {"seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / seconds}
-
-    answered("answers", 1, questions)
-    answered("samples", 16, max(questions // 16, 1))
-    result = pmc.unlearn(
-        model, data, pmc.GD(), pmc.Training(epochs=1, batch_size=16, max_length=200), donate=True,
-    )  # fmt: skip
-    last = result.steps[-1]
-    found["training"] = {
-        "steps": len(result.steps),
-        "tokens_per_second": last.tokens_trained / last.seconds["train"],
-    }
-    jax.block_until_ready(result.model.params)
-    status = Path("/proc/self/status").read_text().splitlines()
-    found["peak"] = next(1024 * int(line.split()[1]) for line in status if "VmHWM" in line)
-    return found
+SETTINGS = (
+    "model=smollm2_135m", "model.dtype=float32", "data=tofu_forget10", "training.epochs=1",
+    "checkpoints.every=1", "evaluation.before=false", "evaluation=quick",
+)  # fmt: skip
+"""Of the run. Answers, samples and micro-batches at a time are "auto"."""
 
 
 @contextlib.contextmanager
@@ -90,8 +57,8 @@ def control_group(limit: int) -> Iterator[Path | None]:
     yield None
 
 
-def limited(limit: int, arguments: Sequence[str]) -> dict[str, Any]:
-    """The measurements of a process that may take `limit` GB."""
+def limited(limit: int, command: Sequence[str], run: Path) -> dict[str, Any]:
+    """The measurements of a run that may take `limit` GB."""
     with control_group(limit * GB) as group:
 
         def restrict() -> None:
@@ -100,107 +67,77 @@ def limited(limit: int, arguments: Sequence[str]) -> dict[str, Any]:
             else:
                 (group / "cgroup.procs").write_text(str(os.getpid()))
 
-        command = [sys.executable, __file__, "--child", *arguments]
-        done = subprocess.run(command, preexec_fn=restrict, stdout=subprocess.PIPE, text=True)
-    lines = done.stdout.splitlines()
-    found = {
+        started = time.perf_counter()
+        process = subprocess.Popen(command, preexec_fn=restrict, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        said = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    warned = [line for line in said.splitlines() if "memory" in line]
+    return {
         "limit": limit * GB,
         "by": "ulimit -d" if group is None else "control group",
-        "status": done.returncode,
-        "said": [line for line in lines if line.startswith("warning: out of memory")],
+        "status": process.returncode,
+        "peak": 1024 * usage.ru_maxrss,
+        "seconds": time.perf_counter() - started,
+        "said": warned,
+        **(speeds(run) if process.returncode == 0 else {}),
     }
-    return found | (json.loads(lines[-1]) if done.returncode == 0 else {})
 
 
-def compiled(name: str, device: str) -> list[dict[str, Any]]:
-    """What "auto" chooses for a model on a device, and what the compiler says it takes."""
-    import yaml
-
-    from convert.families import family_of
-    from pmc_jax.decoding import Sampling
-    from pmc_jax.model.kernels.dispatch import MIN_CAPABILITY, Target, supported_kernels
-    from pmc_jax.model.memory import Footprint, rows_at_once
-    from pmc_jax.planning.devices import find_topology
-    from pmc_jax.planning.phases import Compiled, Job, compile_decoding
-    from pmc_jax.training.optimizer import Optimizer
-    from pmc_jax.unlearning.pmc import PMC
-    from pmc_jax.unlearning.schedule import Training
-
-    architecture = yaml.safe_load((HERE.parent / f"configs/model/{name}.yaml").read_text())
-    cfg = family_of(architecture["architecture"]).from_hf(architecture["architecture"])
-    topology = find_topology(device, None)
-    assert topology.memory is not None
-    kernels = supported_kernels(topology.backend, False, "bfloat16", capability=MIN_CAPABILITY)
-    model = Footprint(cfg, "bfloat16", Target(topology.backend, False, kernels))
-    free = topology.memory - model.weights(4) - model.decoding_weights
-    found = []
-    for part, samples in (("evaluation", 1), (f"attack x {ATTACK}", ATTACK)):
-        sizes = {"width": PROMPT, "time": ROOM, "filters": samples > 1}
-        prompts, wave = rows_at_once(model, free, prompts=400, samples=samples, **sizes)
-        planned = model.generate(prompts, wave, PROMPT, ROOM, filters=samples > 1)
-        training = Training(max_length=PROMPT + ROOM + 1)
-        job = Job(cfg, "bfloat16", "float32", "full", PMC(samples=wave), training, Optimizer(),
-                  1, 1, PROMPT)  # fmt: skip
-        functions: list[Compiled] = []
-        sampling = Sampling(float(samples > 1), 0, 0.95 if samples > 1 else 1.0, stop_ids=(0,))
-        compile_decoding(
-            job, topology.mesh(1, 1), part, prompts, wave, sampling, {}, functions.append
-        )
-        weights = functions[0].bytes["decoding params"]
-        peak = max(function.peak for function in functions) - weights
-        found.append(
-            {"model": name, "part": part, "device": device, "free": free, "prompts": prompts,
-             "samples": wave, "planned": planned, "compiled": peak}
-        )  # fmt: skip
-    return found
-
-
-def gigabytes(size: float | None) -> str:
-    """Bytes as gigabytes."""
-    return "-" if size is None else f"{size / GB:.2f}"
+def speeds(run: Path) -> dict[str, Any]:
+    """Tokens per second of each part of a finished run, and the seconds of its checkpoints."""
+    summary = json.loads((run / "summary.json").read_text())
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    seconds, steps = summary["seconds"], [json.loads(line) for line in lines]
+    # The last line of a stage in the log: "evaluating after: 424/424 (3 min)  216 tokens/s".
+    answered = re.findall(r"evaluating after: .*?([\d,]+) tokens/s", (run / "log.txt").read_text())
+    return {
+        "steps": len(steps),
+        "tokens_per_second": {
+            "sampling": summary["tokens_sampled"] / max(seconds["sample"], 1e-9),
+            "training": sum(row["tokens_trained"] for row in steps) / seconds["train"],
+            "answers": int(answered[-1].replace(",", "")),
+        },
+        "checkpoint_seconds": seconds["checkpoint"],
+    }
 
 
 def main() -> None:
-    """Measure, print the tables, and write `memory.json`."""
+    """Measure, print the table, and write `memory.json`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("tofu", metavar="TOFU")
-    parser.add_argument("--questions", type=int, default=256)
     parser.add_argument("--limits", type=int, nargs="*", default=LIMITS, metavar="GB")
-    parser.add_argument("--device", default="h100:1")
-    parser.add_argument("--large", nargs="*", default=LARGE, metavar="NAME")
-    parser.add_argument("--out", type=Path, default=HERE / "memory.json")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--settings", nargs="*", default=["method.samples=4"], metavar="KEY=VALUE",
+        help="of the run; %(default)s",
+    )  # fmt: skip
+    parser.add_argument("--directory", type=Path, help="for the runs; a temporary one by default")
     options = parser.parse_args()
-    if options.child:
-        print(to_json(work(options.model, options.tofu, options.questions)))
-        return
-    arguments = [options.model, options.tofu, "--questions", str(options.questions)]
-    found = {"questions": options.questions, "limits": [], "compiled": []}
-    print("limit GB  peak GB  answers  samples  training (tokens/s)", flush=True)
-    for limit in options.limits:
-        one = limited(limit, arguments)
-        found["limits"].append(one)
-        speeds = [one.get(part, {}).get("tokens_per_second", 0.0)
-                  for part in ("answers", "samples", "training")]  # fmt: skip
-        numbers = "".join(f"{speed:9,.0f}" for speed in speeds)
-        print(f"{limit:8}  {gigabytes(one.get('peak')):>7}{numbers}  {' '.join(one['said'])}"
-              f"{'' if one['status'] == 0 else 'failed'}", flush=True)  # fmt: skip
-        write_json(options.out, found)
-    for name in options.large:
-        for row in compiled(name, options.device):
-            found["compiled"].append(row)
-            sizes = ", ".join(
-                f"{part} {gigabytes(row[part])} GB" for part in ("planned", "compiled", "free")
+    settings = [*SETTINGS, *options.settings]
+    found: dict[str, Any] = {"settings": settings, "load_average": None, "limits": []}
+    print("limit GB  peak GB  seconds  sampling  training  answers (tokens/s)", flush=True)
+    with tempfile.TemporaryDirectory(dir=options.directory) as scratch:
+        for limit in options.limits:
+            run = Path(scratch) / f"{limit}"
+            command = [
+                sys.executable, "-m", "pmc_jax.train", f"model.path={options.model}",
+                f"data.path={options.tofu}", f"runs_dir={scratch}", f"name={run.name}", *settings,
+            ]  # fmt: skip
+            one = limited(limit, command, run)
+            found["limits"].append(one)
+            found["load_average"] = os.getloadavg()[0]
+            rates = one.get("tokens_per_second", {})
+            numbers = "".join(
+                f"{rates.get(part, 0):10,.0f}" for part in ("sampling", "training", "answers")
             )
-            print(
-                f"{row['model']}, {row['part']}: {row['prompts']} prompts x {row['samples']} "
-                f"samples at a time; {sizes}",
-                flush=True,
-            )
-        write_json(options.out, found)
+            print(f"{limit:8}  {one['peak'] / GB:7.2f}  {one['seconds']:7,.0f}{numbers}  "
+                  f"{'' if one['status'] == 0 else 'failed'}", flush=True)  # fmt: skip
+            write_json(HERE / "memory.json", found)
+    sys.exit(any(one["status"] for one in found["limits"]))
 
 
 if __name__ == "__main__":

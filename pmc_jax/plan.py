@@ -15,6 +15,7 @@ from pmc_jax.cli.config import PlanConfig
 from pmc_jax.cli.entry_point import entry_point
 from pmc_jax.data.files import write_json
 from pmc_jax.errors import UserError
+from pmc_jax.evaluation import EvaluationConfig
 from pmc_jax.language_model import planned_config, resolved, weights_dtype
 from pmc_jax.model import auto_layout, mesh_layout, param_count
 from pmc_jax.model.buckets import bucket_length
@@ -25,6 +26,7 @@ from pmc_jax.planning.devices import Topology, find_topology
 from pmc_jax.planning.page import memory_table, outcome_json, uneven, work_table
 from pmc_jax.planning.phases import (
     PHASES,
+    Attack,
     Job,
     answering_bytes,
     base_weights,
@@ -83,7 +85,7 @@ def job_of(config: PlanConfig, topology: Topology) -> Job:
         prompt_tokens=config.prompt_tokens,
         part=trainable(model, config.training.only, config.adapter),
     )
-    return sized(job, topology)
+    return sized(job, topology, config.evaluation)
 
 
 def hashable(training: Training) -> Training:
@@ -92,7 +94,7 @@ def hashable(training: Training) -> Training:
     return training if only is None else dataclasses.replace(training, only=tuple(as_list(only)))
 
 
-def sized(job: Job, topology: Topology) -> Job:
+def sized(job: Job, topology: Topology, evaluation: EvaluationConfig) -> Job:
     """The job with numbers in place of "auto", as a run on such devices chooses them."""
     model = footprint_of(job, topology.backend)
     most, drawn = job.training.max_length, drawn_by(job)
@@ -116,13 +118,24 @@ def sized(job: Job, topology: Topology) -> Job:
         update_norm=False, weights_dtype=job.weights_dtype,
     )  # fmt: skip
     answers: int | None = None
+    attack: Attack | None = None
     if job.training.decode_batch == AUTO:
         answers, _ = rows_at_once(
             model, beside, prompts=MOST_ROWS * job.data, samples=1, width=width, time=time_,
             filters=False,
         )  # fmt: skip
+    if samples := evaluation.attack_samples:
+        sampling = evaluation.attack
+        if isinstance(evaluation.decode_batch, int):
+            at_once = max(1, evaluation.decode_batch // samples), samples
+        else:
+            at_once = rows_at_once(
+                model, beside, prompts=MOST_ROWS * job.data, samples=samples, width=width,
+                time=time_, filters=sampling.top_k > 0 or sampling.top_p < 1,
+            )  # fmt: skip
+        attack = Attack(*at_once, sampling)
     training = dataclasses.replace(job.training, **found)
-    return dataclasses.replace(job, training=training, answer_batch=answers)
+    return dataclasses.replace(job, training=training, answer_batch=answers, attack=attack)
 
 
 def show(outcome: Outcome, topology: Topology) -> None:

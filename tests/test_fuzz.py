@@ -5,7 +5,7 @@ import pytest
 from benchmarks.fuzz import KINDS, fuzz
 
 COUNTS = {"command lines": 25, "configurations": 300, "tokenizers": 25, "weights": 60,
-          "data files": 30}  # fmt: skip
+          "adapters": 60, "data files": 60}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -200,7 +200,7 @@ def test_a_continued_run_has_the_same_bits(tmp_path, rng):
     step = make_train_step(optimizer, PMC(), CFG, gradient_dtype="bfloat16")
     memory = empty_memory(1, 1)
     state = RunState(init_state(initial(), optimizer), memory)
-    with open_checkpoints(tmp_path / "checkpoints", CheckpointConfig()) as manager:
+    with open_checkpoints(tmp_path / "checkpoints", CheckpointConfig(), state) as manager:
         for done in range(1, 6):
             state = RunState(step(state.train, rows, 1.5, {})[0], memory)
             if done == 3:

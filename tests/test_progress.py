@@ -11,7 +11,7 @@ import pytest
 from conftest import TEXTS
 
 from pmc_jax.decoding import Sampling, generate
-from pmc_jax.errors import UserError
+from pmc_jax.errors import Stopped, UserError
 from pmc_jax.runtime import progress
 from pmc_jax.runtime.compilation import COMPILATION_BEGINS, COMPILATION_ENDS, seconds_compiling
 from pmc_jax.runtime.progress import (
@@ -179,6 +179,18 @@ def test_what_is_said_is_logged(tmp_path, capsys):
     assert "\x1b" not in text
     printed = capsys.readouterr().out
     assert "two lines\nof text\n" in printed and "the end\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("end", "line"),
+    [(Stopped("stopped after step 2 of 4"), "stopped after step 2 of 4"),
+     (KeyboardInterrupt(), "interrupted")],
+)  # fmt: skip
+def test_a_run_that_is_told_to_end_logs_one_line(end, line, tmp_path):
+    with pytest.raises(type(end)), logged_to(tmp_path / "log.txt"):
+        raise end
+    assert [text[10:] for text in (tmp_path / "log.txt").read_text().splitlines()[-1:]] == [line]
+    assert "Traceback" not in (tmp_path / "log.txt").read_text()
 
 
 def test_a_log_that_cannot_be_written(tmp_path):

@@ -1,6 +1,7 @@
 """The optimizer step against torch, the schedule, checkpoints, and the metrics file."""
 
 import json
+import re
 import resource
 from pathlib import Path
 
@@ -223,7 +224,7 @@ def test_a_saved_state_is_the_one_that_was_handed_over(tmp_path, rng):
     """The train step donates its state, so a save in progress must not see the next state."""
     state, train_step = small_state(tmp_path)
     rows = unequal_rows(rng)
-    with open_checkpoints(tmp_path / "checkpoints", CheckpointConfig(keep=9)) as manager:
+    with open_checkpoints(tmp_path / "checkpoints", CheckpointConfig(keep=9), state) as manager:
         saved = {}
         for step in range(1, 5):
             train, _, _ = train_step(state.train, rows, 1.0, {})
@@ -251,7 +252,7 @@ def arrays_of(checkpoint: Path) -> Path:
 def test_a_flipped_bit_is_found_and_the_checkpoint_before_used(tmp_path, caplog, rng):
     state, _ = small_state(tmp_path)
     directory = tmp_path / "checkpoints"
-    with open_checkpoints(directory, CheckpointConfig(keep=9)) as manager:
+    with open_checkpoints(directory, CheckpointConfig(keep=9), state) as manager:
         for step in (1, 2):
             save(manager, step, state, {"originals": ["a"]})
         finish(manager)
@@ -277,7 +278,7 @@ def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_stays(tmp_path, ca
         pytest.raises(
             UserError, match=r"could not be written \(File too large\); last good one: 1$"
         ) as caught,
-        open_checkpoints(directory, CheckpointConfig(keep=1)) as manager,
+        open_checkpoints(directory, CheckpointConfig(keep=1), state) as manager,
     ):
         save(manager, 1, state, {"originals": ["a"]})
         finish(manager)
@@ -289,15 +290,44 @@ def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_stays(tmp_path, ca
             resource.setrlimit(resource.RLIMIT_FSIZE, former)
     assert str(directory) in str(caught.value)
     assert "Traceback" not in "".join(capfd.readouterr())
-    with open_checkpoints(directory, CheckpointConfig(keep=1)) as manager:
+    with open_checkpoints(directory, CheckpointConfig(keep=1), state) as manager:
         found, _ = restore_latest(manager, state)
     for leaf, expected in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(leaf, expected)
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no peak of memory to reset")
+def test_saving_and_restoring_take_memory_for_one_array(tmp_path):
+    """Not for a compressed copy of all; the peak is what the kernel says."""
+    count, size = 12, 16 * 2**20
+
+    def peak() -> int:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+
+    def start() -> int:
+        Path("/proc/self/clear_refs").write_text("5")
+        return peak()
+
+    keys = jax.random.split(jax.random.key(0), count)
+    state = {str(i): jax.random.normal(key, (size // 4,)) for i, key in enumerate(keys)}
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+    jax.block_until_ready(state)
+    checksums(state)  # compiles
+    with open_checkpoints(tmp_path / "checkpoints", CheckpointConfig(), like) as manager:
+        before = start()
+        save(manager, 1, state, {})
+        finish(manager)
+        assert peak() - before < 4 * size
+        before = start()
+        again, _ = restore_latest(manager, state)
+        assert peak() - before < (count + 4) * size
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
 def test_when_no_checkpoint_is_good_all_stay(tmp_path):
     state, _ = small_state(tmp_path)
-    with open_checkpoints(tmp_path / "checkpoints", CheckpointConfig()) as manager:
+    with open_checkpoints(tmp_path / "checkpoints", CheckpointConfig(), state) as manager:
         save(manager, 1, state, {"originals": ["a"]})
         finish(manager)
         path = arrays_of(tmp_path / "checkpoints" / "1")

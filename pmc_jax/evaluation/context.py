@@ -152,11 +152,10 @@ def forget_answers(
         rows: the questions; None: the forget questions whose answers can be compared with.
     """
     config = context.evaluation
-    attack = Sampling(config.attack_temperature, config.attack_top_k, config.attack_top_p)
     questions = [("forget", row) for row in (context.forget if rows is None else rows)]
     return answers(
         context.model, questions,
-        attack if samples else Sampling(temperature=0.0),
+        config.attack if samples else Sampling(temperature=0.0),
         jax.random.fold_in(context.key, stream), max_length=context.max_length, prefix=prefix,
         samples=samples or 1, max_new_tokens=config.max_new_tokens,
         decode_batch=config.decode_batch, on_batch=context.on_batch, known=context.known,

@@ -60,6 +60,11 @@ class EvaluationConfig:
     before: bool = True
     after: bool = True
 
+    @property
+    def attack(self) -> Sampling:
+        """How the sampling attack draws answers."""
+        return Sampling(self.attack_temperature, self.attack_top_k, self.attack_top_p)
+
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
@@ -265,9 +270,8 @@ def quality_answers(
     sampled: list[list[Answer]] = []
     attacked = attacked_rows(sets, config)
     if attacked:
-        attack = Sampling(config.attack_temperature, config.attack_top_k, config.attack_top_p)
         sampled = answers(
-            model, [("forget", row) for row in attacked], attack, key, max_length=max_length,
+            model, [("forget", row) for row in attacked], config.attack, key, max_length=max_length,
             samples=config.attack_samples, max_new_tokens=config.max_new_tokens,
             decode_batch=config.decode_batch, on_batch=on_batch, known=known,
         )  # fmt: skip

@@ -35,6 +35,8 @@ def tokens_of(job: Job, function: Compiled) -> int:
         per_step = batch.questions_per_step * each
         return per_step * batch.max_length
     if function.name.endswith(": decode"):
+        if function.name.startswith("attack") and job.attack is not None:
+            return job.attack.prompts * job.attack.samples
         samples = drawn_by(job).samples
         sampling = function.name.startswith("sample")
         return batch.sampled_at_once(samples) * samples if sampling else answers_at_once(job)

@@ -37,6 +37,15 @@ from pmc_jax.unlearning.schedule import Training
 
 
 @dataclasses.dataclass(frozen=True)
+class Attack:
+    """A sampling attack: prompts and samples of each that are decoded at a time, and how."""
+
+    prompts: int
+    samples: int
+    sampling: Sampling
+
+
+@dataclasses.dataclass(frozen=True)
 class Job:
     """A planned run: its model and its settings.
 
@@ -48,6 +57,7 @@ class Job:
         data, model_axis: sizes of the mesh axes "data" and "model".
         prompt_tokens: the length of the longest prompt.
         answer_batch: greedy answers decoded at a time; None: `training.decode_batch`.
+        attack: the sampling attack of the evaluations; None: they have none.
         end_ids: stand for the tokenizer's, which is not read.
         part: what is trained; None: all weights.
     """
@@ -63,6 +73,7 @@ class Job:
     model_axis: int
     prompt_tokens: int
     answer_batch: int | None = None
+    attack: Attack | None = None
     end_ids: tuple[int, ...] = (0,)
     part: Trainable | None = None
 
@@ -448,7 +459,7 @@ def answers_at_once(job: Job) -> int:
     return MOST_ROWS if isinstance(most, str) else most
 
 
-PHASES = ("train", "sample", "answer")
+PHASES = ("train", "sample", "answer", "attack")
 
 
 def compile_phase(job: Job, phase: str, mesh: Mesh, on_compiled: OnCompiled) -> None:
@@ -456,7 +467,8 @@ def compile_phase(job: Job, phase: str, mesh: Mesh, on_compiled: OnCompiled) -> 
 
     "train" is the optimizer step. "sample" draws the responses of a step; weights and moments
     are in memory beside it. "answer" decodes as many prompts as fit greedily, before and after
-    training; the weights are in memory beside it, without an adapter.
+    training, and "attack" samples the responses of the sampling attack; the weights are in memory
+    beside them, without an adapter.
     """
     if phase == "train":
         on_compiled(compile_train(job, mesh))
@@ -472,11 +484,15 @@ def compile_phase(job: Job, phase: str, mesh: Mesh, on_compiled: OnCompiled) -> 
             longest_prompt(job), questions, drawn.samples, sampling, waiting, on_compiled,
         )  # fmt: skip
     else:
-        greedy = Sampling(temperature=0.0, stop_ids=job.end_ids)
+        greedy = Attack(answers_at_once(job), 1, Sampling(temperature=0.0))
+        asked = job.attack if phase == "attack" else greedy
+        if asked is None:
+            return
         held, own = answering_bytes(job, mesh)
+        sampling = dataclasses.replace(asked.sampling, stop_ids=job.end_ids)
         compile_decoding(
             job, mesh, phase, weights_to_decode(job, mesh, plain=True), own, job.prompt_tokens,
-            answers_at_once(job), 1, greedy, {"params": held}, on_compiled,
+            asked.prompts, asked.samples, sampling, {"params": held}, on_compiled,
         )  # fmt: skip
 
 

@@ -136,7 +136,7 @@ def compile_all(job: Job, topology: Topology, phases: Sequence[str], say: Say) -
     return Outcome(job, tuple(functions), None if topology.memory is None else fits)
 
 
-PARTS: tuple[tuple[str, ...], ...] = (("train",), ("sample", "answer"))
+PARTS: tuple[tuple[str, ...], ...] = (("train",), ("sample", "answer", "attack"))
 """Groups of phases: a change that makes one group fit does not affect the other."""
 
 

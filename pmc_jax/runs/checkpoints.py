@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import os
 import re
 import sys
@@ -49,22 +50,51 @@ class CorruptCheckpoint(Exception):
 
 
 @contextmanager
-def open_checkpoints(directory: Path, config: CheckpointConfig) -> Iterator[ocp.CheckpointManager]:
+def open_checkpoints(
+    directory: Path, config: CheckpointConfig, like: Any
+) -> Iterator[ocp.CheckpointManager]:
     """The checkpoints under `directory`, which is made if absent. All are written at the end.
+
+    Args:
+        like: a state with the shapes of those that are saved and restored.
 
     Raises:
         UserError: as `finish`.
     """
-    options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, create=True)
+    # In the background of a CPU, a save would hold the arrays, and the next step would copy them.
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=config.keep, create=True,
+        enable_async_checkpointing=jax.default_backend() != "cpu",
+    )  # fmt: skip
     with untraced():
         with writing(directory):
-            manager = ocp.CheckpointManager(directory.resolve(), options=options)
+            manager = ocp.CheckpointManager(
+                directory.resolve(), options=options, handler_registry=handlers(like)
+            )
         try:
             yield manager
             finish(manager)
         finally:
             with suppress(Exception):  # a failed write has been reported already
                 manager.close()
+
+
+def handlers(like: Any) -> Any:
+    """What writes and reads arrays, as many at a time as the largest of them takes.
+
+    Otherwise a compressed copy of the whole state would wait in memory to be written.
+    """
+    largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
+    limit: Any = (largest + 1) / 1e9  # any number is accepted, though the annotation is int
+    arrays = ocp.StandardCheckpointHandler(
+        save_concurrent_gb=limit, restore_concurrent_gb=limit
+    )
+    found = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    for arguments in (ocp.args.StandardSave, ocp.args.StandardRestore):
+        found.add("state", arguments, arrays)
+    for arguments in (ocp.args.JsonSave, ocp.args.JsonRestore):
+        found.add("extra", arguments, ocp.JsonCheckpointHandler())
+    return found
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from pmc_jax.errors import UserError
+from pmc_jax.errors import Stopped, UserError
 from pmc_jax.runtime.compilation import seconds_compiling
 from pmc_jax.runtime.processes import is_first
 
@@ -134,6 +134,12 @@ def logged_to(path: Path, *, goes_on: bool = False) -> Iterator[None]:
             yield
         except UserError as error:
             log(f"error: {error}")
+            raise
+        except Stopped as end:
+            log(str(end))
+            raise
+        except KeyboardInterrupt:
+            log("interrupted")
             raise
         except BaseException as error:
             log("".join(traceback.format_exception(error)))

@@ -239,7 +239,6 @@ def chosen_sizes(
     frozen: Any,
     *,
     update_norm: bool,
-    saves: bool,
 ) -> dict[str, Any]:
     """How much is sampled and trained at a time, which a continued run keeps.
 
@@ -247,7 +246,6 @@ def chosen_sizes(
 
     Args:
         state, frozen: all arrays of the run, since what is free beside them counts.
-        saves: whether checkpoints are written. On a CPU this takes a copy of the state.
     """
     jax.block_until_ready((state, frozen))  # before memory is measured
     model, training = task.model, task.training
@@ -264,13 +262,11 @@ def chosen_sizes(
     found = sizes(training, method, free=free, **arguments)
     sized = dataclasses.replace(training, **found)
     step = step_bytes(training, method, questions=sized.part_size, **arguments)
-    copied = saves and arguments["model"].target.backend == "cpu"
-    saved = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) if copied else 0
     changes = less_memory(sized, model.remat, task.part)
     if task.part is None:
         changes.append("adapter=lora")
     if is_first():
-        warn(shortage(step, saved, free, changes))
+        warn(shortage(step, free, changes))
     least = from_all(lambda: tuple(found.values()))
     return dict(zip(found, least, strict=True))
 
@@ -320,15 +316,18 @@ def train_model(
     with ExitStack() as stack:
         restored, manager = None, None
         if directory is not None:
-            manager = stack.enter_context(open_checkpoints(directory / "checkpoints", checkpoints))
             abstract = abstract_state(
                 model.config, transformation, model.weights_dtype, model.mesh, part
+            )
+            like = RunState(abstract, initial)
+            manager = stack.enter_context(
+                open_checkpoints(directory / "checkpoints", checkpoints, like)
             )
             if from_first(manager.latest_step) is not None:
                 for leaf in jax.tree.leaves(trained):
                     leaf.delete()  # frees memory for the restored weights
             with activity("reading the last checkpoint"):
-                restored = restore_latest(manager, RunState(abstract, initial))
+                restored = restore_latest(manager, like)
         if restored is None:
             weights = joined_weights(part, trained, frozen)
             extra, logged = prepare(method, inputs, weights), []
@@ -336,7 +335,7 @@ def train_model(
                 state = RunState(first_state(trained, transformation, specs), initial)
                 extra["sizes"] = chosen_sizes(
                     task, method, inputs.examples, state.train, frozen,
-                    update_norm=logging.update_norm, saves=directory is not None,
+                    update_norm=logging.update_norm,
                 )  # fmt: skip
         else:
             state, saved = restored

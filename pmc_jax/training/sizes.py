@@ -110,21 +110,19 @@ def less_memory(training: Training, remat: str, part: Trainable | None) -> list[
     return changes
 
 
-def shortage(step: int, saved: int, free: int | None, changes: Sequence[str]) -> list[str]:
+def shortage(step: int, free: int | None, changes: Sequence[str]) -> list[str]:
     """The warning for a run that may take more memory than there is; [] if it fits.
 
     Args:
         step: bytes of an optimizer step beside weights and moments.
-        saved: bytes of the copy that is made while a checkpoint is written.
         free: bytes on each device beside weights and moments; None: unknown.
         changes: settings that take less.
     """
-    if free is None or max(step, saved) <= free:
+    if free is None or step <= free:
         return []
-    saving = f" and a checkpoint {saved / 1e9:.1f} GB" if saved else ""
     tried = f"; if the run runs out of memory, try {' or '.join(changes)}" if changes else ""
     return [
-        f"an optimizer step needs up to {step / 1e9:.1f} GB{saving} beside weights and moments, "
+        f"an optimizer step needs up to {step / 1e9:.1f} GB beside weights and moments, "
         f"but {free / 1e9:.1f} GB are free{tried}"
     ]
 
