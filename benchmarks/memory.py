@@ -31,10 +31,11 @@ GB = 10**9
 LIMITS = (4, 6, 8)
 
 SETTINGS = (
-    "model=smollm2_135m", "model.dtype=float32", "data=tofu_forget10", "training.epochs=1",
-    "checkpoints.every=1", "evaluation.before=false", "evaluation=quick",
+    "method=gd", "model=smollm2_135m", "model.dtype=float32", "data=tofu_forget10",
+    "training.epochs=1", "checkpoints.every=2", "evaluation=quick", "evaluation.before=false",
+    "evaluation.max_new_tokens=32",
 )  # fmt: skip
-"""Of the run. Answers, samples and micro-batches at a time are "auto"."""
+"""Of the run. How much is decoded and trained at a time is "auto"."""
 
 
 @contextlib.contextmanager
@@ -95,7 +96,6 @@ def speeds(run: Path) -> dict[str, Any]:
     return {
         "steps": len(steps),
         "tokens_per_second": {
-            "sampling": summary["tokens_sampled"] / max(seconds["sample"], 1e-9),
             "training": sum(row["tokens_trained"] for row in steps) / seconds["train"],
             "answers": int(answered[-1].replace(",", "")),
         },
@@ -112,14 +112,13 @@ def main() -> None:
     parser.add_argument("tofu", metavar="TOFU")
     parser.add_argument("--limits", type=int, nargs="*", default=LIMITS, metavar="GB")
     parser.add_argument(
-        "--settings", nargs="*", default=["method.samples=4"], metavar="KEY=VALUE",
-        help="of the run; %(default)s",
+        "--settings", nargs="*", default=[], metavar="KEY=VALUE", help="more of the run",
     )  # fmt: skip
     parser.add_argument("--directory", type=Path, help="for the runs; a temporary one by default")
     options = parser.parse_args()
     settings = [*SETTINGS, *options.settings]
     found: dict[str, Any] = {"settings": settings, "load_average": None, "limits": []}
-    print("limit GB  peak GB  seconds  sampling  training  answers (tokens/s)", flush=True)
+    print("limit GB  peak GB  seconds  training  answers (tokens/s)  checkpoint s", flush=True)
     with tempfile.TemporaryDirectory(dir=options.directory) as scratch:
         for limit in options.limits:
             run = Path(scratch) / f"{limit}"
@@ -130,12 +129,14 @@ def main() -> None:
             one = limited(limit, command, run)
             found["limits"].append(one)
             found["load_average"] = os.getloadavg()[0]
-            rates = one.get("tokens_per_second", {})
-            numbers = "".join(
-                f"{rates.get(part, 0):10,.0f}" for part in ("sampling", "training", "answers")
+            rates = one.get("tokens_per_second", {"training": 0, "answers": 0})
+            print(
+                f"{limit:8}  {one['peak'] / GB:7.2f}  {one['seconds']:7,.0f}"
+                f"  {rates['training']:8,.0f}  {rates['answers']:18,.0f}"
+                f"  {one.get('checkpoint_seconds', 0):12,.1f}"
+                f"  {'' if one['status'] == 0 else 'failed'}",
+                flush=True,
             )
-            print(f"{limit:8}  {one['peak'] / GB:7.2f}  {one['seconds']:7,.0f}{numbers}  "
-                  f"{'' if one['status'] == 0 else 'failed'}", flush=True)  # fmt: skip
             write_json(HERE / "memory.json", found)
     sys.exit(any(one["status"] for one in found["limits"]))
 

@@ -153,14 +153,17 @@ def reason_of(error: Exception) -> str:
 
 
 @jax.jit
-def checksum(bits: UInt32[Array | np.ndarray, "..."]) -> UInt32[Array, ""]:
-    """Σ_i bits_i · w_i mod 2³² with odd pseudo-random weights w_i.
+def checksum(
+    bits: UInt32[Array | np.ndarray, "..."], first: UInt32[Array, ""] | int = 0
+) -> UInt32[Array, ""]:
+    """Σ_i bits_i · w_i mod 2³² with odd pseudo-random weights w_i; `first` is the least i.
 
     Any change of one word, and so any flipped bit, changes it; other damage goes unnoticed
     once in 2³² cases. An integer sum has no order, so it is the same on every device and in
     every sharding.
     """
-    return jnp.sum(bits * (mixed(element_index(bits.shape)) | 1), dtype=jnp.uint32)
+    index = element_index(bits.shape) + jnp.uint32(first)
+    return jnp.sum(bits * (mixed(index) | 1), dtype=jnp.uint32)
 
 
 def words(leaf: Array | np.ndarray) -> UInt32[Array | np.ndarray, "..."]:
@@ -173,18 +176,27 @@ def words(leaf: Array | np.ndarray) -> UInt32[Array | np.ndarray, "..."]:
 
 
 @jax.jit
-def _checksums(leaves: dict[str, Array | np.ndarray]) -> dict[str, Array]:
-    return {path: checksum(words(leaf)) for path, leaf in leaves.items()}
+def checksum_of(leaf: Array | np.ndarray) -> UInt32[Array, ""]:
+    """`checksum(words(leaf))` without a copy: layer by layer, if the leaf has layers."""
+    if leaf.ndim < 3:
+        return checksum(words(leaf))
+    each = math.prod(leaf.shape[1:])
+
+    def add(total: Array, layer: tuple[Array, Array]) -> tuple[Array, None]:
+        first, values = layer
+        return total + checksum(words(values), first), None
+
+    first = jnp.arange(len(leaf), dtype=jnp.uint32) * jnp.uint32(each % 2**32)
+    return jax.lax.scan(add, jnp.uint32(0), (first, leaf))[0]
 
 
 def checksums(state: dict[str, Any]) -> dict[str, int]:
-    """The checksum of every array by its dotted path, computed by one compiled function."""
-    leaves = {  # NumPy's as words, since JAX would round 64-bit numbers
-        path: words(leaf) if isinstance(leaf, np.ndarray) else leaf
+    """The checksum of every array by its dotted path, computed one after the other."""
+    # NumPy's as words, since JAX would round 64-bit numbers
+    return {
+        path: int(checksum(words(leaf)) if isinstance(leaf, np.ndarray) else checksum_of(leaf))
         for path, leaf in flat(state).items()
     }
-    found = _checksums(leaves)
-    return {path: int(value) for path, value in jax.device_get(found).items()}
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, extra: dict[str, Any]) -> None:
