@@ -75,7 +75,7 @@ def whole(tmp_path_factory):
     return planned(
         tmp_path_factory.mktemp("one"), "topology=cpu:1", "memory=1GB", "training.batch_size=2",
         "training.accumulation=2", "model.dtype=float32", "model.remat=none",
-        "training.decode_batch=12",
+        "training.decode_batch=12", "evaluation.decode_batch=12", "evaluation.attack_samples=4",
         "training.max_length=96", "prompt_tokens=20", "method.samples=4",
     )  # fmt: skip
 
@@ -91,8 +91,8 @@ def test_bytes_are_those_of_the_arrays(whole):
     assert train["gradients"] == 8 * count
     per_token = 3 * 2 * 2 * 16 * 4
     width, room = 24, 96  # the buckets for 20 and for 96 - 20 - 1 tokens
-    for name, rows in (("sample", 12), ("answer", 12)):
-        groups = rows // (4 if name == "sample" else 1)
+    for name, rows in (("sample", 12), ("answer", 12), ("attack", 12)):
+        groups = rows // (1 if name == "answer" else 4)
         held = functions[f"{name}: decode"]["bytes"]
         cached = groups * width * (per_token + 1)  # a mask takes one byte for a token
         assert held["cache"] == cached + rows * room * per_token
@@ -183,7 +183,7 @@ def test_what_does_not_fit_is_mended(tmp_path):
     arguments = [
         "topology=cpu:2", "training.batch_size=32", "training.accumulation=1",
         "training.micro_batch=32", "training.decode_batch=16", "method.samples=4",
-        "model.dtype=float32", "model.remat=none",
+        "model.dtype=float32", "model.remat=none", "evaluation.attack_samples=0",
     ]  # fmt: skip
     first = planned(tmp_path, *arguments)
     assert first["fits"] is None and first["nearest"] is None
