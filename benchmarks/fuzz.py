@@ -1,10 +1,11 @@
 """Try thousands of malformed inputs in this process: `python benchmarks/fuzz.py`.
 
 Command lines, model configurations, tokenizers, weights, adapters and data files are changed at
-random, and given to what reads them. An input is either accepted or refused with a `UserError` of one line. It
-is wrong if anything else is raised, if reading takes longer than the time limit, or if what was
-accepted makes no sense: a text of the command line that was changed, a number outside its bounds,
-a configuration that its own `config.json` does not give again, a token that the model lacks.
+random, and given to what reads them. An input is either accepted or refused with a `UserError` of
+one line. It is wrong if anything else is raised, if reading takes longer than the time limit, or
+if what was accepted makes no sense: a text of the command line that was changed, a number outside
+its bounds, a configuration that its own `config.json` does not give again, a token that the model
+lacks.
 """
 
 import argparse

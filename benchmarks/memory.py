@@ -2,7 +2,8 @@
 
 MODEL is a small model, such as SmolLM2-135M-Instruct (`smollm2.py`); TOFU has the files that
 `tofu_subset.py` writes. For each limit, `pmc train` runs in a process of its own with default
-sizes: it unlearns, writes checkpoints, exports the model, and asks it again, with the sampling attack.
+sizes: it unlearns, writes checkpoints, exports the model, and asks it again, with the sampling
+attack.
 A control group keeps the resident memory of the process below the limit; where none can be made,
 `ulimit -d` keeps its private memory below. The process finds the limit by itself. The table has the
 peak of its resident memory, and its speed.

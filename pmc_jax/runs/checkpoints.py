@@ -86,9 +86,7 @@ def handlers(like: Any) -> Any:
     """
     largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
     limit: Any = (largest + 1) / 1e9  # any number is accepted, though the annotation is int
-    arrays = ocp.StandardCheckpointHandler(
-        save_concurrent_gb=limit, restore_concurrent_gb=limit
-    )
+    arrays = ocp.StandardCheckpointHandler(save_concurrent_gb=limit, restore_concurrent_gb=limit)
     found = ocp.handlers.DefaultCheckpointHandlerRegistry()
     for arguments in (ocp.args.StandardSave, ocp.args.StandardRestore):
         found.add("state", arguments, arrays)
@@ -104,19 +102,25 @@ def untraced() -> Iterator[None]:
     def without_traceback(record: logging.LogRecord) -> bool:
         return not record.exc_info
 
-    def without_late_writes(unraisable: Any) -> None:
-        # TensorStore has it printed when a write ends after another one has failed.
-        if str(unraisable.exc_value) != "Event loop is closed":
-            hook(unraisable)
-
-    orbax, hook = logging.getLogger("absl"), sys.unraisablehook
+    orbax = logging.getLogger("absl")
     orbax.addFilter(without_traceback)
-    sys.unraisablehook = without_late_writes
+    quiet_about_late_writes()
     try:
         yield
     finally:
         orbax.removeFilter(without_traceback)
-        sys.unraisablehook = hook
+
+
+def quiet_about_late_writes() -> None:
+    """Say nothing of writes that end after another one has failed, as late as Python's own end."""
+    hook = sys.unraisablehook
+
+    def without_late_writes(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    if getattr(hook, "__name__", "") != without_late_writes.__name__:
+        sys.unraisablehook = without_late_writes
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
