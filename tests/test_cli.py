@@ -480,7 +480,7 @@ MISTAKES = {
         ["train", "seed=1,2", "-m", "training.decode_batch=1,0"], r"training\.decode_batch=0: ",
     ),
     "sweep, group": (["train", "sweep=nop"], r"sweep=nop: expected one of ablation_epochs, "),
-    "no sweep": (["train", "seed=1,2"], r"Ambiguous value .*--multirun"),
+    "no sweep": (["train", "seed=1,2"], r"seed=1,2: expected an integer; several values need -m$"),
     "missing": (["train", "experiment=own"], r"model\.path is missing; give model\.path=… \(a Hug"),
     "missing data": (["train", "experiment=own", "model.path=x", "data.forget=y"],
                      r"data\.retain is missing; give data\.retain=…"),

@@ -224,7 +224,7 @@ def as_meant(
         if key and not is_known(key, settings, groups):
             with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
                 raise UserError(unknown_key(key, schema, chosen_method(overrides, name)))
-    check_arguments(overrides, settings, groups)
+    check_arguments(overrides, settings, groups, sweep=is_sweep(options))
     return overrides
 
 

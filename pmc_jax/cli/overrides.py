@@ -147,12 +147,17 @@ def has_interpolations(text: str) -> bool:
 
 
 def check_arguments(
-    arguments: Sequence[str], settings: Mapping[str, Setting], groups: Mapping[str, Sequence[str]]
+    arguments: Sequence[str],
+    settings: Mapping[str, Setting],
+    groups: Mapping[str, Sequence[str]],
+    *,
+    sweep: bool,
 ) -> None:
     """Check each `key=value` by itself, before Hydra composes them.
 
     Args:
         groups: the names that each of Hydra's groups can have.
+        sweep: whether an argument may stand for several values.
 
     Raises:
         UserError: naming the argument and what was expected.
@@ -169,11 +174,15 @@ def check_arguments(
         below = [own for own in settings if own.startswith(f"{key}.")]
         if key not in groups and below and value[:1] != "{":
             raise UserError(f"{key}={short(value)}: expected {key}.KEY=VALUE, such as {below[0]}=…")
+        wanted = settings[key].expected if key in settings else "a value as Hydra reads it"
+        if key in groups:
+            wanted = f"one of {', '.join(groups[key])}"
         try:
-            parser.parse_override(argument)
+            found = parser.parse_override(argument)
         except (HydraException, ValueError, RecursionError):  # ValueError: a very long number
-            wanted = settings[key].expected if key in settings else "a value as Hydra reads it"
             raise UserError(f"{key}={short(value)}: expected {wanted}") from None
+        if found.is_sweep_override() and not sweep:
+            raise UserError(f"{key}={short(value)}: expected {wanted}; several values need -m")
 
 
 def is_choice(value: str, names: Sequence[str]) -> bool:
