@@ -26,7 +26,7 @@ from pmc_jax.planning.devices import Topology, find_topology
 from pmc_jax.planning.page import memory_table, outcome_json, uneven, work_table
 from pmc_jax.planning.phases import (
     PHASES,
-    Attack,
+    Asked,
     Job,
     answering_bytes,
     base_weights,
@@ -118,7 +118,7 @@ def sized(job: Job, topology: Topology, evaluation: EvaluationConfig) -> Job:
         update_norm=False, weights_dtype=job.weights_dtype,
     )  # fmt: skip
     answers: int | None = None
-    attack: Attack | None = None
+    attack: Asked | None = None
     if job.training.decode_batch == AUTO:
         answers, _ = rows_at_once(
             model, beside, prompts=MOST_ROWS * job.data, samples=1, width=width, time=time_,
@@ -133,7 +133,7 @@ def sized(job: Job, topology: Topology, evaluation: EvaluationConfig) -> Job:
                 model, beside, prompts=MOST_ROWS * job.data, samples=samples, width=width,
                 time=time_, filters=sampling.top_k > 0 or sampling.top_p < 1,
             )  # fmt: skip
-        attack = Attack(*at_once, sampling)
+        attack = Asked(*at_once, sampling)
     training = dataclasses.replace(job.training, **found)
     return dataclasses.replace(job, training=training, answer_batch=answers, attack=attack)
 

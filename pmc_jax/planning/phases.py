@@ -37,8 +37,8 @@ from pmc_jax.unlearning.schedule import Training
 
 
 @dataclasses.dataclass(frozen=True)
-class Attack:
-    """A sampling attack: prompts and samples of each that are decoded at a time, and how."""
+class Asked:
+    """What an evaluation asks at a time: so many prompts, samples of each, and how they are drawn."""
 
     prompts: int
     samples: int
@@ -73,7 +73,7 @@ class Job:
     model_axis: int
     prompt_tokens: int
     answer_batch: int | None = None
-    attack: Attack | None = None
+    attack: Asked | None = None
     end_ids: tuple[int, ...] = (0,)
     part: Trainable | None = None
 
@@ -484,7 +484,7 @@ def compile_phase(job: Job, phase: str, mesh: Mesh, on_compiled: OnCompiled) -> 
             longest_prompt(job), questions, drawn.samples, sampling, waiting, on_compiled,
         )  # fmt: skip
     else:
-        greedy = Attack(answers_at_once(job), 1, Sampling(temperature=0.0))
+        greedy = Asked(answers_at_once(job), 1, Sampling(temperature=0.0))
         asked = job.attack if phase == "attack" else greedy
         if asked is None:
             return
@@ -548,6 +548,6 @@ def least_bytes(job: Job, phase: str, mesh: Mesh) -> int:
     if phase == "train":
         held = shard_bytes((state.params, state.opt_state, base_weights(job, mesh)))
         return held + gradient_bytes(job, state)
-    if phase == "answer":
+    if phase in ("answer", "attack"):
         return sum(answering_bytes(job, mesh))
     return decoding_bytes(job, mesh) + shard_bytes((state, base_weights(job, mesh)))
