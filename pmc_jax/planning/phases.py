@@ -38,7 +38,7 @@ from pmc_jax.unlearning.schedule import Training
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What an evaluation asks at a time: so many prompts, samples of each, and how they are drawn."""
+    """What is decoded at a time: samples of each of so many prompts, and how they are drawn."""
 
     prompts: int
     samples: int
