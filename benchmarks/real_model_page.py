@@ -18,6 +18,7 @@ from real_model_runs import (
     CURVES,
     METHODS,
     OWN,
+    OWN_BEYOND,
     Run,
     best_runs,
     compared,
@@ -212,15 +213,15 @@ class Claim:
         return {True: "holds", False: "does not hold", None: "not measured"}[self.holds]
 
 
-def claims(runs: Sequence[Run]) -> list[Claim]:
-    """The paper's claims beside what these runs show."""
+def claims(runs: Sequence[Run], method: str = OWN) -> list[Claim]:
+    """The paper's claims beside what these runs show of PMC: of `OWN`, or of `OWN_BEYOND`."""
     target, reference = named(runs, "target"), named(runs, "reference")
     best = {run.method: run for run in best_runs(runs)}
-    own, others = best.get(OWN), [run for method, run in best.items() if not method.startswith(OWN)]
+    own, others = best.get(method), [run for name, run in best.items() if not name.startswith(OWN)]
     if target is None or own is None:
         return []
     utility = target.measures()["utility"]
-    pairs = rivals(runs)
+    pairs = rivals(runs, method)
     most = max(pairs, key=lambda rival: rival.quality)
     found = [
         Claim(
@@ -319,10 +320,11 @@ def page(
         target=named(runs, "target"), own=OWN,
         seeds=max((len(group) for group in configurations(runs).values()), default=0),
         count=len(configurations(runs)), columns=[label(key, samples_of(runs)) for key in columns],
-        table=measure_table(runs, columns), rivals=rivals(runs), configuration=configuration,
+        table=measure_table(runs, columns), configuration=configuration,
+        rivals=rivals(runs) + rivals(runs, OWN_BEYOND),
         methods=[{**row, "interval": interval_text(row)} for row in method_rows(points)],
         models=[name for name, _ in leaking(runs)], leakage=leakage_table(runs),
         leaks=[f"{CURVES[k]}, {title}" for k in known_curves(runs) for title in ATTACKS.values()],
         everything=measures_of_best(runs), claims=claims(runs),
-        missing=missing(runs),
+        claims_beyond=claims(runs, OWN_BEYOND), missing=missing(runs),
     )  # fmt: skip

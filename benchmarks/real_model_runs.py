@@ -11,6 +11,8 @@ from pmc_jax.reporting.comparison import Outcome, read_outcome
 METHODS = ("pmc", "ga", "gd", "dpo", "npo", "simnpo", "idk", "retain_only")
 OWN = "pmc"
 """The method that the others are compared with."""
+OWN_BEYOND = f"{OWN}, beyond the paper"
+"""The same with options that are not in the paper, `BEYOND`."""
 ATTACKS = {"sampling": "sampled", "prefilling": "sampled after a forced beginning"}
 CURVES = {"curve": "ROUGE-L recall", "facts_curve": "fact recall"}
 """What an attack's curves show of the most revealing of m answers; the last known one counts."""
@@ -184,8 +186,10 @@ class Rival:
     baseline_utility: float | None
 
 
-def rivals(runs: Sequence[Run]) -> list[Rival]:
+def rivals(runs: Sequence[Run], method: str = OWN) -> list[Rival]:
     """For each configuration of PMC, the baseline of most utility among those that forget as much.
+
+    `method` is `OWN` or `OWN_BEYOND`.
 
     The control that unlearns nothing by design, `retain_only`, counts like any other baseline.
     """
@@ -201,7 +205,7 @@ def rivals(runs: Sequence[Run]) -> list[Rival]:
     ]
     found = []
     for own, quality, utility in groups:
-        if own[0].method != OWN:
+        if own[0].method != method:
             continue
         others = [
             other

@@ -1,5 +1,6 @@
 """The benchmark of all methods on a real model: its plan, its data, its page, and a small trial."""
 
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -154,6 +155,16 @@ def test_claims_follow_the_numbers():
     weaker = [run for run in RUNS if not run.name.startswith("pmc-lr=2")]
     assert real_model_page.claims(weaker)[0].holds is False
     assert real_model_page.claims(RUNS[1:]) == []
+
+
+def test_options_beyond_the_paper_have_claims_of_their_own():
+    beyond = run("pmc-lr=3e-4-lambda=1-seed=0", 97.0, 49.0, worst=0.1)
+    settings = {**beyond.settings, "method.beginnings": 1}
+    beyond = dataclasses.replace(beyond, summary={"settings": settings})
+    found = real_model_page.claims([*RUNS, beyond], real_model_runs.OWN_BEYOND)
+    assert [claim.holds for claim in found] == [True, True, True, True, True]
+    assert real_model_page.claims([*RUNS, beyond]) == real_model_page.claims(RUNS)
+    assert real_model_page.claims(RUNS, real_model_runs.OWN_BEYOND) == []
 
 
 def test_what_is_missing_is_said():
