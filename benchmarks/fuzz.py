@@ -379,7 +379,12 @@ def converted(arguments: Sequence[str]) -> None:
     """
     errors = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
-        status = convert_main(arguments)
+        try:
+            status = convert_main(arguments)
+        except SystemExit as end:
+            if end.code != 0 or "-h" not in arguments:
+                raise
+            status = 0  # argparse has printed the help
     if status:
         raise UserError(errors.getvalue().removeprefix("error: ").removesuffix("\n"))
 

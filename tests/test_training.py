@@ -297,8 +297,8 @@ def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_stays(tmp_path, ca
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no peak of memory to reset")
-def test_saving_and_restoring_take_memory_for_one_array(tmp_path):
-    """Not for a compressed copy of all; the peak is what the kernel says."""
+def test_saving_and_restoring_take_no_memory_for_a_second_state(tmp_path):
+    """Neither for copies nor for a compressed one; the peak is what the kernel says."""
     count, size = 12, 16 * 2**20
 
     def peak() -> int:
@@ -318,10 +318,10 @@ def test_saving_and_restoring_take_memory_for_one_array(tmp_path):
         before = start()
         save(manager, 1, state, {})
         finish(manager)
-        assert peak() - before < 4 * size
+        assert peak() - before < count * size / 2
         before = start()
         again, _ = restore_latest(manager, state)
-        assert peak() - before < (count + 6) * size
+        assert peak() - before < 1.5 * count * size  # the restored state, and half of it
     jax.tree.map(np.testing.assert_array_equal, again, state)
 
 
