@@ -9,6 +9,7 @@ keys and values of the prompt and of the part of the draft that the sample follo
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,11 +74,11 @@ def read_drafts(
     rows, width = tokens.shape
     keys = jnp.repeat(keys, rows // len(keys), axis=0)
 
-    def goes_on(carry: tuple[Array, ...]) -> Array:
+    def goes_on(carry: Any) -> Array:
         column, *_, following = carry
         return (column < width) & following.any()
 
-    def advance(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+    def advance(carry: Any) -> Any:
         column, followed, token, broken, following = carry
         index = column - (width - 1 - drafts)
         state = jax.lax.dynamic_index_in_dim(states, column, axis=1, keepdims=False)
@@ -147,7 +148,7 @@ def best_drafts(
     last = np.take_along_axis(token, further, axis=1)[:, 0, :, None]
     tokens = np.where(position < length[..., None], tokens, 0)
     tokens = np.where(position == length[..., None], last, tokens)
-    whole = ended.any(1)
+    whole = np.asarray(ended.any(1))
     best = np.argmax(np.where(whole[:, None], 0, followed).sum(-1), axis=1)
     return Begun(
         tokens.astype(np.int32), np.minimum(length + 1, limit[:, None]), whole, best,

@@ -111,9 +111,8 @@ def _forget_row(
     if problem := unusable(text, question.text):
         return DraftRow(fields, problem)
     unnamed = not name_words(person) & {word for own in question.wordings for word in words_of(own)}
-    if unnamed and holds(text, person):
-        secret = person
-    else:
+    secret: str | None = person
+    if not (unnamed and holds(text, person)):
         secret = suggested_secret(text, question.wordings, background, question.sort)
     if secret is None:
         look = *look, "no secret found"

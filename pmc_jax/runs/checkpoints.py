@@ -186,7 +186,7 @@ def checksum_of(leaf: Array | np.ndarray) -> UInt32[Array, ""]:
         return checksum(words(leaf))
     each = math.prod(leaf.shape[1:])
 
-    def add(total: Array, layer: tuple[Array, Array]) -> tuple[Array, None]:
+    def add(total: Any, layer: Any) -> tuple[Any, None]:
         first, values = layer
         return total + checksum(words(values), first), None
 

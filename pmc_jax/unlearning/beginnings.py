@@ -17,13 +17,13 @@ from jaxtyping import PRNGKeyArray
 from pmc_jax.data.batches import beginning_draw
 from pmc_jax.text.facts import background_of, fact_spans, facts_of
 from pmc_jax.text.words import word_spans
-from pmc_jax.unlearning.method import Method, Run, Task
+from pmc_jax.unlearning.method import Run, Task
 
 BEGINNINGS_STREAM = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class ForcedRun(Run[Method]):
+class ForcedRun(Run[Any]):
     """A run whose prompts end with the first words of y0, and whose originals are the rest of y0.
 
     Attributes:

@@ -1,5 +1,6 @@
 """The best response to every forget question so far."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,7 +49,7 @@ def with_scores_at_most(
     """The memory with scores of these questions that are no higher than `scores`."""
     score = memory.score.copy()
     score[list(questions)] = np.minimum(score[list(questions)], scores)
-    return memory.replace(score=score)
+    return dataclasses.replace(memory, score=score)
 
 
 def update_memory(
