@@ -17,13 +17,13 @@ from jaxtyping import PRNGKeyArray
 from pmc_jax.data.batches import beginning_draw
 from pmc_jax.text.facts import background_of, fact_spans, facts_of
 from pmc_jax.text.words import word_spans
-from pmc_jax.unlearning.method import Run, Task
+from pmc_jax.unlearning.method import Method, Run, Task
 
 BEGINNINGS_STREAM = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class ForcedRun(Run[Any]):
+class ForcedRun(Run[Method]):
     """A run whose prompts end with the first words of y0, and whose originals are the rest of y0.
 
     Attributes:
@@ -105,7 +105,7 @@ def with_beginnings(run: Run[Any], step: int, number: int, questions: Sequence[i
     )
 
 
-def forced_runs(run: Run[Any], step: int, questions: Sequence[int]) -> list[ForcedRun]:
+def forced_runs(run: Run[Any], step: int, questions: Sequence[int]) -> list[Run[Any]]:
     """The run with each of the beginnings that `method.beginnings` asks for: by default none."""
     numbers = range(1, run.method.beginnings + 1)
     return [with_beginnings(run, step, number, questions) for number in numbers]
