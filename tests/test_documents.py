@@ -27,7 +27,7 @@ DOCUMENTS = [
 ]
 CURRENT = [path for path in DOCUMENTS if path.name not in ("CHANGELOG.md", "LOG.md")]
 """All documents except those that name things of the past."""
-GROUPS = ("adapter", "data", "experiment", "method", "model", "sweep")
+GROUPS = ("adapter", "data", "evaluation", "experiment", "method", "model", "sweep")
 SCHEMAS = {
     "train": Config,
     "evaluate": EvaluateConfig,
