@@ -1,13 +1,18 @@
 """The scripts in `examples/` run, and what they print is correct."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from smollm2 import HUB
 
 import pmc_jax as pmc
+from pmc_jax.data.prompt_config import PromptConfig
+from pmc_jax.language_model import ModelSource, load_language_model
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -48,6 +53,21 @@ def test_unlearn_your_model(example, capsys):
     before, after = map(float, rows["Utility"])
     assert after > 0.9 * before
     assert max(map(len, lines)) <= 100
+
+
+def test_the_page_that_forgets_one_author(tiny_model, tmp_path, monkeypatch):
+    """Its Python block, in a copy of the repository's examples, with a smaller model."""
+    text = (EXAMPLES.parent / "docs" / "one-author.md").read_text("utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pmc, "load_model", {HUB: tiny_model}.get)
+    names: dict[str, Any] = {"__name__": "block"}
+    exec(compile(block, "one-author.md", "exec"), names)
+    assert len(names["result"].steps) == 12
+    saved = ModelSource(str(tmp_path / "unlearned"))
+    again = load_language_model(saved, PromptConfig()).generate(names["questions"])
+    assert again == names["result"].model.generate(names["questions"])
 
 
 def test_compare_models(example, capsys):

@@ -1,5 +1,6 @@
 """The decoder against `transformers`, for every switch of the Llama family."""
 
+import dataclasses
 import json
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from conftest import SMALL, random_llama, slow_but
 from flax.traverse_util import flatten_dict, unflatten_dict
 from transformers import AutoConfig, LlamaForCausalLM
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
 from convert.export import stored_tensors
 from convert.families import LLAMA
@@ -31,7 +33,7 @@ from pmc_jax.model import (
     prefill,
     token_nll,
 )
-from pmc_jax.model.forward import REMAT_POLICIES
+from pmc_jax.model.forward import REMAT_POLICIES, normalise
 from pmc_jax.model.products import wide_einsum
 from pmc_jax.model.rope import inverse_frequencies
 
@@ -248,6 +250,18 @@ def test_padding_on_either_side_changes_nothing(tmp_path, rng):
         found.append(our_logits(checkpoint, tokens, mask)[1, begin : begin + 11])
     for other in found[1:]:
         assert np.abs(other - found[0]).max() <= 1e-5
+
+
+def test_one_is_added_to_a_norm_in_float32(tiny_model, rng):
+    """In bfloat16, 1 + w would be 1 for small w. The reference is Gemma's norm in transformers."""
+    cfg = dataclasses.replace(tiny_model.config, norm="rms_plus_one", norm_eps=1e-6)
+    x, weight = rng.normal(size=(4, 16)).astype(np.float32), 1e-3 * rng.normal(size=16)
+    reference = Gemma3RMSNorm(16, eps=1e-6).to(torch.bfloat16)
+    with torch.no_grad():
+        reference.weight.copy_(torch.tensor(weight))
+        expected = reference(torch.tensor(x)).numpy()
+    weights = {"a": jnp.asarray(weight).astype(jnp.bfloat16)}
+    np.testing.assert_allclose(normalise(jnp.asarray(x), weights, "a", cfg), expected, rtol=1e-6)
 
 
 def test_bfloat16_is_close(tmp_path, rng):

@@ -23,6 +23,7 @@ from pmc_jax.errors import UserError
 from pmc_jax.runs.checkpoints import (
     CheckpointConfig,
     checksum,
+    checksum_of,
     checksums,
     finish,
     open_checkpoints,
@@ -357,6 +358,13 @@ def test_a_checksum_covers_device_and_host_arrays_alike(dtype, rng):
     if dtype != "bfloat16":
         flat = words(values).reshape(-1)
         assert int(checksum(words(np.asarray(values)))) == int(checksum(flat))
+
+
+@pytest.mark.parametrize("shape", [(6,), (3, 4), (3, 4, 5), (2, 3, 4, 5)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_checksum_layer_by_layer_is_that_of_the_whole(shape, dtype, rng):
+    values = jnp.asarray(rng.normal(size=shape) * 100).astype(dtype)
+    assert int(checksum_of(values)) == int(checksum(words(values).reshape(-1)))
 
 
 def test_checksums_see_the_last_bit_of_host_doubles_and_name_what_they_sum(rng):

@@ -186,6 +186,7 @@ def gathered(axes: Sequence[str | None]) -> tuple[str | None, ...]:
 
 
 Weight = Array | Quantised | LowRank
+"""A weight as products take it."""
 
 
 def with_axes(

@@ -248,8 +248,8 @@ void softmax(float* scores, int64_t size) {
   for (int64_t i = 0; i < size; i += kLanes) store(scores + i, load(scores + i) / whole);
 }
 
-// What a sample sees: the layer of the cache, the visible positions [first, end) of the prompt, the first
-// visible position of the suffix, and the newest one.
+// What a sample sees: the layer of the cache, the visible positions [first, end) of the prompt, the
+// first visible position of the suffix, and the newest one.
 struct Range {
   int32_t layer, first, end, first_own, step;
 };
@@ -349,9 +349,10 @@ using F32 = ffi::Buffer<ffi::F32>;
 using S32 = ffi::Buffer<ffi::S32>;
 
 // Shapes: projected [batch, samples, heads + 2 kv_heads, dim] (queries, keys, values); cosine, sine
-// [batch, samples, half]; prompt_k [batch, kv_heads, dim, prompt] (keys as columns, scaled), prompt_v [batch,
-// kv_heads, prompt, dim]; own_k, own_v [layers, batch, samples, kv_heads, room, dim], or without
-// layers if there is one; ranges [batch, samples, 5]: a `Range` for each sample. The results own_k and own_v share the memory of the arguments.
+// [batch, samples, half]; prompt_k [batch, kv_heads, dim, prompt] (keys as columns, scaled), prompt_v
+// [batch, kv_heads, prompt, dim]; own_k, own_v [layers, batch, samples, kv_heads, room, dim], or
+// without layers if there is one; ranges [batch, samples, 5]: a `Range` for each sample. The results
+// own_k and own_v share the memory of the arguments.
 ffi::Error WriteAndAttend(ffi::ThreadPool pool, F32 projected, F32 cosine, F32 sine, F32 prompt_k,
                           F32 prompt_v, F32 own_k_before, F32 own_v_before, S32 ranges,
                           ffi::Result<F32> out, ffi::Result<F32> own_k, ffi::Result<F32> own_v,
