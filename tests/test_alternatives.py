@@ -111,6 +111,7 @@ def task_of(model: LanguageModel, *, seed: int = 0, rows: int = 64) -> TaskWithA
     return TaskWithAnswers(model, training, seed, prompts, retain=[], forget=ROWS)
 
 
+@pytest.mark.slow
 def test_sampling_depends_on_the_seed_alone(tiny):
     """The number of sequences that are decoded at a time does not matter."""
     method = AltPO(samples=4, kept=3, max_new_tokens=6, temperature=2.0)

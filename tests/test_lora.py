@@ -235,6 +235,7 @@ def test_an_interrupted_run_continues_bit_for_bit(
     assert bits(again.model.params) == bits(whole.model.params)
 
 
+@pytest.mark.slow
 def test_only_the_chosen_weights_change(tiny_model, data, quick_compilation):
     chosen = dataclasses.replace(TRAINING, only=["layers.-2:.mlp", "layers.0.q"])
     found = unlearn(tiny_model, data, "npo", training=chosen, adapter=None).model.params
@@ -510,6 +511,7 @@ def test_a_base_in_a_lower_precision_changes_no_result(tiny_model):
     assert bits(ours) == bits(theirs)
 
 
+@pytest.mark.slow
 def test_an_adapter_of_peft_is_a_start(tiny_model, data, checkpoint_dir, tmp_path):
     """With learning rate 0 the run ends where peft began; the target model has the adapter, too."""
     settings = {"r": 2, "lora_alpha": 3, "target_modules": ["q_proj", "up_proj"]}
@@ -652,6 +654,7 @@ def test_quantised_weights_of_every_family(family, tmp_path, doubles):
     assert 1e-5 < error < 0.1
 
 
+@pytest.mark.slow
 def test_a_run_beside_a_quantised_base(tiny_model, data, monkeypatch, quick_compilation):
     """The base is in memory as integers, and the exported model has them dequantised."""
     seen = {}

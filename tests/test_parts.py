@@ -260,6 +260,7 @@ def test_a_reference_model_takes_part_in_membership_inference(tiny_model):
     assert "mia_reference" not in PARTS["tofu"].measure(x)["summary"]
 
 
+@pytest.mark.slow
 def test_right_answers_are_in_tofu_s_log_only_if_asked_for(tiny_model):
     x = complete(tiny_model)
     found = PARTS["tofu"].measure(x)
@@ -408,6 +409,7 @@ def test_wrong_robustness_settings(changes, message):
         check_robustness(RobustnessConfig(**changes))
 
 
+@pytest.mark.slow
 def test_numbers_are_gathered_by_model(tmp_path: Path, results):
     for model in ("after", "before"):
         (tmp_path / model).mkdir()

@@ -297,6 +297,7 @@ def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_stays(tmp_path, ca
         np.testing.assert_array_equal(leaf, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no peak of memory to reset")
 def test_saving_and_restoring_take_no_memory_for_a_second_state(tmp_path):
     """Neither for copies nor for a compressed one; the peak is what the kernel says."""
