@@ -64,7 +64,9 @@ def resolve(source: str | Path) -> Path:
     if directory.is_dir():
         return directory
     name = str(source)
-    if directory.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if directory.exists():
+        raise UserError(f"{source}: is a file; expected a Hugging Face model directory")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"{source}: no such directory; expected a Hugging Face model directory")
     from huggingface_hub import snapshot_download
 

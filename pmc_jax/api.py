@@ -46,7 +46,15 @@ from pmc_jax.model.trainable import LoRA
 from pmc_jax.reporting import write_report
 from pmc_jax.reporting.verdict import unknown_lines
 from pmc_jax.runs.checkpoints import CheckpointConfig, checksums
-from pmc_jax.runs.directory import LOG, SUMMARY, check_outside, holds_run, remove, running
+from pmc_jax.runs.directory import (
+    LOG,
+    SUMMARY,
+    check_directory,
+    check_outside,
+    holds_run,
+    remove,
+    running,
+)
 from pmc_jax.runs.metrics import LoggingConfig, check_logging
 from pmc_jax.runs.sealed import file_hash, file_hashes, read_sealed, seal, write_sealed
 from pmc_jax.runs.summary import check_summary, step_seconds, summarise
@@ -54,7 +62,7 @@ from pmc_jax.runtime.locks import check_free
 from pmc_jax.runtime.processes import from_first, is_first
 from pmc_jax.runtime.progress import activity, logged_to, stage, token_stage, warn
 from pmc_jax.runtime.timing import timed
-from pmc_jax.settings import check, flat, recorded
+from pmc_jax.settings import SEED, check, check_number, flat, recorded
 from pmc_jax.signatures import checked
 from pmc_jax.training.loop import StepRecord
 from pmc_jax.training.optimizer import Optimizer
@@ -195,6 +203,7 @@ def unlearn(
     if adapter is not None:
         groups["adapter"] = adapter
     others: dict[str, Any] = {"checkpoints": checkpoints, "logging": logging}
+    check_number("seed", seed, SEED)
     for name, group in (
         groups | others | ({"evaluation": evaluation} if evaluation else {})
     ).items():
@@ -244,6 +253,7 @@ def run_unlearning(
             ("model.path", str(model.directory)),
             ("adapter.path", adapter.path if adapter else None),
         ]
+        check_directory(directory)
         check_outside(directory, read + [(f"method.{k}", getattr(method, k)) for k in method.reads])
     if isinstance(model.params["layers"], tuple):
         raise UserError("the weights are laid out for decoding; expected those of load_model")

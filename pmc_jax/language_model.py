@@ -34,7 +34,7 @@ from pmc_jax.model import ModelConfig, choose_mesh, decoding_params, on_mesh, pa
 from pmc_jax.model.specs import Params, count_of
 from pmc_jax.model.trainable import LoRA, Trainable, dtypes_of, trainable
 from pmc_jax.runtime.progress import warn
-from pmc_jax.settings import AUTO, one_of, path_to
+from pmc_jax.settings import AUTO, automatic, bounded, check, one_of, path_to, random_seed
 from pmc_jax.signatures import checked
 
 Leaves = tuple[tuple[str, ...], ...]
@@ -60,6 +60,19 @@ class ModelSource:
     remat: str = one_of("none", "none", "dots", "full")
     architecture: dict[str, Any] | None = None
     check_weights: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Answering:
+    """The arguments of `LanguageModel.generate`, with their bounds."""
+
+    samples: int = bounded(1, least=1, most=2**16)
+    temperature: float = bounded(0.0, least=0)
+    top_k: int = bounded(0, least=0)
+    top_p: float = bounded(1.0, above=0, most=1)
+    max_new_tokens: int = bounded(128, least=1)
+    seed: int = random_seed()
+    decode_batch: int | str = automatic()
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -178,8 +191,10 @@ class LanguageModel:
 
         Raises:
             NotFinite: if the logits for a question are NaN or infinite.
-            UserError: if the tokenizer gives a token that the model does not have.
+            UserError: for a value out of bounds, or if the tokenizer gives a token that the model
+                does not have.
         """
+        check(Answering(samples, temperature, top_k, top_p, max_new_tokens, seed, decode_batch))
         if isinstance(questions, str):
             return self.generate(
                 [questions], samples=samples, temperature=temperature, top_k=top_k, top_p=top_p,

@@ -59,6 +59,15 @@ def bounded(
     return _field(default, least=least, above=above, most=most, below=below, needs=needs)
 
 
+SEED = {"least": 0, "below": 2**32}
+"""The bounds of a seed of random numbers."""
+
+
+def random_seed(default: int = 0) -> Any:
+    """A field for the seed of all random numbers."""
+    return bounded(default, **SEED)
+
+
 AUTO = "auto"
 """The value of a number that follows from the memory of the devices."""
 
@@ -197,6 +206,16 @@ def check(settings: Any, prefix: str = "") -> None:
                 raise UserError(f"{key}={short(value)}: expected {problem}")
         if not fits(value, kinds[key]):
             raise wrong_type(key, value, kinds[key])
+
+
+def check_number(name: str, value: Any, bounds: Mapping[str, float]) -> None:
+    """Check a number that is an argument rather than a field.
+
+    Raises:
+        UserError: naming the argument, its value and what was expected.
+    """
+    if problem := out_of_bounds(value, bounds):
+        raise UserError(f"{name}={short(value)}: expected {problem}")
 
 
 def out_of_bounds(value: Any, metadata: Mapping[str, Any]) -> str | None:

@@ -214,6 +214,10 @@ WRONG = {
         lambda m, d: pmc.unlearn(m, d, seed="0"),
         "seed='0': found a str; expected an integer",
     ),
+    "bounds of a seed": (
+        lambda m, d: pmc.unlearn(m, d, seed=-1),
+        "seed=-1: expected at least 0",
+    ),
     "out": (
         lambda m, d: pmc.unlearn(m, d, out=3),
         "out=3: found an int; expected a text or a path or None",
@@ -258,8 +262,18 @@ WRONG = {
         lambda m, d: m.generate("a", samples="2"),
         "samples='2': found a str; expected an integer",
     ),
+    "no samples": (lambda m, d: m.generate("a", samples=0), "samples=0: expected at least 1"),
+    "top_p": (lambda m, d: m.generate("a", top_p=2), "top_p=2: expected at most 1"),
+    "no decode_batch": (
+        lambda m, d: m.generate("a", decode_batch=0),
+        "decode_batch=0: expected at least 1",
+    ),
     "save": (lambda m, d: m.save(3), "directory=3: found an int; expected a text or a path"),
     "person": (lambda m, d: pmc.draft_data(m, 3), "person=3: found an int; expected a text"),
+    "people": (
+        lambda m, d: pmc.draft_data(m, "Ann", people=0),
+        "people=0: expected at least 1",
+    ),
     "others": (
         lambda m, d: pmc.draft_data(m, "Ann", others="Bob"),
         "others='Bob': found a str; expected a list of texts",
@@ -274,15 +288,24 @@ WRONG = {
     ),
     "reward": (lambda m, d: pmc.reward("a", 3), "response=3: found an int; expected a text"),
 }
-"""Calls with a value of the wrong type, and what they say."""
+"""Calls with a value of the wrong type or out of bounds, and what they say."""
 
 
 @pytest.mark.parametrize(("call", "expected"), WRONG.values(), ids=list(WRONG))
-def test_a_value_of_the_wrong_type_is_one_line(call, expected, tiny_model, data, monkeypatch):
+def test_a_wrong_value_is_one_line(call, expected, tiny_model, data, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of tests
     with pytest.raises(pmc.UserError) as error:
         call(tiny_model, data)
     assert str(error.value) == expected
+
+
+@pytest.mark.parametrize("place", ["file", "file/run"])
+def test_a_file_in_place_of_a_directory_is_one_line(place, tiny_model, data, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(pmc.UserError, match=r"/file is a file; expected a directory$"):
+        pmc.unlearn(tiny_model, data, out=tmp_path / place)
+    with pytest.raises(pmc.UserError, match=r"/file: is a file; expected a Hugging Face model"):
+        pmc.load_model(tmp_path / "file")
 
 
 @pytest.mark.slow

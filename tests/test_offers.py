@@ -1,6 +1,7 @@
 """Refusals as candidates of the selection, against the same steps written out."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
@@ -18,11 +19,19 @@ from pmc_jax.decoding import Sampling, generate
 from pmc_jax.model import decoding_params
 from pmc_jax.unlearning.baselines.refusals import DEFAULT_REFUSAL
 from pmc_jax.unlearning.beginnings import with_beginnings
+from pmc_jax.unlearning.offers import offered_refusals
 from pmc_jax.unlearning.pmc import PMC, response_score
-from pmc_jax.unlearning.pmc.step import offers_to, select_samples
+from pmc_jax.unlearning.pmc.reward import score_sample
+from pmc_jax.unlearning.pmc.sampling import sample_limit
+from pmc_jax.unlearning.pmc.step import select_samples
 
 REFUSALS = ("kell", "é of river", "oslo rivers .")
 OPTIONS = PMC(samples=2, min_len=0, reject_wordless=False, max_new_tokens=12, offer_refusals=True)
+
+
+def offers_to(run, step, questions):
+    limit, score = partial(sample_limit, run), partial(score_sample, run)
+    return offered_refusals(run, step, questions, limit, score)
 
 
 def with_refusals(run, texts=REFUSALS):

@@ -643,9 +643,12 @@ def test_remote_code_is_never_run(tmp_path):
 
 
 def test_check_lengths_names_the_row():
-    check_lengths("forget", [4, 9], [[1] * 3, [1] * 6], 8)
-    with pytest.raises(UserError, match=r"forget row 9: the prompt has 7 tokens; .*max_length=8"):
-        check_lengths("forget", [4, 9], [[1] * 3, [1] * 7], 8)
+    places = ["f.jsonl, line 4", "f.jsonl, line 9"]
+    check_lengths(places, [[1] * 3, [1] * 6], 8)
+    with pytest.raises(
+        UserError, match=r"^f\.jsonl, line 9: the prompt has 7 tokens; .*max_length=8"
+    ):
+        check_lengths(places, [[1] * 3, [1] * 7], 8)
 
 
 def test_configuration_is_a_structured_schema():

@@ -20,6 +20,7 @@ from pmc_jax.cli.config import (
     settings_of_another,
 )
 from pmc_jax.cli.entry_point import entry_point
+from pmc_jax.cli.finished import next_steps
 from pmc_jax.data.rows import DataConfig, Fields
 from pmc_jax.errors import UserError
 from pmc_jax.runs.directory import SUMMARY
@@ -179,7 +180,7 @@ def test_the_next_steps_of_a_run_are_commands_that_work(tmp_path, monkeypatch):
     settings = flat({"model": {"path": "m"}, "data": dataclasses.asdict(data)})
     for verdict in ("forgotten", "partly forgotten", "not forgotten"):
         summary = {"settings": settings, "verdict": {"verdict": verdict}}
-        lines = train.next_steps(tmp_path, summary)
+        lines = next_steps(tmp_path, summary)
         (evaluation,) = (line for line in lines if "suite=full" in line)
         words = evaluation[evaluation.index("suite=full") :].split()
         assert {"data=files", "data.forget=f.csv", "data.fields.question=frage"} <= set(words)
@@ -189,5 +190,5 @@ def test_the_next_steps_of_a_run_are_commands_that_work(tmp_path, monkeypatch):
         assert any("hand on" in line for line in lines) == (verdict == "forgotten")
     for typed, form in (("pmc train", "pmc ask "), ("train.py", "python -m pmc_jax.ask ")):
         monkeypatch.setattr(sys, "argv", [typed])
-        lines = train.next_steps(tmp_path, summary)
+        lines = next_steps(tmp_path, summary)
         assert any(line.strip().startswith(form) for line in lines)

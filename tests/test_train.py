@@ -395,7 +395,7 @@ MISTAKES = {
     "unknown split": (["data.forget=forget99"], r"forget99.*forget10"),
     "nested name": (["name=a/b"], r"name=a/b: expected a plain directory name"),
     "misspelt set": (["data.world_facts=facts"], r"data\.world_facts=facts: no such file"),
-    "long prompt": (["training.max_length=12"], r"forget row 0: the prompt has \d+ tokens"),
+    "long prompt": (["training.max_length=12"], r"forget10\S+, \w+ \d+: the prompt has \d+ tokens"),
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from pmc_jax import settings
@@ -23,7 +24,7 @@ from pmc_jax.model.trainable import LoRA
 from pmc_jax.runs.checkpoints import CheckpointConfig
 from pmc_jax.runs.metrics import LoggingConfig
 from pmc_jax.runtime.processes import DistributedConfig
-from pmc_jax.settings import automatic, bounded, free_text
+from pmc_jax.settings import automatic, bounded, free_text, random_seed
 from pmc_jax.training.optimizer import Optimizer
 from pmc_jax.unlearning.method import Method, methods, resolve
 from pmc_jax.unlearning.schedule import Training
@@ -45,7 +46,7 @@ class Config:
 
     name: str = "run"
     runs_dir: str = "runs"
-    seed: int = bounded(0, least=0, below=2**32)
+    seed: int = random_seed()
     overwrite: bool = False
     mesh: str = "auto"
     memory: str | None = None
@@ -90,7 +91,7 @@ class AskConfig:
     top_k: int = bounded(0, least=0)
     top_p: float = bounded(1.0, above=0, most=1)
     max_new_tokens: int = bounded(128, least=1)
-    seed: int = bounded(0, least=0, below=2**32)
+    seed: int = random_seed()
     prefix: str | None = free_text(None)
     decode_batch: int | str = automatic()
     overwrite: bool = False
@@ -126,7 +127,7 @@ class DraftConfig:
     others: str | None = free_text(None)
     people: int = bounded(8, least=1, most=64)
     max_new_tokens: int = bounded(64, least=1)
-    seed: int = bounded(0, least=0, below=2**32)
+    seed: int = random_seed()
     decode_batch: int | str = automatic()
     memory: str | None = None
     model: ModelSource = dataclasses.field(default_factory=ModelSource)
@@ -164,7 +165,7 @@ class WorldConfig:
     """
 
     out: str = MISSING
-    seed: int = bounded(DEFAULT_SEED, least=0, below=2**32)
+    seed: int = random_seed(DEFAULT_SEED)
 
 
 def _open_schema(schema: type) -> DictConfig:
@@ -259,6 +260,15 @@ def settings_of_another(
         f"the settings are those of PMC; method={method} has none of its own for "
         f"experiment={experiment}: {named}"
     )
+
+
+def untuned_note(config: Config) -> str | None:
+    """`settings_of_another` of the command that runs; None outside a command."""
+    if not HydraConfig.initialized():
+        return None
+    hydra = HydraConfig.get()
+    sources = [Path(s.path) for s in hydra.runtime.config_sources if s.schema == "file"]
+    return settings_of_another(config, hydra.runtime.choices, hydra.overrides.task, sources)
 
 
 def group_names(group: str) -> list[str]:

@@ -50,16 +50,16 @@ def encode(
         return template.encode_pair(row.question, row.answer, row.system)
 
     forget = encoded(dataset, "forget", dataset.forget, prompt)
-    check_lengths("forget", [row.id for row in dataset.forget], forget, max_length)
+    check_lengths([dataset.where("forget", row.id) for row in dataset.forget], forget, max_length)
     check_differ(dataset, forget)
     retain = encoded(dataset, "retain", dataset.retain, pair)
     prompts = [prompt for prompt, _ in retain]
-    check_lengths("retain", [row.id for row in dataset.retain], prompts, max_length)
+    check_lengths([dataset.where("retain", row.id) for row in dataset.retain], prompts, max_length)
     used = {token for prompt, answer in retain for token in (*prompt, *answer)}
     used.update(token for prompt in forget for token in prompt)
     for name, rows in dataset.evaluation.items():
         prompts = encoded(dataset, name, rows, prompt)
-        check_lengths(name, [row.id for row in rows], prompts, max_length)
+        check_lengths([dataset.where(name, row.id) for row in rows], prompts, max_length)
         used.update(token for prompt in prompts for token in prompt)
     check_tokens(used, vocab_size)
     return EncodedData(forget, retain)

@@ -488,21 +488,18 @@ def check_texts(template: PromptTemplate, vocab_size: int) -> None:
             )
 
 
-def check_lengths(
-    name: str, ids: Sequence[int], prompts: Sequence[Sequence[int]], max_length: int
-) -> None:
+def check_lengths(places: Sequence[str], prompts: Sequence[Sequence[int]], max_length: int) -> None:
     """Check that every prompt leaves room for one response token and the end token.
 
     Args:
-        name: the name of the prompts' set, for the error: "forget", "retain", ….
-        ids: the row number of each prompt.
+        places: where the row of each prompt came from, for the error.
 
     Raises:
         UserError: naming the first prompt that is too long, its length and the limit.
     """
-    for row_id, prompt in zip(ids, prompts, strict=True):
+    for place, prompt in zip(places, prompts, strict=True):
         if len(prompt) + 2 > max_length:
             raise UserError(
-                f"{name} row {row_id}: the prompt has {len(prompt)} tokens; expected at most "
+                f"{place}: the prompt has {len(prompt)} tokens; expected at most "
                 f"max_length={max_length} with a response token and the end token"
             )

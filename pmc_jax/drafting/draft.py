@@ -22,10 +22,10 @@ from pmc_jax.drafting.questions import (
 )
 from pmc_jax.drafting.rows import Answer, DraftRow
 from pmc_jax.errors import UserError
-from pmc_jax.language_model import LanguageModel, expected_model
+from pmc_jax.language_model import Answering, LanguageModel, expected_model
 from pmc_jax.model import on_mesh
 from pmc_jax.runtime.progress import stage
-from pmc_jax.settings import AUTO
+from pmc_jax.settings import AUTO, check, check_number
 from pmc_jax.signatures import checked
 from pmc_jax.text.words import words_of
 
@@ -104,9 +104,11 @@ def draft_data(
         decode_batch: most answers decoded at once; "auto": as many as fit into memory.
 
     Raises:
-        UserError: if there is no name or no question, the file cannot be read, or the model names
-            nobody.
+        UserError: if there is no name or no question, the file cannot be read, a value is out of
+            bounds, or the model names nobody.
     """
+    check_number("people", people, {"least": 1, "most": 64})
+    check(Answering(max_new_tokens=max_new_tokens, seed=seed, decode_batch=decode_batch))
     named = Fields.named(fields).renamed()
     own = () if questions is None else own_questions(Path(questions).expanduser(), named)
     return draft_rows(

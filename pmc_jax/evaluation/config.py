@@ -11,7 +11,7 @@ from pmc_jax.evaluation.quality import EvaluationConfig
 from pmc_jax.language_model import ModelSource
 from pmc_jax.model.trainable import LoRA
 from pmc_jax.runtime.processes import DistributedConfig
-from pmc_jax.settings import bounded, free_text, one_of, path_to
+from pmc_jax.settings import bounded, free_text, one_of, path_to, random_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class EvaluateConfig:
 
     name: str = "evaluation"
     evaluations_dir: str = "evaluations"
-    seed: int = bounded(0, least=0, below=2**32)
+    seed: int = random_seed()
     overwrite: bool = False
     mesh: str = "auto"
     memory: str | None = None

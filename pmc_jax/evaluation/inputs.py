@@ -22,6 +22,7 @@ from pmc_jax.evaluation.parts import SUITES
 from pmc_jax.evaluation.quality import is_comparable
 from pmc_jax.evaluation.tofu import RetainLog, check_retain_log, read_retain_log
 from pmc_jax.language_model import LanguageModel, ModelSource, describe, mesh_of
+from pmc_jax.terminal import short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,12 +124,18 @@ def check_prompts(
     if "tofu" in parts:
         asked |= {"retain": controls.retain, "holdout": controls.holdout}
 
-    def check(name: str, rows: Sequence[EvaluationRow], forced: Sequence[int] = ()) -> None:
+    def check(
+        places: Sequence[str], rows: Sequence[EvaluationRow], forced: Sequence[int] = ()
+    ) -> None:
         prompts = [[*template.encode_prompt(row.question, row.system), *forced] for row in rows]
-        check_lengths(name, [row.id for row in rows], prompts, max_length)
+        check_lengths(places, prompts, max_length)
         check_tokens({0, *(token for prompt in prompts for token in prompt)}, vocab_size)
 
     for name, rows in asked.items():
-        check(name, rows)
+        check([f"{name}[{row.id}]" for row in rows], rows)
     if "prefilling" in parts and prefix:
-        check("forget", dataset.evaluation["forget"], template.encode_prefix(prefix))
+        forget = dataset.evaluation["forget"]
+        places = [
+            f"{dataset.where('forget', row.id)} with prefix={short(prefix)}" for row in forget
+        ]
+        check(places, forget, template.encode_prefix(prefix))

@@ -46,8 +46,20 @@ def directory_of(parent: str, name: str, read: Iterable[tuple[str, str | None]])
     if Path(name).name != name or name in ("", ".", ".."):
         raise UserError(f"name={name}: expected a plain directory name")
     directory = Path(parent) / name
+    check_directory(directory)
     check_outside(directory, read)
     return directory
+
+
+def check_directory(directory: Path) -> None:
+    """Check that files can go to a directory: that neither it nor one above it is a file.
+
+    Raises:
+        UserError: naming the file.
+    """
+    for path in (directory, *directory.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file; expected a directory")
 
 
 def check_outside(directory: Path, read: Iterable[tuple[str, str | None]]) -> None:

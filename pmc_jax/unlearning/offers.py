@@ -8,7 +8,7 @@ own words, the samples take over.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -43,30 +43,46 @@ def offered_refusal(run: Run[Method], step: int, question: int) -> list[int]:
 
 
 def offered_refusals(
-    run: Run[Method],
+    run: Run[Any],
     step: int,
     questions: Sequence[int],
-    limits: Sequence[int],
+    limit: Callable[[int], int],
     score: Callable[[int, tuple[int, ...]], float],
-) -> Offers:
-    """The refusals that a visit of these questions offers.
+) -> Offers | None:
+    """The refusals that a visit of these questions offers; None without `offer_refusals`.
 
     Args:
-        limits: the most tokens of each question's responses; a longer refusal is cut.
+        limit: the most tokens of a question's responses; a longer refusal is cut.
         score: a response's score, from its question and its tokens.
     """
-    tokens = [
-        offered_refusal(run, step, i)[:limit] for i, limit in zip(questions, limits, strict=True)
-    ]
+    if not run.method.offer_refusals:
+        return None
+    tokens = [offered_refusal(run, step, i)[: limit(i)] for i in questions]
     scores = [score(i, tuple(own)) for i, own in zip(questions, tokens, strict=True)]
     return Offers(tokens, np.array(scores))
+
+
+def scores_to_beat(
+    remembered: Float[np.ndarray, " questions"], questions: Sequence[int], offers: Offers | None
+) -> Float[np.ndarray, " questions"]:
+    """The highest score at which a sample can still be selected, for every question.
+
+    The lower of the remembered score and that of the refusal, which `questions` have.
+    """
+    if offers is None:
+        return remembered
+    found, asked = remembered.copy(), list(questions)
+    found[asked] = np.minimum(found[asked], offers.scores)
+    return found
 
 
 def with_offers(
     samples: Sequence[Sequence[Sequence[int]]],
     scores: Float[np.ndarray, "questions samples"],
-    offers: Offers,
-) -> tuple[list[list[Sequence[int]]], Float[np.ndarray, "questions candidates"]]:
-    """The candidates of each question and their scores: its samples, then its refusal."""
+    offers: Offers | None,
+) -> tuple[Sequence[Sequence[Sequence[int]]], Float[np.ndarray, "questions candidates"]]:
+    """The candidates of each question and their scores: its samples, then its refusal if any."""
+    if offers is None:
+        return samples, scores
     candidates = [[*own, offer] for own, offer in zip(samples, offers.tokens, strict=True)]
     return candidates, np.column_stack([scores, offers.scores])

@@ -15,7 +15,9 @@ To be read in this order:
 6. `sampling`:  y0, and n samples of each question from the current weights
 7. `step`:      Algorithm 1: sample, score, remember, train
 
-Options that the paper does not have are off by default and say so in `settings`.
+`settings` says which options the paper does not have. They are off by default, except
+`reject_wordless`, which guards against answers without words. With `reject_wordless=False` and
+`min_len=0`, this is the published algorithm.
 What only saves time is in `unlearning/savings/`, and no selected response depends on it, except by
 rounding.
 """

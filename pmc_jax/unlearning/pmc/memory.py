@@ -1,6 +1,5 @@
 """The best response to every forget question so far."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,15 +40,6 @@ def needs_sampling(
 ) -> list[int]:
     """The questions whose remembered score is not exactly 0, the least possible; `always`: all."""
     return [i for i in questions if always or memory.score[i] != 0]
-
-
-def with_scores_at_most(
-    memory: ResponseMemory, questions: Sequence[int], scores: Float[np.ndarray, " asked"]
-) -> ResponseMemory:
-    """The memory with scores of these questions that are no higher than `scores`."""
-    score = memory.score.copy()
-    score[list(questions)] = np.minimum(score[list(questions)], scores)
-    return dataclasses.replace(memory, score=score)
 
 
 def update_memory(

@@ -25,8 +25,9 @@ class PMCSettings(RetainingMethod):
         max_new_tokens: longest response; null: what `training.max_length` leaves.
         reward: "rouge_l", the paper's, or `package.module:function` of one's own.
         selection_temperature: τ of Bradley–Terry selection; 0 takes the best sample.
-        min_len: responses of fewer words are penalised by exp(−words); 0: none.
-        reject_wordless: a response without any word scores 1, so that it is never the best.
+        min_len: responses of fewer words are penalised by exp(−words); 0, as published: none.
+        reject_wordless: a response without any word scores 1, so that it is never the best. Not in
+            the paper; false for the published algorithm.
         final_temperature: sampling temperature at the last step, reached linearly; null:
             `temperature` throughout. Not in the paper.
         final_retain_weight: λ at the last step, reached linearly; null: `retain_weight`

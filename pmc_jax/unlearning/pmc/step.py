@@ -30,13 +30,12 @@ from pmc_jax.unlearning.method import (
     Task,
     Tokens,
 )
-from pmc_jax.unlearning.offers import Offers, offered_refusals, with_offers
+from pmc_jax.unlearning.offers import offered_refusals, scores_to_beat, with_offers
 from pmc_jax.unlearning.pmc.memory import (
     ResponseMemory,
     empty_memory,
     needs_sampling,
     update_memory,
-    with_scores_at_most,
 )
 from pmc_jax.unlearning.pmc.objective import collapse_loss, retain_loss
 from pmc_jax.unlearning.pmc.reward import reward_of, score_sample
@@ -85,8 +84,8 @@ class PMC(PMCSettings):
         3. Select x̂ and remember it, unless the remembered response scores less.
         4. Train on the remembered response, whether or not it was sampled in this step.
 
-        With `beginnings`, also on a response to each question that ends with words of y0. It is
-        sampled anew at every visit and not remembered.
+        With `beginnings`, which are not in the paper, also on responses that are forced to begin
+        with the first words of y0. They are sampled anew at every visit and not remembered.
         """
         seconds: dict[str, float] = {}
         visits = [visit(run, state, params, step, questions, seconds)]
@@ -145,12 +144,6 @@ class Visit(NamedTuple):
     scores: Float[np.ndarray, "questions samples"]
 
 
-def offers_to(run: Run[PMCSettings], step: int, questions: Sequence[int]) -> Offers:
-    """The refusals that take part in the selection, with `offer_refusals`."""
-    limits = [sample_limit(run, i) for i in questions]
-    return offered_refusals(run, step, questions, limits, partial(score_sample, run))
-
-
 def visit(
     run: Run[PMCSettings],
     memory: ResponseMemory,
@@ -161,20 +154,18 @@ def visit(
 ) -> Visit:
     """Sample these questions, score the samples, and remember the best ones.
 
-    The time of each part is added to `seconds`. With `offer_refusals`, a refusal is one more
-    candidate of each question.
+    The time of each part is added to `seconds`. With `offer_refusals`, which is not in the paper,
+    a refusal is one more candidate of each question.
     """
     asked = needs_sampling(memory, questions, always=run.method.keep_sampling)
-    offers, to_beat = None, memory
-    if run.method.offer_refusals and asked:
-        offers = offers_to(run, step, asked)
-        to_beat = with_scores_at_most(memory, asked, offers.scores)
+    limit, score = partial(sample_limit, run), partial(score_sample, run)
+    offers = offered_refusals(run, step, asked, limit, score)
+    to_beat = dataclasses.replace(memory, score=scores_to_beat(memory.score, asked, offers))
     with timed(seconds, "sample"):
         samples = sample_responses(run, to_beat, params, step, asked)
     with timed(seconds, "score"):
         scores = score_samples(run, asked, samples)
-        candidates = (samples, scores) if offers is None else with_offers(samples, scores, offers)
-        memory = remember_best(run, memory, step, asked, *candidates)
+        memory = remember_best(run, memory, step, asked, *with_offers(samples, scores, offers))
     return Visit(run.task.prompts, memory, samples, scores)
 
 
