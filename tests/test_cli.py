@@ -16,6 +16,7 @@ from convert.__main__ import main as convert
 from convert.__main__ import parse as parse_conversion
 from pmc_jax import __version__, report, settings
 from pmc_jax.cli import commands
+from pmc_jax.cli.arguments import introduction, usage
 from pmc_jax.cli.commands import COMMANDS, WIDTH
 from pmc_jax.cli.config import (
     AskConfig,
@@ -129,6 +130,19 @@ def test_help_fits_a_terminal_and_has_examples(name, monkeypatch, capsys):
     found = [line for line in lines[start + 1 : lines.index("", start)] if line.startswith("  # ")]
     assert len(found) == 3
     assert 2 <= lines[lines.index("") :].index("examples:") - 1 <= 5  # what the command does
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_modules_fits_a_terminal(name, monkeypatch):
+    """`python -m pmc_jax.train` is longer than `pmc train`."""
+    monkeypatch.setattr(sys, "argv", ["somewhere.py"])
+    pages = [f"usage: {usage(name)}", introduction(name)]
+    if name in SCHEMAS:
+        pages.append(help_for([], name, SCHEMAS[name]))
+    lines = "\n".join(pages).splitlines()
+    assert any(COMMANDS[name].module in line for line in lines)
+    assert max(map(len, lines)) <= WIDTH
+    assert not [line for line in lines if re.search(r" --\S+ \\$", line)]  # no option without value
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

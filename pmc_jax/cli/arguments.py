@@ -35,8 +35,25 @@ def command_parser(name: str) -> Parser:
 
 
 def usage(name: str) -> str:
-    """The ways to call a command, one a line."""
-    return "\n       ".join(f"{called(name)} {line}" for line in COMMANDS[name].usage)
+    """The ways to call a command, each on lines of its own."""
+    lines = [
+        line
+        for way in COMMANDS[name].usage
+        for line in textwrap.wrap(
+            f"{called(name)} {PROTECTED.sub(joined, way)}", WIDTH - 7, subsequent_indent="    ",
+            break_on_hyphens=False,
+        )
+    ]  # fmt: skip
+    return "\n       ".join(line.replace("\xa0", " ") for line in lines)
+
+
+PROTECTED = re.compile(r"\[[^]]*\]")
+"""An optional argument in a usage, which is not divided."""
+
+
+def joined(found: re.Match[str]) -> str:
+    """A text that `textwrap` does not divide."""
+    return found[0].replace(" ", "\xa0")
 
 
 def introduction(name: str) -> str:
@@ -54,9 +71,9 @@ def examples(name: str, command: Command) -> Iterator[str]:
 
 
 def wrapped_call(call: str) -> Iterator[str]:
-    """A shell command in lines that end in a backslash."""
+    """A shell command in lines that end in a backslash; an option stays with its value."""
     lines = ["  "]
-    for word in re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", call):
+    for word in re.findall(r"""(?:--(?!help)\S+ )?(?:[^\s"']|"[^"]*"|'[^']*')+""", call):
         if len(lines[-1]) + len(word) > WIDTH - 3:
             lines.append("      ")
         lines[-1] += f"{word} "

@@ -8,7 +8,7 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 from pmc_jax import __version__
@@ -30,6 +30,7 @@ class Command:
         usage: the arguments, in short.
         examples: (what it does, arguments) of typical calls.
         groups: Hydra's groups that help lists: names that stand for many settings.
+        group_texts: what a group is for, where it differs from other commands.
         unused: keys and groups of keys without effect, which help leaves out.
         defaults: choices of required groups that help assumes if the user makes none.
         sweeps: whether several values of a key make several runs.
@@ -41,10 +42,17 @@ class Command:
     usage: tuple[str, ...]
     examples: tuple[tuple[str, str], ...]
     groups: tuple[str, ...] = ()
+    group_texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unused: tuple[str, ...] = ()
     defaults: tuple[str, ...] = ()
     sweeps: bool = False
 
+
+EVALUATED = (
+    "data.fields.answer", "data.fields.secret", "data.fields.paraphrased_answer",
+    "data.fields.perturbed_answer",
+)  # fmt: skip
+"""Columns that only a forget or a retain file has."""
 
 COMMANDS = {
     "train": Command(
@@ -83,14 +91,16 @@ COMMANDS = {
              "data.forget=forget.jsonl data.retain=retain.jsonl"),
         ),
         groups=("adapter", "model", "data", "evaluation"),
+        group_texts={"adapter": "an adapter that the relearning attack trains"},
         unused=("model.architecture", "evaluation.before", "evaluation.after"),
         sweeps=True,
     ),
     "ask": Command(
         module="pmc_jax.ask",
         summary="ask a model one question, or a file of them",
-        purpose="Asks a model and prints its answers, or writes the answers to a file of "
-        "questions. Answers are greedy unless temperature is above 0.",
+        purpose="Asks a model a question and prints its answers, or answers a file of questions "
+        "and writes the answers to another file. Answers are greedy unless temperature is above "
+        "0.",
         usage=('model.path=DIR question="..." [KEY=VALUE ...]',
                "model.path=DIR questions=FILE out=FILE [KEY=VALUE ...]"),
         examples=(
@@ -100,7 +110,8 @@ COMMANDS = {
             ("Answer a file of questions",
              "model.path=DIR questions=questions.jsonl out=answers.jsonl"),
         ),
-        unused=("model.remat", "model.architecture"),
+        unused=("model.remat", "model.architecture", *EVALUATED, "data.fields.variants",
+                "data.fields.paraphrased_question"),
     ),
     "draft": Command(
         module="pmc_jax.draft",
@@ -117,7 +128,7 @@ COMMANDS = {
             ("Ask questions of your own instead", 'model.path=DIR person="Marie Curie" out=draft '
              "questions=questions.txt patterns=false"),
         ),
-        unused=("model.remat", "model.architecture"),
+        unused=("model.remat", "model.architecture", *EVALUATED),
     ),
     "report": Command(
         module="pmc_jax.report",
@@ -151,12 +162,13 @@ COMMANDS = {
         ),
         groups=("experiment", "adapter", "model"),
         unused=(
-            "runs_dir", "seed", "overwrite", "data", "prompt", "evaluation", "checkpoints",
-            "logging", "distributed", "method.retain_weight", "method.selection_temperature",
-            "method.min_len", "method.reject_wordless", "method.final_temperature",
-            "method.final_retain_weight", "method.keep_sampling", "method.offer_refusals",
-            "training.epochs",
-            "training.prune", "training.wave",
+            "runs_dir", "seed", "overwrite", "data", "prompt", "checkpoints", "logging",
+            "distributed", "model.check_weights", "evaluation.max_new_tokens", "evaluation.before",
+            "evaluation.after", "method.retain_weight", "method.selection_temperature",
+            "method.reward", "method.min_len", "method.reject_wordless",
+            "method.final_temperature", "method.final_retain_weight", "method.keep_sampling",
+            "method.offer_refusals", "training.epochs", "training.count_partial_updates",
+            "training.prune", "training.compact",
             "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_epochs",
             "optimizer.weight_decay", "optimizer.beta1", "optimizer.beta2", "optimizer.epsilon",
         ),

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from pmc_jax.cli.arguments import introduction, usage
+from pmc_jax.cli.arguments import introduction, usage, wrapped_call
 from pmc_jax.cli.commands import COMMANDS, WIDTH, Command, called
 from pmc_jax.cli.config import group_names
 from pmc_jax.data.files import to_json
@@ -50,7 +50,8 @@ def group_lines(command: Command, choices: Mapping[str, str | None]) -> Iterator
     for group in command.groups:
         required = any(text.startswith(f"{group}=") for text in command.defaults)
         yield f"  {group}={'…' if required else shown(choices.get(group))}"
-        yield from indented(f"{GROUPS[group]}: {', '.join(group_names(group))}", 6)
+        text = command.group_texts.get(group, GROUPS[group])
+        yield from indented(f"{text}: {', '.join(group_names(group))}", 6)
 
 
 def note_on_values(name: str, command: Command, choices: Mapping[str, str | None]) -> Iterator[str]:
@@ -60,7 +61,7 @@ def note_on_values(name: str, command: Command, choices: Mapping[str, str | None
     now = ", ".join(f"{group}={choices[group]}" for group in groups)
     others = " ".join(f"{group}=NAME" for group in groups)
     yield from indented(f"The values below are those of {now}. For others:", 0)
-    yield f"  {called(name)} --help {others}"
+    yield from wrapped_call(f"{called(name)} --help {others}")
 
 
 def sections(
@@ -83,7 +84,7 @@ def sections(
             if f"{field.name}.{setting.name}" not in ("method.name", *command.unused)
             and has_effect(setting, method)
         ]
-        lines = entries(kind, f"{field.name}.", settings, composed[field.name])
+        lines = entries(kind, f"{field.name}.", settings, composed[field.name], command.unused)
         yield [*indented(f"{title}: {summary(kind)}", 0), *lines]
 
 
@@ -101,15 +102,21 @@ def has_effect(setting: dataclasses.Field[Any], method: type | None) -> bool:
 
 
 def entries(
-    kind: type, prefix: str, fields: Collection[dataclasses.Field[Any]], values: Settings
+    kind: type,
+    prefix: str,
+    fields: Collection[dataclasses.Field[Any]],
+    values: Settings,
+    unused: Collection[str] = (),
 ) -> Iterator[str]:
-    """Lines for the settings `fields` of `kind`."""
+    """Lines for the settings `fields` of `kind`, without those whose keys are `unused`."""
     known = descriptions(kind)
     for field in fields:
         value = values[field.name]
         inner: Any = field.default_factory
         if isinstance(inner, type) and dataclasses.is_dataclass(inner):
-            yield from entries(inner, f"{prefix}{field.name}.", dataclasses.fields(inner), value)
+            own = f"{prefix}{field.name}."
+            used = [one for one in dataclasses.fields(inner) if f"{own}{one.name}" not in unused]
+            yield from entries(inner, own, used, value)
             continue
         text = known.get(field.name, "")
         choices = field.metadata.get("choices", ())

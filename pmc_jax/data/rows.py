@@ -73,8 +73,8 @@ class DataConfig:
 
     Attributes:
         format: "tofu": files named and laid out like TOFU's; "files": your own files.
-        path: directory of the files; "bundled": the small world in the package; None: a
-            download from `hub`, for format=tofu.
+        path: directory of the files; "bundled": the small world in the package; None:
+            download `hub`, for format=tofu.
         hub: Hugging Face data set in TOFU's format.
         forget: what to forget: a split of TOFU, or your own file.
         retain: what to keep: a split of TOFU, or your own file.

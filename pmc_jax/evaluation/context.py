@@ -32,7 +32,7 @@ Relearn = Callable[[Sequence[Pair], Sequence[int]], Iterator[tuple[int, Language
 
 @dataclasses.dataclass(frozen=True)
 class RobustnessConfig:
-    """Robustness: the model is fine-tuned again, or quantised, and then measured once more.
+    """How the model is fine-tuned again, or quantised, and then measured once more.
 
     Attributes:
         examples: forget examples to fine-tune on, and as many benign ones; at most half of the

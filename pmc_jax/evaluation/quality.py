@@ -48,7 +48,8 @@ class EvaluationConfig:
         attack_temperature: temperature of the sampling attack.
         attack_top_k: top-k of the sampling attack; 0 is off.
         attack_top_p: top-p of the sampling attack; 1 is off.
-        before, after: of a run: whether the model is evaluated before, and after.
+        before: evaluate the model before training, in a run.
+        after: evaluate the model after training, in a run.
     """
 
     max_new_tokens: int | None = bounded(None, least=1)

@@ -34,11 +34,11 @@ class PMCSettings(RetainingMethod):
             throughout. Not in the paper.
         keep_sampling: sample every question at every visit; the paper stops once a response
             scores 0. Not in the paper.
-        beginnings: how many more responses to each question and visit are forced to begin with
-            the first words of the model's original answer; half of them end before a fact word.
-            Not in the paper.
-        offer_refusals: one of the data set's refusals, or "I don't know.", takes part in every
-            selection, after the samples. Not in the paper.
+        beginnings: how often a visit also forces the responses to a question to begin with the
+            first words of the model's original answer, and trains on the best one; half of these
+            beginnings end before a fact word. Not in the paper.
+        offer_refusals: add a refusal to the samples of every selection: one of the data set's, or
+            "I don't know." Not in the paper.
     """
 
     name: str = "pmc"
