@@ -204,9 +204,9 @@ class Dataset:
                 file is malformed.
         """
         directory = None if path is None else str(path)
-        cfg = DataConfig(path=directory, forget=forget, retain=retain)
-        files = tofu_files(cfg, controls=True)
-        return cls.from_records(read_data_files(files), cfg.retain_rows)
+        config = DataConfig(path=directory, forget=forget, retain=retain)
+        files = tofu_files(config, controls=True)
+        return cls.from_records(read_data_files(files), config.retain_rows)
 
     @classmethod
     def bundled(cls) -> "Dataset":
