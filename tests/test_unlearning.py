@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 from rouge_score.tokenizers import DefaultTokenizer
 
+from pmc_jax.errors import UserError
 from pmc_jax.text.rouge import rouge_l_recall, rouge_words
 from pmc_jax.unlearning.pmc import (
     empty_memory,
@@ -23,6 +24,7 @@ from pmc_jax.unlearning.pmc import (
     short_answer_penalty,
     update_memory,
 )
+from pmc_jax.unlearning.pmc.reward import reward_of
 
 SCORER = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
 published_words = DefaultTokenizer(use_stemmer=True).tokenize
@@ -165,3 +167,17 @@ def test_bradley_terry_selection_has_its_probabilities():
     found = np.bincount(chosen, minlength=3) / count
     # Hoeffding with a failure probability of 1e-9 per category.
     assert np.abs(found - weights / weights.sum()).max() < math.sqrt(math.log(2e9) / (2 * count))
+
+
+def given_reward(original, response):
+    return {"none": None, "nan": math.nan, "text": "one", "small": np.float32(0.25)}[response]
+
+
+@pytest.mark.parametrize("response", ["none", "nan", "text"])
+def test_a_reward_that_is_no_number_is_refused(response):
+    score = reward_of(f"{__name__}:given_reward").score
+    assert score("", "small") == 0.75
+    with pytest.raises(
+        UserError, match=r"given_reward: gave .* for the response .*; expected a nu"
+    ):
+        score("", response)

@@ -20,6 +20,9 @@ CONFIG, INPUTS, SUMMARY, LOG = "config.yaml", "inputs.json", "summary.json", "lo
 EARLY = (LOCK, INPUTS, LOG)
 """What a directory may hold that is not a run yet, because a run has just begun in it."""
 
+ELSEWHERE = "choose another name=… (in Python, another out)"
+"""What to do about a directory that cannot be used."""
+
 PARTIAL = ".partial"
 """The ending of files and directories that are being written."""
 
@@ -70,7 +73,7 @@ def check_outside(directory: Path, read: Iterable[tuple[str, str | None]]) -> No
     """
     for key, value in read:
         if value and Path(value).expanduser().resolve().is_relative_to(directory.resolve()):
-            raise UserError(f"{key}={value} lies in {directory}; choose another name=…")
+            raise UserError(f"{key}={value} lies in {directory}; {ELSEWHERE}")
 
 
 def holds_run(directory: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> bool:
@@ -85,7 +88,7 @@ def holds_run(directory: Path, settings: Mapping[str, Any], *, overwrite: bool =
     found = stored_settings(directory, settings)
     if not found:
         if not is_new(directory):
-            raise UserError(f"{directory} is not empty and holds no run; choose another name=…")
+            raise UserError(f"{directory} is not empty and holds no run; {ELSEWHERE}")
         return False
     if overwrite:
         return False
@@ -99,7 +102,7 @@ def holds_run(directory: Path, settings: Mapping[str, Any], *, overwrite: bool =
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UserError(
             f"{directory} holds a run with other settings: {', '.join(differing[:3])}{more}; "
-            "choose another name=… or give overwrite=true"
+            f"{ELSEWHERE} or give overwrite=true"
         )
     return True
 
@@ -122,7 +125,7 @@ def check_layout(directory: Path) -> None:
         age = "an older" if layout < LAYOUT else "a newer"
         raise UserError(
             f"{directory} holds a run of {age} version of pmc_jax (layout {layout}; this version "
-            f"reads and writes layout {LAYOUT}); choose another name=… or give overwrite=true"
+            f"reads and writes layout {LAYOUT}); {ELSEWHERE} or give overwrite=true"
         )
 
 
@@ -138,9 +141,7 @@ def stored_inputs(directory: Path) -> dict[str, Any]:
         if not isinstance(found.get("layout", 1), int):
             raise UserError(f"{path}: layout is {found['layout']!r}; expected a number")
     except UserError as error:
-        raise UserError(
-            f"{error}; restore the file, choose another name=…, or give overwrite=true"
-        ) from None
+        raise UserError(f"{error}; restore the file, {ELSEWHERE}, or give overwrite=true") from None
     return found
 
 
@@ -166,7 +167,7 @@ def stored_settings(directory: Path, like: Mapping[str, Any]) -> dict[str, Any]:
             reason = "these are not the settings of a run"
         raise UserError(
             f"{path}: cannot be read ({reason}), but {directory} holds a run; restore the file, "
-            "delete the directory, or choose another name=…"
+            f"delete the directory, or {ELSEWHERE}"
         )
     return found if any(kind & set(like) for kind in kinds) else {}
 
@@ -229,7 +230,7 @@ def _begin(
     if changed:
         raise UserError(
             f"{directory} holds a run that began with other {' and '.join(changed)}; "
-            "choose another name=… or give overwrite=true"
+            f"{ELSEWHERE} or give overwrite=true"
         )
 
 

@@ -84,13 +84,17 @@ def reward_of(reference: str) -> Reward:
         raise UserError(f"method.reward={reference}: is not a function")
 
     def score(original: str, response: str) -> float:
-        value: Any = function(original, response)
+        found: Any = function(original, response)
+        try:
+            value = float(found)
+        except (TypeError, ValueError):
+            value = math.nan
         if not 0 <= value <= 1:
             raise UserError(
-                f"method.reward={reference}: gave {value!r} for the response {response[:60]!r}; "
+                f"method.reward={reference}: gave {found!r} for the response {response[:60]!r}; "
                 "expected a number from 0 to 1"
             )
-        return 1 - float(value)
+        return 1 - value
 
     highest = getattr(function, "bound", None)
     bound = None if highest is None else lambda y0, begun: 1 - float(highest(y0, begun))
