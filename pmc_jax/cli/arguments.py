@@ -11,6 +11,10 @@ from pmc_jax.cli.commands import COMMANDS, WIDTH, Command, called
 from pmc_jax.terminal import print_error
 
 
+PROTECTED = re.compile(r"\[[^]]*\]")
+"""An optional argument in a usage, which is not divided."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser for a command: its errors are one line, its help begins as every page does."""
 
@@ -34,6 +38,11 @@ def command_parser(name: str) -> Parser:
     return Parser(called(name), usage=usage(name), description=introduction(name))
 
 
+def joined(found: re.Match[str]) -> str:
+    """A text that `textwrap` does not divide."""
+    return found[0].replace(" ", "\xa0")
+
+
 def usage(name: str) -> str:
     """The ways to call a command, each on lines of its own."""
     lines = [
@@ -45,15 +54,6 @@ def usage(name: str) -> str:
         )
     ]  # fmt: skip
     return "\n       ".join(line.replace("\xa0", " ") for line in lines)
-
-
-PROTECTED = re.compile(r"\[[^]]*\]")
-"""An optional argument in a usage, which is not divided."""
-
-
-def joined(found: re.Match[str]) -> str:
-    """A text that `textwrap` does not divide."""
-    return found[0].replace(" ", "\xa0")
 
 
 def introduction(name: str) -> str:
