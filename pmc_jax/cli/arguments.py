@@ -10,7 +10,6 @@ from typing import NoReturn
 from pmc_jax.cli.commands import COMMANDS, WIDTH, Command, called
 from pmc_jax.terminal import print_error
 
-
 PROTECTED = re.compile(r"\[[^]]*\]")
 """An optional argument in a usage, which is not divided."""
 
