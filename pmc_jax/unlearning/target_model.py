@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, DTypeLike, Float
 
 from pmc_jax.data.batches import train_sequence
@@ -29,27 +30,17 @@ def frozen_params(
     are laid out as `part` says.
     """
 
-    def copy(leaves: Params, specs: Params) -> Params:
-        return {
-            name: copy(leaf, specs[name]) if isinstance(leaf, dict) else one(leaf, specs[name])
-            for name, leaf in leaves.items()
-        }
-
-    def one(leaf: Array, spec: Spec) -> Array:
+    def copy(leaf: Array, spec: Spec) -> Array:
         leaf = leaf.astype(dtype) if spec.init == "normal" else leaf
         return constrain(jnp.copy(leaf), *spec.axes)
 
-    return copy(params, trained_specs(cfg, part))
+    specs, leaves = flatten_dict(trained_specs(cfg, part)), flatten_dict(params)
+    return unflatten_dict({path: copy(leaf, specs[path]) for path, leaf in leaves.items()})
 
 
 def overlaid(params: Params, some: Params) -> Params:
     """`params` with the leaves that `some` has in their place."""
-    return {
-        name: overlaid(leaf, some[name])
-        if isinstance(leaf, dict) and name in some
-        else some.get(name, leaf)
-        for name, leaf in params.items()
-    }
+    return unflatten_dict({**flatten_dict(params, keep_empty_nodes=True), **flatten_dict(some)})
 
 
 def reference_nll(

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float
 
 from pmc_jax.data.batches import CONTROL_STREAM
@@ -126,11 +127,8 @@ def control_vector(method: RMU, seed: int, size: int) -> Float[np.ndarray, " siz
 
 def down_projections(params: Params) -> Params:
     """The same tree without any other weights."""
-    return {
-        name: down_projections(leaf) if isinstance(leaf, dict) else leaf
-        for name, leaf in params.items()
-        if isinstance(leaf, dict) or name == "down"
-    }
+    leaves = flatten_dict(params).items()
+    return unflatten_dict({path: leaf for path, leaf in leaves if path[-1] == "down"})
 
 
 def is_trained(method: RMU, cfg: ModelConfig) -> Bool[np.ndarray, "layers 1 1"]:
