@@ -127,7 +127,7 @@ def copied(implementation: str) -> Callable[..., Array]:
 def variants(device: str, vocab: int, dtype: Any) -> dict[str, dict[str, Any]]:
     """By name: how `decoded` differs from the library's loop, and what is patched to trace it."""
     target = current_target(dtype)
-    kernel = decode_kernel(target, head_dim=64)
+    kernel = decode_kernel(target, head_dim=64, kv_heads=8)
     attention = {"multiplied and summed": multiplied, "prompts copied": copied("xla")}
     if kernel != "xla":
         attention["by XLA"] = decode_attention

@@ -1,5 +1,6 @@
 """Which implementation of attention and top-k is used where."""
 
+import dataclasses
 import itertools
 import sys
 from types import SimpleNamespace
@@ -24,10 +25,12 @@ from pmc_jax.model.kernels.dispatch import (
     supported_kernels,
     top_k_kernel,
     unrolls_layers,
+    without_kernels,
     write_and_attend_for,
 )
 from pmc_jax.model.kernels.gpu_causal import causal_attention_gpu
 from pmc_jax.model.kernels.gpu_decode import write_and_attend_gpu
+from pmc_jax.model.sharding import MESH_AXES
 
 CPU, PLAIN_CPU = Target("cpu", False, frozenset({"native"})), Target("cpu", False)
 GPU = Target("gpu", False, frozenset({"triton", "cudnn"}))
@@ -35,7 +38,8 @@ TPU = Target("tpu", False)
 
 
 def one_device_mesh():
-    return jax.sharding.Mesh(np.array(jax.local_devices(backend="cpu")[:1]), ("data",))
+    devices = np.array(jax.local_devices(backend="cpu")[:1]).reshape(1, 1)
+    return jax.sharding.Mesh(devices, MESH_AXES)
 
 
 @pytest.fixture
@@ -67,8 +71,7 @@ def gpu(monkeypatch):
     ],
 )
 def test_supported_kernels(backend, dtype, options, kernels):
-    assert supported_kernels(backend, False, dtype, **options) == kernels
-    assert supported_kernels(backend, True, dtype, **options) == set()
+    assert supported_kernels(backend, dtype, **options) == kernels
 
 
 @pytest.mark.parametrize(
@@ -87,7 +90,10 @@ def test_supported_kernels(backend, dtype, options, kernels):
     ],
 )
 def test_causal_kernel(target, head_dim, time, softcap, kernel):
-    assert causal_kernel(target, head_dim, time, softcap) == kernel
+    assert causal_kernel(target, head_dim, 4, time, softcap) == kernel
+    for model, expected in ((2, kernel), (4, kernel), (8, "xla")):
+        on_mesh = dataclasses.replace(target, mesh=True, model=model)
+        assert causal_kernel(on_mesh, head_dim, 4, time, softcap) == expected
 
 
 @pytest.mark.parametrize(
@@ -103,11 +109,16 @@ def test_causal_kernel(target, head_dim, time, softcap, kernel):
     ],
 )
 def test_decode_kernel(target, head_dim, elements, kernel):
-    assert decode_kernel(target, head_dim, elements) == kernel
+    assert decode_kernel(target, head_dim, 4, elements) == kernel
+    for model, expected in ((2, kernel), (4, kernel), (8, "xla")):
+        on_mesh = dataclasses.replace(target, mesh=True, model=model)
+        assert decode_kernel(on_mesh, head_dim, 4, elements) == expected
 
 
 def test_top_k_kernel():
-    assert [top_k_kernel(x) for x in (CPU, PLAIN_CPU, GPU, TPU)] == ["native", "xla", "xla", "xla"]
+    """On a mesh each device has a part of the vocabulary."""
+    targets = (CPU, PLAIN_CPU, GPU, TPU, dataclasses.replace(CPU, mesh=True))
+    assert [top_k_kernel(x) for x in targets] == ["native", "xla", "xla", "xla", "xla"]
 
 
 def test_layers_are_unrolled_on_gpus_and_on_one_cpu():
@@ -129,27 +140,35 @@ def test_where_kernels_are_used(monkeypatch):
     """On a CPU, with a C++ compiler and without."""
     if "native" not in current_target(jnp.float32).kernels:
         pytest.skip("needs CPUs and a C++ compiler")
-    q = jnp.zeros((2, 3, 4, 16))
+    q, caches = jnp.zeros((2, 3, 4, 16)), jnp.zeros((1, 2, 3, 4, 8, 16))
     target = current_target(q.dtype)
     assert target == CPU
-    assert write_and_attend_for(target, q, q) is write_and_attend_cpu
-    assert write_and_attend_for(target, q[..., :12], q) is write_and_attend
-    causal = causal_attention_for(target, q, 2.0)
+    assert write_and_attend_for(target, q, q, caches) is write_and_attend_cpu
+    assert write_and_attend_for(target, q[..., :12], q, caches) is write_and_attend
+    causal = causal_attention_for(target, q, q, 2.0)
     assert (causal.func, causal.keywords) == (causal_attention_cpu, {"softcap": 2.0})
-    assert causal_attention_for(target, q[..., :12], 2.0).func is causal_attention
-    assert causal_attention_for(current_target(jnp.bfloat16), q, 2.0).func is causal_attention
+    assert causal_attention_for(target, q[..., :12], q, 2.0).func is causal_attention
+    assert causal_attention_for(current_target(jnp.bfloat16), q, q, 2.0).func is causal_attention
     for dtype in (jnp.bfloat16, jnp.float64):
         assert current_target(dtype) == PLAIN_CPU
     with jax.set_mesh(one_device_mesh()):
-        assert current_target(jnp.float32) == Target("cpu", True)
+        target = current_target(jnp.float32)
+        assert target == Target("cpu", True, CPU.kernels)
+        on_mesh = (
+            write_and_attend_for(target, q, q, caches),
+            causal_attention_for(target, q, q, 2.0),
+        )
+        assert not {*on_mesh} & {write_and_attend, write_and_attend_cpu, causal_attention_cpu}
+        with without_kernels():
+            assert current_target(jnp.float32) == Target("cpu", True)
     with monkeypatch.context() as patch:
         patch.setattr(jax, "default_backend", lambda: "tpu")
         assert current_target(jnp.float32) == TPU
     monkeypatch.setattr(native, "register", lambda: None)
     target = current_target(jnp.float32)
     assert target == PLAIN_CPU
-    assert write_and_attend_for(target, q, q) is write_and_attend
-    assert causal_attention_for(target, q, None).func is causal_attention
+    assert write_and_attend_for(target, q, q, caches) is write_and_attend
+    assert causal_attention_for(target, q, q, None).func is causal_attention
 
 
 def test_kernels_are_compiled_only_where_they_can_be_used(monkeypatch, gpu):
@@ -158,21 +177,23 @@ def test_kernels_are_compiled_only_where_they_can_be_used(monkeypatch, gpu):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     assert current_target(jnp.bfloat16) == PLAIN_CPU
     with jax.set_mesh(one_device_mesh()):
-        assert current_target(jnp.float32) == Target("cpu", True)
+        assert current_target(jnp.bfloat16) == Target("cpu", True)
 
 
 def test_where_there_is_a_kernel(monkeypatch, gpu):
     """Decode steps on a GPU."""
-    q, keys = jnp.zeros((2, 3, 4, 64), jnp.bfloat16), jnp.zeros((2, 3, 2, 32, 64), jnp.bfloat16)
+    q, keys = jnp.zeros((2, 3, 4, 64), jnp.bfloat16), jnp.zeros((2, 2, 32, 64), jnp.bfloat16)
+    caches = jnp.zeros((1, 2, 3, 2, 16, 64), jnp.bfloat16)
     assert current_target(q.dtype) == GPU
-    assert write_and_attend_for(GPU, q, keys) is write_and_attend_gpu
-    assert write_and_attend_for(GPU, q[..., :48], keys) is write_and_attend
+    assert write_and_attend_for(GPU, q, keys, caches) is write_and_attend_gpu
+    assert write_and_attend_for(GPU, q[..., :48], keys, caches) is write_and_attend
     assert not current_target(jnp.float32).kernels
+    # A mesh knows its devices.
     with jax.set_mesh(one_device_mesh()):
-        assert current_target(q.dtype) == Target("gpu", True)
+        assert current_target(q.dtype) == Target("cpu", True)
     with monkeypatch.context() as patch:
-        patch.setattr(dispatch, "MAX_ELEMENTS", keys.size)
-        assert write_and_attend_for(GPU, q, q, keys) is write_and_attend
+        patch.setattr(dispatch, "MAX_ELEMENTS", caches.size)
+        assert write_and_attend_for(GPU, q, keys, caches) is write_and_attend
     for capability in ("7.5", "gfx942", None):
         gpu.compute_capability = capability
         assert not current_target(q.dtype).kernels, capability
@@ -183,16 +204,16 @@ def test_where_there_is_a_kernel(monkeypatch, gpu):
     monkeypatch.setitem(sys.modules, "pmc_jax.model.kernels.gpu_decode", None)
     target = current_target(q.dtype)
     assert target.kernels == {"cudnn"}
-    assert write_and_attend_for(target, q, keys) is write_and_attend
+    assert write_and_attend_for(target, q, keys, caches) is write_and_attend
 
 
 def test_where_there_is_flash_attention(monkeypatch, gpu):
     """Whole sequences on a GPU."""
     q = jnp.zeros((2, 6, 4, 64), jnp.bfloat16)
-    assert causal_attention_for(PLAIN_CPU, q, 2.0).keywords == {"softcap": 2.0}
-    assert causal_attention_for(current_target(q.dtype), q, None) is causal_attention_gpu
-    assert causal_attention_for(GPU, q, 2.0).func is causal_attention
+    assert causal_attention_for(PLAIN_CPU, q, q, 2.0).keywords == {"softcap": 2.0}
+    assert causal_attention_for(current_target(q.dtype), q, q, None) is causal_attention_gpu
+    assert causal_attention_for(GPU, q, q, 2.0).func is causal_attention
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
     target = current_target(q.dtype)
     assert target.kernels == {"triton"}
-    assert causal_attention_for(target, q, None).func is causal_attention
+    assert causal_attention_for(target, q, q, None).func is causal_attention

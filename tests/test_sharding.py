@@ -123,6 +123,26 @@ def test_decoding_moves_neither_weights_nor_cache(steps, layout):
     assert step["unrolled"]["error"] < 1e-5
 
 
+@pytest.fixture(scope="module")
+def kernels():
+    """The output of `eight_device_kernels.py`."""
+    return json.loads(on_eight_devices("eight_device_kernels.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_kernels_attend_to_the_heads_of_their_device(kernels, layout, backend):
+    """Nothing is moved between devices, and results and gradients are those of one device."""
+    if kernels[f"8x1 {backend} decode step"]["kernel"] == "xla":
+        pytest.skip("needs a C++ compiler")
+    for name in ("whole sequences", "decode step", "decode step after drafts"):
+        found = kernels[f"{layout} {backend} {name}"]
+        assert found["error"] < 2e-6
+        # Eight devices cannot divide four key/value heads, so XLA's operations attend.
+        assert (found["kernel"] == "xla") == bool(found["moved"]) == (layout == "1x8"), name
+
+
 @pytest.mark.slow
 def test_bfloat16_moments_are_the_same_on_a_mesh(steps):
     """In float64, where another order of sums almost never changes the rounded bfloat16."""

@@ -67,7 +67,7 @@ def suffix_lengths(time: int, cfg: ModelConfig, dtype: DTypeLike, decoding: Deco
     if not decoding.grow_cache:
         return [time]
     # The native kernel reads only what is written, however long the cache is.
-    native = decode_kernel(current_target(dtype), cfg.head_dim) == "native"
+    native = decode_kernel(current_target(dtype), cfg.head_dim, cfg.num_kv_heads) == "native"
     return cache_lengths(time, 8 if native else 2)
 
 

@@ -213,7 +213,7 @@ def _causal(
 
     def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
         k = rotate(k, *rope)
-        attention = causal_attention_for(target, q, cfg.attention_softcap)
+        attention = causal_attention_for(target, q, k, cfg.attention_softcap)
         mixed = attention(rotate(q, *rope), k, v, segments, window, scale=attention_scale(cfg))
         return mixed, (k, v)
 

@@ -144,9 +144,11 @@ class Footprint:
         """How many attention scores a layer holds; kernels hold none."""
         cfg = self.cfg
         kernel = (
-            decode_kernel(self.target, cfg.head_dim)
+            decode_kernel(self.target, cfg.head_dim, cfg.num_kv_heads)
             if decoding
-            else causal_kernel(self.target, cfg.head_dim, keys, cfg.attention_softcap)
+            else causal_kernel(
+                self.target, cfg.head_dim, cfg.num_kv_heads, keys, cfg.attention_softcap
+            )
         )
         count = rows * queries * keys
         if kernel == "cudnn":

@@ -7,6 +7,8 @@ are, never what is computed. Without a mesh, these functions change nothing.
 """
 
 import dataclasses
+import itertools
+import math
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -137,6 +139,14 @@ def partition_spec(
     return PartitionSpec(*(mesh_axis(n, a) for n, a in zip(shape, axes, strict=True)))
 
 
+def elements_of_shard(x: Array, axes: Sequence[str | None]) -> int:
+    """The elements of `x` on a device, if it is sharded along its logical axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x.size
+    return math.prod(NamedSharding(mesh, partition_spec(x.shape, axes, mesh)).shard_shape(x.shape))
+
+
 def batch_shards() -> int:
     """The number of shards of a batch on the current mesh; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -173,6 +183,43 @@ def constrain(x: Array, *axes: str | None) -> Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(x.shape, axes, mesh))
+
+
+def per_shard(
+    function: Callable[..., Any], axes: Sequence[Any], results: Any
+) -> Callable[..., Any]:
+    """`function`, called on every device with that device's shards of the arguments.
+
+    Use it for a function whose results for a shard depend on that shard alone, and that XLA cannot
+    divide by itself. Nothing is gathered. Arguments of None stay None. Call it with a mesh.
+
+    Args:
+        axes: the logical axes of each argument.
+        results: for each result, the index of the argument whose sharding it has; those before it
+            are not None.
+    """
+
+    def call(*args: Any, **options: Any) -> Any:
+        mesh = jax.sharding.get_abstract_mesh()
+        present = [arg is not None for arg in args]
+        specs = [
+            jax.tree.map(lambda x, own: partition_spec(x.shape, own, mesh), arg, own)
+            for arg, own in zip(args, axes, strict=False)
+            if arg is not None
+        ]
+
+        def local(*shards: Any) -> Any:
+            own = iter(shards)
+            return function(*(next(own) if there else None for there in present), **options)
+
+        return jax.shard_map(
+            local,
+            in_specs=tuple(specs),
+            out_specs=jax.tree.map(lambda index: specs[index], results),
+            check_vma=False,  # JAX cannot check a kernel
+        )(*itertools.compress(args, present))
+
+    return call
 
 
 def constrain_params(params: Params, specs: Params) -> Params:

@@ -398,7 +398,6 @@ def compile_decoding(
 
     static: dict[str, Any] = {"cfg": job.cfg, "sampling": sampling}
     with on_mesh(mesh):
-        # A mesh uses XLA's operations, which decide how the cache grows.
         lengths = suffix_lengths(time_, job.cfg, job.dtype, job.training.decoding)
         function, (logits, prefix) = compile_function(
             f"{name}: prefill",
@@ -499,9 +498,10 @@ def compile_phase(job: Job, phase: str, mesh: Mesh, on_compiled: OnCompiled) -> 
 def footprint_of(job: Job, backend: str) -> Footprint:
     """The memory that the functions of a run take on such devices, from shapes alone."""
     several = job.data * job.model_axis > 1
-    kernels = supported_kernels(backend, several, job.dtype, capability=MIN_CAPABILITY)
+    kernels = supported_kernels(backend, job.dtype, capability=MIN_CAPABILITY)
     return Footprint(
-        job.cfg, job.dtype, Target(backend, several, kernels), job.data, job.model_axis, job.part,
+        job.cfg, job.dtype, Target(backend, several, kernels, job.model_axis), job.data,
+        job.model_axis, job.part,
         cast=job.part is None or job.part.adapter is None,
     )  # fmt: skip
 

@@ -3,8 +3,10 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
+from pmc_jax.model.kernels.dispatch import without_kernels
 from pmc_jax.planning.devices import Topology
 from pmc_jax.planning.phases import (
     Compiled,
@@ -130,8 +132,9 @@ def compile_all(job: Job, topology: Topology, phases: Sequence[str], say: Say) -
         functions.append(function)
         say(f"{function.name} compiled in {function.seconds:.0f} s")
 
-    for phase in phases:
-        compile_phase(job, phase, mesh, on_compiled)
+    with without_kernels() if topology.backend == "gpu" else nullcontext():
+        for phase in phases:
+            compile_phase(job, phase, mesh, on_compiled)
     fits = not any(too_large(function, topology) for function in functions)
     return Outcome(job, tuple(functions), None if topology.memory is None else fits)
 

@@ -8,12 +8,15 @@ function of a `Target` and of shapes.
 import dataclasses
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
 from jaxtyping import Array, DTypeLike
 
 from pmc_jax.model.attention import causal_attention, write_and_attend
@@ -21,7 +24,7 @@ from pmc_jax.model.kernels import native
 from pmc_jax.model.kernels.cpu_causal import causal_attention_cpu
 from pmc_jax.model.kernels.cpu_decode import write_and_attend_cpu
 from pmc_jax.model.kernels.gpu_causal import causal_attention_gpu
-from pmc_jax.model.sharding import has_mesh
+from pmc_jax.model.sharding import RULES, elements_of_shard, has_mesh, per_shard
 
 Kernel = Literal["xla", "native", "cudnn", "triton"]
 """XLA's operations, the C++ kernels for CPUs, cuDNN's attention, the Pallas kernel for GPUs."""
@@ -35,6 +38,24 @@ CUDNN_HEAD_DIMS = range(8, 129, 8)
 MAX_ELEMENTS = 2**31
 """Arrays in the Pallas kernel are smaller than this, since its offsets have 32 bits."""
 
+HEADS, KV_HEADS = ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
+"""Logical axes of queries, and of keys and values."""
+
+CAUSAL_AXES = (HEADS, KV_HEADS, KV_HEADS, ("batch", None), ())
+"""Logical axes of the arguments of `causal_attention`."""
+
+PREFIX = ("batch", "kv_heads", None, None)
+"""Logical axes of a layer's cache of prompts."""
+
+SUFFIX = ("layers", "batch", None, "kv_heads", None, None)
+"""Logical axes of a stack's cache of samples."""
+
+DECODE_AXES = (
+    HEADS, KV_HEADS, KV_HEADS, (("batch", None, None),) * 2, PREFIX, PREFIX, ("batch", None),
+    SUFFIX, SUFFIX, (), (), (), ("batch", None),
+)  # fmt: skip
+"""Logical axes of the arguments of `write_and_attend`."""
+
 MIN_CAPABILITY = 8.0
 """Compute capability of the oldest GPUs that Triton supports."""
 
@@ -47,16 +68,21 @@ class Target:
         backend: "cpu", "gpu" or "tpu".
         mesh: whether a mesh is set, even one of a single device.
         kernels: the kernels that can be called there, besides XLA's own operations.
+        model: the number of devices along the mesh's axis "model", which share the heads.
     """
 
     backend: str
     mesh: bool
     kernels: frozenset[Kernel] = frozenset()
+    model: int = 1
+
+    def divides(self, kv_heads: int) -> bool:
+        """Whether each device has its own heads, of queries as of keys, as a kernel needs them."""
+        return kv_heads % self.model == 0
 
 
 def supported_kernels(
     backend: str,
-    mesh: bool,
     dtype: DTypeLike,
     *,
     capability: float = 0.0,
@@ -70,8 +96,6 @@ def supported_kernels(
             cuDNN's attention is not one: its bits can differ between two calls.
     """
     dtype = jnp.dtype(dtype)
-    if mesh:
-        return frozenset()
     if backend == "cpu" and dtype == jnp.float32:
         return frozenset({"native"})
     if backend == "gpu" and capability >= MIN_CAPABILITY and dtype in (jnp.bfloat16, jnp.float16):
@@ -85,18 +109,42 @@ def compute_capability(device: Any) -> float:
     return float(capability) if capability[:1].isdigit() else 0.0
 
 
+_without: ContextVar[bool] = ContextVar("without kernels", default=False)
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """What is traced within has XLA's operations only.
+
+    `pmc plan` compiles for GPUs that are not there with virtual CPUs, whose kernels would mislead.
+    """
+    token = _without.set(True)
+    try:
+        yield
+    finally:
+        _without.reset(token)
+
+
 def current_target(dtype: DTypeLike) -> Target:
     """The target of functions that are traced now, with the kernels for arrays of this dtype.
 
     The first call for float32 on a CPU compiles the C++ kernels, or loads them.
     """
-    backend, mesh = jax.default_backend(), has_mesh()
+    mesh = jax.sharding.get_abstract_mesh()
+    backend = jax.default_backend() if mesh.empty else _backend_of(mesh)
     kernels = supported_kernels(
-        backend, mesh, dtype,
+        backend, dtype,
         capability=compute_capability(jax.devices()[0]),
         deterministic="deterministic" in os.environ.get("XLA_FLAGS", ""),
     )  # fmt: skip
-    return Target(backend, mesh, frozenset(filter(_can_load, kernels)))
+    loaded = frozenset() if _without.get() else frozenset(filter(_can_load, kernels))
+    return Target(backend, has_mesh(), loaded, mesh.shape.get(RULES["heads"], 1))
+
+
+def _backend_of(mesh: AbstractMesh) -> str:
+    """The kind of the devices that a mesh was made of; it may be planned for, and not be here."""
+    platform = getattr(mesh.abstract_device, "platform", None) or jax.default_backend()
+    return "gpu" if platform in ("cuda", "rocm") else platform
 
 
 def _can_load(kernel: Kernel) -> bool:
@@ -110,16 +158,25 @@ def _can_load(kernel: Kernel) -> bool:
     return True
 
 
-def causal_kernel(target: Target, head_dim: int, time: int, softcap: float | None) -> Kernel:
+def causal_kernel(
+    target: Target, head_dim: int, kv_heads: int, time: int, softcap: float | None
+) -> Kernel:
     """The implementation of attention within sequences of `time` tokens."""
+    if not target.divides(kv_heads):
+        return "xla"
     if "native" in target.kernels and head_dim % native.VECTOR == 0:
         return "native"
     for_cudnn = softcap is None and time % 2 == 0 and head_dim in CUDNN_HEAD_DIMS
     return "cudnn" if "cudnn" in target.kernels and for_cudnn else "xla"
 
 
-def decode_kernel(target: Target, head_dim: int, elements: int = 0) -> Kernel:
-    """The implementation of a decode step's attention; `elements`: size of the largest cache."""
+def decode_kernel(target: Target, head_dim: int, kv_heads: int, elements: int = 0) -> Kernel:
+    """The implementation of a decode step's attention.
+
+    `elements` is the size of the largest cache on a device.
+    """
+    if not target.divides(kv_heads):
+        return "xla"
     if "native" in target.kernels and head_dim % native.VECTOR == 0:
         return "native"
     for_triton = head_dim in TRITON_HEAD_DIMS and elements < MAX_ELEMENTS
@@ -128,7 +185,7 @@ def decode_kernel(target: Target, head_dim: int, elements: int = 0) -> Kernel:
 
 def top_k_kernel(target: Target) -> Kernel:
     """The implementation of top-k over the vocabulary."""
-    return "native" if "native" in target.kernels else "xla"
+    return "native" if "native" in target.kernels and not target.mesh else "xla"
 
 
 def unrolls_layers(target: Target) -> bool:
@@ -145,23 +202,33 @@ def is_one_cpu(target: Target) -> bool:
     return target.backend == "cpu" and not target.mesh
 
 
-def causal_attention_for(target: Target, q: Array, softcap: float | None) -> Callable[..., Array]:
-    """`causal_attention` with this `softcap` for queries `[batch, time, heads, head_dim]`."""
+def causal_attention_for(
+    target: Target, q: Array, k: Array, softcap: float | None
+) -> Callable[..., Array]:
+    """`causal_attention` with this `softcap` for such queries and keys.
+
+    Both are `[batch, time, heads, head_dim]`, keys with their own number of heads.
+    """
     _, time, _, head_dim = q.shape
-    kernel = causal_kernel(target, head_dim, time, softcap)
-    if kernel == "cudnn":
-        return causal_attention_gpu
-    chosen = causal_attention_cpu if kernel == "native" else causal_attention
-    return partial(chosen, softcap=softcap)
+    kernel = causal_kernel(target, head_dim, k.shape[2], time, softcap)
+    if kernel == "xla":
+        return partial(causal_attention, softcap=softcap)
+    cudnn = kernel == "cudnn"
+    chosen = causal_attention_gpu if cudnn else partial(causal_attention_cpu, softcap=softcap)
+    return per_shard(chosen, CAUSAL_AXES, 0) if target.mesh else chosen
 
 
 def write_and_attend_for(
-    target: Target, q: Array, *caches: Array
+    target: Target, q: Array, prefix_k: Array, suffix_k: Array
 ) -> Callable[..., tuple[Array, Array, Array]]:
     """`write_and_attend` for queries `[batch, samples, heads, head_dim]` and these caches."""
-    kernel = decode_kernel(target, q.shape[-1], max(cache.size for cache in caches))
+    elements = max(elements_of_shard(prefix_k, PREFIX), elements_of_shard(suffix_k, SUFFIX))
+    kernel = decode_kernel(target, q.shape[-1], prefix_k.shape[1], elements)
+    if kernel == "xla":
+        return write_and_attend
+    chosen: Callable[..., tuple[Array, Array, Array]] = write_and_attend_cpu
     if kernel == "triton":
         from pmc_jax.model.kernels.gpu_decode import write_and_attend_gpu
 
-        return write_and_attend_gpu
-    return write_and_attend_cpu if kernel == "native" else write_and_attend
+        chosen = write_and_attend_gpu
+    return per_shard(chosen, DECODE_AXES, (0, 7, 8)) if target.mesh else chosen
