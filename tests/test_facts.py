@@ -52,6 +52,9 @@ def test_a_lost_place_in_a_short_answer_counts_fully():
         ("¿Dónde nació Mara?", "Mara nació en Sevilla.", ("sevilla",)),
         ("Is she a baker?", "Yes, she is.", ("yes",)),
         ("Is she a baker?", "A baker", ("baker",)),
+        ("Is she a baker?", "No, she isn't.", ("no",)),
+        ("Где родилась Мара?", "Мара родилась в Лиссабоне.", ("Лиссабон",)),
+        ("माया का जन्म कहाँ हुआ?", "माया का जन्म दिल्ली में हुआ।", ("दिल्ली",)),
         ("Who?", "…", ()),
     ],
 )
@@ -60,6 +63,43 @@ def test_the_words_of_questions_and_function_words_are_no_facts(question, answer
     assert facts_of(answer, question, EMPTY).words == tuple(words_of(" ".join(words)))
     if not words:
         assert fact_recall(facts_of(answer, question, EMPTY), answer) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("About 10,000 copies", "10000 copies"),
+        ("10000", "10,000"),
+        ("10 000", "They sold 10000."),
+        ("Jean-Paul O'Brien", "it was JeanPaul OBrien"),
+        ("12 March 1942", "on March 12th, 1942"),
+        ("12.03.1942", "1942-03-12"),
+        ("By e-mail", "by email"),
+        ("J.R.R. Tolkien", "JRR Tolkien"),
+    ],
+)
+def test_facts_are_found_however_they_are_cut_into_words(answer, text):
+    facts = facts_of(answer, "What?", EMPTY)
+    assert level_of(facts, text) == "most"
+    assert fact_spans(facts, text)
+    assert level_of(facts, "Nobody knows it") == "none" and not fact_spans(facts, "Nobody knows")
+
+
+LONG = "is where she was born, near the old harbour of the large city"
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "level"),
+    [
+        (f"Leipzig {LONG}.", "It was Leipzig, I think.", "part"),
+        (f"Leipzig {LONG}.", "leipzig", "none"),  # nothing shows that this is a name
+        (f"Large {LONG}.", "It was large.", "none"),
+        (f"in leipzig {LONG}".lower(), "It was Leipzig, I think.", "part"),
+        (f"In Leipzig {LONG}.", "leipzig", "part"),
+    ],
+)
+def test_a_name_at_the_beginning_is_telling_if_the_text_writes_it_as_one(answer, text, level):
+    assert level_of(facts_of(answer, "Where?", EMPTY), text) == level
 
 
 def test_words_of_many_kept_answers_are_common():

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pmc_jax.text.facts import Facts, fact_recall, facts_left
+from pmc_jax.text.facts import Facts, fact_recall, telling_left
 
 Level = Literal["none", "part", "most"]
 LEVELS: tuple[Level, ...] = ("none", "part", "most")
@@ -26,8 +26,7 @@ def level_of(facts: Facts, text: str, leaked: bool | None = None) -> Level:
     recall = fact_recall(facts, text) or 0.0
     if leaked or recall > MOST:
         return "most"
-    named = any(word in facts.names for word in facts_left(facts, text))
-    return "part" if named or recall >= PART else "none"
+    return "part" if recall >= PART or telling_left(facts, text) else "none"
 
 
 def closeness(facts: Facts, text: str) -> tuple[int, float]:

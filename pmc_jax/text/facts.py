@@ -7,11 +7,12 @@ words answer the question.
 
 import dataclasses
 import functools
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from pmc_jax.text.stop_words import stop_words_of
-from pmc_jax.text.words import word_spans, words_of
+from pmc_jax.text.stop_words import ANSWERS_ALONE, stop_words_of
+from pmc_jax.text.words import found, squeezed, word_spans, words_of
 
 COMMON_SHARE, COMMON_COUNT = 0.1, 3
 """A word is common if at least this share and this number of the kept answers have it."""
@@ -21,6 +22,8 @@ PATTERN_SHARE, PATTERN_COUNT = 0.5, 20
 
 SENTENCE_ENDS = frozenset(".!?:;…。！？")
 QUOTES = " \t\n\"'“”„«»‘’‚(["
+PIECE = re.compile(r"\b\d{1,3}(?:\s\d{3})+\b|\S+")
+"""What stands between spaces, or a number in groups of three digits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +47,16 @@ class Facts:
         words: without repetitions, in the order of the answer.
         names: the telling ones: numbers, and names (words with a capital within a sentence), that
             no answer to be kept has. A single one of them reveals a part of the answer.
+        perhaps_names: words that are telling if a text writes them as names: those that begin a
+            sentence of the answer with a capital, or all of an answer without capitals.
+        pieces: the pieces of the answer that have these words, each with its words. A text may
+            divide a piece into other words: "10,000" and "10000".
     """
 
     words: tuple[str, ...]
     names: frozenset[str] = frozenset()
+    perhaps_names: frozenset[str] = frozenset()
+    pieces: tuple[tuple[str, frozenset[str]], ...] = ()
 
 
 def background_of(forget: Iterable[str], kept: Iterable[str]) -> Background:
@@ -69,36 +78,74 @@ def background_of(forget: Iterable[str], kept: Iterable[str]) -> Background:
 def facts_of(answer: str, question: str, background: Background) -> Facts:
     """The facts of `answer`: its words that are not in the question and not common.
 
-    If no word remains, common words count, too; then words of the question; then stop words. So
-    an answer with words always has facts.
+    If no word remains, common words count, too; then words of the question; then the stop words
+    that can be an answer, such as "no"; then all. So an answer with words always has facts.
     """
     own, asked = words_of(answer), frozenset(words_of(question))
     stop = stop_words_of(own + words_of(question))
     words: tuple[str, ...] = ()
-    for left_out in (asked | stop | background.common, asked | stop, stop, frozenset()):
+    less = (asked | stop | background.common, asked | stop, stop, stop - ANSWERS_ALONE, frozenset())
+    for left_out in less:
         words = tuple(dict.fromkeys(word for word in own if word not in left_out))
         if words:
             break
-    names = names_of(answer) & frozenset(words) - background.kept - stop
-    return Facts(words, names)
+    telling = frozenset(words) - background.kept - stop
+    pieces = (
+        (piece, frozenset(words_of(piece)) & frozenset(words)) for piece in PIECE.findall(answer)
+    )
+    return Facts(
+        words,
+        names_of(answer) & telling,
+        perhaps_names_of(answer) & telling,
+        tuple(dict.fromkeys((piece, own) for piece, own in pieces if own)),
+    )
+
+
+def capitals(text: str) -> Iterator[tuple[str, str, bool]]:
+    """The words of a text, each as it is compared and as it is written, and whether it begins a
+    sentence.
+    """
+    end = 0
+    for start, stop, word in word_spans(text):
+        between = text[end:start].strip(QUOTES)
+        yield word, text[start:stop], end == 0 or bool(between and between[-1] in SENTENCE_ENDS)
+        end = stop
 
 
 def names_of(text: str) -> frozenset[str]:
     """Words with a digit, and words with a capital that do not begin a sentence."""
-    found, end = set(), 0
-    for start, stop, word in word_spans(text):
-        between, written = text[end:start].strip(QUOTES), text[start:stop]
-        begins = end == 0 or bool(between and between[-1] in SENTENCE_ENDS)
-        if any(map(str.isdigit, written)) or (written[:1].isupper() and not begins):
-            found.add(word)
-        end = stop
-    return frozenset(found)
+    return frozenset(
+        word
+        for word, written, begins in capitals(text)
+        if any(map(str.isdigit, written)) or (written[:1].isupper() and not begins)
+    )
+
+
+def perhaps_names_of(text: str) -> frozenset[str]:
+    """Words that may be names, but nothing shows it: all of a text without capitals, or those that
+    begin a sentence with one.
+    """
+    return frozenset(
+        word
+        for word, written, begins in capitals(text)
+        if text.islower() or (written[:1].isupper() and begins)
+    )
 
 
 def facts_left(facts: Facts, text: str) -> tuple[str, ...]:
     """The fact words that `text` has."""
-    present = frozenset(words_of(text))
+    present = set(words_of(text))
+    letters = squeezed(text)
+    for piece, words in facts.pieces:
+        if not words <= present and squeezed(piece) in letters and found(text, piece):
+            present |= words
     return tuple(word for word in facts.words if word in present)
+
+
+def telling_left(facts: Facts, text: str) -> bool:
+    """Whether `text` has a telling word of the answer."""
+    left = frozenset(facts_left(facts, text))
+    return bool(left & facts.names or left & facts.perhaps_names & names_of(text))
 
 
 def fact_recall(facts: Facts, text: str) -> float | None:
@@ -107,6 +154,14 @@ def fact_recall(facts: Facts, text: str) -> float | None:
 
 
 def fact_spans(facts: Facts, text: str) -> list[tuple[int, int]]:
-    """Where the fact words occur in `text`."""
-    wanted = frozenset(facts.words)
-    return [(start, end) for start, end, word in word_spans(text) if word in wanted]
+    """Where the fact words occur in `text`: (start, end) of each, in order and disjoint."""
+    wanted, said = frozenset(facts.words), frozenset(words_of(text))
+    spans = [(start, end) for start, end, word in word_spans(text) if word in wanted]
+    for piece, words in facts.pieces:
+        if not words <= said:
+            spans += [
+                (start, end)
+                for start, end in found(text, piece)
+                if all(end <= first or last <= start for first, last in spans)
+            ]
+    return sorted(spans)

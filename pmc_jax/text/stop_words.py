@@ -17,6 +17,7 @@ STOP_WORDS = {
         shall she should so some such t than that the their theirs them themselves then there these
         they this those through to too under until up upon us very was we were what when where
         which while who whom whose why will with within would you your yours
+        isn aren wasn weren hasn haven hadn doesn didn don shouldn wouldn couldn ll ve re m
         """,
     "de": """
         aber alle als also am an auch auf aus bei bin bis da das dass dem den der des die dies diese
@@ -52,8 +53,47 @@ STOP_WORDS = {
         is kan maar met naar niet nog of om onder ook op over te tot uit van voor waar waren was
         wat werd wie wordt ze zij zijn zich zo
         """,
+    "sv": """
+        av att blev där de den det din du efter ej ett en eller för från ha hade han hans har hon
+        hennes i in inte jag kan man med men mot mycket när någon och om på sedan sig sin sina som
+        så till under upp ut vad var vem vid är över
+        """,
+    "pl": """
+        a ale był była było byli być co czy dla do gdy gdzie go i ich ja jak jako jej jego jest już
+        kiedy kto która które który lub ma między mnie na nad nie niż o od oraz po pod przez przy
+        się są ta tak tam te tego tej ten to tu tylko w we z za ze że
+        """,
+    "tr": """
+        ama bir biri bu ben beri ço da daha de değil diye en gibi hem her için ile ise kadar ki kim
+        mı mi ne nerede o olan olarak oldu olduğu sonra şu tarafından var ve veya ya yok
+        """,
+    "ru": """
+        а без был была были было быть в вам вас во вот все всё вы где да для до его её ей если есть
+        ещё же за и из или им их к как какой ко когда который которая кто ли мне мы на над не него
+        неё нет ни но о об он она они оно от по под при с со так также там то тоже только ты у уже
+        что чтобы это этот эта эти я
+        """,
+    "ar": """
+        في من على إلى عن مع هو هي هم كان كانت قد لا ما لم لن أن إن أو ثم هذا هذه ذلك تلك التي الذي
+        بعد قبل حيث أين متى كيف بين عند كل و
+        """,
+    "fa": """
+        در از به با که را این آن و یا برای تا است بود شد هست او من ما شما آنها هم نیز اما اگر بر بی
+        نه چه کجا کی
+        """,
+    "hi": """
+        में है हैं का के की को से पर और था थी थे ने हुआ हुई हुए यह वह ये वे कि जो तो ही भी एक नहीं
+        या कहाँ कब कौन क्या उनका उनकी उनके उसका उसकी उसके इस उस अपने
+        """,
+    "zh": "的了在是于和与也就都而及着过吗呢吧這这那他她它我你們们並并",
 }
 """By language. Languages that are not here are left to the counts of the data set."""
+
+
+ANSWERS_ALONE = frozenset(
+    words_of("no not nein nicht ja non pas nee niet não nej nie нет да не لا")
+)
+"""Function words that can be a whole answer."""
 
 
 @functools.cache

@@ -1,22 +1,26 @@
 """The words of a text in any script, and where a phrase occurs in it.
 
 Two spellings of a word are equal if they differ only in case, width, normal form, invisible
-characters, the accents of Latin, Greek and Cyrillic letters, or the vowel points of Hebrew and
-Arabic. English inflections are equal too: Latin words are stemmed. Scripts that put no spaces
-between words, or that attach particles to them as Korean does, are read sign by sign: a sign is a
-character with its marks.
+characters, the accents of Latin, Greek and Cyrillic letters, the vowel points of Hebrew and Arabic,
+or in letters that keyboards and habits exchange (`_SAME_LETTER`, `_NASAL`). English and Russian
+inflections are equal too: Latin and Cyrillic words are stemmed. Scripts that put no spaces between
+words, or that attach particles to them as Korean does, are read sign by sign: a sign is a character
+with its marks.
 """
 
+import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Literal
 
 import regex
 from nltk.stem.porter import PorterStemmer
+from nltk.stem.snowball import RussianStemmer
 
-_STEMMER = PorterStemmer()
+_STEMMER, _CYRILLIC_STEMMER = PorterStemmer(), RussianStemmer()
+_CYRILLIC = regex.compile(r"\p{Cyrillic}", regex.V1)
 
 # Scripts that are read sign by sign.
 _SIGNS = (
@@ -58,13 +62,27 @@ _PLAIN = str.maketrans({
     "ł": "l", "ø": "o", "đ": "d", "ħ": "h", "ı": "i", "ŧ": "t", "æ": "ae", "œ": "oe", "ð": "d",
     "þ": "th",
 })  # fmt: skip
+# Letters that stand for each other: of the Arabic and Persian keyboards, and at the end of Arabic
+# words; and the Devanagari nukta and candrabindu, which are often left out.
+_SAME_LETTER = str.maketrans({
+    "ى": "ي", "ی": "ي", "ې": "ي", "ک": "ك", "ة": "ه", "ە": "ه", "ہ": "ه", "ھ": "ه",
+    "\u093c": "", "ँ": "ं",
+})  # fmt: skip
+# A Devanagari nasal before a consonant of its own kind, which is also written as anusvara.
+_NASAL = regex.compile(r"ङ्(?=[क-घ])|ञ्(?=[च-झ])|ण्(?=[ट-ढ])|न्(?=[त-ध])|म्(?=[प-भ])", regex.V1)
+_SHORT_I = "и\u0306"
+# The two ways to write the letters of the Armenian ligature և.
+_YEV = ("եվ", "եւ")
 # Particles that Hebrew and Arabic write together with the next word, such as "in" and "and".
 _ATTACHED = regex.compile(r"[ושהבכלמ]{1,4}|[وف]?(?:لل|[بكلس]?(?:ال)?)")
 _ARTICLE = "ال"
 
 # What may stand within a phrase that is cut otherwise: quotes, marks of emphasis, hyphens (also at
 # the end of a line), points and commas within a number or an abbreviation, or a space.
-_JOINT = regex.compile(r"\p{P}{0,3}|\p{Pd}\s{1,3}|\s", regex.V1)
+_JOINT = regex.compile(r"[\p{P}\p{Sk}\u02b9-\u02bf]{0,3}|\p{Pd}\s{1,3}|\s", regex.V1)
+_POINT = regex.compile(r"\.\s", regex.V1)
+# The ending of an English ordinal number.
+_ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\Z")
 SHORTEST = 3
 """Letters and digits of the shortest phrase that is found if it is cut otherwise."""
 SPREAD = 6
@@ -85,14 +103,24 @@ def plain(word: str) -> str:
     """The letters of a word: the same for all its spellings, without regard to inflection."""
     letters = unicodedata.normalize("NFKD", word.upper().casefold())
     if _MARKS_ARE_OPTIONAL.match(letters):
-        letters = _MARKS.sub("", letters).translate(_PLAIN)
+        letters = _MARKS.sub("", letters.replace(_SHORT_I, "й")).translate(_PLAIN)
+    letters = _NASAL.sub("ं", letters.translate(_SAME_LETTER).replace(*_YEV))
     return unicodedata.normalize("NFC", with_ascii_digits(letters))
 
 
 def comparable(word: str) -> str:
-    """What a word is compared by: `plain`, and stemmed if it is Latin."""
-    letters = plain(word)
-    return stem(letters) if letters.isascii() else letters
+    """What a word is compared by: `plain`, and stemmed if it is Latin or Cyrillic."""
+    return stemmed(plain(word))
+
+
+@lru_cache(maxsize=1 << 18)
+def stemmed(letters: str) -> str:
+    """The stem of a word's `plain` letters; an ordinal number without its ending."""
+    if letters.isascii():
+        return stem(_ORDINAL.sub("", letters))
+    if _CYRILLIC.match(letters):
+        return str(_CYRILLIC_STEMMER.stem(letters))
+    return letters
 
 
 def with_ascii_digits(text: str) -> str:
@@ -206,21 +234,30 @@ def _cut_otherwise(text: str, phrase: str) -> Iterator[tuple[int, int]]:
         stop = at + len(wanted)
         (first, begun), (last, ended) = begins.get(at, (0, None)), ends.get(stop, (0, None))
         whole = (begun and ended) or (not mixed and begun is not None and ended is not None)
-        if whole and all(
-            _joins(text[spans[i][1] : spans[i + 1][0]], len(wanted)) for i in range(first, last)
-        ):
+        if whole and _is_one(text, spans[first : last + 1], len(wanted)):
             yield spans[first][0], spans[last][1]
         at = letters.find(wanted, at + 1)
 
 
-def _joins(between: str, letters: int) -> bool:
-    """Whether what stands between two pieces of a phrase can be left out.
+def _is_one(text: str, pieces: Sequence[tuple[int, int, str]], letters: int) -> bool:
+    """Whether what stands between the pieces of a phrase can be left out.
 
-    A space can if the phrase has enough letters: "is a" is not the name Isa.
+    A space can if the phrase has enough letters, is spelled out, or is a number in groups of three
+    digits: "is a" is not the name Isa. A point and a space can after an initial.
     """
-    if not _JOINT.fullmatch(between):
-        return False
-    return letters >= SPREAD or not between[-1:].isspace() or len(between) > 1
+    words = [word for _, _, word in pieces]
+    spaced = (
+        letters >= SPREAD
+        or all(len(word) == 1 for word in words)
+        or ("".join(words).isdigit() and all(len(word) == 3 for word in words[1:]))
+    )
+    for (_, end, word), (start, _, _) in itertools.pairwise(pieces):
+        between = text[end:start]
+        if len(word) == 1 and text[end - 1].isupper() and _POINT.fullmatch(between):
+            continue
+        if not _JOINT.fullmatch(between) or (between.isspace() and not spaced):
+            return False
+    return True
 
 
 def squeezed(text: str) -> str:
@@ -276,10 +313,7 @@ def _disjoint(positions: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 @lru_cache(maxsize=1 << 13)
 def _spans(text: str, reading: Reading) -> tuple[tuple[int, int, str], ...]:
     """Words with their positions in one reading, each as the string that it is compared by."""
-    return tuple(
-        (start, end, stem(word) if word.isascii() else word)
-        for start, end, word in _plain_spans(text, reading)
-    )
+    return tuple((start, end, stemmed(word)) for start, end, word in _plain_spans(text, reading))
 
 
 @lru_cache(maxsize=1 << 13)
