@@ -103,8 +103,9 @@ def test_a_run_says_what_was_tested_found_and_possible(tmp_path):
     for words in (
         "Partly forgotten", "30 November 2026", "10 of 30: still there.", "10 of 30: gone.",
         "Asked 32 times, with answers that vary 30 3", "Stored with less precision (4 bits)",
-        "its answers have 96.5% of the right words. Before, it was 98.0%", HASH, "cd" * 32,
-        "No upper limit was calculated", "to nobody else", "Where was person 0 born?",
+        "its answers have 96.5% of the right words. Before the change, they had 98.0%",
+        HASH, "cd" * 32, "No upper limit was calculated", "to nobody else",
+        "Where was person 0 born?",
         f"{QUESTIONS - SHOWN} further questions are not listed here",
     ):  # fmt: skip
         assert words in text, words

@@ -159,7 +159,7 @@ def test_settings_move_linearly_over_a_run(words_model, count, monkeypatch, x64)
     [
         ({"final_temperature": 0.0}, "method.final_temperature=0.0: expected more than 0"),
         ({"final_retain_weight": -1.0}, "method.final_retain_weight=-1.0: expected at least 0"),
-        ({"temperature": 0.0, "final_temperature": 1.0}, "method.temperature=0 is greedy"),
+        ({"temperature": 0.0}, "method.temperature=0.0: expected more than 0"),
     ],
 )
 def test_what_cannot_be_is_refused(settings, line):

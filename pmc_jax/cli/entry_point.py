@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -96,6 +97,7 @@ def typed(composed: DictConfig, overrides: Sequence[str], name: str, schema: typ
     Raises:
         UserError: naming the key that is wrong.
     """
+    find_own_files(composed)
     try:
         config = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
@@ -109,6 +111,21 @@ def typed(composed: DictConfig, overrides: Sequence[str], name: str, schema: typ
         raise UserError(unknown_key(key, schema, chosen_method(overrides, name))) from error
     check_values(config)
     return config
+
+
+def find_own_files(composed: DictConfig) -> None:
+    """Name the files of `data.path` that are required and not given, such as forget.jsonl.
+
+    A file that does not exist, or exists in several formats, is not named.
+    """
+    data = composed.get("data")
+    if data is None or data.get("format") != "files" or not data.get("path"):
+        return
+    for key in ("forget", "retain"):
+        if OmegaConf.is_missing(data, key):
+            files = list(Path(str(data.path)).expanduser().glob(f"{key}.*"))
+            if len(files) == 1:
+                data[key] = files[0].name
 
 
 def chosen_method(overrides: Sequence[str], name: str) -> str | None:

@@ -105,6 +105,7 @@ def render_evaluation(
         evaluated=files.evaluated,
         before=files.before,
         models=files.models,
+        short=names,
         headings=[(model, breakable(short)) for model, short in names.items()],
         verdict=verdict_section(summary["verdict"]),
         headline=evaluation_headline(summary),

@@ -263,7 +263,7 @@ def kept(after: float | None, before: float | None) -> str | None:
     """What the model can still do."""
     if after is None:
         return None
-    old = "" if before is None else f" Before, it was {percent(before / 100)}."
+    old = "" if before is None else f" Before the change, they had {percent(before / 100)}."
     return (
         "On questions that it should still answer, its answers have "
         f"{percent(after / 100)} of the right words.{old}"

@@ -19,7 +19,7 @@ class PMCSettings(RetainingMethod):
         retain_weight: λ, the weight of the retain loss.
         retain_per_forget: retain pairs in a step for each forget question.
         samples: n, responses drawn per question and visit.
-        temperature: sampling temperature; 0 is greedy.
+        temperature: sampling temperature.
         top_k: sample among the k most likely tokens; 0: all.
         top_p: then among the most likely ones with this much probability; 1: all.
         max_new_tokens: longest response; null: what `training.max_length` leaves.
@@ -43,7 +43,7 @@ class PMCSettings(RetainingMethod):
 
     name: str = "pmc"
     samples: int = bounded(5, least=1, most=2**16)
-    temperature: float = bounded(1.0, least=0)
+    temperature: float = bounded(1.0, above=0)
     top_k: int = bounded(0, least=0)
     top_p: float = bounded(1.0, above=0, most=1)
     max_new_tokens: int | None = bounded(None, least=1)
@@ -73,14 +73,3 @@ class PMCSettings(RetainingMethod):
                     "nested function or a method cannot be found again when a run continues"
                 )
             object.__setattr__(self, "reward", f"{function.__module__}:{name}")
-
-    def check(self) -> None:
-        """Check settings that depend on each other.
-
-        Raises:
-            UserError: for a greedy sampler whose temperature should change.
-        """
-        if self.final_temperature and not self.temperature:
-            raise UserError(
-                "method.temperature=0 is greedy: expected more for method.final_temperature"
-            )
