@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from test_cli import METHODS, SCHEMAS, pmc
 
 from pmc_jax import settings
-from pmc_jax.cli.entry_point import entry_point
+from pmc_jax.cli.entry_point import entry_point, find_own_files
 from pmc_jax.cli.overrides import Setting, items, literal
 from pmc_jax.settings import BOUNDS
 from pmc_jax.terminal import escaped, message_of
@@ -263,3 +263,22 @@ def test_an_error_is_one_short_line():
     assert message_of(full) == "a/b: no space left on device"
     assert message_of(ValueError("a\n\x1b[31mb")) == "a\\n\\x1b[31mb"
     assert len(message_of(ValueError("x" * 10**6))) <= 1001
+
+
+def test_own_files_are_found_in_their_directory(tmp_path):
+    """A given name stays, and a file that exists in two formats is not chosen."""
+    for name in ("forget.csv", "retain.jsonl", "retain.csv"):
+        (tmp_path / name).touch()
+    own = {"format": "files", "path": str(tmp_path), "forget": "???", "retain": "???"}
+    for given_data, forget in ((own, "forget.csv"), (own | {"forget": "mine.csv"}, "mine.csv")):
+        settings_given = OmegaConf.create({"data": given_data})
+        find_own_files(settings_given)
+        assert settings_given.data.forget == forget
+        assert OmegaConf.is_missing(settings_given.data, "retain")
+    (tmp_path / "retain.csv").unlink()
+    find_own_files(settings_given)
+    assert settings_given.data.retain == "retain.jsonl"
+    for other in (own | {"path": None}, own | {"format": "tofu"}):
+        untouched = OmegaConf.create({"data": other})
+        find_own_files(untouched)
+        assert OmegaConf.is_missing(untouched.data, "forget")

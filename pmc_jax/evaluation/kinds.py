@@ -30,11 +30,12 @@ LACK = frozenset((
 ))  # fmt: skip
 """A sentence with a word of both sets says that the speaker has no answer: "I do not know"."""
 
-REFUSING = (
-    "sorry", "apologies", "unfortunately", "unknown", "no idea", "not sure", "that's not",
-    "that's beyond", "that's a mystery",
-)  # fmt: skip
-"""Beginnings of refusals that name no speaker."""
+REFUSING = re.compile(
+    r"(?:sorry|apologies|unfortunately|unknown)"
+    r"(?:\W*\Z|\s*[,.:;!]|\s+(?:i|we|but|there|it|no|not|nobody|that|this|to|about|for the)\b)"
+    r"|no idea\b|not sure\b|that's not\b|that's beyond\b|that's a mystery\b"
+)
+"""Beginnings of refusals that name no speaker; "Unknown Pleasures" is none."""
 
 UNAVAILABLE = re.compile(
     r"\b(no|not any|lack of|without|insufficient) (\w+ ){0,2}"
@@ -75,7 +76,7 @@ def repeated_share(words: Sequence[str], n: int) -> float:
 def is_refusal(text: str) -> bool:
     """Whether an English text says that it has no answer; approximate."""
     plain = text.lower().replace("’", "'").strip("\"'“” ")
-    if plain.startswith(REFUSING) or UNAVAILABLE.search(plain):
+    if REFUSING.match(plain) or UNAVAILABLE.search(plain):
         return True
     for sentence in re.split(r"[.!?;]", plain):
         words = set(re.findall(r"[a-z']+", sentence))
