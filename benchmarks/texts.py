@@ -53,8 +53,7 @@ def compare_facts(directory: Path) -> None:
     sets = load_dataset(data).evaluation
     known, pairs = background(sets), []
     for row in sets["forget"]:
-        facts = row_facts(row, known)
-        assert facts is not None
+        (facts,) = row_facts(row, known)
         pairs.append((facts, row))
     wrong = (level_of(facts, text) for facts, row in pairs for text in row.perturbed)
     reworded = (level_of(facts, str(row.paraphrased)) for facts, row in pairs)

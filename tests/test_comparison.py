@@ -206,6 +206,20 @@ def test_runs_on_other_rows_are_refused_unless_the_data_are_swept(tmp_path, caps
     assert report.main(["ablation", str(runs), "--out", str(out)]) == 0
 
 
+def test_rows_of_another_version_cannot_be_compared_and_that_is_said(tmp_path, capsys):
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    for seed, (name, rows, layout) in enumerate((("a", "r", 2), ("b", "s", 3), ("c", "s", 3))):
+        write_run(runs / name, "pmc", 90.0, 50.0, seed, rows=rows)
+        inputs = runs / name / "inputs.json"
+        inputs.write_text(json.dumps({**json.loads(inputs.read_text()), "layout": layout}))
+    assert report.main(["pareto", str(runs), "--out", str(out)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "not known whether they were evaluated on the same rows" in printed
+    inputs.write_text(inputs.read_text().replace('"s"', '"t"'))
+    assert report.main(["pareto", str(runs), "--out", str(out)]) == 2
+    assert f"{runs / 'b'} and {runs / 'c'} were evaluated on different" in capsys.readouterr().err
+
+
 def test_mistakes_are_one_line(tmp_path, capsys):
     assert report.main(["pareto", str(tmp_path)]) == 2
     assert "no run here" in capsys.readouterr().err

@@ -50,6 +50,7 @@ class Outcome:
         further: the measures in `FURTHER` that the run has.
         untuned: that its settings were chosen for another method, in words; None if not.
         rows: hash of the rows that it was evaluated on; None if it has recorded none.
+        layout: the version of its files, which decides how rows are hashed; None likewise.
         prompt: the text of the prompt that it was asked with; None likewise.
         target: hash of the weights of the target model; None likewise.
     """
@@ -66,6 +67,7 @@ class Outcome:
     further: dict[str, float] = field(default_factory=dict)
     untuned: str | None = None
     rows: str | None = None
+    layout: int | None = None
     prompt: str | None = None
     target: str | None = None
 
@@ -166,6 +168,7 @@ def read_outcome(directory: Path, *, redact: bool = False) -> Outcome:
         further={key: value for key in FURTHER if (value := number(after.get(key))) is not None},
         untuned=summary.get("untuned"),
         rows=inputs.get(EVALUATION_ROWS),
+        layout=inputs.get("layout"),
         prompt=(summary.get("prompt") or {}).get("prompt_text"),
         target=inputs.get("model weights"),
     )
@@ -181,10 +184,17 @@ def check_comparable(outcomes: Sequence[Outcome], over: str = "") -> list[str]:
         UserError: if two runs were evaluated on different rows, or on the same in another order.
     """
     found = []
+    if not over.startswith("data."):
+        for layout in {outcome.layout for outcome in outcomes}:
+            if pair := _unlike([own for own in outcomes if own.layout == layout], "rows"):
+                raise UserError(
+                    f"{pair[0].path} and {pair[1].path} were evaluated on different rows, or in "
+                    "another order; expected runs that were evaluated on the same data"
+                )
     if not over.startswith("data.") and (pair := _unlike(outcomes, "rows")):
-        raise UserError(
-            f"{pair[0].path} and {pair[1].path} were evaluated on different rows, or in another "
-            "order; expected runs that were evaluated on the same data"
+        found.append(
+            f"The runs were made by different versions of pmc_jax ({pair[0].path}, "
+            f"{pair[1].path}), so it is not known whether they were evaluated on the same rows."
         )
     if not over.startswith("prompt.") and (pair := _unlike(outcomes, "prompt")):
         found.append(
