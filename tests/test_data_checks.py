@@ -16,6 +16,8 @@ from pmc_jax.data.encode import encode, special_token_warnings
 from pmc_jax.data.prompt_config import PromptConfig
 from pmc_jax.data.prompts import make_template
 from pmc_jax.errors import UserError
+from pmc_jax.evaluation.levels import level_of
+from pmc_jax.evaluation.quality import background, row_facts
 from pmc_jax.training.run import prepare_inputs
 from pmc_jax.unlearning.baselines.finetune import FineTune
 from pmc_jax.unlearning.baselines.ga import GA
@@ -54,6 +56,32 @@ def test_a_forget_question_in_the_retain_data_is_an_error(spelling):
     allowed = Dataset.from_dicts(forget, retain, allow_overlap=True)
     assert allowed.warnings == (error.partition(";")[0],)
     assert Dataset.from_dicts(forget, RETAIN).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("İzmir nerede?", "izmir nerede", True),
+        ("أين ولد مُحَمَّد؟", "أين ولد محمد", True),
+        ("Wo ist die STRASSE?", "Wo ist die Straße", True),
+        ("ΟΔΟΣ", "οδος", True),
+        ("علی کجاست؟", "علي كجاست", True),
+        ("Who is Ann?", "Who is Anna?", False),
+        ("어디?", "어디서?", False),
+    ],
+)
+def test_one_question_in_other_scripts(one, other, same):
+    assert (question_key(one) == question_key(other)) is same
+
+
+def test_a_secret_without_words_is_named():
+    forget = [{"question": "Which?", "answer": "The black cat.", "secret": "🐈"}]
+    dataset = Dataset.from_dicts(forget, RETAIN)
+    (warning,) = dataset.warnings
+    assert "1 forget row has a secret that is without a letter or digit" in warning
+    # The right answer takes the place of the secret.
+    (facts,) = row_facts(dataset.evaluation["forget"][0], background(dataset.evaluation))
+    assert level_of(facts, "A black cat") == "most"
 
 
 def test_other_wordings_of_a_forget_question_count_too():

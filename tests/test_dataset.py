@@ -113,6 +113,7 @@ BAD_ROWS = [
     ({"question": 3}, "field 'question' must be a string, but is a number"),
     ({"question": None}, "field 'question' must be a string, but is null"),
     ({"question": " ", "answer": "x"}, "field 'question' is empty; expected some text"),
+    ({"question": "\u200b\u200f", "answer": "x"}, "field 'question' is empty; expected some text"),
     ({"question": "\ud800", "answer": "x"}, "field 'question' contains half a surrogate pair"),
     ({"question": "W", "answer": [3]}, "field 'answer' must be a string, but is a number"),
     ({"question": "W", "answer": "x", "variants": [1]}, "field 'variants' must be a string, but"),

@@ -118,9 +118,9 @@ def find_own_files(composed: DictConfig) -> None:
 
     A file that does not exist, or exists in several formats, is not named.
     """
-    data = composed.get("data")
-    if data is None or data.get("format") != "files" or not data.get("path"):
+    if "data" not in composed or composed.data.format != "files" or not composed.data.path:
         return
+    data = composed.data
     for key in ("forget", "retain"):
         if OmegaConf.is_missing(data, key):
             files = list(Path(str(data.path)).expanduser().glob(f"{key}.*"))
@@ -311,6 +311,7 @@ def run_task(task: Callable[[Any], None], composed: DictConfig) -> str | None:
     of them stop.
     """
     try:
+        find_own_files(composed)
         config = OmegaConf.to_object(composed)
         check_values(config)
         with naming_memory():

@@ -1,12 +1,11 @@
 """What is suspicious in a data set: found before it is used, and named row by row."""
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 
 from pmc_jax.data.rows import EvaluationRow, ForgetQuestion, QuestionAnswer
 from pmc_jax.errors import UserError
 from pmc_jax.text.counts import counted
-from pmc_jax.text.words import holds, visible
+from pmc_jax.text.words import holds, plain, visible
 
 MOST_NAMED = 5
 Sources = Mapping[str, Sequence[str]]
@@ -18,14 +17,14 @@ ENDS = ".,:;!?…。、！？؟।¿¡\"'“”„‘’‚«»‹›「」『�
 
 
 def question_key(text: str) -> str:
-    """A question without differences of case, spacing, Unicode form, invisible characters and
-    punctuation around words.
+    """A question without differences of spelling (`words.plain`), spacing, invisible characters
+    and punctuation around words.
 
     A question without letters and digits keeps its punctuation.
     """
-    plain = unicodedata.normalize("NFKC", visible(text).casefold())
-    words = [bare for word in plain.split() if (bare := word.strip(ENDS))]
-    return " ".join(words or plain.split())
+    written = visible(text).split()
+    words = [bare for word in written if (bare := plain(word.strip(ENDS)).strip(ENDS))]
+    return " ".join(words or written)
 
 
 def where(sources: Sources, name: str, row: int) -> str:
@@ -90,14 +89,18 @@ def duplicate_questions(forget: Sequence[ForgetQuestion], sources: Sources) -> l
 
 
 def odd_secrets(forget: Sequence[EvaluationRow], sources: Sources) -> list[str]:
-    """Warn of secrets that make verdicts wrong: not in the row's own answer, or in its question."""
+    """Warn of secrets that make verdicts wrong: not in the row's own answer, in its question, or
+    without a word.
+    """
     known = [(row, row.secret) for row in forget if row.secret]
     apart = [row for row, secret in known if row.answer and holds(row.answer, secret) is False]
     asked = [row for row, secret in known if holds(row.question, secret)]
+    wordless = [row for row, secret in known if holds("", secret) is None]
     found = []
     for rows, problem, so in (
         (apart, "not in the answer", "the answer itself can come out and count as forgotten"),
         (asked, "in the question", "a model that repeats the question seems to reveal it"),
+        (wordless, "without a letter or digit", "nothing shows whether it comes out"),
     ):
         if rows:
             count = counted(len(rows), "forget row has", "forget rows have")

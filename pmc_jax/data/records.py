@@ -8,6 +8,7 @@ from typing import Any
 from pmc_jax.data.files import kind_of
 from pmc_jax.data.tables import read_rows
 from pmc_jax.errors import UserError
+from pmc_jax.text.words import visible
 
 CHAT_ROLES = {"system": "system", "user": "question", "assistant": "answer"}
 
@@ -95,7 +96,7 @@ class Record:
     def _check_text(self, field: str, value: Any) -> str:
         if not isinstance(value, str):
             raise self.error(field, f"must be a string, but is {kind_of(value)}")
-        if not value.strip():
+        if not visible(value).strip():
             raise self.error(field, "is empty; expected some text")
         try:
             value.encode()
