@@ -1,6 +1,9 @@
 """What is suspicious in a data set: found before it is used, and named row by row."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
+
+import regex
 
 from pmc_jax.data.rows import EvaluationRow, ForgetQuestion, QuestionAnswer
 from pmc_jax.errors import UserError
@@ -12,19 +15,30 @@ Sources = Mapping[str, Sequence[str]]
 """Where the rows of a set came from, by its name: `f.jsonl, line 4` or `forget[3]`."""
 
 
+DOTTED_I = "i\u0307"
+"""What the Turkish İ becomes in lower case; the Turkish lower case is i."""
+ACCENTED = regex.compile(r"[\p{Latin}\p{Greek}\p{Cyrillic}]", regex.V1)
 ENDS = ".,:;!?…。、！？؟।¿¡\"'“”„‘’‚«»‹›「」『』()"
 """Punctuation around words, in which two spellings of a question may differ."""
 
 
 def question_key(text: str) -> str:
-    """A question without differences of spelling (`words.plain`), spacing, invisible characters
-    and punctuation around words.
+    """A question without differences of case, spacing, Unicode form, invisible characters, vowel
+    points and punctuation around words. Accents of Latin, Greek and Cyrillic letters count.
 
     A question without letters and digits keeps its punctuation.
     """
     written = visible(text).split()
-    words = [bare for word in written if (bare := plain(word.strip(ENDS)).strip(ENDS))]
+    words = [bare for word in written if (bare := _spelled(word.strip(ENDS)).strip(ENDS))]
     return " ".join(words or written)
+
+
+def _spelled(word: str) -> str:
+    """A word in one spelling: `plain`, but with the accents that tell Latin words apart."""
+    if not ACCENTED.search(word):
+        return plain(word)
+    letters = unicodedata.normalize("NFKC", word.casefold()).replace(DOTTED_I, "i")
+    return unicodedata.normalize("NFC", letters)
 
 
 def where(sources: Sources, name: str, row: int) -> str:
