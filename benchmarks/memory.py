@@ -1,9 +1,9 @@
 """A run under limits of memory: `python benchmarks/memory.py MODEL TOFU`.
 
 MODEL is a small model, such as SmolLM2-135M-Instruct (`smollm2.py`); TOFU has the files that
-`tofu_subset.py` writes. For each limit, `pmc train` runs in a process of its own with default
-sizes: it unlearns, writes checkpoints, exports the model, and asks it again, with the sampling
-attack.
+`tofu_subset.py` writes. For each limit, `pmc train` runs in a process of its own, and chooses how
+much it decodes and trains at a time. It loads the model, asks it with the sampling attack, takes an
+epoch of optimizer steps, writes checkpoints, asks again, and exports the model.
 A control group keeps the resident memory of the process below the limit; where none can be made,
 `ulimit -d` keeps its private memory below. The process finds the limit by itself. The table has the
 peak of its resident memory, and its speed.
@@ -32,11 +32,12 @@ GB = 10**9
 LIMITS = (4, 6, 8)
 
 SETTINGS = (
-    "method=gd", "model=smollm2_135m", "model.dtype=float32", "data=tofu_forget10",
-    "training.epochs=1", "checkpoints.every=2", "evaluation=quick", "evaluation.before=false",
-    "evaluation.max_new_tokens=32",
+    "experiment=own", "model=smollm2_135m", "model.dtype=float32", "data=tofu_forget10",
+    "method.samples=4", "method.max_new_tokens=32", "training.epochs=1", "checkpoints.every=2",
+    "evaluation=quick", "evaluation.max_new_tokens=32",
 )  # fmt: skip
-"""Of the run. How much is decoded and trained at a time is "auto"."""
+"""Of the run. How much is decoded and trained at a time is "auto". Few and short samples keep the
+whole short."""
 
 
 @contextlib.contextmanager

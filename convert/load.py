@@ -92,26 +92,28 @@ def load_config(directory: str | Path) -> ModelConfig:
 def eos_token_ids(directory: Path, vocab_size: int) -> tuple[int, ...]:
     """The ids that end a response, from the generation config or else the model config.
 
+    Both are checked, since other programs read the one that is not used here.
+
     Raises:
         UserError: if they are not ids of the model's vocabulary.
     """
+    found: list[tuple[int, ...]] = []
     for name in ("generation_config.json", "config.json"):
         path = directory / name
         content = read_object(path, missing_ok=True)
-        text = content.get("text_config")
-        found = content.get("eos_token_id")
-        if found is None and isinstance(text, dict):
-            found = text.get("eos_token_id")
-        if found is None:
-            continue
-        ids = found if isinstance(found, list) else [found]
-        if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
-            raise UserError(
-                f"{path}: eos_token_id is {short(found)}; expected an id below vocab_size, "
-                f"{vocab_size}, or a list of them"
-            )
-        return tuple(ids)
-    return ()
+        text = content.get("text_config")  # of a multimodal model
+        for each in (content, text if isinstance(text, dict) else {}):
+            own = each.get("eos_token_id")
+            if own is None:
+                continue
+            ids = own if isinstance(own, list) else [own]
+            if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
+                raise UserError(
+                    f"{path}: eos_token_id is {short(own)}; expected an id below vocab_size, "
+                    f"{vocab_size}, or a list of them"
+                )
+            found.append(tuple(ids))
+    return found[0] if found else ()
 
 
 def rows_of(

@@ -175,6 +175,10 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
         write("generation_config.json", b'{"eos_token_id": [1, 97]}'),
         ["eos_token_id is [1, 97]; expected an id below vocab_size, 97"],
     ),
+    "stop id of config.json, which is not used": (
+        config(eos_token_id=97),
+        ["config.json: eos_token_id is 97; expected an id below vocab_size, 97"],
+    ),
     "stop id beyond int32": (
         write("generation_config.json", b'{"eos_token_id": 2147483648}'),
         ["eos_token_id is 2147483648; expected an id below"],

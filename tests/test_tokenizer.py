@@ -127,6 +127,10 @@ BROKEN = {
         "tokenizer_config.json", {"chat_template": "{{ 'x' * 10**11 }}"},
         "chat template fails: MemoryError",
     ),
+    "a template that needs much memory": (
+        "tokenizer_config.json", {"chat_template": "{{ 'x' * 10**9 }}"},
+        "chat template fails: MemoryError",
+    ),
     "a template that doubles a text": (
         "tokenizer_config.json",
         {"chat_template": "{% set n = namespace(x='x') %}{% for i in range(60) %}"

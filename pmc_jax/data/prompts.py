@@ -32,8 +32,8 @@ STRFTIME_CODES = [f"%{pad}{code}" for pad in ("-", "") for code in "aAwdbBmyYHIp
 LONGEST_TEMPLATE = 10**6
 """Characters of a chat template, and of what it puts around a conversation."""
 
-RENDER_SECONDS = 10.0
-RENDER_BYTES = 2 * 10**9
+RENDER_SECONDS = 5.0
+RENDER_BYTES = 5 * 10**8
 """The time that rendering one conversation may take, and the memory when a template is loaded."""
 
 LEFT_OUT = "the tokenizer's chat template leaves out the {}"
