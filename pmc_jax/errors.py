@@ -9,6 +9,10 @@ SHORT_OF_MEMORY = (
 """What JAX, NumPy, Python and the system say if there is too little memory, in lower case."""
 
 
+FULL_DISK = "no space left", "disk quota exceeded"
+"""What the system says if a disk is full, in lower case; storage layers call it a shortage, too."""
+
+
 class UserError(Exception):
     """Bad input: one line that says what is wrong, where, and what was expected.
 
@@ -38,13 +42,15 @@ class Stopped(Exception):
 def short_of_memory(error: BaseException) -> bool:
     """Whether an error, or one that it follows from, says that there is too little memory."""
     found: BaseException | None = error
+    short = False
     while found is not None:
-        if isinstance(found, MemoryError) or getattr(found, "errno", None) == errno.ENOMEM:
-            return True
-        if any(said in str(found).lower() for said in SHORT_OF_MEMORY):
-            return True
+        said = str(found).lower()
+        if any(words in said for words in FULL_DISK):
+            return False
+        short |= isinstance(found, MemoryError) or getattr(found, "errno", None) == errno.ENOMEM
+        short |= any(words in said for words in SHORT_OF_MEMORY)
         found = found.__cause__
-    return False
+    return short
 
 
 def memory_text(error: BaseException) -> str:

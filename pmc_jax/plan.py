@@ -23,7 +23,7 @@ from pmc_jax.model.memory import MOST_ROWS, rows_at_once
 from pmc_jax.model.selection import as_list
 from pmc_jax.model.trainable import trainable
 from pmc_jax.planning.devices import Topology, find_topology
-from pmc_jax.planning.page import memory_table, outcome_json, uneven, work_table
+from pmc_jax.planning.page import at_a_time, memory_table, outcome_json, uneven, work_table
 from pmc_jax.planning.phases import (
     PHASES,
     Asked,
@@ -140,6 +140,7 @@ def sized(job: Job, topology: Topology, evaluation: EvaluationConfig) -> Job:
 
 def show(outcome: Outcome, topology: Topology) -> None:
     """Print the tables of a plan."""
+    print(f"\n{at_a_time(outcome.job)}")
     for table in (memory_table(outcome, topology), work_table(outcome), uneven(outcome.job)):
         print("\n" + "\n".join(table) if table else "", flush=True)
 

@@ -45,6 +45,7 @@ from pmc_jax.training.batch import Batch
 from pmc_jax.training.optimizer import Optimizer, make_optimizer
 from pmc_jax.training.sizes import (
     Lengths,
+    enough,
     micro_batch_shape,
     shortage,
     sizes,
@@ -309,15 +310,40 @@ def test_a_micro_batch_is_laid_out_as_in_training():
     assert (some.part_size, some.parts) == (3, 3) and training.parts == 1
 
 
+SAVES = {"a": 1, "b": 5, "c": 2, "d": 9}
+"""What each of four settings saves, in 0.1 GB."""
+
+
+def needed(changes):
+    return 10**8 * (25 - sum(SAVES[key] for key in changes))
+
+
+@pytest.mark.parametrize("free", range(26))
+def test_the_settings_that_are_named_are_enough_and_all_needed(free):
+    found = enough(SAVES, needed, free * 10**8)
+    if free < 25 - sum(SAVES.values()):
+        assert found == SAVES
+    else:
+        assert needed(found) <= free * 10**8
+        rest = [{**found} for _ in found]
+        for key, own in zip(found, rest, strict=True):
+            del own[key]
+            assert needed(own) > free * 10**8
+
+
 def test_a_run_that_may_not_fit_is_told():
-    assert shortage(2 * 10**9, None, ["a"]) == []
-    assert shortage(2 * 10**9, 2 * 10**9, ["a"]) == []
-    assert shortage(2_540_000_000, 10**9, ["a=1", "b=2"]) == [
-        "an optimizer step needs up to 2.5 GB beside weights and moments, but 1.0 GB are free; "
-        "if the run runs out of memory, try a=1 or b=2"
+    assert shortage(needed, None, SAVES) == []
+    assert shortage(needed, 2_500_000_000, SAVES) == []
+    begin = "an optimizer step needs up to 2.5 GB beside weights and moments, but "
+    assert shortage(needed, 1_800_000_000, SAVES) == [
+        begin + "1.8 GB are free, so the run may be killed; b=5 c=2 needs 1.8 GB"
     ]
-    (alone,) = shortage(10**9, 900_000_000, [])
-    assert alone.endswith("beside weights and moments, but 0.9 GB are free")
+    assert shortage(needed, 5 * 10**8, SAVES) == [
+        begin
+        + "0.5 GB are free, so the run may be killed; a=1 b=5 c=2 d=9 needs 0.8 GB, which may "
+        "be too much still (adapter=lora needs less)"
+    ]
+    assert shortage(needed, 10**9, {}) == [begin + "1.0 GB are free, so the run may be killed"]
 
 
 # --- what is free

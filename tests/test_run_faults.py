@@ -4,17 +4,22 @@ import errno
 import hashlib
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event
 
 from convert.directory import new_directory
 from pmc_jax import report
@@ -22,10 +27,12 @@ from pmc_jax.cli.entry_point import naming_memory
 from pmc_jax.data.files import write_text, writing
 from pmc_jax.errors import UserError
 from pmc_jax.runs.directory import CONFIG, INPUTS, LAYOUT, holds_run, running
+from pmc_jax.runs.metrics import EventFile, closed
 from pmc_jax.runs.sealed import file_hashes, read_sealed, write_sealed
 from pmc_jax.runtime import locks
 from pmc_jax.runtime.locks import LOCK, check_free, locked
 
+FSIZE = resource.RLIMIT_FSIZE
 SETTINGS = {"method.name": "pmc", "method.samples": 4, "seed": 0}
 HASHES = {"weights": "ab", "data": "cd"}
 
@@ -276,6 +283,54 @@ def test_nothing_is_left_of_a_file_that_does_not_fit(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def records(path: Path) -> Iterator[bytes]:
+    """The records of a file in the format of TFRecord: length, its checksum, data, its checksum."""
+    content = path.read_bytes()
+    while content:
+        size = int.from_bytes(content[:8], "little")
+        yield content[12 : 12 + size]
+        content = content[16 + size :]
+
+
+def test_events_are_those_of_tensorboardx(tmp_path):
+    """Also a step that a continued run takes again."""
+    for first, steps in ((0, [0, 1]), (1, [1])):
+        events, writer = EventFile(tmp_path / "ours", first), SummaryWriter(
+            str(tmp_path / "theirs"), purge_step=first
+        )  # fmt: skip
+        for step in steps:
+            events.append(step, {"loss": 0.5 * step, "seconds/train": 7})
+            writer.add_scalar("loss", 0.5 * step, step)
+            writer.add_scalar("seconds/train", 7, step)
+        events.close()
+        writer.close()
+
+        def read(name: str) -> list[Any]:
+            """What the file says, without times and versions."""
+            (path,) = (tmp_path / name).iterdir()
+            found = [Event.FromString(record) for record in records(path)]
+            path.unlink()
+            return [
+                (event.step, event.session_log.status, [(v.tag, v.simple_value) for v in
+                 event.summary.value]) for event in found if not event.file_version
+            ]  # fmt: skip
+
+        ours = read("ours")
+        assert ours == read("theirs") and len(ours) == 1 + 2 * len(steps)
+
+
+def test_events_that_do_not_fit_are_named(tmp_path):
+    events, former = EventFile(tmp_path / "tensorboard", 0), resource.getrlimit(FSIZE)
+    try:
+        resource.setrlimit(FSIZE, (500, former[1]))
+        with pytest.raises(UserError, match=r"tensorboard: cannot be written \(File too large\)"):
+            for step in range(99):
+                events.append(step, {"loss": 1.0})
+        closed(events)
+    finally:
+        resource.setrlimit(FSIZE, former)
+
+
 # --- Ctrl-C -------------------------------------------------------------------------------------
 
 
@@ -370,8 +425,15 @@ def test_too_little_memory_is_named(failing):
     assert "\n" not in str(error.value)
 
 
+def full_disk() -> UserError:
+    """As the storage layer of checkpoints says it."""
+    error = UserError("x: a checkpoint could not be written (No space left on device)")
+    error.__cause__ = ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device")
+    return error
+
+
 def test_other_errors_are_not_about_memory():
-    for other in (ValueError("x"), UserError("y"), KeyError("z")):
+    for other in (ValueError("x"), UserError("y"), KeyError("z"), full_disk()):
         with pytest.raises(type(other)) as error, naming_memory():
             raise other
         assert error.value is other

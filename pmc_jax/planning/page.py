@@ -10,7 +10,7 @@ from rich.text import Text
 
 from pmc_jax.model import param_count
 from pmc_jax.planning.devices import Topology
-from pmc_jax.planning.phases import Compiled, Job, answers_at_once, drawn_by
+from pmc_jax.planning.phases import PHASES, Compiled, Job, asked_in
 from pmc_jax.planning.search import Outcome, too_large
 
 KINDS = (
@@ -34,13 +34,19 @@ def tokens_of(job: Job, function: Compiled) -> int:
         each = job.method.answers_per_question + job.method.retain_pairs
         per_step = batch.questions_per_step * each
         return per_step * batch.max_length
-    if function.name.endswith(": decode"):
-        if function.name.startswith("attack") and job.attack is not None:
-            return job.attack.prompts * job.attack.samples
-        samples = drawn_by(job).samples
-        sampling = function.name.startswith("sample")
-        return batch.sampled_at_once(samples) * samples if sampling else answers_at_once(job)
+    phase, _, step = function.name.partition(": ")
+    if step == "decode":
+        asked = asked_in(job, phase)
+        return asked.prompts * asked.samples
     return 0
+
+
+def at_a_time(job: Job) -> str:
+    """How many responses each phase decodes at a time, in one line."""
+    phases = [phase for phase in PHASES[1:] if phase != "attack" or job.attack is not None]
+    found = [(phase, asked_in(job, phase)) for phase in phases]
+    each = ", ".join(f"{phase} {asked.prompts}x{asked.samples}" for phase, asked in found)
+    return f"prompts x samples decoded at a time: {each}"
 
 
 def model_flops(job: Job, function: Compiled) -> int:
@@ -125,8 +131,8 @@ def uneven(job: Job) -> list[str]:
     Rows of a micro-batch are not among them: they are padded to a multiple of the devices.
     """
     found = []
-    samples = drawn_by(job).samples
-    prompts = job.training.sampled_at_once(samples)
+    asked = asked_in(job, "sample")
+    prompts, samples = asked.prompts, asked.samples
     if prompts % job.data:
         line = (
             f"{prompts} prompts decoded at a time are replicated: {job.data} devices do not divide "

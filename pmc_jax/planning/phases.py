@@ -461,6 +461,17 @@ def answers_at_once(job: Job) -> int:
 PHASES = ("train", "sample", "answer", "attack")
 
 
+def asked_in(job: Job, phase: str) -> Asked:
+    """What is decoded at a time in the phase "sample", "answer" or "attack"."""
+    if phase == "sample":
+        drawn = drawn_by(job)
+        return Asked(job.training.sampled_at_once(drawn.samples), drawn.samples, drawn.sampling)
+    if phase == "attack":
+        assert job.attack is not None
+        return job.attack
+    return Asked(answers_at_once(job), 1, Sampling(temperature=0.0))
+
+
 def compile_phase(job: Job, phase: str, mesh: Mesh, on_compiled: OnCompiled) -> None:
     """Compile the functions of one phase of a run.
 
@@ -471,28 +482,25 @@ def compile_phase(job: Job, phase: str, mesh: Mesh, on_compiled: OnCompiled) -> 
     """
     if phase == "train":
         on_compiled(compile_train(job, mesh))
-    elif phase == "sample":
-        drawn = drawn_by(job)
-        questions = job.training.sampled_at_once(drawn.samples)
-        sampling = dataclasses.replace(drawn.sampling, stop_ids=job.end_ids)
+        return
+    if phase == "attack" and job.attack is None:
+        return
+    asked = asked_in(job, phase)
+    sampling = dataclasses.replace(asked.sampling, stop_ids=job.end_ids)
+    if phase == "sample":
         state, base = train_state(job, mesh), base_weights(job, mesh)
         waiting = {"base": shard_bytes(base)} if base else {}
         waiting |= {"params": shard_bytes(state.params), "moments": shard_bytes(state.opt_state)}
-        compile_decoding(
-            job, mesh, phase, weights_to_decode(job, mesh), decoding_bytes(job, mesh),
-            longest_prompt(job), questions, drawn.samples, sampling, waiting, on_compiled,
-        )  # fmt: skip
+        params, own = weights_to_decode(job, mesh), decoding_bytes(job, mesh)
+        longest = longest_prompt(job)
     else:
-        greedy = Asked(answers_at_once(job), 1, Sampling(temperature=0.0))
-        asked = job.attack if phase == "attack" else greedy
-        if asked is None:
-            return
         held, own = answering_bytes(job, mesh)
-        sampling = dataclasses.replace(asked.sampling, stop_ids=job.end_ids)
-        compile_decoding(
-            job, mesh, phase, weights_to_decode(job, mesh, plain=True), own, job.prompt_tokens,
-            asked.prompts, asked.samples, sampling, {"params": held}, on_compiled,
-        )  # fmt: skip
+        waiting, longest = {"params": held}, job.prompt_tokens
+        params = weights_to_decode(job, mesh, plain=True)
+    compile_decoding(
+        job, mesh, phase, params, own, longest, asked.prompts, asked.samples, sampling, waiting,
+        on_compiled,
+    )  # fmt: skip
 
 
 def footprint_of(job: Job, backend: str) -> Footprint:
@@ -521,14 +529,14 @@ def bounded(function: Compiled, job: Job, backend: str) -> Compiled:
             update_norm=False,
         )  # fmt: skip
     elif step in ("prefill", "decode"):
-        drawn, sampled = drawn_by(job), phase == "sample"
-        samples = drawn.samples if sampled else 1
-        width = bucket_length(longest_prompt(job) if sampled else job.prompt_tokens)
-        count = job.training.sampled_at_once(samples) if sampled else answers_at_once(job)
-        filters = sampled and (drawn.sampling.top_k > 0 or drawn.sampling.top_p < 1)
+        asked = asked_in(job, phase)
+        width = bucket_length(longest_prompt(job) if phase == "sample" else job.prompt_tokens)
+        filters = asked.sampling.top_k > 0 or asked.sampling.top_p < 1
         most = (
-            model.prefill(count, width) if step == "prefill"
-            else model.decode(count, samples, width, response_room(job), filters=filters)
+            model.prefill(asked.prompts, width) if step == "prefill"
+            else model.decode(
+                asked.prompts, asked.samples, width, response_room(job), filters=filters
+            )
         )  # fmt: skip
     else:
         return function

@@ -141,9 +141,10 @@ def naming_the_last_good(manager: ocp.CheckpointManager) -> Iterator[None]:
     except Exception as error:
         # Orbax raises whatever its storage layer meets.
         manager.reload()
+        last = manager.latest_step()
         raise UserError(
             f"{manager.directory}: a checkpoint could not be written ({reason_of(error)}); "
-            f"last good one: {manager.latest_step()}"
+            + ("there is none before it" if last is None else f"last good one: {last}")
         ) from error
 
 

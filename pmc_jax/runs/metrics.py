@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -82,8 +83,58 @@ class Metrics:
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            with suppress(OSError):  # what could not be written has been reported already
-                self._file.close()
+            closed(self._file)
+
+
+def closed(file: Any) -> None:
+    """Close a file or writer; what could not be written has been reported already."""
+    with suppress(OSError):
+        file.close()
+
+
+class EventFile:
+    """Scalars for TensorBoard, each written at once.
+
+    The `SummaryWriter` of tensorboardX has a thread for this. If the disk is full, the thread ends
+    with a traceback, and its queue fills up.
+
+    Args:
+        directory: of the file.
+        first_step: TensorBoard hides what earlier files have of this step and later ones.
+    """
+
+    def __init__(self, directory: Path, first_step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        self._directory = directory
+        with writing(directory):
+            directory.mkdir(exist_ok=True)
+            self._file = EventsWriter(str(directory / "events"))
+        self._write(first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def append(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Write the numbers of a step.
+
+        Raises:
+            UserError: if they cannot be written.
+        """
+        from tensorboardX.summary import scalar
+
+        for name, number in numbers.items():
+            self._write(step, summary=scalar(name, number))
+        with writing(self._directory):
+            self._file.flush()
+
+    def _write(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        with writing(self._directory):
+            self._file.write_event(Event(step=step, wall_time=time.time(), **content))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 @contextmanager
@@ -100,13 +151,9 @@ def open_metrics(
         metrics = Metrics(directory / "metrics.jsonl", rows)
         stack.callback(metrics.close)
         if logging.tensorboard and is_first():
-            from tensorboardX import SummaryWriter
-
-            writer = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
-            stack.callback(writer.close)
-            metrics.listeners.append(
-                lambda step, row: [writer.add_scalar(k, v, step) for k, v in row.items()]
-            )
+            events = EventFile(directory / "tensorboard", first_step)
+            stack.callback(closed, events)
+            metrics.listeners.append(events.append)
         if logging.wandb and is_first():
             import wandb as service
 

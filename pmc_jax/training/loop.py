@@ -221,7 +221,8 @@ def out_of_memory(run: Run[Method], step: int, error: BaseException) -> UserErro
     """The error for a step that does not fit into memory, with what to change."""
     training = run.task.training
     changes = less_memory(training, run.task.model.remat, run.task.part)
-    tried = f"; try {' or '.join(changes)}" if changes else ""
+    typed = " ".join(f"{key}={value}" for key, value in changes.items())
+    tried = f"; try all or some of {typed}" if changes else ""
     return UserError(
         f"out of memory at step {step}, which trains on {training.part_size} forget questions at "
         f"a time ({reason(error)}){tried}"

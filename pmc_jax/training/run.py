@@ -261,12 +261,23 @@ def chosen_sizes(
     free = free_memory()
     found = sizes(training, method, free=free, **arguments)
     sized = dataclasses.replace(training, **found)
-    step = step_bytes(training, method, questions=sized.part_size, **arguments)
-    changes = less_memory(sized, model.remat, task.part)
-    if task.part is None:
-        changes.append("adapter=lora")
+
+    def size(changes: Mapping[str, Any]) -> int:
+        """The bytes of a step with changed settings."""
+        dtype = changes.get("training.gradient_dtype", sized.gradient_dtype)
+        return step_bytes(
+            dataclasses.replace(sized, gradient_dtype=dtype), method,
+            questions=changes.get("training.micro_batch", sized.part_size),
+            **arguments | {
+                "remat": changes.get("model.remat", model.remat),
+                "update_norm": update_norm and "logging.update_norm" not in changes,
+            },
+        )  # fmt: skip
+
+    on_cpu = arguments["model"].target.backend == "cpu"
+    changes = less_memory(sized, model.remat, task.part, update_norm=update_norm and on_cpu)
     if is_first():
-        warn(shortage(step, free, changes))
+        warn(shortage(size, free, changes, "adapter=lora" if task.part is None else ""))
     least = from_all(lambda: tuple(found.values()))
     return dict(zip(found, least, strict=True))
 

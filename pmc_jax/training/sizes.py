@@ -1,7 +1,7 @@
 """How many sequences a run samples and trains at a time, from shapes and free memory."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -98,33 +98,76 @@ def step_bytes(
     )  # fmt: skip
 
 
-def less_memory(training: Training, remat: str, part: Trainable | None) -> list[str]:
-    """Settings with which an optimizer step takes less memory and trains the same weights."""
-    changes = []
+def less_memory(
+    training: Training, remat: str, part: Trainable | None, *, update_norm: bool = False
+) -> dict[str, Any]:
+    """Settings with which an optimizer step takes less memory, those that change least first.
+
+    Args:
+        update_norm: whether the norm of the update takes memory.
+    """
+    found: dict[str, Any] = {}
     if training.part_size > 1:
-        changes.append(f"training.micro_batch={-(-training.part_size // 2)}")
+        found["training.micro_batch"] = -(-training.part_size // 2)
     if remat != "full":
-        changes.append("model.remat=full")
+        found["model.remat"] = "full"
+    if update_norm:
+        found["logging.update_norm"] = "false"
     if training.gradient_dtype != "bfloat16" and part is None:
-        changes.append("training.gradient_dtype=bfloat16")
-    return changes
+        found["training.gradient_dtype"] = "bfloat16"
+    return found
 
 
-def shortage(step: int, free: int | None, changes: Sequence[str]) -> list[str]:
+def enough(
+    changes: Mapping[str, Any], size: Callable[[Mapping[str, Any]], int], free: int
+) -> dict[str, Any]:
+    """The first of `changes` that are enough together, without those that are not needed.
+
+    Args:
+        size: the bytes that a step takes with some of them.
+
+    Returns:
+        All of them if they are not enough.
+    """
+    found: dict[str, Any] = {}
+    for key, value in changes.items():
+        found[key] = value
+        if size(found) <= free:
+            break
+    for key in [*found][:-1]:
+        rest = {name: value for name, value in found.items() if name != key}
+        if size(rest) <= free:
+            found = rest
+    return found
+
+
+def shortage(
+    size: Callable[[Mapping[str, Any]], int],
+    free: int | None,
+    changes: Mapping[str, Any],
+    otherwise: str = "",
+) -> list[str]:
     """The warning for a run that may take more memory than there is; [] if it fits.
 
     Args:
-        step: bytes of an optimizer step beside weights and moments.
+        size: bytes of an optimizer step beside weights and moments, with some changed settings.
         free: bytes on each device beside weights and moments; None: unknown.
         changes: settings that take less.
+        otherwise: what takes still less, if they are not enough.
     """
-    if free is None or step <= free:
+    if free is None or (step := size({})) <= free:
         return []
-    tried = f"; if the run runs out of memory, try {' or '.join(changes)}" if changes else ""
-    return [
+    needs = (
         f"an optimizer step needs up to {step / 1e9:.1f} GB beside weights and moments, "
-        f"but {free / 1e9:.1f} GB are free{tried}"
-    ]
+        f"but {free / 1e9:.1f} GB are free"
+    )
+    some = enough(changes, size, free)
+    if not some:
+        return [f"{needs}, so the run may be killed"]
+    typed = " ".join(f"{key}={value}" for key, value in some.items())
+    least = size(some)
+    more = "" if least <= free or not otherwise else f", {otherwise} less"
+    return [f"{needs}, so the run may be killed; {typed} needs {least / 1e9:.1f} GB{more}"]
 
 
 def sizes(
