@@ -5,8 +5,8 @@
   which it may save and end by itself. Every run that finishes must have the weights, the metrics
   (except for times) and the answers of the undisturbed run.
 - Interrupts: Ctrl-C at random moments, once or twice, ends a run with one line and status 130.
-- Limits: with too little room for files or too little memory, a run ends with one line that names
-  the file or the memory.
+- Limits: with too little room for files, on a full disk or with too little memory, a run ends with
+  one line that names the file or the memory. Disks are tmpfs, where the user may mount one.
 - Damage: a run is stopped, one of its files is deleted, cut, emptied, or changed, and the same
   command called again. It must end as the undisturbed run, or with one line that names the file.
 - Reports: files of a finished run are damaged. `pmc report` must write the report, or say what is
@@ -40,7 +40,7 @@ from typing import Any
 from pmc_jax import report
 from pmc_jax.data.files import to_json
 
-SETTINGS = ("checkpoints.every=2", "evaluation.attack_samples=0")
+SETTINGS = ("training.epochs=4", "checkpoints.every=2", "evaluation.attack_samples=0")
 """Settings of the run: many saves to interrupt, and no sampling attack to wait for."""
 
 TERMINATED = 128 + signal.SIGTERM
@@ -249,6 +249,28 @@ def limited_runs(directory: Path, number: int, rng: random.Random) -> list[Attem
     return found
 
 
+def full_disks(directory: Path, number: int, rng: random.Random) -> list[Attempt]:
+    """Runs on disks that are too small; none where none can be mounted."""
+    found: list[Attempt] = []
+    place = directory / "small"
+    place.mkdir()
+    for _ in range(number):
+        size = round(5e4 * (6e7 / 5e4) ** rng.random())
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+        if subprocess.run(mount, capture_output=True).returncode:
+            break
+        try:
+            attempt = disturbed(
+                f"a disk of {size:,} bytes", place / "run", allowed=(0, 2),
+                expected=r"error: .*/small/.* be written",
+            )  # fmt: skip
+        finally:
+            subprocess.run(["umount", str(place)], check=True)
+        found.append(attempt)
+        told(attempt)
+    return found
+
+
 DAMAGE: dict[str, Callable[[bytes, random.Random], bytes | None]] = {
     "deleted": lambda content, rng: None,
     "emptied": lambda content, rng: b"",
@@ -395,6 +417,7 @@ def main() -> None:
     for name, number, what in (
         ("interrupts", 40, "runs that Ctrl-C ends"),
         ("limits", 20, "runs with little room for files, and with little memory"),
+        ("disks", 10, "runs on a disk that is too small"),
         ("damages", 40, "runs with a damaged file"),
         ("reports", 200, "reports of damaged files"),
     ):
@@ -413,11 +436,12 @@ def main() -> None:
             interrupted_runs(directory, options.interrupts, rng, seconds)
         )
         result["limits"] = counted(limited_runs(directory, options.limits, rng))
+        result["disks"] = counted(full_disks(directory, options.disks, rng))
         result["damage"] = counted(damaged_runs(directory, options.damages, rng))
         result["reports"] = counted(damaged_reports(directory, options.reports, rng))
     (Path(__file__).parent / "faults.json").write_text(to_json(result, indent=2) + "\n")
     print(to_json(result, indent=2))
-    groups = ("interrupts", "limits", "damage", "reports")
+    groups = ("interrupts", "limits", "disks", "damage", "reports")
     sys.exit(bool(result["differences"]) or any(result[group]["wrong"] for group in groups))
 
 

@@ -2,10 +2,10 @@
 
 Command lines, model configurations, tokenizers, weights, adapters and data files are changed at
 random, and given to what reads them. An input is either accepted or refused with a `UserError` of
-one line. It is wrong if anything else is raised, if reading takes longer than the time limit, or
-if what was accepted makes no sense: a text of the command line that was changed, a number outside
-its bounds, a configuration that its own `config.json` does not give again, a token that the model
-lacks.
+one line. It is wrong if anything else is raised, if a library in Rust prints that it panicked, if
+reading takes longer than the time limit, or if what was accepted makes no sense: a text of the
+command line that was changed, a number outside its bounds, a configuration that its own
+`config.json` does not give again, a token that the model lacks.
 """
 
 import argparse
@@ -538,11 +538,32 @@ KINDS: Mapping[str, Callable[[random.Random, Path], tuple[str, Callable[[], None
 """What makes an input of each kind, and the function that reads it."""
 
 
+def muted() -> contextlib.redirect_stderr[io.StringIO]:
+    """What Python prints to stderr is left out."""
+    return contextlib.redirect_stderr(io.StringIO())
+
+
+@contextlib.contextmanager
+def printed_by_libraries(found: list[str]) -> Iterator[None]:
+    """Replace the text in `found` by what is printed to the process's stderr, not by Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            found[0] = file.read(10**5).decode(errors="replace")
+
+
 def try_one(run: Callable[[], None], said: str, tally: Tally) -> None:
     """Read one input, and count what became of it."""
-    started = time.perf_counter()
+    started, printed = time.perf_counter(), [""]
     try:
-        with time_limit(SECONDS), contextlib.redirect_stderr(io.StringIO()):
+        with printed_by_libraries(printed), time_limit(SECONDS), muted():
             run()
         tally.accepted += 1
     except UserError as error:
@@ -559,6 +580,8 @@ def try_one(run: Callable[[], None], said: str, tally: Tally) -> None:
         if isinstance(error, KeyboardInterrupt):
             raise
         tally.wrong.append(f"{said}: {type(error).__name__} {str(error)[:200]!r}")
+    if "panicked" in printed[0]:
+        tally.wrong.append(f"{said}: printed {printed[0][:200]!r}")
     seconds = time.perf_counter() - started
     tally.slowest = max(tally.slowest, seconds)
     if seconds > SECONDS:
@@ -579,7 +602,8 @@ def fuzz(kind: str, count: int, seed: int) -> Tally:
             said, run = KINDS[kind](rng, directory)
             # A loop inside a library in C or Rust does not see the time limit.
             faulthandler.dump_traceback_later(10 * SECONDS, exit=True)
-            try_one(run, f"[{number}] {said}", tally)
+            with contextlib.chdir(directory):  # for what writes to a path that was changed
+                try_one(run, f"[{number}] {said}", tally)
             faulthandler.cancel_dump_traceback_later()
             shutil.rmtree(directory)
     logging.disable(logging.NOTSET)
@@ -592,25 +616,27 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--scale", type=float, default=1.0, help="share of the usual numbers")
-    parser.add_argument("--kind", choices=list(KINDS), help="one kind only, written to no file")
+    parser.add_argument("--kind", choices=list(KINDS), help="one kind only; the file keeps others")
     parser.add_argument("--seed", type=int, default=0, help="of the random changes")
     options = parser.parse_args()
-    result: dict[str, Any] = {}
+    path = Path(__file__).parent / "fuzz.json"
+    former = json.loads(path.read_text()) if options.kind else {}
+    result: dict[str, Any] = {kind: former[kind] for kind in KINDS if kind in former}
     for kind in [options.kind] if options.kind else KINDS:
         started = time.perf_counter()
         tally = fuzz(kind, max(1, round(COUNTS[kind] * options.scale)), options.seed)
         seconds = time.perf_counter() - started
-        result[kind] = {**tally.to_json(), "seconds": seconds}
+        result[kind] = {
+            **tally.to_json(), "seconds": seconds, "load_average": os.getloadavg()[0]
+        }  # fmt: skip
         print(
             f"{kind}: {tally.tried} tried, {tally.accepted} accepted, {tally.refused} refused, "
             f"{len(tally.wrong)} wrong; {seconds:.0f} s, slowest {tally.slowest:.1f} s", flush=True
         )  # fmt: skip
         for line in tally.wrong:
             print(f"  {line}")
-    result["load_average"] = os.getloadavg()[0]
-    if not options.kind:
-        (Path(__file__).parent / "fuzz.json").write_text(to_json(result, indent=2) + "\n")
-    sys.exit(any(result[kind]["wrong"] for kind in result if kind in KINDS))
+    path.write_text(to_json(result, indent=2) + "\n")
+    sys.exit(any(one["wrong"] for one in result.values()))
 
 
 if __name__ == "__main__":

@@ -103,6 +103,19 @@ def test_a_cell_holds_a_list(tmp_path):
     assert two.text("question") == "[1]" and two.texts("perturbed_answer") == ("[sic]",)
 
 
+def parquet_of(text: str) -> bytes:
+    """A Parquet file that has the bytes of a text as they are."""
+    out = io.BytesIO()
+    parquet.write_table(
+        Table.from_pylist([{"question": text}]), out, compression="none", use_dictionary=False,
+        write_statistics=False,
+    )  # fmt: skip
+    return out.getvalue()
+
+
+NOT_UTF8 = parquet_of("Who is it?").replace(b"Who is it?", b"Wh\xff is it?")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
@@ -115,6 +128,7 @@ def test_a_cell_holds_a_list(tmp_path):
         ("a.csv", b"question\n\xff\n", "line 2: not UTF-8"),
         ("a.csv", None, "no such file; expected a table"),
         ("a.parquet", b"PAR1 and no more", "cannot be read as Parquet"),
+        ("a.parquet", NOT_UTF8, "cannot be read as Parquet ('utf-8' codec can't decode byte 0xff"),
         ("a.parquet", None, "no such file; expected a Parquet file"),
         ("a.txt", "\n \n", "no rows"),
     ],

@@ -116,7 +116,7 @@ def _parquet(path: Path) -> Rows:
         read_text(path, expected="a Parquet file")  # which says why
     try:
         rows = parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: cannot be read as Parquet ({reason})") from None
     yield from _columns(path, rows)
@@ -130,11 +130,8 @@ def _saved_dataset(path: Path) -> Rows:
         )
     with _needs("datasets", path):
         import datasets
-    try:
+    with _read_by_datasets(path):
         found = datasets.load_from_disk(str(path))
-    except Exception as error:  # broken files raise errors of many libraries
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: cannot be read by datasets ({reason})") from None
     if isinstance(found, datasets.DatasetDict):
         splits = list(found)
         if len(splits) != 1:
@@ -143,7 +140,19 @@ def _saved_dataset(path: Path) -> Rows:
                 f"{path / splits[0] if splits else path}"
             )
         found = found[splits[0]]
-    yield from _columns(path, found)
+    with _read_by_datasets(path):
+        rows = found.to_list()
+    yield from _columns(path, rows)
+
+
+@contextlib.contextmanager
+def _read_by_datasets(path: Path) -> Iterator[None]:
+    """Say in one line that a directory cannot be read."""
+    try:
+        yield
+    except Exception as error:  # broken files raise errors of many libraries
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: cannot be read by datasets ({reason})") from None
 
 
 def _columns(path: Path, rows: Any) -> Rows:

@@ -96,9 +96,10 @@ def muted_panics() -> Iterator[None]:
 def _auto_tokenizer(directory: Path, **settings: Any) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(
-        directory, trust_remote_code=False, local_files_only=True, **settings
-    )
+    with muted_panics():
+        return AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True, **settings
+        )
 
 
 def _load_sentencepiece(directory: Path) -> PreTrainedTokenizerBase:
