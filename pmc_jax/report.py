@@ -4,6 +4,7 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pmc_jax.cli import startup
@@ -18,6 +19,8 @@ MOST_NAMED = 10
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if not {"-h", "--help"} & {*arguments}:
+        import pmc_jax.reporting  # noqa: F401, while a terminal shows that the command is starting
     startup.begun()
     try:
         if arguments[:1] == ["pareto"]:
@@ -87,7 +90,8 @@ def write_again(directory: Path, *, redact: bool) -> None:
 
     if is_evaluation(directory):
         changed = changed_export(directory)
-        page = write_evaluation_report(directory, redact=redact or None, changed=changed)
+        with shown():
+            page = write_evaluation_report(directory, redact=redact or None, changed=changed)
         summary = shown_summary(directory, redact=redact or None)
         if changed:
             weights = summary["facts"][summary["models"][0]].get("weights")
@@ -97,7 +101,8 @@ def write_again(directory: Path, *, redact: bool) -> None:
         print(comparison_table(summary))
     else:
         changed = changed_files(directory)
-        page = write_report(directory, redact=redact, changed=changed)
+        with shown():
+            page = write_report(directory, redact=redact, changed=changed)
         run = read_run(directory).with_changed(changed)
         for warning in run.warnings:
             print(f"warning: {warning}", file=sys.stderr)
@@ -111,6 +116,13 @@ def write_again(directory: Path, *, redact: bool) -> None:
         if run.samples:
             print(f"\n{format_examples(run.samples)}")
     print(f"\nReport: {page}")
+
+
+def shown() -> AbstractContextManager[object]:
+    """Show that a report is being written. Nothing may be printed to stdout meanwhile."""
+    from pmc_jax.runtime.progress import stage
+
+    return stage("writing the report", None, to_stderr=True)
 
 
 def check_directory(directory: Path) -> None:
@@ -156,7 +168,9 @@ def pareto(arguments: Sequence[str]) -> None:
     chosen = comparison_parser("pareto", purpose, "comparison").parse_args(arguments)
     from pmc_jax.reporting.pareto import write_comparison
 
-    print(write_comparison(chosen.runs, chosen.out, redact=chosen.redact))
+    with shown():
+        table = write_comparison(chosen.runs, chosen.out, redact=chosen.redact)
+    print(table)
 
 
 def ablation(arguments: Sequence[str]) -> None:
@@ -174,7 +188,9 @@ def ablation(arguments: Sequence[str]) -> None:
     chosen = parser.parse_args(arguments)
     from pmc_jax.reporting.ablation import write_ablation
 
-    print(write_ablation(chosen.runs, chosen.over, chosen.out, redact=chosen.redact))
+    with shown():
+        table = write_ablation(chosen.runs, chosen.over, chosen.out, redact=chosen.redact)
+    print(table)
 
 
 if __name__ == "__main__":

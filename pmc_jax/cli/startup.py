@@ -20,6 +20,9 @@ INTERRUPTED = 128 + signal.SIGINT
 SHOW_AFTER = 1.0
 """Seconds until a terminal shows that the command is starting."""
 
+SHOW_IN_FILES = 25.0
+"""Seconds between lines that say so elsewhere; importing takes so long on a very busy machine."""
+
 _COMMANDS = ("pmc_jax.", "convert")
 
 
@@ -32,12 +35,14 @@ class _Command:
             Otherwise nothing is open, and it ends at once.
         told: whether the user was told that it was interrupted.
         shown: whether the terminal shows that it is starting.
+        lines: how many lines elsewhere have said so.
     """
 
     starting = True
     orderly = False
     told = False
     shown = False
+    lines = 0
 
 
 _telling = threading.Lock()
@@ -124,9 +129,15 @@ def _end() -> None:
 
 
 def _show(seconds: float) -> None:
-    if _Command.starting and os.isatty(2):
+    if not _Command.starting:
+        return
+    text = f"starting … {seconds:.0f} s"
+    if os.isatty(2):
         _Command.shown = True
-        os.write(2, f"\rstarting … {seconds:.0f} s".encode())
+        os.write(2, f"\r{text}".encode())
+    elif seconds >= (_Command.lines + 1) * SHOW_IN_FILES:
+        _Command.lines += 1
+        os.write(2, f"{text}\n".encode())
 
 
 def _erase() -> None:

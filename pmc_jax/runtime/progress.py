@@ -27,8 +27,8 @@ from pmc_jax.runtime.processes import is_first
 LINE_SECONDS = 10.0
 """Without a bar, a stage prints at most one line in this time."""
 
-SILENT_SECONDS = 30.0
-"""Without a bar, a stage prints at least one line in this time."""
+SILENT_SECONDS = 28.0
+"""Without a bar, a stage prints a line after this time. On a busy machine it is a little later."""
 
 BEAT_SECONDS = 1.0
 """How often a stage looks whether it has been silent for too long."""

@@ -153,7 +153,7 @@ def shortage(
         size: bytes of an optimizer step beside weights and moments, with some changed settings.
         free: bytes on each device beside weights and moments; None: unknown.
         changes: settings that take less.
-        otherwise: what takes still less, if they are not enough.
+        otherwise: what takes still less.
     """
     if free is None or (step := size({})) <= free:
         return []
@@ -166,8 +166,8 @@ def shortage(
         return [f"{needs}, so the run may be killed"]
     typed = " ".join(f"{key}={value}" for key, value in some.items())
     least = size(some)
-    more = "" if least <= free or not otherwise else f", {otherwise} less"
-    return [f"{needs}, so the run may be killed; {typed} needs {least / 1e9:.1f} GB{more}"]
+    more = f", {otherwise} less" if otherwise else ""
+    return [f"{needs}, so the run may be killed; {typed} needs up to {least / 1e9:.1f} GB{more}"]
 
 
 def sizes(
