@@ -221,8 +221,8 @@ def out_of_memory(run: Run[Method], step: int, error: BaseException) -> UserErro
     """The error for a step that does not fit into memory, with what to change."""
     training = run.task.training
     changes = less_memory(training, run.task.model.remat, run.task.part)
-    typed = " ".join(f"{key}={value}" for key, value in changes.items())
-    tried = f"; try all or some of {typed}" if changes else ""
+    typed = [f"{key}={value}" for key, value in changes.items()]
+    tried = f"; try {' or '.join(typed)}" if typed else ""
     return UserError(
         f"out of memory at step {step}, which trains on {training.part_size} forget questions at "
         f"a time ({reason(error)}){tried}"
