@@ -282,3 +282,8 @@ def test_own_files_are_found_in_their_directory(tmp_path):
         untouched = OmegaConf.create({"data": other})
         find_own_files(untouched)
         assert OmegaConf.is_missing(untouched.data, "forget")
+    for other in ({"seed": 0}, {"data": {"fields": {}}}):  # commands without these settings
+        without = OmegaConf.create(other)
+        OmegaConf.set_struct(without, True)
+        find_own_files(without)
+        assert without == other

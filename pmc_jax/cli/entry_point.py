@@ -118,9 +118,9 @@ def find_own_files(composed: DictConfig) -> None:
 
     A file that does not exist, or exists in several formats, is not named.
     """
-    if "data" not in composed or composed.data.format != "files" or not composed.data.path:
+    data = composed.data if "data" in composed else {}
+    if "path" not in data or data.format != "files" or not data.path:
         return
-    data = composed.data
     for key in ("forget", "retain"):
         if OmegaConf.is_missing(data, key):
             files = list(Path(str(data.path)).expanduser().glob(f"{key}.*"))
