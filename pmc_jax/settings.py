@@ -59,7 +59,7 @@ def bounded(
     return _field(default, least=least, above=above, most=most, below=below, needs=needs)
 
 
-SEED = {"least": 0, "below": 2**32}
+SEED: dict[str, Any] = {"least": 0, "below": 2**32}
 """The bounds of a seed of random numbers."""
 
 
