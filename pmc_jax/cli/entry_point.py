@@ -118,8 +118,8 @@ def find_own_files(composed: DictConfig) -> None:
 
     A file that does not exist, or exists in several formats, is not named.
     """
-    data = composed.data if "data" in composed else {}
-    if "path" not in data or data.format != "files" or not data.path:
+    data = composed.get("data")
+    if data is None or "path" not in data or data.format != "files" or not data.path:
         return
     for key in ("forget", "retain"):
         if OmegaConf.is_missing(data, key):

@@ -84,8 +84,10 @@ def facts_of(answer: str, question: str, background: Background) -> Facts:
     own, asked = words_of(answer), frozenset(words_of(question))
     stop = stop_words_of(own + words_of(question))
     words: tuple[str, ...] = ()
-    less = (asked | stop | background.common, asked | stop, stop, stop - ANSWERS_ALONE, frozenset())
-    for left_out in less:
+    left_outs: tuple[frozenset[str], ...] = (
+        asked | stop | background.common, asked | stop, stop, stop - ANSWERS_ALONE, frozenset(),
+    )  # fmt: skip
+    for left_out in left_outs:
         words = tuple(dict.fromkeys(word for word in own if word not in left_out))
         if words:
             break
