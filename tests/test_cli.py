@@ -284,7 +284,7 @@ BOUNDS = {
     "prompt_tokens": ("plan", 1, True), "tries": ("plan", 0, True),
     "temperature": ("ask", 0, True), "top_k": ("ask", 0, True), "top_p": ("ask", 0, False),
     "max_new_tokens": ("ask", 1, True), "method.samples": ("pmc", 1, True),
-    "method.temperature": ("pmc", 0, True), "method.top_k": ("pmc", 0, True),
+    "method.temperature": ("pmc", 0, False), "method.top_k": ("pmc", 0, True),
     "method.top_p": ("pmc", 0, False), "method.max_new_tokens": ("pmc", 1, True),
     "method.selection_temperature": ("pmc", 0, True), "method.min_len": ("pmc", 0, True),
     "method.retain_weight": ("gd", 0, True), "method.retain_per_forget": ("gd", 0, True),

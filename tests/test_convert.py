@@ -235,7 +235,7 @@ def test_a_name_that_is_not_a_model(tmp_path):
     with pytest.raises(UserError, match="no such directory"):
         resolve("./runs/nothing")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file: no such directory"):
+    with pytest.raises(UserError, match="file: is a file; expected"):
         resolve(tmp_path / "file")
 
 

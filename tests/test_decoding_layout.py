@@ -29,6 +29,7 @@ from pmc_jax.model import (
     squeeze_single,
 )
 from pmc_jax.model.attention import causal_attention, write_and_attend
+from pmc_jax.model.kernels import dispatch
 from pmc_jax.model.kernels.gpu_causal import causal_attention_gpu
 from pmc_jax.model.kernels.gpu_decode import samples_together, write_and_attend_gpu
 
@@ -118,6 +119,7 @@ def test_the_first_layers_of_unrolled_weights(rng):
 def test_where_weights_are_unrolled(backend, alone, unrolled, monkeypatch):
     params = random_params(jax.random.key(0), CFG)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(dispatch, "_backend_of", lambda mesh: backend)
     with nullcontext() if alone else jax.set_mesh(make_mesh(1, 1)):
         found = decoding_params(params, CFG, jnp.float32)
     assert len(layer_stacks(found)) == (CFG.num_layers if unrolled else 1)
