@@ -1,8 +1,11 @@
 """Memory: bounds against the compiler, what is free, and what happens when it runs out."""
 
+import ctypes
 import dataclasses
 import importlib
+import os
 import resource
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -480,3 +483,20 @@ def test_a_step_that_does_not_fit_names_what_to_change(tiny_model, monkeypatch, 
         pmc.unlearn(tiny_model, data, pmc.GA(), pmc.Training(batch_size=4, max_length=64))
     assert "out of memory at step 0" in str(error.value)
     assert "training.micro_batch=2 or model.remat=full" in str(error.value)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
+def test_freed_memory_is_returned_to_the_system():
+    """Pieces below another one that is in use stay with the C library until then."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    count, size = 600, 10**5
+    pieces = [np.ones(size, np.uint8) for _ in range(count)]
+    last = pieces[-1]
+    del pieces
+    before = resident()
+    memory.return_freed()
+    assert before - resident() > 0.5 * count * size
+    assert last.all()

@@ -90,7 +90,7 @@ def host_memory(allowed: int | None = None, root: Path = Path("/")) -> int | Non
         allowed: how much it may take in all.
         root: the directory in which /proc and /sys are.
     """
-    _return_freed()
+    return_freed()
     used = _kilobytes(root / "proc/self/status")
     found = list(_left_by_control_groups(root))
     if available := _kilobytes(root / "proc/meminfo").get("MemAvailable"):
@@ -108,8 +108,12 @@ def host_memory(allowed: int | None = None, root: Path = Path("/")) -> int | Non
     return max(min(found), 0) if found else None
 
 
-def _return_freed() -> None:
-    """Let the C library return freed memory to the system, so that it counts as free."""
+def return_freed() -> None:
+    """Let the C library return freed memory to the system, so that it counts as free.
+
+    The C library keeps what it was given in smaller pieces, such as weights to decode with, for
+    later pieces of that size; the arrays of an optimizer step are larger.
+    """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

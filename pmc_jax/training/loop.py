@@ -21,7 +21,7 @@ from pmc_jax.model.specs import Params
 from pmc_jax.runs.checkpoints import finish, save
 from pmc_jax.runs.metrics import Metrics
 from pmc_jax.runs.throughput import speeds
-from pmc_jax.runtime.memory import ran_out, reason
+from pmc_jax.runtime.memory import ran_out, reason, return_freed
 from pmc_jax.runtime.processes import agree
 from pmc_jax.runtime.progress import Stage, duration_text, speed_text
 from pmc_jax.training.batch import step_batch
@@ -89,6 +89,7 @@ def take_step(
     questions = run.questions(step)
     weights = run.weights(state.train.params, frozen)
     chosen = run.method.step_examples(run, state.method, weights, step, questions)
+    return_freed()
     batch, tokens_trained = step_batch(run, step, chosen)
     weight = run.method.retain_weight_at(run, chosen.state, step)
     ready = time.perf_counter()
