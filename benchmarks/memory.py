@@ -91,6 +91,7 @@ def limited(limit: int, command: Sequence[str], run: Path) -> dict[str, Any]:
     named = re.search(WARNING, said)
     return {
         "limit": limit * GB,
+        "load_average": os.getloadavg()[0],
         "by": "ulimit -d" if group is None else "control group",
         "status": process.returncode,
         "peak": 1024 * usage.ru_maxrss,
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, help="for the runs; a temporary one by default")
     options = parser.parse_args()
     settings = [*SETTINGS, *options.settings]
-    found: dict[str, Any] = {"settings": settings, "load_average": None, "limits": []}
+    found: dict[str, Any] = {"settings": settings, "limits": []}
     good = True
     print("limit GB  peak GB  seconds  training  answers (tokens/s)  checkpoint s", flush=True)
     with tempfile.TemporaryDirectory(dir=options.directory) as scratch:
@@ -164,7 +165,6 @@ def main() -> None:
             ]  # fmt: skip
             runs = measured(limit, command, Path(scratch))
             found["limits"] += runs
-            found["load_average"] = os.getloadavg()[0]
             good = good and runs[-1]["status"] == 0
             write_json(HERE / "memory.json", found)
     sys.exit(not good)
