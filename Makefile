@@ -38,8 +38,8 @@ help:  ## list the commands
 demo: $(VENV)/.installed-run  ## unlearn with the bundled model: takes about a minute on two cores
 	$(BIN)/python -m pmc_jax.train $(ARGS)
 
-# Without its fusion emitters, XLA compiles small functions twice as fast. The slow tests run what
-# users run.
+# Without its fusion emitters, XLA compiles the small functions of the tests sooner. The slow tests
+# run what users run.
 test: $(VENV)/.installed-test  ## run the fast tests
 	XLA_FLAGS="$$XLA_FLAGS --xla_cpu_use_fusion_emitters=false" $(PYTEST) -m "not slow"
 

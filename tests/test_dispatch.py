@@ -171,6 +171,18 @@ def test_where_kernels_are_used(monkeypatch):
     assert causal_attention_for(target, q, q, None).func is causal_attention
 
 
+@pytest.mark.parametrize(
+    ("platform", "backend"), [("tpu", "tpu"), ("cuda", "gpu"), ("rocm", "gpu"), (None, "cpu")]
+)
+def test_a_mesh_knows_its_devices(platform, backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    device = platform and jax.sharding.AbstractDevice("any", None, platform)
+    mesh = jax.sharding.AbstractMesh((2, 4), MESH_AXES, abstract_device=device)
+    monkeypatch.setattr(jax.sharding, "get_abstract_mesh", lambda: mesh)
+    target = current_target(jnp.float16)
+    assert (target.backend, target.mesh, target.model) == (backend, True, 4)
+
+
 def test_kernels_are_compiled_only_where_they_can_be_used(monkeypatch, gpu):
     monkeypatch.setattr(native, "available", None)
     assert current_target(jnp.float32) == Target("gpu", False)

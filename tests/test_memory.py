@@ -470,10 +470,12 @@ def test_a_step_that_does_not_fit_names_what_to_change(tiny_model, monkeypatch, 
         [{"question": f"Where was {i} born?", "answer": "Oslo"} for i in range(4)],
         [{"question": "What is 1?", "answer": "One."}],
     )
-    module = importlib.import_module("pmc_jax.training.run")
+    module, returned = importlib.import_module("pmc_jax.training.run"), []
+    monkeypatch.setattr("pmc_jax.training.loop.return_freed", lambda: returned.append(True))
 
     def full(*_, **__):
         def step(*_):
+            assert returned  # before the step, what sampling has freed is free again
             raise FULL
 
         return step

@@ -15,7 +15,9 @@ import pytest
 from pmc_jax import plan
 from pmc_jax.decoding.layout import cache_lengths
 from pmc_jax.errors import UserError
-from pmc_jax.model import ModelConfig, param_count, param_specs
+from pmc_jax.model import ModelConfig, on_mesh, param_count, param_specs
+from pmc_jax.model.kernels import native
+from pmc_jax.model.kernels.dispatch import current_target
 from pmc_jax.planning import search
 from pmc_jax.planning.compiled import collectives, matmul_flops
 from pmc_jax.planning.devices import Topology
@@ -230,6 +232,23 @@ def test_temporaries_of_a_gpu_are_within_the_bound(name):
         "answer: decode": model.decode(64, 1, 32, room, filters=False),
     }[name]  # fmt: skip
     assert capped(10**12) == 5 + bound and capped(1) == sum(held.values()) + 1
+
+
+@pytest.mark.parametrize(("name", "kernels"), [("cpu:1", {"native"}), ("h200:1", set())])
+def test_kernels_of_cpus_are_not_planned_for_gpus(name, kernels, monkeypatch):
+    """A CPU's compiler stands in for a GPU's."""
+    seen = []
+
+    def compile_phase(job, phase, mesh, on_compiled):
+        with on_mesh(mesh):
+            seen.append(current_target(jnp.float32).kernels)
+
+    monkeypatch.setattr(native, "available", lambda: True)
+    monkeypatch.setattr(search, "compile_phase", compile_phase)
+    topology = Topology(name, jax.devices()[:1], None, exact=False)
+    job = dataclasses.replace(JOB, data=1, model_axis=1)
+    search.compile_all(job, topology, ["train"], print)
+    assert seen == [kernels]
 
 
 def searched(monkeypatch, fits, tries=99, job=JOB):

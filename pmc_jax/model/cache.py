@@ -16,8 +16,9 @@ from pmc_jax.model.sharding import constrain, has_mesh
 
 Part = TypeVar("Part")
 
-SUFFIX_AXES = 6
-"""Number of axes of a stack's suffix cache."""
+PREFIX_AXES = ("layers", "batch", "kv_heads", None, None)
+SUFFIX_AXES = ("layers", "batch", None, "kv_heads", None, None)
+"""The logical axes of a stack's prefix and suffix cache."""
 
 
 @struct.dataclass
@@ -64,14 +65,12 @@ def init_suffix(prefix: PrefixCache, samples: int, length: int) -> SuffixCache:
 
 def place_suffix(suffix: Part) -> Part:
     """The same cache, or stacks of it, sharded over the mesh by prompts and heads."""
-    axes = ("layers", "batch", None, "kv_heads", None, None)
-    return jax.tree.map(lambda x: constrain(x, *axes), suffix)
+    return jax.tree.map(lambda x: constrain(x, *SUFFIX_AXES), suffix)
 
 
 def place_prefix(prefix: PrefixCache) -> PrefixCache:
     """The same cache, sharded over the mesh by prompts and heads."""
-    axes = ("layers", "batch", "kv_heads", None, None)
-    k, v = jax.tree.map(lambda x: constrain(x, *axes), (prefix.k, prefix.v))
+    k, v = jax.tree.map(lambda x: constrain(x, *PREFIX_AXES), (prefix.k, prefix.v))
     return PrefixCache(k=k, v=v, mask=constrain(prefix.mask, "batch", None))
 
 
@@ -116,4 +115,4 @@ def squeeze_single(suffix: SuffixCache) -> SuffixCache:
 
 def unsqueeze_single(suffix: SuffixCache) -> SuffixCache:
     """The inverse of `squeeze_single`."""
-    return jax.tree.map(lambda x: x if x.ndim == SUFFIX_AXES else x[None], suffix)
+    return jax.tree.map(lambda x: x if x.ndim == len(SUFFIX_AXES) else x[None], suffix)

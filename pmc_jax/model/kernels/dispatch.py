@@ -2,7 +2,7 @@
 
 `current_target` detects devices and kernels; nothing else in the package asks JAX for its
 backend. A function asks once, when it is traced, and passes the `Target` on. Every choice is a pure
-function of a `Target` and of shapes.
+function of a `Target` and of the shapes on one device.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from jax.sharding import AbstractMesh
 from jaxtyping import Array, DTypeLike
 
 from pmc_jax.model.attention import causal_attention, write_and_attend
+from pmc_jax.model.cache import PREFIX_AXES, SUFFIX_AXES
 from pmc_jax.model.kernels import native
 from pmc_jax.model.kernels.cpu_causal import causal_attention_cpu
 from pmc_jax.model.kernels.cpu_decode import write_and_attend_cpu
@@ -44,15 +45,12 @@ HEADS, KV_HEADS = ("batch", None, "heads", None), ("batch", None, "kv_heads", No
 CAUSAL_AXES = (HEADS, KV_HEADS, KV_HEADS, ("batch", None), ())
 """Logical axes of the arguments of `causal_attention`."""
 
-PREFIX = ("batch", "kv_heads", None, None)
-"""Logical axes of a layer's cache of prompts."""
-
-SUFFIX = ("layers", "batch", None, "kv_heads", None, None)
-"""Logical axes of a stack's cache of samples."""
+OF_LAYER = PREFIX_AXES[1:]
+"""Logical axes of one layer's cache of prompts."""
 
 DECODE_AXES = (
-    HEADS, KV_HEADS, KV_HEADS, (("batch", None, None),) * 2, PREFIX, PREFIX, ("batch", None),
-    SUFFIX, SUFFIX, (), (), (), ("batch", None),
+    HEADS, KV_HEADS, KV_HEADS, (("batch", None, None),) * 2, OF_LAYER, OF_LAYER, ("batch", None),
+    SUFFIX_AXES, SUFFIX_AXES, (), (), (), ("batch", None),
 )  # fmt: skip
 """Logical axes of the arguments of `write_and_attend`."""
 
@@ -222,7 +220,7 @@ def write_and_attend_for(
     target: Target, q: Array, prefix_k: Array, suffix_k: Array
 ) -> Callable[..., tuple[Array, Array, Array]]:
     """`write_and_attend` for queries `[batch, samples, heads, head_dim]` and these caches."""
-    elements = max(elements_of_shard(prefix_k, PREFIX), elements_of_shard(suffix_k, SUFFIX))
+    elements = max(elements_of_shard(prefix_k, OF_LAYER), elements_of_shard(suffix_k, SUFFIX_AXES))
     kernel = decode_kernel(target, q.shape[-1], prefix_k.shape[1], elements)
     if kernel == "xla":
         return write_and_attend
