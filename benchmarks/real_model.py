@@ -4,7 +4,9 @@ Fine-tunes SmolLM2-135M-Instruct on a part of TOFU, which gives the target model
 rows alone, which gives the reference; unlearns with every method, configuration and seed of
 `real_model.yaml`; and evaluates each model. After every command it writes `real_model.json`,
 `real_model.csv`, and the page `docs/results.md` with its figures. What is finished is skipped and
-what was stopped goes on, so the same command continues after an interruption.
+what was stopped goes on, so the same command continues after an interruption. `real_model.json`
+keeps what was measured in other work directories and on other machines. In a new one, only the
+fine-tuned models are made again, and models that are to be evaluated further.
 
 The model is a directory (`--model`), or the hub's, or made from a package (`smollm2.py`). Budgets:
 `cpu` (the default) forgets 64 questions in an hour per method on two cores or less, `gpu` all of
@@ -36,7 +38,7 @@ from typing import Any
 
 import yaml
 from real_model_page import write_results
-from real_model_runs import Run, best_runs
+from real_model_runs import Run, best_runs, record_of
 from smollm2 import HUB, fetch
 from tofu_subset import write_subset
 
@@ -159,8 +161,11 @@ def trainings(entry: Mapping[str, Any]) -> list[Training]:
     ]  # fmt: skip
 
 
-def steps(budget: Budget, work: Work) -> Iterator[Step]:
+def steps(budget: Budget, work: Work, results: Path) -> Iterator[Step]:
     """Everything that runs, in order.
+
+    Args:
+        results: the file with the numbers so far.
 
     A stage that needs results, of the "best" runs for instance, finds those that are there when
     it is reached.
@@ -173,7 +178,7 @@ def steps(budget: Budget, work: Work) -> Iterator[Step]:
     def named(names: Iterable[str]) -> Iterator[str]:
         for name in names:
             if name == "best":
-                yield from (run.name for run in best_runs(collect(work)))
+                yield from (run.name for run in best_runs(collect(work, results)))
             else:
                 yield name
 
@@ -314,11 +319,20 @@ def call(step: Step, budget: Budget, work: Work) -> int:
             write_json(work.directory / "seconds.json", spent)
 
 
-def collect(work: Work) -> list[Run]:
-    """All finished runs of a work directory with what was measured of their models."""
+def results_file(budget: str, out: Path) -> Path:
+    """The file with all numbers of a budget."""
+    return out / f"real_model{'' if budget == 'cpu' else f'_{budget}'}.json"
+
+
+def collect(work: Work, known: Path) -> list[Run]:
+    """All finished runs with what was measured of their models.
+
+    Those of this work directory, and those that the file `known` has from other ones. Of an
+    evaluation that both have, this directory's counts.
+    """
     spent = read_json(work.directory / "seconds.json", missing_ok=True) or {}
-    found = []
-    for path in sorted(work.runs.glob("*/summary.json")):
+    found = {row["run"]: row for row in (read_json(known, missing_ok=True) or {"runs": []})["runs"]}
+    for path in work.runs.glob("*/summary.json"):
         name, evaluations = path.parent.name, {}
         for other in sorted(work.evaluations.glob(f"{name}-*/summary.json")):
             kind = other.parent.name.removeprefix(f"{name}-")
@@ -327,8 +341,11 @@ def collect(work: Work) -> list[Run]:
                 evaluations[kind] = summary
                 if change := side_effects(work, name, kind):
                     summary["measures"][name] |= text_measures(change)
-        found.append(Run(path.parent, read_json(path), evaluations, spent.get(name)))
-    return found
+        target = read_json(path.parent / "inputs.json").get("model weights")
+        record = record_of(read_json(path), evaluations, spent.get(name), target)
+        record["evaluations"] = found.get(name, {}).get("evaluations", {}) | record["evaluations"]
+        found[name] = record
+    return [Run(found[name]) for name in sorted(found)]
 
 
 def side_effects(work: Work, name: str, kind: str) -> Mapping[str, Any] | None:
@@ -354,25 +371,56 @@ def wanted(step: Step, only: Sequence[str], work: Work) -> bool:
     return not only or name.partition("-")[0] in (*only, "target", "reference")
 
 
-def show_plan(budget: Budget, work: Work, only: Sequence[str]) -> None:
+def left(budget: Budget, work: Work, results: Path, only: Sequence[str]) -> Iterator[Step]:
+    """The steps that are to be run, in order.
+
+    Not those whose numbers are known from another work directory, except fine-tuning, which the
+    others begin with. A model that is to be evaluated is trained here first.
+    """
+    plan: dict[str, Training] = {}
+    begun: set[str] = set()
+    for step in steps(budget, work, results):
+        if isinstance(step, Training):
+            plan[step.name] = step
+        if not wanted(step, only, work) or work.finished(step):
+            continue
+        known = {run.name: run for run in collect(work, results)}
+        if isinstance(step, Training):
+            if step.method == "finetune" or step.name not in known:
+                begun.add(step.name)
+                yield step
+        elif step.of not in known:
+            yield step
+        elif step.kind == "log" or step.kind not in known[step.of].evaluations:
+            if step.of not in begun and not work.finished(plan[step.of]):
+                begun.add(step.of)
+                yield plan[step.of]
+            yield step
+
+
+def show_plan(budget: Budget, work: Work, results: Path, only: Sequence[str]) -> None:
     """Print every step, whether it is finished, and the minutes of those that are not."""
-    left = 0.0
-    for step in steps(budget, work):
-        if not wanted(step, only, work):
-            continue
-        done = work.finished(step)
-        left += 0 if done else step.minutes
-        kind = "train" if isinstance(step, Training) else "evaluate"
-        print(f"{'done' if done else f'{step.minutes:g} min':>8}  {kind:<9}{step.name}")
-    print(f"{left / 60:.1f} hours are left, as far as is known; the best runs follow from results")
+    todo = list(left(budget, work, results, only))
+    names = {step.name for step in todo}
+    for step in steps(budget, work, results):
+        if wanted(step, only, work):
+            state = f"{step.minutes:g} min" if step.name in names else "done"
+            kind = "train" if isinstance(step, Training) else "evaluate"
+            print(f"{state:>8}  {kind:<9}{step.name}")
+    hours = sum(step.minutes for step in todo) / 60
+    print(f"{hours:.1f} hours are left, as far as is known; the best runs follow from results")
 
 
-def run_all(budget: Budget, work: Work, options: argparse.Namespace, out: Path, docs: Path) -> int:
-    """Run every step that is not finished; returns how many failed."""
+def run_all(
+    budget: Budget, work: Work, options: argparse.Namespace, results: Path, docs: Path
+) -> int:
+    """Run every step that is left; returns how many failed."""
     failed: list[str] = []
-    for step in steps(budget, work):
-        if not wanted(step, options.only, work) or work.finished(step):
-            continue
+
+    def write() -> None:
+        write_results(collect(work, results), options.budget, budget.rows, results, docs)
+
+    for step in left(budget, work, results, options.only):
         start = work.runs / (step.of if isinstance(step, Evaluation) else "target")
         first = isinstance(step, Training) and step.method == "finetune"
         if not first and not (start / "summary.json").is_file():
@@ -384,8 +432,8 @@ def run_all(budget: Budget, work: Work, options: argparse.Namespace, out: Path, 
             print(f"{step.name} failed: {work.logs / f'{step.name}.log'}", flush=True)
             continue
         shutil.rmtree(work.runs / step.name / "checkpoints", ignore_errors=True)  # 1.6 GB each
-        write_results(collect(work), options.budget, budget.rows, out, docs)
-    write_results(collect(work), options.budget, budget.rows, out, docs)
+        write()
+    write()
     print(f"Finished; {len(failed)} failed: {', '.join(failed) or 'none'}")
     return len(failed)
 
@@ -417,13 +465,13 @@ def main() -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     work = Work(options.work.resolve())
     budget = read_budget(options.budget, work)
-    out = work.directory if options.tiny else HERE
+    results = results_file(options.budget, work.directory if options.tiny else HERE)
     docs = work.directory if options.tiny else ROOT / "docs"
     if options.plan:
-        show_plan(budget, work, options.only)
+        show_plan(budget, work, results, options.only)
         return
     if options.report:
-        write_results(collect(work), options.budget, budget.rows, out, docs)
+        write_results(collect(work, results), options.budget, budget.rows, results, docs)
         return
     work.directory.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, stop)
@@ -437,7 +485,7 @@ def main() -> None:
             make_data(budget, work, options.tofu)
         except (UserError, ValueError) as error:
             parser.error(str(error))
-        sys.exit(1 if run_all(budget, work, options, out, docs) else 0)
+        sys.exit(1 if run_all(budget, work, options, results, docs) else 0)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ is `real_model.md.j2`.
 """
 
 import dataclasses
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,21 +48,20 @@ MEASURE = {measure.key: measure for measure in EVALUATION_MEASURES}
 
 
 def write_results(
-    runs: Sequence[Run], budget: str, rows: Mapping[str, int], out: Path, docs: Path
+    runs: Sequence[Run], budget: str, rows: Mapping[str, int], results: Path, docs: Path
 ) -> None:
-    """Write the numbers to `out`, and the page with its figures to `docs`.
+    """Write the numbers to `results` and a CSV beside it, and the page with its figures to `docs`.
 
-    The files are `real_model.json` and `.csv`, `results.md` and `results/*.png`; for another budget
-    than "cpu" their names end in it.
+    The page is `results.md`, its figures are `results/*.png`; for another budget than "cpu" their
+    names end in it.
     """
     suffix = "" if budget == "cpu" else f"_{budget}"
-    found = [number_row(run) for run in runs]
+    found = [run.record for run in runs]
     result = {
-        "budget": budget, "rows": dict(rows), "load_average": os.getloadavg()[0],
-        "versions": runs[-1].summary["versions"] if runs else {}, "runs": found,
+        "budget": budget, "rows": dict(rows), "runs": found,
     }  # fmt: skip
-    write_json(out / f"real_model{suffix}.json", result)
-    write_text(out / f"real_model{suffix}.csv", as_csv(table_rows(found)))
+    write_json(results, result)
+    write_text(results.with_suffix(".csv"), as_csv(table_rows(found)))
     points = compare([run.outcome(utility_of_target(runs)) for run in compared(runs)])
     figures = docs / f"results{suffix}"
     figures.mkdir(exist_ok=True)
@@ -74,46 +72,6 @@ def write_results(
         draw_leakage(runs, figures / "leakage.png")
         draw_suppression(runs, figures / "suppression.png")
     write_text(docs / f"results{suffix}.md", page(runs, points, budget, rows, figures.name))
-
-
-def number_row(run: Run) -> dict[str, Any]:
-    """One run in `real_model.json`: all measures and the curves of the attacks."""
-    seconds = run.summary["seconds"]
-    return {
-        "run": run.name,
-        "method": run.method,
-        "seed": run.settings["seed"],
-        "steps": run.summary["steps"],
-        "tokens_sampled": run.summary["tokens_sampled"],
-        "settings": {
-            key: value
-            for key, value in run.settings.items()
-            if key.partition(".")[0] in ("method", "optimizer", "training")
-        },
-        "cpu_minutes": run.cpu_minutes and round(run.cpu_minutes, 2),
-        "seconds": {key: round(value, 1) for key, value in seconds.items()},
-        "evaluations": {
-            kind: {
-                "samples": found["settings"]["evaluation.attack_samples"],
-                "measures": rounded(found["measures"][run.name]),
-                "curves": {
-                    attack: rounded({k: v for k, v in curves.items() if k.endswith("curve")})
-                    for attack, curves in found["curves"][run.name].items()
-                    if attack in ATTACKS
-                },
-            }
-            for kind, found in run.evaluations.items()
-        },
-    }
-
-
-def rounded(value: Any) -> Any:
-    """Numbers to five digits after the point, in lists and mappings, too."""
-    if isinstance(value, Mapping):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    return round(value, 5) if isinstance(value, float) else value
 
 
 def table_rows(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -142,7 +100,7 @@ def leakage_table(runs: Sequence[Run]) -> list[list[str]]:
 def samples_of(runs: Sequence[Run], kind: str = "paper") -> int:
     """How many answers to a question the attacks of an evaluation sampled."""
     known = (run.evaluations[kind] for run in runs if kind in run.evaluations)
-    return next((int(found["settings"]["evaluation.attack_samples"]) for found in known), 0)
+    return next((int(found["samples"]) for found in known), 0)
 
 
 def label(key: str, samples: int) -> str:

@@ -3,10 +3,9 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from pmc_jax.reporting.comparison import Outcome, read_outcome
+from pmc_jax.reporting.comparison import Outcome
 
 METHODS = ("pmc", "ga", "gd", "dpo", "npo", "simnpo", "idk", "retain_only")
 OWN = "pmc"
@@ -21,8 +20,10 @@ BEYOND = (
     "method.beginnings", "method.offer_refusals",
 )  # fmt: skip
 """Options of PMC that are not in the paper and off by default."""
-PLACES = ("name", "runs_dir", "seed", "model.path", "data.path")
-"""Settings that say where a run is, not what it does."""
+SECTIONS = ("method", "adapter", "optimizer", "training")
+"""Settings of a run that `real_model.json` has."""
+KEPT = (*CURVES, "accuracy_by_quantile", "minima", "chance")
+"""What `real_model.json` has of the curves of an evaluation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,26 +31,25 @@ class Run:
     """A finished training run.
 
     Attributes:
-        directory: of the run; its last part is the run's name.
-        summary: its `summary.json`.
-        evaluations: `summary.json` of the evaluations of its model, by their names in the plan.
-        spent: seconds that its command took, of all CPU cores ("cpu") and by the clock ("wall").
+        record: what `real_model.json` has of it (`record_of`).
     """
 
-    directory: Path
-    summary: Mapping[str, Any]
-    evaluations: Mapping[str, Mapping[str, Any]]
-    spent: Mapping[str, float] | None
+    record: Mapping[str, Any]
 
     @property
     def name(self) -> str:
         """The run's name."""
-        return self.directory.name
+        return str(self.record["run"])
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """All settings of the run by dotted key."""
-        return self.summary["settings"]
+        """The settings of the run's method, optimizer, adapter and training by dotted key."""
+        return self.record["settings"]
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.record["seed"])
 
     @property
     def unlearns(self) -> bool:
@@ -59,45 +59,109 @@ class Run:
     @property
     def method(self) -> str:
         """The method; with an adapter or an option that is not in the paper, one of its own."""
-        name = str(self.settings["method.name"])
-        rank = self.settings.get("adapter.rank")
-        beyond = any(self.settings.get(key) for key in BEYOND)
-        adapted = f"{name}, LoRA of rank {rank}" if rank else name
-        return f"{adapted}, beyond the paper" if beyond else adapted
+        return method_of(self.settings)
+
+    @property
+    def evaluations(self) -> Mapping[str, Mapping[str, Any]]:
+        """The evaluations of the run's model by their names in the plan."""
+        return self.record["evaluations"]
 
     def measures(self, kind: str = "paper") -> Mapping[str, float | None]:
         """The measures of one evaluation by name; empty if there is none."""
         found = self.evaluations.get(kind)
-        return found["measures"][self.name] if found else {}
+        return found["measures"] if found else {}
 
     def curve(self, attack: str, what: str) -> Sequence[float]:
         """One of `CURVES`: of m sampled answers, m = 1, 2, …, as far as measured."""
-        known = [e["curves"][self.name].get(attack, {}) for e in self.evaluations.values()]
+        known = [e["curves"].get(attack, {}) for e in self.evaluations.values()]
         return max((part.get(what) or () for part in known), key=len, default=())
 
     @property
     def least_likely(self) -> Mapping[str, Any] | None:
         """Curves of the least-likely attack, if it was measured."""
         found = self.evaluations.get("paper")
-        return found["curves"][self.name].get("least_likely") if found else None
+        return found["curves"].get("least_likely") if found else None
 
     @property
     def cpu_minutes(self) -> float | None:
         """Minutes of CPU time of the training command, all cores added."""
-        return self.spent["cpu"] / 60 if self.spent else None
+        return self.record["cpu_minutes"]
 
     def outcome(self, target: float | None) -> Outcome:
         """The run as `pmc report pareto` compares runs, with what `evaluate` measured."""
-        found, measured = read_outcome(self.directory), self.measures()
-        return dataclasses.replace(
-            found,
+        measured = self.measures()
+        return Outcome(
+            path=self.name,
             method=self.method,
-            settings={k: v for k, v in found.settings.items() if k not in PLACES},
+            seed=self.seed,
+            settings=dict(self.settings),
             quality=float(measured["unlearn_quality"] or 0.0),
             utility=float(measured["utility"] or 0.0),
             before=target,
-            minutes=self.cpu_minutes if self.cpu_minutes is not None else found.minutes,
+            minutes=self.cpu_minutes or self.record["seconds"]["total"] / 60,
+            steps=self.record["steps"],
+            target=self.record.get("target"),
         )
+
+
+def method_of(settings: Mapping[str, Any]) -> str:
+    """`Run.method` from settings by dotted key."""
+    name = str(settings["method.name"])
+    rank = settings.get("adapter.rank")
+    beyond = any(settings.get(key) for key in BEYOND)
+    adapted = f"{name}, LoRA of rank {rank}" if rank else name
+    return f"{adapted}, beyond the paper" if beyond else adapted
+
+
+def record_of(
+    summary: Mapping[str, Any],
+    evaluations: Mapping[str, Mapping[str, Any]],
+    spent: Mapping[str, float] | None,
+    target: str | None,
+) -> dict[str, Any]:
+    """A run as `real_model.json` has it: all measures, and the curves of the attacks.
+
+    Args:
+        summary: the run's `summary.json`.
+        evaluations: `summary.json` of the evaluations of its model, by their names in the plan.
+        spent: seconds that its command took, of all CPU cores ("cpu") and by the clock ("wall").
+        target: hash of the weights that it began with.
+    """
+    settings = summary["settings"]
+    name = settings["name"]
+    return {
+        "run": name,
+        "method": method_of(settings),
+        "seed": settings["seed"],
+        "steps": summary["steps"],
+        "tokens_sampled": summary["tokens_sampled"],
+        "target": target,
+        "versions": summary["versions"],
+        "settings": {k: v for k, v in settings.items() if k.partition(".")[0] in SECTIONS},
+        "cpu_minutes": round(spent["cpu"] / 60, 2) if spent else None,
+        "seconds": {key: round(value, 1) for key, value in summary["seconds"].items()},
+        "evaluations": {
+            kind: {
+                "samples": found["settings"]["evaluation.attack_samples"],
+                "measures": rounded(found["measures"][name]),
+                "curves": {
+                    attack: rounded({k: v for k, v in curves.items() if k in KEPT})
+                    for attack, curves in found["curves"][name].items()
+                    if attack in (*ATTACKS, "least_likely")
+                },
+            }
+            for kind, found in evaluations.items()
+        },
+    }
+
+
+def rounded(value: Any) -> Any:
+    """Numbers to five digits after the point, in lists and mappings, too."""
+    if isinstance(value, Mapping):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return round(value, 5) if isinstance(value, float) else value
 
 
 def compared(runs: Sequence[Run]) -> list[Run]:
@@ -131,7 +195,7 @@ def best_runs(runs: Sequence[Run]) -> list[Run]:
     target, best = utility_of_target(runs), dict[str, Run]()
     for run in compared(runs) if target else ():
         method = run.method
-        if run.settings["seed"] == 0 and (
+        if run.seed == 0 and (
             method not in best or balance(run, target) > balance(best[method], target)
         ):
             best[method] = run

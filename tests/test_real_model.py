@@ -1,6 +1,5 @@
 """The benchmark of all methods on a real model: its plan, its data, its page, and a small trial."""
 
-import dataclasses
 import hashlib
 import json
 import subprocess
@@ -24,7 +23,8 @@ BASELINES = ("ga", "gd", "dpo", "npo", "simnpo", "idk", "retain_only")
 
 def plan(budget, directory):
     work = Work(directory)
-    return list(real_model.steps(real_model.read_budget(budget, work), work))
+    results = directory / "results.json"
+    return list(real_model.steps(real_model.read_budget(budget, work), work, results))
 
 
 @pytest.mark.parametrize("budget", ["cpu", "gpu"])
@@ -100,20 +100,21 @@ def run(name, quality, utility, worst=0.5, kinds=("paper",), curve=(0.2, 0.5)):
     """A finished run as far as the page reads it."""
     method, _, seed = name.partition("-seed=")
     method = method.partition("-")[0]
-    settings = {
-        "method.name": "finetune" if method in ("target", "reference") else method,
-        "seed": int(seed or 0),
-    }
+    settings = {"method.name": "finetune" if method in ("target", "reference") else method}
     measured = {
         "unlearn_quality": quality, "utility": utility, "sampling_worst": worst,
         "prefilling_worst": worst / 2,
     }  # fmt: skip
     evaluation = {
-        "models": [name], "measures": {name: measured},
-        "settings": {"evaluation.attack_samples": len(curve)},
-        "curves": {name: {attack: {"curve": list(curve)} for attack in real_model_runs.ATTACKS}},
+        "measures": measured, "samples": len(curve),
+        "curves": {attack: {"curve": list(curve)} for attack in real_model_runs.ATTACKS},
     }  # fmt: skip
-    return Run(Path(name), {"settings": settings}, dict.fromkeys(kinds, evaluation), {"cpu": 120.0})
+    return Run(
+        {
+            "run": name, "seed": int(seed or 0), "settings": settings, "cpu_minutes": 2.0,
+            "evaluations": dict.fromkeys(kinds, evaluation),
+        }
+    )  # fmt: skip
 
 
 RUNS = [
@@ -160,11 +161,46 @@ def test_claims_follow_the_numbers():
 def test_options_beyond_the_paper_have_claims_of_their_own():
     beyond = run("pmc-lr=3e-4-lambda=1-seed=0", 97.0, 49.0, worst=0.1)
     settings = {**beyond.settings, "method.beginnings": 1}
-    beyond = dataclasses.replace(beyond, summary={"settings": settings})
+    beyond = Run({**beyond.record, "settings": settings})
     found = real_model_page.claims([*RUNS, beyond], real_model_runs.OWN_BEYOND)
     assert [claim.holds for claim in found] == [True, True, True, True, True]
     assert real_model_page.claims([*RUNS, beyond]) == real_model_page.claims(RUNS)
     assert real_model_page.claims(RUNS, real_model_runs.OWN_BEYOND) == []
+
+
+def write_summary(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), "utf-8")
+
+
+def test_a_new_work_directory_continues_with_the_numbers_of_others(tmp_path):
+    """Fine-tuned models are made again, and the one that is to be evaluated with 100 answers."""
+    budget = real_model.read_budget("cpu", work := Work(tmp_path / "new"))
+    results, npo = tmp_path / "real_model.json", "npo-lr=5e-5-lambda=1-seed=0"
+    known = [run("target", 40.0, 50.0), run(npo, 80.0, 45.0), run("gd-lr=5e-5-seed=9", 8.0, 45.0)]
+    results.write_text(json.dumps({"runs": [one.record for one in known]}), "utf-8")
+    todo = [step.name for step in real_model.left(budget, work, results, ["npo"])]
+    assert todo[:4] == ["target", "target-leakage", npo, f"{npo}-leakage"]
+    assert f"{npo}-paper" not in todo and "target-paper" not in todo
+    assert [one.name for one in real_model.collect(work, results)] == [
+        "gd-lr=5e-5-seed=9", npo, "target",
+    ]  # fmt: skip
+    summary = {
+        "settings": {"name": npo, "method.name": "npo", "seed": 0, "data.path": "/home"},
+        "steps": 40, "tokens_sampled": 0, "versions": {}, "seconds": {"total": 60.0},
+    }  # fmt: skip
+    write_summary(work.runs / npo / "summary.json", summary)
+    write_summary(work.runs / npo / "inputs.json", {"model weights": "ab12"})
+    evaluation = {
+        "models": [npo], "settings": {"evaluation.attack_samples": 100},
+        "measures": {npo: {"utility": 44.0}}, "curves": {npo: {"sampling": {"curve": [0.1]}}},
+    }  # fmt: skip
+    write_summary(work.evaluations / f"{npo}-leakage/summary.json", evaluation)
+    found = {one.name: one for one in real_model.collect(work, results)}[npo]
+    assert (found.measures()["utility"], found.measures("leakage")["utility"]) == (45.0, 44.0)
+    assert found.record["target"] == "ab12" and found.settings == {"method.name": "npo"}
+    todo = [step.name for step in real_model.left(budget, work, results, ["npo"])]
+    assert npo not in todo and f"{npo}-leakage" not in todo
 
 
 def test_what_is_missing_is_said():
