@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from pmc_jax.data.packing import first_fit, row_width
 from pmc_jax.model.buckets import bucket_length, bucket_rows
-from pmc_jax.model.memory import Footprint, first_fitting, halvings, rows_at_once
+from pmc_jax.model.memory import SHARE, Footprint, first_fitting, halvings, rows_at_once
 from pmc_jax.model.trainable import Trainable
 from pmc_jax.settings import AUTO
 from pmc_jax.unlearning.method import Examples, Method, Task
@@ -149,19 +149,21 @@ def shortage(
 ) -> list[str]:
     """The warning for a run that may take more memory than there is; [] if it fits.
 
+    A step fits if it takes at most `SHARE` of what is free, and so do the settings that are named.
+
     Args:
         size: bytes of an optimizer step beside weights and moments, with some changed settings.
         free: bytes on each device beside weights and moments; None: unknown.
         changes: settings that take less.
         otherwise: what takes still less.
     """
-    if free is None or (step := size({})) <= free:
+    if free is None or (step := size({})) <= SHARE * free:
         return []
     needs = (
         f"an optimizer step needs up to {step / 1e9:.1f} GB beside weights and moments, "
-        f"but {free / 1e9:.1f} GB are free"
+        f"and {free / 1e9:.1f} GB are free"
     )
-    some = enough(changes, size, free)
+    some = enough(changes, size, int(SHARE * free))
     if not some:
         return [f"{needs}, so the run may be killed"]
     typed = " ".join(f"{key}={value}" for key, value in some.items())
