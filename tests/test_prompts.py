@@ -200,6 +200,25 @@ def test_system_prompt_of_a_row_comes_first(llama3):
     )
 
 
+@pytest.mark.parametrize("name", ["llama3", "base", "phi", "llama2"])
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_question_is_found_in_its_prompt(name, plain, request):
+    """And none where it does not end; its first words can be encoded without the rest."""
+    tokenizer = request.getfixturevalue(name)
+    config = PromptConfig(template="plain") if plain else PromptConfig()
+    template = make_template(tokenizer, config)
+    for question in (text for text in QUESTIONS if "\n" not in text):
+        ids = template.encode_prompt(question)
+        assert template.decode_question(ids) == question
+        assert template.decode_question(ids[: len(template.encode_opening())]) is None
+    ids = template.encode_prompt("Who wrote it?")
+    assert template.decode_question(ids[:-1] if not template.chat else ids) == "Who wrote it?"
+    begun = template.encode_opening("Who")
+    assert ids[: len(begun)] == begun and len(begun) < len(ids)
+    assert template.decode_question(begun) is None
+    assert template.decode_question([*begun, template.end_id]) == "Who"
+
+
 def test_a_prompt_never_holds_the_date_of_today(llama3):
     text = llama3.decode(make_template(llama3, PromptConfig()).encode_prompt("Who?"))
     assert "Today Date: 26 Jul 2024" in text

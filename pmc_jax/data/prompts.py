@@ -177,15 +177,13 @@ class PromptTemplate:
     def encode_prompt(self, question: str, system: str | None = None) -> list[int]:
         """The ids before the response; with one BOS if the tokenizer or chat template adds any."""
         system = None if system is None else self.special.guarded(system)
-        text = self._prompt_text(self.special.guarded(question), system)
-        if self._as_openunlearning:
-            return self._openunlearning_ids(text)
-        ids, bos = self._ids(text), self.tokenizer.bos_token_id
-        if bos is None or not (self._adds_bos or ids[:1] == [bos]):
-            return ids
-        while ids[:1] == [bos]:
-            ids = ids[1:]
-        return [bos, *ids]
+        return self._prompt_ids(self._prompt_text(self.special.guarded(question), system))
+
+    def encode_opening(self, words: str = "") -> list[int]:
+        """The ids of a prompt up to the first words of its question."""
+        before = self._around_question[0]
+        text = before + self.special.guarded(words)
+        return self._prompt_ids(text if words else before.rstrip(" "))
 
     def encode_pair(
         self, question: str, answer: str, system: str | None = None
@@ -244,6 +242,23 @@ class PromptTemplate:
         if text.strip() == self._answer_tag.strip():
             return ""
         return text.lstrip().removeprefix(self._answer_tag).strip()
+
+    def decode_question(self, token_ids: Sequence[int]) -> str | None:
+        """The question in a prompt without a system prompt of its own; None if it does not end.
+
+        It ends with a stop token, a line, or the text that follows the question.
+        """
+        ids, opening = list(token_ids), self.encode_opening()
+        if ids[: len(opening)] != opening:
+            return None
+        rest = ids[len(opening) :]
+        stop = next((i for i, token in enumerate(rest) if token in self._stops), len(rest))
+        text = self._text([*opening, *rest[:stop]]).removeprefix(self._text(opening)).lstrip()
+        ends = [i for mark in ("\n", self._around_question[1].strip()) if mark
+                if (i := text.find(mark)) >= 0]  # fmt: skip
+        if stop == len(rest) and not ends:
+            return None
+        return text[: min(ends, default=len(text))].strip() or None
 
     def decode_settled(self, token_ids: Sequence[int]) -> str:
         """The beginning of the answer that no later token can change.
@@ -327,6 +342,13 @@ class PromptTemplate:
         return self.special.guarded(str(self.config.system))
 
     @cached_property
+    def _around_question(self) -> tuple[str, str]:
+        """The text of a prompt before its question, and what follows it."""
+        question = "the probe question"
+        before, _, after = self._prompt_text(question, None).partition(question)
+        return before, after
+
+    @cached_property
     def _probe_prompt(self) -> str:
         return self._prompt_text(PROBE, None)
 
@@ -341,6 +363,17 @@ class PromptTemplate:
         if GUARD in text:
             return self.special.encode(text)
         return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+    def _prompt_ids(self, text: str) -> list[int]:
+        """The ids of a prompt's text, with one BOS if there is any."""
+        if self._as_openunlearning:
+            return self._openunlearning_ids(text)
+        ids, bos = self._ids(text), self.tokenizer.bos_token_id
+        if bos is None or not (self._adds_bos or ids[:1] == [bos]):
+            return ids
+        while ids[:1] == [bos]:
+            ids = ids[1:]
+        return [bos, *ids]
 
     def _openunlearning_ids(self, text: str) -> list[int]:
         """The ids of a text; of a plain one with what the tokenizer adds, such as BOS."""

@@ -59,6 +59,7 @@ from pmc_jax.training.step import (
 )
 from pmc_jax.training.weights import ADAPTER_STREAM, is_cast, split_weights
 from pmc_jax.unlearning.method import Example, Examples, Method, Run, Task, TaskWithAnswers
+from pmc_jax.unlearning.rehearsal import rehearsal_pairs, with_rehearsal
 from pmc_jax.unlearning.schedule import Training
 
 
@@ -114,6 +115,11 @@ def prepare_inputs(
     else:
         task = Task(**received)
     examples = method.examples_of(task)
+    if training.rehearsal and not method.retain_pairs:
+        raise UserError(
+            f"training.rehearsal={training.rehearsal}: method={method.name} has no retain loss "
+            "with these settings; expected 0"
+        )
     if method.retain_pairs and not examples.retain:
         raise ValueError(
             f"{method.name}: retain_pairs is {method.retain_pairs}, but examples_of gave no "
@@ -189,13 +195,15 @@ def prepare(method: Method, inputs: Inputs, params: Params) -> dict[str, Any]:
     Raises:
         UserError: if it is not finite.
     """
-    model, seconds = inputs.task.model, {"checkpoint": 0.0}
-    # It asks the forget questions in their order.
-    with (
-        timed(seconds, "target_model"), model.naming(inputs.questions),
-        activity("asking the target model"),
-    ):  # fmt: skip
-        found = method.prepare(inputs.task, inputs.examples, params)
+    task, seconds = inputs.task, {"checkpoint": 0.0}
+    model, rehearsed = task.model, []
+    with timed(seconds, "target_model"):
+        if task.training.rehearsal:
+            with activity("asking the target model for questions of its own"):
+                rehearsed = rehearsal_pairs(task, params, inputs.examples.retain)
+        # It asks the forget questions in their order.
+        with model.naming(inputs.questions), activity("asking the target model"):
+            found = method.prepare(task, inputs.examples, params)
     # As JSON here too, so that a continued run sees the same values.
     try:
         text = to_json(found, finite=True)
@@ -204,7 +212,7 @@ def prepare(method: Method, inputs: Inputs, params: Params) -> dict[str, Any]:
             f"{model.directory}: what {method.name} computes from the target model before the "
             "first step is not finite; its logits are NaN, infinite, or too large"
         ) from None
-    return {"prepared": json.loads(text), "seconds": seconds}
+    return {"prepared": json.loads(text), "rehearsal": rehearsed, "seconds": seconds}
 
 
 def multiplied(cfg: ModelConfig, part: Trainable | None) -> int:
@@ -345,8 +353,8 @@ def train_model(
             with activity("preparing the optimizer"):
                 state = RunState(first_state(trained, transformation, specs), initial)
                 extra["sizes"] = chosen_sizes(
-                    task, method, inputs.examples, state.train, frozen,
-                    update_norm=logging.update_norm,
+                    task, method, with_rehearsal(task, inputs.examples, extra["rehearsal"]),
+                    state.train, frozen, update_norm=logging.update_norm,
                 )  # fmt: skip
         else:
             state, saved = restored
@@ -354,15 +362,20 @@ def train_model(
             logged = saved[METRICS]
         training = dataclasses.replace(task.training, **extra["sizes"])
         sized = dataclasses.replace(task, training=training)
+        rehearsed = extra.get("rehearsal", ())
+        examples = with_rehearsal(sized, inputs.examples, rehearsed)
         run: Run[Method] = Run(
-            method,
-            sized,
-            method.with_prepared(sized, inputs.examples, extra["prepared"]),
+            method, sized, method.with_prepared(sized, examples, extra["prepared"]),
             extra["prepared"],
-        )
+        )  # fmt: skip
         first, files = int(state.train.step), None
         if directory is not None and manager is not None:
-            for name, rows in method.files(run, inputs.questions).items():
+            found = method.files(run, inputs.questions)
+            if rehearsed:
+                found["rehearsal.jsonl"] = [
+                    {"question": question, "answer": answer} for question, answer in rehearsed
+                ]
+            for name, rows in found.items():
                 write_json_lines(directory / name, rows)
             metrics = stack.enter_context(
                 open_metrics(directory, logged, first, settings=settings, logging=logging)
@@ -391,8 +404,8 @@ def train_model(
         )  # fmt: skip
         lines = files.metrics.rows if files else []
         seconds = files.extra["seconds"] if files else extra["seconds"]
-    found = state.train.params
+    weights = state.train.params
     if part is None:
-        return Trained(found, records, lines, seconds)
-    whole = part.whole(found, frozen["base"], dtypes, donate=donate)
-    return Trained(whole, records, lines, seconds, found if part.adapter else None)
+        return Trained(weights, records, lines, seconds)
+    whole = part.whole(weights, frozen["base"], dtypes, donate=donate)
+    return Trained(whole, records, lines, seconds, weights if part.adapter else None)

@@ -26,6 +26,8 @@ class Training:
         max_length: most tokens of prompt and response together.
         only: train these weights and leave all others as they are: a pattern or a list of
             patterns, such as mlp, [q,v] or layers.-4: for the last four layers; null: all.
+        rehearsal: retain pairs that the target model writes itself before the first step, besides
+            those of the data set: it asks questions and answers them. Not in the paper; 0: none.
         gradient_dtype: dtype of the gradients and of their sum; null: that of the weights.
         decode_batch: most responses decoded at a time; "auto": as many as fit into memory.
         prune: stop decoding samples that can no longer be selected.
@@ -48,6 +50,7 @@ class Training:
     count_partial_updates: bool = True
     max_length: int = bounded(200, least=2)
     only: Any = None
+    rehearsal: int = bounded(0, least=0, most=2**14, needs="retain_per_forget")
     gradient_dtype: str | None = one_of(None, "float32", "bfloat16")
     decode_batch: int | str = automatic(needs="samples")
     prune: bool = switch(True, needs="selection_temperature")

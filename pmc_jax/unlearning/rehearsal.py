@@ -1,0 +1,149 @@
+"""Retain pairs that the target model writes itself: `training.rehearsal`, not in the paper.
+
+Retain pairs keep what resembles them. What a model says beyond them can still change: on other
+topics it may refuse, or forget. Before the first step, the target model therefore asks questions,
+and answers them, and these pairs are added to the retain pairs. Half of the questions are sampled
+from the beginning of a prompt, the others after the first word of a retain question. This is
+pseudo-rehearsal (Robins 1995), with questions sampled as by Magpie (arXiv 2406.08464).
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from pmc_jax.data.checks import question_key
+from pmc_jax.decoding import Sampling, generate
+from pmc_jax.errors import UserError
+from pmc_jax.evaluation.kinds import kind_of
+from pmc_jax.model import decoding_params
+from pmc_jax.model.specs import Params
+from pmc_jax.text.facts import background_of, facts_of
+from pmc_jax.text.words import words_of
+from pmc_jax.unlearning.method import Example, Examples, Task, Tokens
+
+STREAM = 5
+"""The stream of random numbers that questions are sampled with."""
+
+ASKING = Sampling(temperature=1.0, top_p=0.9)
+QUESTION_TOKENS, ANSWER_TOKENS = 48, 64
+"""Most tokens of a question and of an answer; those that go on are left out."""
+
+ROUNDS = 4
+"""How often as many questions as are wanted are sampled at most."""
+
+Pair = Sequence[str]
+"""A question and its answer."""
+
+
+def rehearsal_pairs(task: Task, params: Params, retain: Sequence[Example]) -> list[Pair]:
+    """`task.training.rehearsal` questions of the target model, each with its greedy answer.
+
+    Fewer if the model asks too few that it answers, and that have none of the rare words of a
+    forget question, such as a name.
+
+    Args:
+        params: the target model's weights.
+        retain: the retain pairs.
+
+    Raises:
+        UserError: if there is none.
+    """
+    wanted, template = task.training.rehearsal, task.model.template
+    known = [template.decode_question(pair.prompt) or "" for pair in retain]
+    avoided = rare_words([question.question for question in task.questions], known)
+    seen = {question_key(question) for question in known}
+    found: list[Pair] = []
+    for number in range(ROUNDS):
+        asked = []
+        for question in sampled_questions(task, params, openings(task, known, number), number):
+            if question_key(question) not in seen and not avoided & {*words_of(question)}:
+                seen.add(question_key(question))
+                asked.append(question)
+        answers = answers_to(task, params, asked)
+        found += [
+            (question, answer)
+            for question, answer in zip(asked, answers, strict=True)
+            if answer is not None and kind_of(answer) == "answer"
+            and not avoided & {*words_of(answer)}
+        ]  # fmt: skip
+        if len(found) >= wanted:
+            break
+    if not found:
+        raise UserError(
+            f"training.rehearsal={wanted}: {task.model.directory} asks no questions that it "
+            "answers; expected a model that can, or 0"
+        )
+    return found[:wanted]
+
+
+def rare_words(questions: Sequence[str], others: Iterable[str]) -> frozenset[str]:
+    """The words of the forget questions that retain questions hardly have, such as names."""
+    background = background_of(questions, others)
+    return frozenset(word for text in questions for word in facts_of(text, "", background).words)
+
+
+def openings(task: Task, retain: Sequence[str], number: int) -> list[str]:
+    """What each question of a round begins with: nothing, or a retain question's first word."""
+    words = [text.split()[0] for text in retain if text.split()]
+    draw = np.random.default_rng([task.seed, STREAM, number])
+    drawn = draw.integers(0, max(len(words), 1), task.training.rehearsal)
+    return [words[i] if words and place % 2 else "" for place, i in enumerate(drawn)]
+
+
+def sampled_questions(task: Task, params: Params, begun: Sequence[str], number: int) -> list[str]:
+    """Questions that the model samples with these first words; those that come to an end."""
+    template = task.model.template
+    prompts = [template.encode_opening(words) for words in begun]
+    responses = responses_to(task, params, prompts, ASKING, QUESTION_TOKENS, number)
+    ids = [[*prompt, *own] for prompt, own in zip(prompts, responses, strict=True)]
+    found = [template.decode_question(own) for own in ids]
+    return [question for question in found if question and words_of(question)]
+
+
+def answers_to(task: Task, params: Params, questions: Sequence[str]) -> list[str | None]:
+    """The model's greedy answers; None where one does not end within its limit."""
+    template = task.model.template
+    prompts = [template.encode_prompt(question) for question in questions]
+    greedy = Sampling(temperature=0.0)
+    responses = responses_to(task, params, prompts, greedy, ANSWER_TOKENS, 0)
+    ended = [response[-1:] and response[-1] in template.stop_ids for response in responses]
+    return [
+        template.decode(response) if whole else None
+        for response, whole in zip(responses, ended, strict=True)
+    ]
+
+
+def responses_to(
+    task: Task,
+    params: Params,
+    prompts: Sequence[Tokens],
+    sampling: Sampling,
+    limit: int,
+    step: int,
+) -> list[list[int]]:
+    """One response to each prompt, of as many tokens as `training.max_length` leaves."""
+    model, most = task.model, task.training.max_length
+    kept = [prompt for prompt in prompts if len(prompt) + 2 <= most]
+    found = iter(
+        generate(
+            decoding_params(params, model.config, model.dtype),
+            kept,
+            cfg=model.config,
+            sampling=dataclasses.replace(sampling, stop_ids=model.template.stop_ids),
+            key=task.key(STREAM),
+            limits=[min(limit, most - len(prompt) - 1) for prompt in kept],
+            step=step,
+            decode_batch=task.training.decode_batch,
+            dtype=model.dtype,
+        )
+        if kept
+        else []
+    )
+    return [next(found)[0] if len(prompt) + 2 <= most else [] for prompt in prompts]
+
+
+def with_rehearsal(task: Task, examples: Examples, pairs: Sequence[Pair]) -> Examples:
+    """The examples with these pairs among the retain pairs."""
+    encoded = [Example(*task.model.template.encode_pair(*pair)) for pair in pairs]
+    return dataclasses.replace(examples, retain=[*examples.retain, *encoded])
