@@ -17,9 +17,11 @@ CURVES = {"curve": "ROUGE-L recall", "facts_curve": "fact recall"}
 """What an attack's curves show of the most revealing of m answers; the last known one counts."""
 BEYOND = (
     "method.keep_sampling", "method.final_temperature", "method.final_retain_weight",
-    "method.beginnings", "method.offer_refusals",
+    "method.beginnings", "method.offer_refusals", "method.retain_loss", "training.rehearsal",
 )  # fmt: skip
-"""Options of PMC that are not in the paper and off by default."""
+"""Options of PMC that are not in the paper."""
+OFF = (None, False, 0, "nll")
+"""Values with which such an option is off."""
 SECTIONS = ("method", "adapter", "optimizer", "training")
 """Settings of a run that `real_model.json` has."""
 KEPT = (*CURVES, "accuracy_by_quantile", "minima", "chance")
@@ -108,7 +110,7 @@ def method_of(settings: Mapping[str, Any]) -> str:
     """`Run.method` from settings by dotted key."""
     name = str(settings["method.name"])
     rank = settings.get("adapter.rank")
-    beyond = any(settings.get(key) for key in BEYOND)
+    beyond = name == OWN and any(settings.get(key) not in OFF for key in BEYOND)
     adapted = f"{name}, LoRA of rank {rank}" if rank else name
     return f"{adapted}, beyond the paper" if beyond else adapted
 

@@ -114,6 +114,7 @@ STOPPED = {
         "optimizer.max_grad_norm=1",
     ),
     "gd with kl": ("method=gd", "method.retain_loss=kl"),
+    "pmc with kl": ("method.retain_loss=kl", "method.samples=2"),
     "pdu": ("method=pdu", "method.dual_warmup_epochs=1", "method.dual_step_size=0.1"),
 }
 
@@ -167,7 +168,7 @@ def test_a_stopped_run_continues_bit_for_bit(name, checkpoint_dir, tofu_dir, tmp
     assert steps == steps_again
     jax.tree.map(np.testing.assert_array_equal, whole, again)
     # the first learning rate is 0, so the first two steps are at the target
-    if name == "gd with kl":
+    if name in ("gd with kl", "pmc with kl"):
         assert abs(steps[0]["retain_loss"]) < 1e-6 < steps[2]["retain_loss"]
     if name == "rmu":
         assert steps[0]["retain_loss"] == steps[1]["retain_loss"] == 0 < steps[2]["retain_loss"]
@@ -331,7 +332,7 @@ MISTAKES = {
     "layer": (["method=rmu", "method.layer=3"], r"method\.layer=3: expected less than 3"),
     "activations": (["method=gd", "method.retain_loss=activations"], r"expected one of nll, kl$"),
     "retain loss": (["method=gd", "method.retain_loss=l2"], r"expected one of nll, kl"),
-    "retain loss of PMC": (["method.retain_loss=kl"], r"retain_loss is a key of method=gd, "),
+    "retain loss of PMC": (["method.retain_loss=l2"], r"expected one of nll, kl"),
     "refusals": (["method=idk", "method.refusals=none.txt"], r"none\.txt: no such file"),
 }
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import signal
+from collections import Counter
 
 import jax
 import numpy as np
@@ -58,14 +59,18 @@ def test_the_seed_decides(model, pairs):
 
 
 def test_half_of_the_questions_begin_like_those_of_the_data(model):
+    """With one to four words, none of which is rare."""
     data = pmc.Dataset.from_dicts(FORGET, RETAIN)
     task = prepare_inputs(model, data, METHOD, TRAINING, 0).task
-    task = dataclasses.replace(task, training=dataclasses.replace(TRAINING, rehearsal=400))
-    found = openings(task, ["Where is it?", "What is it?", ""], 0)
-    assert found[::2] == [""] * 200
-    assert 60 < found[1::2].count("Where") < 140
-    assert found.count("Where") + found.count("What") == 200
-    assert found != openings(task, ["Where is it?", "What is it?", ""], 1)
+    task = dataclasses.replace(task, training=dataclasses.replace(TRAINING, rehearsal=600))
+    questions = ["Where was Zoltan Dornberg born?", "What is it?", "Zoltan!"]
+    found = openings(task, questions, frozenset({"zoltan"}), 0)
+    assert found[::2] == [""] * 300
+    counts = Counter(found[1::2])
+    assert counts.keys() == {"", "Where", "Where was", "What", "What is", "What is it?"}
+    assert 60 < counts[""] < 140 and 50 < counts["Where was"] < 100 and 10 < counts["Where"] < 40
+    assert 10 < counts["What"] < 40 and 30 < counts["What is it?"] < 70
+    assert found != openings(task, questions, frozenset({"zoltan"}), 1)
 
 
 @pytest.mark.slow

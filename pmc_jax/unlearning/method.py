@@ -362,10 +362,13 @@ class RetainingMethod(Method):
     Attributes:
         retain_weight: λ, the weight of the retain loss.
         retain_per_forget: retain pairs in a step for each forget question.
+        retain_loss: "nll" of the retain answers; "kl": the divergence from the target model at
+            their tokens.
     """
 
     retain_weight: float = bounded(1.0, least=0)
     retain_per_forget: int = bounded(1, least=0, most=2**10)
+    retain_loss: str = one_of("nll", "nll", "kl")
 
     def retain_weight_at(self, run: Run[Method], state: Any, step: int) -> float:
         """λ at a step."""
@@ -376,19 +379,18 @@ class RetainingMethod(Method):
         """Retain pairs in a step for each forget question."""
         return self.retain_per_forget
 
+    def token_losses(self, config: ModelConfig) -> dict[str, TokenLoss]:
+        """The NLL of every token; for retain answers, the loss that `retain_loss` names."""
+        retain = KL if self.retain_loss == "kl" and self.retain_pairs else NLL
+        return {**super().token_losses(config), "retain": retain}
+
 
 @dataclasses.dataclass(frozen=True)
 class BaselineMethod(RetainingMethod):
     """A method that PMC is compared with. It trains on forget answers and has a retain loss.
 
     If λ is 0, its steps hold no retain pairs.
-
-    Attributes:
-        retain_loss: "nll" of the retain answers, as for PMC; "kl": the divergence from the
-            target model at their tokens.
     """
-
-    retain_loss: str = one_of("nll", "nll", "kl")
 
     sees_answers: ClassVar[bool] = True
 
@@ -410,11 +412,6 @@ class BaselineMethod(RetainingMethod):
         """The true answers, and the retain pairs."""
         assert isinstance(task, TaskWithAnswers), "sees_answers must be True to see true answers"
         return Examples(len(task.prompts), task.true_answers(), retain=self.retained(task))
-
-    def token_losses(self, config: ModelConfig) -> dict[str, TokenLoss]:
-        """The NLL of every token; for retain answers, the loss that `retain_loss` names."""
-        retain = KL if self.retain_loss == "kl" and self.has_retain_term else NLL
-        return {**super().token_losses(config), "retain": retain}
 
 
 BUILT_IN = {

@@ -3,11 +3,13 @@
 Retain pairs keep what resembles them. What a model says beyond them can still change: on other
 topics it may refuse, or forget. Before the first step, the target model therefore asks questions,
 and answers them, and these pairs are added to the retain pairs. Half of the questions are sampled
-from the beginning of a prompt, the others after the first word of a retain question. This is
-pseudo-rehearsal (Robins 1995), with questions sampled as by Magpie (arXiv 2406.08464).
+from the beginning of a prompt, the others after the first words of a question of the data set,
+which lead to questions of the same kind about something else. This is pseudo-rehearsal (Robins
+1995), with questions sampled as by Magpie (arXiv 2406.08464).
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -26,6 +28,9 @@ STREAM = 5
 """The stream of random numbers that questions are sampled with."""
 
 ASKING = Sampling(temperature=1.0, top_p=0.9)
+OPENING_WORDS = 4
+"""The most words of a question of the data set that a question begins with."""
+
 QUESTION_TOKENS, ANSWER_TOKENS = 48, 64
 """Most tokens of a question and of an answer; those that go on are left out."""
 
@@ -51,12 +56,14 @@ def rehearsal_pairs(task: Task, params: Params, retain: Sequence[Example]) -> li
     """
     wanted, template = task.training.rehearsal, task.model.template
     known = [template.decode_question(pair.prompt) or "" for pair in retain]
-    avoided = rare_words([question.question for question in task.questions], known)
+    forget = [question.question for question in task.questions]
+    avoided = rare_words(forget, known)
     seen = {question_key(question) for question in known}
     found: list[Pair] = []
     for number in range(ROUNDS):
         asked = []
-        for question in sampled_questions(task, params, openings(task, known, number), number):
+        begun = openings(task, [*forget, *known], avoided, number)
+        for question in sampled_questions(task, params, begun, number):
             if question_key(question) not in seen and not avoided & {*words_of(question)}:
                 seen.add(question_key(question))
                 asked.append(question)
@@ -83,12 +90,22 @@ def rare_words(questions: Sequence[str], others: Iterable[str]) -> frozenset[str
     return frozenset(word for text in questions for word in facts_of(text, "", background).words)
 
 
-def openings(task: Task, retain: Sequence[str], number: int) -> list[str]:
-    """What each question of a round begins with: nothing, or a retain question's first word."""
-    words = [text.split()[0] for text in retain if text.split()]
+def openings(
+    task: Task, questions: Sequence[str], avoided: frozenset[str], number: int
+) -> list[str]:
+    """What each question of a round begins with: nothing, or the first words of a question.
+
+    Of a question of the data set, at most `OPENING_WORDS` words, up to the first rare one.
+    """
     draw = np.random.default_rng([task.seed, STREAM, number])
-    drawn = draw.integers(0, max(len(words), 1), task.training.rehearsal)
-    return [words[i] if words and place % 2 else "" for place, i in enumerate(drawn)]
+    drawn = draw.integers(0, len(questions), task.training.rehearsal)
+    counts = draw.integers(1, OPENING_WORDS + 1, task.training.rehearsal)
+    found = []
+    for place, (i, count) in enumerate(zip(drawn, counts, strict=True)):
+        words = questions[i].split()[:count] if place % 2 else []
+        kept = itertools.takewhile(lambda word: not avoided & {*words_of(word)}, words)
+        found.append(" ".join(kept))
+    return found
 
 
 def sampled_questions(task: Task, params: Params, begun: Sequence[str], number: int) -> list[str]:

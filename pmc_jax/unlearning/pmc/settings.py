@@ -18,6 +18,8 @@ class PMCSettings(RetainingMethod):
     Attributes:
         retain_weight: λ, the weight of the retain loss.
         retain_per_forget: retain pairs in a step for each forget question.
+        retain_loss: "nll" of the retain answers, the paper's; "kl": the divergence from the target
+            model at their tokens.
         samples: n, responses drawn per question and visit.
         temperature: sampling temperature.
         top_k: sample among the k most likely tokens; 0: all.
