@@ -342,10 +342,18 @@ def collect(work: Work, known: Path) -> list[Run]:
                 if change := side_effects(work, name, kind):
                     summary["measures"][name] |= text_measures(change)
         target = read_json(path.parent / "inputs.json").get("model weights")
-        record = record_of(read_json(path), evaluations, spent.get(name), target)
+        asked = read_json(part(work, name, "paper") / "quality.json", missing_ok=True) or {}
+        record = record_of(
+            read_json(path), evaluations, asked.get("answers", ()), spent.get(name), target
+        )
         record["evaluations"] = found.get(name, {}).get("evaluations", {}) | record["evaluations"]
         found[name] = record
     return [Run(found[name]) for name in sorted(found)]
+
+
+def part(work: Work, name: str, kind: str) -> Path:
+    """The directory with what an evaluation found of a model."""
+    return work.evaluations / f"{name}-{kind}" / "models" / name
 
 
 def side_effects(work: Work, name: str, kind: str) -> Mapping[str, Any] | None:
@@ -354,12 +362,12 @@ def side_effects(work: Work, name: str, kind: str) -> Mapping[str, Any] | None:
     Each model is evaluated by itself, so the comparison is made here.
     """
 
-    def part(model: str) -> Any:
-        path = work.evaluations / f"{model}-{kind}" / "models" / model / "side_effects.json"
-        found = read_json(path, missing_ok=True)
+    def probabilities(model: str) -> Any:
+        found = read_json(part(work, model, kind) / "side_effects.json", missing_ok=True)
         return found if found and "probabilities" in found else None
 
-    if name == "target" or (before := part("target")) is None or (after := part(name)) is None:
+    before, after = probabilities("target"), probabilities(name)
+    if name == "target" or before is None or after is None:
         return None
     change = text_change(before, after)
     return None if isinstance(change, str) else change

@@ -18,6 +18,7 @@ from real_model_runs import (
     METHODS,
     OWN,
     OWN_BEYOND,
+    SHOWN,
     Run,
     best_runs,
     compared,
@@ -157,6 +158,16 @@ def kind_order(kind: str) -> tuple[bool, str]:
     return kind != "paper", kind
 
 
+def shown_answers(runs: Sequence[Run]) -> dict[str, list[tuple[str, str]]]:
+    """By question, the names of the target and the best runs with their answers."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name, run in leaking(runs):
+        for question, text in run.answers.items():
+            cell = " ".join(text.split()).replace("|", "\\|")
+            found.setdefault(question, []).append((name, cell))
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Claim:
     """A claim of the paper, what was found, and whether it holds; None: not measured."""
@@ -284,5 +295,6 @@ def page(
         models=[name for name, _ in leaking(runs)], leakage=leakage_table(runs),
         leaks=[f"{CURVES[k]}, {title}" for k in known_curves(runs) for title in ATTACKS.values()],
         everything=measures_of_best(runs), claims=claims(runs),
+        answers=shown_answers(runs), forget_answers=SHOWN["forget"],
         claims_beyond=claims(runs, OWN_BEYOND), missing=missing(runs),
     )  # fmt: skip

@@ -24,6 +24,8 @@ OFF = (None, False, 0, "nll")
 """Values with which such an option is off."""
 SECTIONS = ("method", "adapter", "optimizer", "training")
 """Settings of a run that `real_model.json` has."""
+SHOWN = {"forget": 8, "retain": 4, "world_facts": 4, "real_authors": 4}
+"""How many greedy answers of each set the page shows."""
 KEPT = (*CURVES, "accuracy_by_quantile", "minima", "chance")
 """What `real_model.json` has of the curves of an evaluation."""
 
@@ -85,6 +87,11 @@ class Run:
         return found["curves"].get("least_likely") if found else None
 
     @property
+    def answers(self) -> Mapping[str, str]:
+        """The greedy answers that the page shows, by question."""
+        return self.evaluations.get("paper", {}).get("answers", {})
+
+    @property
     def cpu_minutes(self) -> float | None:
         """Minutes of CPU time of the training command, all cores added."""
         return self.record["cpu_minutes"]
@@ -118,6 +125,7 @@ def method_of(settings: Mapping[str, Any]) -> str:
 def record_of(
     summary: Mapping[str, Any],
     evaluations: Mapping[str, Mapping[str, Any]],
+    answers: Sequence[Mapping[str, Any]],
     spent: Mapping[str, float] | None,
     target: str | None,
 ) -> dict[str, Any]:
@@ -126,11 +134,17 @@ def record_of(
     Args:
         summary: the run's `summary.json`.
         evaluations: `summary.json` of the evaluations of its model, by their names in the plan.
+        answers: greedy answers of its model by set, in the order of the rows.
         spent: seconds that its command took, of all CPU cores ("cpu") and by the clock ("wall").
         target: hash of the weights that it began with.
     """
     settings = summary["settings"]
     name = settings["name"]
+    shown = [
+        row
+        for key, count in SHOWN.items()
+        for row in [a for a in answers if a["set"] == key][:count]
+    ]
     return {
         "run": name,
         "method": method_of(settings),
@@ -146,6 +160,8 @@ def record_of(
             kind: {
                 "samples": found["settings"]["evaluation.attack_samples"],
                 "measures": rounded(found["measures"][name]),
+                **({"answers": {row["question"]: row["text"] for row in shown}}
+                   if kind == "paper" else {}),
                 "curves": {
                     attack: rounded({k: v for k, v in curves.items() if k in KEPT})
                     for attack, curves in found["curves"][name].items()
@@ -154,7 +170,7 @@ def record_of(
             }
             for kind, found in evaluations.items()
         },
-    }
+    }  # fmt: skip
 
 
 def rounded(value: Any) -> Any:
