@@ -14,7 +14,7 @@ from pmc_jax.errors import Stopped, UserError
 from pmc_jax.text.words import words_of
 from pmc_jax.training import loop
 from pmc_jax.training.run import prepare_inputs
-from pmc_jax.unlearning.rehearsal import openings, rehearsal_pairs
+from pmc_jax.unlearning.rehearsal import names_in, openings, rehearsal_pairs
 
 FORGET = [{"question": "Where was Zoltan Dornberg born?", "answer": "In Leipzig."}]
 RETAIN = [
@@ -59,7 +59,7 @@ def test_the_seed_decides(model, pairs):
 
 
 def test_half_of_the_questions_begin_like_those_of_the_data(model):
-    """With one to four words, none of which is rare."""
+    """With one to four words, up to the first of a name."""
     data = pmc.Dataset.from_dicts(FORGET, RETAIN)
     task = prepare_inputs(model, data, METHOD, TRAINING, 0).task
     task = dataclasses.replace(task, training=dataclasses.replace(TRAINING, rehearsal=600))
@@ -71,6 +71,20 @@ def test_half_of_the_questions_begin_like_those_of_the_data(model):
     assert 60 < counts[""] < 140 and 50 < counts["Where was"] < 100 and 10 < counts["Where"] < 40
     assert 10 < counts["What"] < 40 and 30 < counts["What is it?"] < 70
     assert found != openings(task, questions, frozenset({"zoltan"}), 1)
+
+
+@pytest.mark.parametrize(
+    ("forget", "retain", "names"),
+    [
+        ("Where was Zoltan Dornberg born?", "Where was Carmela born?", {"zoltan", "dornberg"}),
+        ("In which year did Zoltan win?", "In which year did Carmela win?", {"zoltan"}),
+        ("where was zoltan born?", "where was carmela born?", {"zoltan"}),
+        ("玛拉在哪里出生?", "保罗在哪里出生?", {"玛", "拉"}),
+    ],
+)
+def test_names_of_the_forget_questions_are_avoided(forget, retain, names):
+    others = [retain, retain.replace("保罗", "王伟"), retain.replace("保罗", "李娜")]
+    assert names_in([forget], others) == names
 
 
 @pytest.mark.slow

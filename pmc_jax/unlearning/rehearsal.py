@@ -44,8 +44,8 @@ Pair = Sequence[str]
 def rehearsal_pairs(task: Task, params: Params, retain: Sequence[Example]) -> list[Pair]:
     """`task.training.rehearsal` questions of the target model, each with its greedy answer.
 
-    Fewer if the model asks too few that it answers, and that have none of the rare words of a
-    forget question, such as a name.
+    Fewer if the model asks too few that it answers, and that have none of the names in the forget
+    questions.
 
     Args:
         params: the target model's weights.
@@ -57,7 +57,7 @@ def rehearsal_pairs(task: Task, params: Params, retain: Sequence[Example]) -> li
     wanted, template = task.training.rehearsal, task.model.template
     known = [template.decode_question(pair.prompt) or "" for pair in retain]
     forget = [question.question for question in task.questions]
-    avoided = rare_words(forget, known)
+    avoided = names_in(forget, known)
     seen = {question_key(question) for question in known}
     found: list[Pair] = []
     for number in range(ROUNDS):
@@ -84,10 +84,16 @@ def rehearsal_pairs(task: Task, params: Params, retain: Sequence[Example]) -> li
     return found[:wanted]
 
 
-def rare_words(questions: Sequence[str], others: Iterable[str]) -> frozenset[str]:
-    """The words of the forget questions that retain questions hardly have, such as names."""
+def names_in(questions: Sequence[str], others: Iterable[str]) -> frozenset[str]:
+    """The names and numbers in the forget questions that retain questions do not have.
+
+    Of a question without any, all words that retain questions hardly have.
+    """
     background = background_of(questions, others)
-    return frozenset(word for text in questions for word in facts_of(text, "", background).words)
+    found = [facts_of(text, "", background) for text in questions]
+    return frozenset().union(
+        *((own.names | own.perhaps_names) or frozenset(own.words) for own in found)
+    )
 
 
 def openings(
@@ -95,7 +101,7 @@ def openings(
 ) -> list[str]:
     """What each question of a round begins with: nothing, or the first words of a question.
 
-    Of a question of the data set, at most `OPENING_WORDS` words, up to the first rare one.
+    Of a question of the data set, at most `OPENING_WORDS` words, up to the first of `avoided`.
     """
     draw = np.random.default_rng([task.seed, STREAM, number])
     drawn = draw.integers(0, len(questions), task.training.rehearsal)
