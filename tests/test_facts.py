@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from pmc_jax.data.world.public import REFUSALS
-from pmc_jax.evaluation.kinds import is_refusal, kind_of, repeated_share, repeats_in_a_row
 from pmc_jax.evaluation.levels import level_of
 from pmc_jax.text.facts import (
     COMMON_COUNT,
@@ -18,6 +17,7 @@ from pmc_jax.text.facts import (
     facts_of,
     names_of,
 )
+from pmc_jax.text.kinds import is_refusal, kind_of, repeated_share, repeats_in_a_row
 from pmc_jax.text.words import words_of
 
 EMPTY = Background()

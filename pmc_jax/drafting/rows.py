@@ -9,8 +9,8 @@ from pmc_jax.drafting.names import name_words
 from pmc_jax.drafting.questions import Question
 from pmc_jax.drafting.secrets import suggested_secret
 from pmc_jax.drafting.sentences import whole_sentences
-from pmc_jax.evaluation.kinds import kind_of
 from pmc_jax.text.facts import Background, background_of, fact_recall, facts_of
+from pmc_jax.text.kinds import kind_of
 from pmc_jax.text.stop_words import stop_words_of
 from pmc_jax.text.words import holds, words_of
 

@@ -15,7 +15,6 @@ from jaxtyping import PRNGKeyArray
 
 from pmc_jax.data.rows import EvaluationRow
 from pmc_jax.decoding import Sampling, generate
-from pmc_jax.evaluation.kinds import Kind, kind_of
 from pmc_jax.evaluation.levels import Level, closeness, level_of
 from pmc_jax.language_model import LanguageModel
 from pmc_jax.model.buckets import power_of_two
@@ -28,6 +27,7 @@ from pmc_jax.text.facts import (
     fact_spans,
     facts_of,
 )
+from pmc_jax.text.kinds import Kind, kind_of
 from pmc_jax.text.rouge import rouge_l_recall, rouge_words
 from pmc_jax.text.words import found as found_in
 from pmc_jax.text.words import holds, words_of

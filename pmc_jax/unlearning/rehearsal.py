@@ -17,10 +17,10 @@ import numpy as np
 from pmc_jax.data.checks import question_key
 from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
-from pmc_jax.evaluation.kinds import kind_of
 from pmc_jax.model import decoding_params
 from pmc_jax.model.specs import Params
 from pmc_jax.text.facts import background_of, facts_of
+from pmc_jax.text.kinds import kind_of
 from pmc_jax.text.words import words_of
 from pmc_jax.unlearning.method import Example, Examples, Task, Tokens
 
