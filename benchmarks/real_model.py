@@ -168,7 +168,7 @@ def steps(budget: Budget, work: Work, results: Path) -> Iterator[Step]:
         results: the file with the numbers so far.
 
     A stage that needs results, of the "best" runs for instance, finds those that are there when
-    it is reached.
+    it is reached. A run that is known without being in the plan is none of them.
     """
     known: dict[str, Training] = {}
 
@@ -178,7 +178,8 @@ def steps(budget: Budget, work: Work, results: Path) -> Iterator[Step]:
     def named(names: Iterable[str]) -> Iterator[str]:
         for name in names:
             if name == "best":
-                yield from (run.name for run in best_runs(collect(work, results)))
+                planned = [run for run in collect(work, results) if run.name in known]
+                yield from (run.name for run in best_runs(planned))
             else:
                 yield name
 

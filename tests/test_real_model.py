@@ -176,13 +176,15 @@ def test_a_new_work_directory_continues_with_the_numbers_of_others(tmp_path):
     """Fine-tuned models are made again, and the one that is to be evaluated with 100 answers."""
     budget = real_model.read_budget("cpu", work := Work(tmp_path / "new"))
     results, npo = tmp_path / "real_model.json", "npo-lr=5e-5-lambda=1-seed=0"
-    known = [run("target", 40.0, 50.0), run(npo, 80.0, 45.0), run("gd-lr=5e-5-seed=9", 8.0, 45.0)]
+    known = [run("target", 40.0, 50.0), run(npo, 80.0, 45.0), run("npo-lr=9-seed=0", 95.0, 50.0)]
     results.write_text(json.dumps({"runs": [one.record for one in known]}), "utf-8")
     todo = [step.name for step in real_model.left(budget, work, results, ["npo"])]
     assert todo[:4] == ["target", "target-leakage", npo, f"{npo}-leakage"]
     assert f"{npo}-paper" not in todo and "target-paper" not in todo
+    assert not [name for name in todo if name.startswith("npo-lr=9")]  # not in the plan
+    assert f"{npo.removesuffix('0')}1" in todo
     assert [one.name for one in real_model.collect(work, results)] == [
-        "gd-lr=5e-5-seed=9", npo, "target",
+        npo, "npo-lr=9-seed=0", "target",
     ]  # fmt: skip
     summary = {
         "settings": {"name": npo, "method.name": "npo", "seed": 0, "data.path": "/home"},
