@@ -164,11 +164,11 @@ def trainings(entry: Mapping[str, Any]) -> list[Training]:
 def steps(budget: Budget, work: Work, results: Path) -> Iterator[Step]:
     """Everything that runs, in order.
 
-    Args:
-        results: the file with the numbers so far.
-
     A stage that needs results, of the "best" runs for instance, finds those that are there when
     it is reached. A run that is known without being in the plan is none of them.
+
+    Args:
+        results: the file with the numbers so far.
     """
     known: dict[str, Training] = {}
 
