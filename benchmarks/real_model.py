@@ -6,7 +6,7 @@ rows alone, which gives the reference; unlearns with every method, configuration
 `real_model.csv`, and the page `docs/results.md` with its figures. What is finished is skipped and
 what was stopped goes on, so the same command continues after an interruption. `real_model.json`
 keeps what was measured in other work directories and on other machines. In a new one, only the
-fine-tuned models are made again, and models that are to be evaluated further.
+fine-tuned models, and models that need further evaluations, are trained again.
 
 The model is a directory (`--model`), or the hub's, or made from a package (`smollm2.py`). Budgets:
 `cpu` (the default) forgets 64 questions in an hour per method on two cores or less, `gpu` all of
@@ -54,6 +54,9 @@ ROOT = HERE.parent
 SHORT = {"optimizer.learning_rate": "lr", "method.retain_weight": "lambda"}
 ANSWER_TOKENS = 96
 """Longest evaluated answer; TOFU's have at most 82 tokens of SmolLM2."""
+
+NEEDED = (("reference", "log"), ("target", "paper"))
+"""Evaluations whose files others are compared with."""
 
 Settings = Mapping[str, Any]
 
@@ -400,7 +403,7 @@ def left(budget: Budget, work: Work, results: Path, only: Sequence[str]) -> Iter
                 yield step
         elif step.of not in known:
             yield step
-        elif step.kind == "log" or step.kind not in known[step.of].evaluations:
+        elif (step.of, step.kind) in NEEDED or step.kind not in known[step.of].evaluations:
             if step.of not in begun and not work.finished(plan[step.of]):
                 begun.add(step.of)
                 yield plan[step.of]

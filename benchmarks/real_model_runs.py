@@ -97,13 +97,16 @@ class Run:
         return self.record["cpu_minutes"]
 
     def outcome(self, target: float | None) -> Outcome:
-        """The run as `pmc report pareto` compares runs, with what `evaluate` measured."""
+        """The run as `pmc report pareto` compares runs, with what `evaluate` measured.
+
+        Its settings are those in its name, so that records of several versions can be compared.
+        """
         measured = self.measures()
         return Outcome(
             path=self.name,
             method=self.method,
             seed=self.seed,
-            settings=dict(self.settings),
+            settings={"method": self.method, **named_settings(self.name)},
             quality=float(measured["unlearn_quality"] or 0.0),
             utility=float(measured["utility"] or 0.0),
             before=target,
@@ -231,9 +234,14 @@ def known_curves(runs: Sequence[Run]) -> list[str]:
     return [k for k in CURVES if any(run.curve("sampling", k) for _, run in leaking(runs))]
 
 
+def named_settings(name: str) -> dict[str, str]:
+    """The settings in a run's name."""
+    return dict(re.findall(r"(\w+)=(.+?)(?=-\w+=|$)", name))
+
+
 def configuration(run: Run) -> str:
     """The settings in a run's name as text."""
-    parts = re.findall(r"(\w+)=(.+?)(?=-\w+=|$)", run.name)
+    parts = named_settings(run.name).items()
     return ", ".join(f"{'λ' if k == 'lambda' else k} {v}" for k, v in parts if k != "seed")
 
 

@@ -69,6 +69,7 @@ from pmc_jax.training.optimizer import Optimizer
 from pmc_jax.training.run import Inputs, Trained, prepare_inputs, train_model
 from pmc_jax.unlearning.method import Method, Task, methods
 from pmc_jax.unlearning.pmc import PMC
+from pmc_jax.unlearning.rehearsal import SENTENCE
 from pmc_jax.unlearning.schedule import Training
 
 EVALUATION_STREAM = 1
@@ -424,10 +425,11 @@ def write_summary(
     weights: str | None,
 ) -> None:
     """Write `summary.json`; the arguments are explained at `runs.summary.summarise`."""
-    model = unlearned.model
+    model, rehearsed = unlearned.model, inputs.task.training.rehearsal > 0
+    sentence = f"{method.sentence} {SENTENCE}" if rehearsed else method.sentence
     summary = summarise(
         directory.name, settings, model.config, unlearned.before or {}, unlearned.after or {},
-        steps, seconds, {"name": method.name, "sentence": method.sentence},
+        steps, seconds, {"name": method.name, "sentence": sentence},
         untuned=untuned, weights=weights, verdict=unlearned.verdict,
     )  # fmt: skip
     summary |= {

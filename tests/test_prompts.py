@@ -219,6 +219,20 @@ def test_a_question_is_found_in_its_prompt(name, plain, request):
     assert template.decode_question([*begun, template.end_id]) == "Who"
 
 
+def test_a_question_ends_at_a_special_token_that_ends_no_response(base):
+    """As with Mistral's [INST]question[/INST]answer."""
+    tokenizer = copy.deepcopy(base)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[INST]", "[/INST]"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}[INST]{{ m['content'] }}[/INST]"
+        "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+    )
+    template = make_template(tokenizer, PromptConfig())
+    prompt = template.encode_prompt("Who wrote it?")
+    assert template.decode_question(prompt) == "Who wrote it?"
+    assert template.decode_question([*prompt, *template.encode_answer("Bob.")]) == "Who wrote it?"
+
+
 def test_a_prompt_never_holds_the_date_of_today(llama3):
     text = llama3.decode(make_template(llama3, PromptConfig()).encode_prompt("Who?"))
     assert "Today Date: 26 Jul 2024" in text

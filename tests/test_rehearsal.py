@@ -79,6 +79,7 @@ def test_half_of_the_questions_begin_like_those_of_the_data(model):
         ("Where was Zoltan Dornberg born?", "Where was Carmela born?", {"zoltan", "dornberg"}),
         ("In which year did Zoltan win?", "In which year did Carmela win?", {"zoltan"}),
         ("where was zoltan born?", "where was carmela born?", {"zoltan"}),
+        ("Name the novel that zoltan wrote.", "Name the novel that carmela wrote.", {"zoltan"}),
         ("玛拉在哪里出生?", "保罗在哪里出生?", {"玛", "拉"}),
     ],
 )
@@ -95,6 +96,8 @@ def test_pairs_are_retain_pairs(model, pairs, tmp_path):
         model, pmc.Dataset.from_dicts(FORGET, RETAIN), training=TRAINING, out=tmp_path / "own",
         **settings,
     )  # fmt: skip
+    summary = json.loads((tmp_path / "own/summary.json").read_text("utf-8"))
+    assert "questions and answers that it wrote itself" in summary["method"]["sentence"]
     written = [json.loads(line) for line in (tmp_path / "own/rehearsal.jsonl").open()]
     assert [(row["question"], row["answer"]) for row in written] == [*map(tuple, pairs)]
     data = pmc.Dataset.from_dicts(FORGET, RETAIN + written)

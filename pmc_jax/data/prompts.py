@@ -246,13 +246,14 @@ class PromptTemplate:
     def decode_question(self, token_ids: Sequence[int]) -> str | None:
         """The question in a prompt without a system prompt of its own; None if it does not end.
 
-        It ends with a stop token, a line, or the text that follows the question.
+        It ends at a special token, at a line break, or at the text that follows the question.
         """
         ids, opening = list(token_ids), self.encode_opening()
         if ids[: len(opening)] != opening:
             return None
         rest = ids[len(opening) :]
-        stop = next((i for i, token in enumerate(rest) if token in self._stops), len(rest))
+        ends_at = self._stops | self.special.ids
+        stop = next((i for i, token in enumerate(rest) if token in ends_at), len(rest))
         text = self._text([*opening, *rest[:stop]]).removeprefix(self._text(opening)).lstrip()
         ends = [i for mark in ("\n", self._around_question[1].strip()) if mark
                 if (i := text.find(mark)) >= 0]  # fmt: skip

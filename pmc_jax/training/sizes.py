@@ -149,7 +149,8 @@ def shortage(
 ) -> list[str]:
     """The warning for a run that may take more memory than there is; [] if it fits.
 
-    A step fits if it takes at most `SHARE` of what is free, and so do the settings that are named.
+    A step fits if it takes at most `SHARE` of the free memory. The settings that are named keep it
+    within that.
 
     Args:
         size: bytes of an optimizer step beside weights and moments, with some changed settings.

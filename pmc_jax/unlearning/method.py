@@ -73,7 +73,7 @@ class Task:
         """The RNG key of one stream of random numbers.
 
         0 is for PMC's samples, 1 for evaluation, 2 for AltPO's alternatives, 3 for PMC's samples
-        after a beginning, 4 for adapters; take 16 or more for a method of your own.
+        after a beginning, 4 for adapters, 5 for rehearsal; take 16 or more for your own method.
         """
         return jax.random.fold_in(jax.random.key(self.seed), stream)
 

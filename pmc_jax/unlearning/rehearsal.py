@@ -19,6 +19,7 @@ from pmc_jax.decoding import Sampling, generate
 from pmc_jax.errors import UserError
 from pmc_jax.model import decoding_params
 from pmc_jax.model.specs import Params
+from pmc_jax.runtime.progress import warn
 from pmc_jax.text.facts import background_of, facts_of
 from pmc_jax.text.kinds import kind_of
 from pmc_jax.text.words import words_of
@@ -32,10 +33,16 @@ OPENING_WORDS = 4
 """The most words of a question of the data set that a question begins with."""
 
 QUESTION_TOKENS, ANSWER_TOKENS = 48, 64
-"""Most tokens of a question and of an answer; those that go on are left out."""
+"""The most tokens of a question and of an answer; longer ones are left out."""
 
 ROUNDS = 4
-"""How often as many questions as are wanted are sampled at most."""
+"""The most rounds; each samples as many questions as are wanted."""
+
+SENTENCE = (
+    "It was also trained on questions and answers that it wrote itself before; these were not "
+    "compared with the answers to be forgotten."
+)
+"""For the report, after the method's sentence."""
 
 Pair = Sequence[str]
 """A question and its answer."""
@@ -44,18 +51,24 @@ Pair = Sequence[str]
 def rehearsal_pairs(task: Task, params: Params, retain: Sequence[Example]) -> list[Pair]:
     """`task.training.rehearsal` questions of the target model, each with its greedy answer.
 
-    Fewer if the model asks too few that it answers, and that have none of the names in the forget
-    questions.
+    Fewer, with a warning, if not enough questions are answered without a name from the forget
+    questions. Prompts are those without a row's own system prompt.
 
     Args:
         params: the target model's weights.
         retain: the retain pairs.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is none, or nothing precedes the question in a prompt.
     """
     wanted, template = task.training.rehearsal, task.model.template
-    known = [template.decode_question(pair.prompt) or "" for pair in retain]
+    if not template.encode_opening():
+        raise UserError(
+            f"training.rehearsal={wanted}: a prompt has no text before its question to sample "
+            "from; expected a chat template, or prompt.question with such a text"
+        )
+    decoded = [template.decode_question(pair.prompt) for pair in retain]
+    known = [question for question in decoded if question]
     forget = [question.question for question in task.questions]
     avoided = names_in(forget, known)
     seen = {question_key(question) for question in known}
@@ -79,20 +92,23 @@ def rehearsal_pairs(task: Task, params: Params, retain: Sequence[Example]) -> li
     if not found:
         raise UserError(
             f"training.rehearsal={wanted}: {task.model.directory} asks no questions that it "
-            "answers; expected a model that can, or 0"
+            f"answers within training.max_length={task.training.max_length} tokens; expected a "
+            "model that can, or 0"
         )
+    if len(found) < wanted:
+        warn([f"training.rehearsal={wanted}: the model wrote only {len(found)} usable pairs"])
     return found[:wanted]
 
 
 def names_in(questions: Sequence[str], others: Iterable[str]) -> frozenset[str]:
     """The names and numbers in the forget questions that retain questions do not have.
 
-    Of a question without any, all words that retain questions hardly have.
+    Of a question without any, all its words that no retain question has.
     """
     background = background_of(questions, others)
     found = [facts_of(text, "", background) for text in questions]
     return frozenset().union(
-        *((own.names | own.perhaps_names) or frozenset(own.words) for own in found)
+        *((own.names or {*own.words} - background.kept) | own.perhaps_names for own in found)
     )
 
 
