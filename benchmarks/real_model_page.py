@@ -260,6 +260,12 @@ def missing(runs: Sequence[Run]) -> list[str]:
             "Attacks with 100 answers to a question on the best configuration: "
             f"{', '.join(f'`{method}`' for method in short)} (16 answers only)."
         )
+    drawn = any(run.least_likely for run in best)
+    if drawn and (bare := [run.method for run in best if not run.least_likely]):
+        found.append(
+            "In the figure of traces of suppression: "
+            f"{', '.join(f'`{method}`' for method in bare)}, whose curves were not kept."
+        )
     if named(runs, "reference") is None:
         found.append("The reference, which is trained on the retain rows alone.")
     for kind, what in {

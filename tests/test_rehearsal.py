@@ -150,5 +150,5 @@ def test_a_method_without_a_retain_loss_rehearses_nothing(model):
 @pytest.mark.slow
 def test_a_model_that_asks_nothing_is_refused(tiny_model):
     data = pmc.Dataset.from_dicts(FORGET, RETAIN)
-    with pytest.raises(UserError, match="asks no questions that it answers; expected a model"):
+    with pytest.raises(UserError, match=r"asks no questions that it answers within .*=48"):
         pmc.unlearn(tiny_model, data, METHOD, TRAINING)
