@@ -190,7 +190,9 @@ NOTHING_TRAINED = (
 
 
 def prepare(method: Method, inputs: Inputs, params: Params) -> dict[str, Any]:
-    """What the method computes from the target model, and the seconds spent, as in a checkpoint.
+    """What is computed from the target model before the first step, as in a checkpoint.
+
+    The method's values, the rehearsed pairs, and the seconds spent.
 
     Raises:
         UserError: if it is not finite.
