@@ -378,9 +378,9 @@ def side_effects(work: Work, name: str, kind: str) -> Mapping[str, Any] | None:
 
 
 def wanted(step: Step, only: Sequence[str], work: Work) -> bool:
-    """Whether a step belongs to the methods `only`; fine-tuning belongs to all."""
+    """Whether a step's run has a name that begins with one of `only`; fine-tuning's always do."""
     name = step.name if isinstance(step, Training) else step.of
-    return not only or name.partition("-")[0] in (*only, "target", "reference")
+    return not only or any(f"{name}-".startswith(f"{o}-") for o in (*only, "target", "reference"))
 
 
 def left(budget: Budget, work: Work, results: Path, only: Sequence[str]) -> Iterator[Step]:
@@ -467,7 +467,10 @@ def main() -> None:
         "--budget", choices=("cpu", "gpu"), default="cpu", help="how much to run; %(default)s"
     )
     parser.add_argument("--tiny", action="store_true", help="try everything on the bundled model")
-    parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="of these methods")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME",
+        help="methods, or beginnings of runs' names such as pmc-lr=1e-4",
+    )  # fmt: skip
     parser.add_argument("--plan", action="store_true", help="list what would run, and stop")
     parser.add_argument("--report", action="store_true", help="write the results, and stop")
     options = parser.parse_args()
