@@ -377,10 +377,11 @@ def side_effects(work: Work, name: str, kind: str) -> Mapping[str, Any] | None:
     return None if isinstance(change, str) else change
 
 
-def wanted(step: Step, only: Sequence[str], work: Work) -> bool:
-    """Whether a step's run has a name that begins with one of `only`; fine-tuning's always do."""
+def wanted(step: Step, only: Sequence[str]) -> bool:
+    """Whether a step's run has a name that begins with one of `only`, or the others start there."""
     name = step.name if isinstance(step, Training) else step.of
-    return not only or any(f"{name}-".startswith(f"{o}-") for o in (*only, "target", "reference"))
+    start = step.name in ("target", "target-paper")
+    return not only or start or any(f"{name}-".startswith(f"{begin}-") for begin in only)
 
 
 def left(budget: Budget, work: Work, results: Path, only: Sequence[str]) -> Iterator[Step]:
@@ -394,7 +395,7 @@ def left(budget: Budget, work: Work, results: Path, only: Sequence[str]) -> Iter
     for step in steps(budget, work, results):
         if isinstance(step, Training):
             plan[step.name] = step
-        if not wanted(step, only, work) or work.finished(step):
+        if not wanted(step, only) or work.finished(step):
             continue
         known = {run.name: run for run in collect(work, results)}
         if isinstance(step, Training):
@@ -410,12 +411,20 @@ def left(budget: Budget, work: Work, results: Path, only: Sequence[str]) -> Iter
             yield step
 
 
+def needed(step: Step) -> list[Step]:
+    """The steps whose files a step reads."""
+    if isinstance(step, Training):
+        return [] if step.method == "finetune" else [Training("finetune", {}, title="target")]
+    model = Training("", {}, title=step.of)
+    return [model, Evaluation("reference", "log")] if step.kind == "tofu" else [model]
+
+
 def show_plan(budget: Budget, work: Work, results: Path, only: Sequence[str]) -> None:
     """Print every step, whether it is finished, and the minutes of those that are not."""
     todo = list(left(budget, work, results, only))
     names = {step.name for step in todo}
     for step in steps(budget, work, results):
-        if wanted(step, only, work):
+        if wanted(step, only):
             state = f"{step.minutes:g} min" if step.name in names else "done"
             kind = "train" if isinstance(step, Training) else "evaluate"
             print(f"{state:>8}  {kind:<9}{step.name}")
@@ -433,10 +442,9 @@ def run_all(
         write_results(collect(work, results), options.budget, budget.rows, results, docs)
 
     for step in left(budget, work, results, options.only):
-        start = work.runs / (step.of if isinstance(step, Evaluation) else "target")
-        first = isinstance(step, Training) and step.method == "finetune"
-        if not first and not (start / "summary.json").is_file():
-            print(f"{step.name}: {start.name} is not finished; left out", flush=True)
+        unfinished = [start.name for start in needed(step) if not work.finished(start)]
+        if unfinished:
+            print(f"{step.name}: {unfinished[0]} is not finished; left out", flush=True)
             continue
         print(f"{time.strftime('%H:%M')} {step.name} (about {step.minutes:g} min)", flush=True)
         if call(step, budget, work) != 0:
