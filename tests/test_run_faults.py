@@ -370,6 +370,22 @@ except KeyboardInterrupt:
     sys.exit(startup.INTERRUPTED)
 """
 
+# The thread that notes the signal runs after the main thread has seen it, which closes its files.
+LATE = """
+import os, sys
+read = os.read
+startup.os.read = lambda *given: (read(*given), time.sleep(0.5))[0]
+startup.begun()
+try:
+    print('now', flush=True)
+    time.sleep(30)
+except KeyboardInterrupt:
+    startup.say_interrupted()
+    time.sleep(1)
+    print('closed', file=sys.stderr)
+    sys.exit(startup.INTERRUPTED)
+"""
+
 
 @pytest.mark.parametrize(
     ("code", "times", "said"),
@@ -377,9 +393,10 @@ except KeyboardInterrupt:
         (IMPORTING, 1, "interrupted\n"),
         (IMPORTING, 2, "interrupted\n"),
         (ORDERLY, 1, "interrupted; Ctrl-C again ends at once\n"),
+        (LATE, 1, "interrupted; Ctrl-C again ends at once\nclosed\n"),
         (COMPILED, 2, "interrupted; Ctrl-C again ends at once\n"),
     ],
-    ids=["importing", "importing, twice", "running", "in compiled code, twice"],
+    ids=["importing", "importing, twice", "running", "noted late", "in compiled code, twice"],
 )
 def test_ctrl_c_is_one_line(code, times, said):
     status, stderr, seconds = interrupted(code, times)

@@ -33,6 +33,8 @@ class _Command:
         starting: whether it still imports; only then a terminal shows so.
         orderly: whether Ctrl-C raises KeyboardInterrupt, so that the command can close its files.
             Otherwise nothing is open, and it ends at once.
+        interrupts: how many Ctrl-C the watching thread has seen.
+        at_once: whether Ctrl-C came while nothing was open.
         told: whether the user was told that it was interrupted.
         shown: whether the terminal shows that it is starting.
         lines: how many lines elsewhere have said so.
@@ -40,6 +42,8 @@ class _Command:
 
     starting = True
     orderly = False
+    interrupts = 0
+    at_once = False
     told = False
     shown = False
     lines = 0
@@ -78,10 +82,15 @@ def begun() -> None:
 
 
 def ended() -> None:
-    """The command has closed its files: from here on, Ctrl-C ends it at once."""
+    """The command has closed its files: from here on, Ctrl-C ends it at once.
+
+    The operating system does that, since no thread runs any more while Python ends.
+    """
     with suppress(OSError, ValueError):
         sys.stdout.flush()
     _Command.orderly = False
+    if signal.getsignal(signal.SIGINT) is _on_interrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def say_interrupted() -> None:
@@ -96,6 +105,7 @@ def say_interrupted() -> None:
 def _on_interrupt(number: int, frame: object) -> None:
     if _Command.orderly:
         raise KeyboardInterrupt
+    _Command.at_once = True
 
 
 def _on_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -115,13 +125,15 @@ def _watch(reading: int) -> None:
             continue
         for number in os.read(reading, 64):
             if number == signal.SIGINT:
-                if _Command.told or not _Command.orderly:
+                _Command.interrupts += 1
+                if _Command.interrupts > 1 or _Command.at_once or not _Command.orderly:
                     _end()
                 say_interrupted()
 
 
 def _end() -> None:
     """End the process now; the cursor may be hidden behind a progress bar."""
+    _telling.acquire(timeout=1)  # the main thread may be in the middle of its line
     with suppress(OSError):
         os.write(2, (b"\x1b[?25h" if os.isatty(2) else b""))
         os.write(2, b"" if _Command.told else b"interrupted\n")
