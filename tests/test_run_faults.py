@@ -370,6 +370,21 @@ except KeyboardInterrupt:
     sys.exit(startup.INTERRUPTED)
 """
 
+# Python ignores exceptions while it deletes an object.
+CALLBACK = """
+import sys
+class Slow:
+    def __del__(self):
+        print('now', flush=True)
+        time.sleep(2)
+startup.begun()
+try:
+    Slow()
+    time.sleep(30)
+except KeyboardInterrupt:
+    startup.say_interrupted()
+    sys.exit(startup.INTERRUPTED)
+"""
 # The thread that notes the signal runs after the main thread has seen it, which closes its files.
 LATE = """
 import os, sys
@@ -393,10 +408,18 @@ except KeyboardInterrupt:
         (IMPORTING, 1, "interrupted\n"),
         (IMPORTING, 2, "interrupted\n"),
         (ORDERLY, 1, "interrupted; Ctrl-C again ends at once\n"),
+        (CALLBACK, 1, "interrupted; Ctrl-C again ends at once\n"),
         (LATE, 1, "interrupted; Ctrl-C again ends at once\nclosed\n"),
         (COMPILED, 2, "interrupted; Ctrl-C again ends at once\n"),
     ],
-    ids=["importing", "importing, twice", "running", "noted late", "in compiled code, twice"],
+    ids=[
+        "importing",
+        "importing, twice",
+        "running",
+        "in a callback",
+        "noted late",
+        "in compiled code, twice",
+    ],
 )
 def test_ctrl_c_is_one_line(code, times, said):
     status, stderr, seconds = interrupted(code, times)

@@ -10,7 +10,9 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
+from typing import Any
 
 from pmc_jax.errors import memory_text, short_of_memory
 
@@ -22,6 +24,9 @@ SHOW_AFTER = 1.0
 
 SHOW_IN_FILES = 25.0
 """Seconds between lines that say so elsewhere; importing takes so long on a very busy machine."""
+
+AGAIN = 0
+"""What `_on_unraisable` writes where signals are noted; no signal has this number."""
 
 _COMMANDS = ("pmc_jax.", "convert")
 
@@ -35,6 +40,7 @@ class _Command:
             Otherwise nothing is open, and it ends at once.
         interrupts: how many Ctrl-C the watching thread has seen.
         at_once: whether Ctrl-C came while nothing was open.
+        repeats: how often the last Ctrl-C was raised again.
         told: whether the user was told that it was interrupted.
         shown: whether the terminal shows that it is starting.
         lines: how many lines elsewhere have said so.
@@ -44,6 +50,7 @@ class _Command:
     orderly = False
     interrupts = 0
     at_once = False
+    repeats = 0
     told = False
     shown = False
     lines = 0
@@ -73,6 +80,7 @@ def begin() -> None:
     signal.signal(signal.SIGINT, _on_interrupt)
     threading.Thread(target=_watch, args=(reading,), daemon=True).start()
     sys.excepthook = _on_error
+    sys.unraisablehook = partial(_on_unraisable, writing)
 
 
 def begun() -> None:
@@ -116,6 +124,14 @@ def _on_error(kind: type[BaseException], error: BaseException, trace: TracebackT
         sys.__excepthook__(kind, error, trace)
 
 
+def _on_unraisable(writing: int, ignored: Any) -> None:
+    """Raise Ctrl-C again that came within a callback, where Python ignores exceptions."""
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        os.write(writing, bytes([AGAIN]))
+    else:
+        sys.__unraisablehook__(ignored)
+
+
 def _watch(reading: int) -> None:
     started = time.monotonic()
     while True:
@@ -124,7 +140,13 @@ def _watch(reading: int) -> None:
             _show(time.monotonic() - started)
             continue
         for number in os.read(reading, 64):
-            if number == signal.SIGINT:
+            if number == AGAIN:
+                time.sleep(0.1)  # until the callback has ended
+                _Command.repeats += 1
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            elif number == signal.SIGINT and _Command.repeats:
+                _Command.repeats -= 1
+            elif number == signal.SIGINT:
                 _Command.interrupts += 1
                 if _Command.interrupts > 1 or _Command.at_once or not _Command.orderly:
                     _end()
