@@ -211,7 +211,7 @@ def write_file(path: Path, tensors: Sequence[Tensor], values: Iterable[np.ndarra
         for tensor, value in zip(tensors, values, strict=True):
             if value.shape != tensor.shape or value.dtype != DTYPES[tensor.dtype]:
                 raise ValueError(f"expected {tensor}, found {value.shape} {value.dtype}")
-            value.tofile(file)
+            file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)  # with errno
 
 
 def write_tensors(

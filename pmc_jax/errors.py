@@ -5,8 +5,12 @@ import errno
 SHORT_OF_MEMORY = (
     "resource_exhausted", "out of memory", "cannot allocate memory", "failed to map segment",
     "can't start new thread", "bad_alloc", "unable to allocate",
+    "error return without exception set",
 )  # fmt: skip
-"""What JAX, NumPy, Python and the system say if there is too little memory, in lower case."""
+"""What JAX, NumPy, Python and the system say if there is too little memory, in lower case.
+
+The last one is Python's, where there is not even room for an error.
+"""
 
 
 FULL_DISK = "no space left", "disk quota exceeded"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.event_pb2 import Event
 
 from convert.directory import new_directory
+from convert.tensors import Tensor, write_tensors
 from pmc_jax import report
 from pmc_jax.cli.entry_point import naming_memory
 from pmc_jax.data.files import write_text, writing
@@ -319,16 +321,34 @@ def test_events_are_those_of_tensorboardx(tmp_path):
         assert ours == read("theirs") and len(ours) == 1 + 2 * len(steps)
 
 
-def test_events_that_do_not_fit_are_named(tmp_path):
-    events, former = EventFile(tmp_path / "tensorboard", 0), resource.getrlimit(FSIZE)
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """A limit of the system on the size of files, as of a full disk."""
+    former = resource.getrlimit(FSIZE)
     try:
-        resource.setrlimit(FSIZE, (500, former[1]))
+        resource.setrlimit(FSIZE, (size, former[1]))
+        yield
+    finally:
+        resource.setrlimit(FSIZE, former)
+
+
+def test_events_that_do_not_fit_are_named(tmp_path):
+    events = EventFile(tmp_path / "tensorboard", 0)
+    with files_of_at_most(500):
         with pytest.raises(UserError, match=r"tensorboard: cannot be written \(File too large\)"):
             for step in range(99):
                 events.append(step, {"loss": 1.0})
         closed(events)
-    finally:
-        resource.setrlimit(FSIZE, former)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_weights_that_do_not_fit_are_named(tmp_path, dtype):
+    values = [np.zeros((100, 100), dtype), np.zeros((), dtype)]
+    names = {np.dtype(np.float32): "F32", np.dtype(jnp.bfloat16): "BF16"}
+    tensors = [Tensor(f"x{i}", v.shape, names[v.dtype]) for i, v in enumerate(values)]
+    too_large = r"x: cannot be written \(File too large\)"
+    with files_of_at_most(9000), pytest.raises(UserError, match=too_large), writing(tmp_path / "x"):
+        write_tensors(tmp_path, tensors, iter(values))
 
 
 # --- Ctrl-C -------------------------------------------------------------------------------------
