@@ -469,6 +469,10 @@ def mapping_of_a_library() -> None:
     raise ImportError("libx.so: failed to map segment from shared object")
 
 
+def extension_without_room_for_an_error() -> None:
+    raise SystemError("error return without exception set")
+
+
 def wrapped() -> None:
     try:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
@@ -477,7 +481,14 @@ def wrapped() -> None:
 
 
 @pytest.mark.parametrize(
-    "failing", [allocation_of_jax, allocation_of_numpy, mapping_of_a_library, wrapped]
+    "failing",
+    [
+        allocation_of_jax,
+        allocation_of_numpy,
+        mapping_of_a_library,
+        extension_without_room_for_an_error,
+        wrapped,
+    ],
 )
 def test_too_little_memory_is_named(failing):
     with pytest.raises(UserError, match=r"^out of memory") as error, naming_memory():
@@ -571,3 +582,16 @@ def test_an_export_that_does_not_fit_is_named(tmp_path):
     ):
         raise full
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["pmc_jax.train", "pmc_jax.ask", "pmc_jax.report", "convert"])
+def test_too_little_memory_to_import_anything(command):
+    """Otherwise importing SciPy would try for ever to reserve memory."""
+    code = (
+        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_AS, (6 * 10**8,) * 2)\n"
+        f"os.execv(sys.executable, [sys.executable, '-m', '{command}'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    said = "error: memory is limited to 0.6 GB (ulimit -v); expected at least 1.0 GB\n"
+    assert done.stderr == said

@@ -1,6 +1,7 @@
 """The optimizer step against torch, the schedule, checkpoints, and the metrics file."""
 
 import json
+import logging
 import re
 import resource
 from pathlib import Path
@@ -29,6 +30,7 @@ from pmc_jax.runs.checkpoints import (
     open_checkpoints,
     restore_latest,
     save,
+    untraced,
     words,
 )
 from pmc_jax.training.batch import Batch
@@ -269,6 +271,23 @@ def test_a_flipped_bit_is_found_and_the_checkpoint_before_used(tmp_path, caplog,
         save(manager, 2, state, {"originals": ["a"]})
         finish(manager)
         assert sorted(manager.all_steps()) == [1, 2]
+
+
+def test_threads_that_fail_after_the_error_are_quiet(caplog):
+    """Orbax's threads may log the same failure again after the command has said it."""
+    orbax = logging.getLogger("absl")
+    before = list(orbax.filters)
+    try:
+        with pytest.raises(UserError), untraced():
+            raise UserError("a checkpoint could not be written")
+        orbax.error("raised an exception", exc_info=ValueError("No space left on device"))
+        assert not caplog.records
+    finally:
+        for added in [own for own in orbax.filters if own not in before]:
+            orbax.removeFilter(added)
+    with untraced():
+        pass
+    assert orbax.filters == before
 
 
 def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_stays(tmp_path, capfd):

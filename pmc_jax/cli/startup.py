@@ -4,6 +4,7 @@ Importing takes seconds, so nothing heavy is imported here.
 """
 
 import os
+import resource
 import select
 import signal
 import sys
@@ -24,6 +25,9 @@ SHOW_AFTER = 1.0
 
 SHOW_IN_FILES = 25.0
 """Seconds between lines that say so elsewhere; importing takes so long on a very busy machine."""
+
+LEAST_ADDRESS_SPACE = 10**9
+"""With a lower limit, importing the libraries fails, or hangs."""
 
 AGAIN = 0
 """What `_on_unraisable` writes where signals are noted; no signal has this number."""
@@ -70,8 +74,15 @@ def begin_module() -> None:
 def begin() -> None:
     """From here on, Ctrl-C ends the command with one line and status 130, the second at once.
 
-    A thread notes the signal, because the main thread may be in compiled code for minutes.
+    A thread notes the signal, because the main thread may be in compiled code for minutes. If too
+    little memory is allowed to import anything, the command ends now.
     """
+    allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if 0 <= allowed < LEAST_ADDRESS_SPACE:
+        found, least = (f"{size / 1e9:.1f} GB" for size in (allowed, LEAST_ADDRESS_SPACE))
+        text = f"error: memory is limited to {found} (ulimit -v); expected at least {least}"
+        print(text, file=sys.stderr)
+        sys.exit(2)
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return  # begun already, or ignored, as in the background
     reading, writing = os.pipe()

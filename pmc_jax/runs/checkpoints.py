@@ -97,7 +97,10 @@ def handlers(like: Any) -> Any:
 
 @contextmanager
 def untraced() -> Iterator[None]:
-    """Without the tracebacks of Orbax's and TensorStore's threads; the error itself is raised."""
+    """Without the tracebacks of Orbax's and TensorStore's threads; the error itself is raised.
+
+    After an error it stays so, since other threads may fail later, even while Python ends.
+    """
 
     def without_traceback(record: logging.LogRecord) -> bool:
         return not record.exc_info
@@ -105,10 +108,8 @@ def untraced() -> Iterator[None]:
     orbax = logging.getLogger("absl")
     orbax.addFilter(without_traceback)
     quiet_about_late_writes()
-    try:
-        yield
-    finally:
-        orbax.removeFilter(without_traceback)
+    yield
+    orbax.removeFilter(without_traceback)
 
 
 def quiet_about_late_writes() -> None:
