@@ -213,7 +213,7 @@ def claims(runs: Sequence[Run], method: str = OWN) -> list[Claim]:
         found.append(
             Claim(
                 "No baseline has more utility at the same unlearn quality",
-                f"true for {len(beaten)} of {len(pairs)} configurations of PMC (table above)",
+                f"holds for {len(beaten)} of {len(pairs)} configurations of PMC (table above)",
                 len(beaten) == len(pairs),
             )
         )
@@ -251,26 +251,26 @@ def missing(runs: Sequence[Run]) -> list[str]:
     seeds = {run.name: len(groups[re.sub(r"-seed=\d+$", "", run.name)]) for run in best}
     if single := [run.method for run in best if seeds[run.name] < 3]:
         found.append(
-            "Fewer than three seeds of the best configuration, so without an interval: "
+            "Fewer than three seeds of the best configuration, so there is no interval: "
             f"{', '.join(f'`{method}`' for method in single)}."
         )
     short = [run.method for run in best if "leakage" not in run.evaluations]
     if short:
         found.append(
-            "Attacks with 100 answers to a question on the best configuration: "
-            f"{', '.join(f'`{method}`' for method in short)} (16 answers only)."
+            "No attack with 100 answers to a question on the best configuration, only with 16: "
+            f"{', '.join(f'`{method}`' for method in short)}."
         )
     drawn = any(run.least_likely for run in best)
     if drawn and (bare := [run.method for run in best if not run.least_likely]):
         found.append(
-            "In the figure of traces of suppression: "
-            f"{', '.join(f'`{method}`' for method in bare)}, whose curves were not kept."
+            "Not in the figure of traces of suppression, because the curves were not stored: "
+            f"{', '.join(f'`{method}`' for method in bare)}."
         )
     if named(runs, "reference") is None:
-        found.append("The reference, which is trained on the retain rows alone.")
+        found.append("The reference, which is trained on the retain rows alone, has not been run.")
     for kind, what in {
         "tofu": "TOFU's forget quality against the reference",
-        "robustness": "relearning from 8 forget and 8 benign rows, and weights of 8 and 4 bits",
+        "robustness": "relearning from 8 forget and 8 retain rows, and weights of 8 and 4 bits",
     }.items():
         if not any(kind in run.evaluations for run in best):
             found.append(f"Not measured: {what}.")

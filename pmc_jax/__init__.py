@@ -1,4 +1,4 @@
-"""Partial Model Collapse (PMC) in JAX: language models that forget on request.
+"""Partial Model Collapse (PMC) in JAX: make language models forget.
 
     import pmc_jax as pmc
 
@@ -8,11 +8,11 @@
     print(result.model.generate(["Where was …?"]))
     result.model.save("unlearned/")
 
-The names in `__all__` are the public API; they stay. Everything is imported when it is first
-used, so `import pmc_jax` itself imports neither JAX nor transformers.
+The names in `__all__` are the public API, which stays stable. Everything is imported on first use,
+so `import pmc_jax` itself imports neither JAX nor transformers.
 
-The method is that of Scholten, Xhonneux, Schwinn and Günnemann, "Model Collapse Is Not a Bug but
-a Feature in Machine Unlearning for LLMs" (arXiv 2507.04219, ICLR 2026).
+The method is from Scholten, Xhonneux, Schwinn and Günnemann, "Model Collapse Is Not a Bug but a
+Feature in Machine Unlearning for LLMs" (arXiv 2507.04219, ICLR 2026).
 """
 
 import importlib
@@ -167,7 +167,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, imported when it is first used."""
+    """Import a public name on first use."""
     if name not in _WHERE:
         raise AttributeError(f"module 'pmc_jax' has no attribute {name!r}")
     module, _, attribute = _WHERE[name].partition(":")

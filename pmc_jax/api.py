@@ -92,16 +92,17 @@ def load_model(
     Args:
         path: a Hugging Face directory, a directory of `python -m convert from-hf`, a hub id, or
             "bundled" for the small model in the package.
-        dtype: what matrix products are computed in: "float32", "bfloat16", or "float64", which
-            needs `jax_enable_x64`. "auto" is what the model was trained and measured in if a run
-            exported it, else float32. Weights are kept in float32 at least, unless `as_stored`.
+        dtype: the dtype of matrix products: "float32", "bfloat16", or "float64", which needs
+            `jax_enable_x64`. "auto" is the dtype in which the model was trained and evaluated if
+            a run exported it, else float32. Weights are in float32 or more, unless `as_stored`.
         remat: what the backward pass recomputes to save memory: "none", "dots" or "full".
         mesh: "auto" for all devices, or "DATAxMODEL" (see the page on scaling).
-        prompt: how questions become prompts. Keys that are None are as the model was trained, or
-            else the defaults.
+        prompt: how questions become prompts. For keys that are None, the settings of the model's
+            training are used, or else the defaults.
         check_weights: refuse a model with a weight that is NaN or infinite.
-        as_stored: keep the weights in the dtypes of the files. In bfloat16 they take half the
-            memory. They can be asked and evaluated, and an adapter can be trained beside them.
+        as_stored: keep the weights in the dtypes of the files. In bfloat16, they take half the
+            memory. Such a model can generate, be evaluated and be the base of an adapter, but its
+            weights cannot be trained.
 
     Raises:
         UserError: naming what is missing, damaged or not supported, or the tensor with weights
@@ -121,14 +122,14 @@ class Unlearned:
     """What `unlearn` returns.
 
     Attributes:
-        model: the unlearned model; with a run directory, as it was exported there.
-        steps: what each optimizer step did.
+        model: the unlearned model; with a run directory, the model exported there.
+        steps: a record of each optimizer step.
         before, after: measures of both models by name, such as "unlearn_quality" and "utility",
             in the units of `evaluate`; None if they were not evaluated.
         directory: the run's directory; None for a run in memory.
         verdict: whether the forget questions are forgotten (`evaluation.verdicts.verdict`);
             None if the models were not evaluated, or if the method does not unlearn.
-        adapter: the adapter that was trained; None: none was. `model` has it merged.
+        adapter: the trained adapter, which `model` has merged; None if there is none.
     """
 
     model: LanguageModel
@@ -141,7 +142,7 @@ class Unlearned:
 
 
 def expected_method(value: Any) -> str:
-    """What is expected in place of a method: the one of this name, or of this class."""
+    """What the error expects in place of `value`: the method of this name, or of this class."""
     kinds = methods()
     if isinstance(value, str):
         classes = {name.casefold(): name for name in kinds}
@@ -176,18 +177,18 @@ def unlearn(
     """Make a model forget the forget questions of a data set, or fine-tune it.
 
     Args:
-        model: the target model. It stays as it is, unless `donate`.
-        data: what to forget, and what to keep.
+        model: the target model. It is not changed, unless `donate`.
+        data: what to forget, and what to retain.
         method: a method with its settings; None: `PMC()`.
         training, optimizer: how long to train, and how.
         adapter: train a low-rank adapter in place of the weights; None: train the weights.
-        seed: data order, retain draws and samples depend on it.
+        seed: determines the order of the data, the draws of retain pairs, and the samples.
         evaluation: evaluate before and after, and, with `out`, write the report.
-        out: the run's directory: metrics, checkpoints, the exported model, the report. The same
-            call continues a run that was stopped, and returns one that is finished. None: the
-            run stays in memory.
+        out: the run's directory, for metrics, checkpoints, the exported model and the report. The
+            same call resumes a run that was stopped, and returns the result of a run that is
+            finished. None: the run stays in memory.
         overwrite: replace a run in `out` that has other settings.
-        checkpoints, logging: for a run with a directory.
+        checkpoints, logging: settings for a run with a directory.
         on_step: called after every step with its record.
         donate: train in the memory of the model's weights; the model cannot be used afterwards.
 
@@ -338,12 +339,12 @@ def training_seconds(trained: Trained) -> dict[str, float]:
 
 
 def delivered(trained: LanguageModel, directory: Path | None) -> LanguageModel:
-    """The model as whoever loads it finds it; with a run directory, exported there.
+    """The model as it is when somebody loads it; with a run directory, it is exported there.
 
-    It is rounded to the dtypes of its files, which also name the dtype it is computed in. With a
-    directory, the trained weights are deleted and the files loaded. A model that is there already
-    is of a run that was stopped. It may be damaged; the weights are not, since the checkpoint was
-    verified.
+    The weights are cast to the dtypes of the model's files, which also name the compute dtype.
+    With a directory, the trained weights are deleted, and the files are loaded. If the directory
+    already has a model, a stopped run has left it, and it may be damaged. It is written again from
+    the trained weights, whose checkpoint was verified.
     """
     if directory is None:
         return trained.as_saved()
@@ -391,9 +392,9 @@ def evaluate_stage(
     seed: int,
     copied: bool,
 ) -> dict[str, Any]:
-    """Measure a model before or after training; with a `path`, keep the result there.
+    """Measure a model before or after training; with a `path`, store the result there.
 
-    A result that is there already is returned if it is whole and of the same `weights`.
+    If the file already has a complete result for the same `weights`, it is returned.
     """
     if path is not None:
         stored = from_first(lambda: read_sealed(path, "it is measured again"))
@@ -458,11 +459,11 @@ def settings_of_call(
 
 
 def is_finished(directory: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> bool:
-    """Whether `directory` holds a run with these settings that has come to its end.
+    """Whether `directory` holds a finished run with these settings.
 
     Raises:
         UserError: if it holds a run with other settings, or something that is not a run; if
-            another process uses it, or its files are not those that the run has written.
+            another process uses it; or if its files are not those that the run has written.
     """
     check_free(directory)
     if not holds_run(directory, settings, overwrite=overwrite):
@@ -474,12 +475,12 @@ def is_finished(directory: Path, settings: Mapping[str, Any], *, overwrite: bool
 
 
 def finished_summary(directory: Path) -> dict[str, Any]:
-    """The summary of a finished run, whose metrics and exported model are as it left them.
+    """The summary of a finished run, after a check that its metrics and its model are unchanged.
 
-    Files of the model that were deleted are not missed.
+    Deleted files of the model are not an error.
 
     Raises:
-        UserError: naming the file that is not.
+        UserError: naming the file that has changed.
     """
     again = (
         f"; delete {directory / SUMMARY} to write it again from the last checkpoint, or give "

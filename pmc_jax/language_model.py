@@ -48,7 +48,7 @@ class ModelSource:
     Attributes:
         path: a Hugging Face directory, a native checkpoint, a hub id, or "bundled".
         dtype: dtype of matrix products; weights are at least float32. "auto": what the model
-            was trained and measured in if a run exported it, else float32.
+            was trained and evaluated in if a run exported it, else float32.
         remat: what the backward pass recomputes: "none": nothing; "dots": all but matrix
             products; "full": everything.
         architecture: a config.json, for plans without the model's files.

@@ -32,7 +32,7 @@ from pmc_jax.unlearning.schedule import Training
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The settings of `pmc train`. The class of `method` is that of its name in `methods()`.
+    """The settings of `pmc train`. The name of `method` determines its class (`methods()`).
 
     Attributes:
         name: files go to the directory `runs_dir`/`name`.
@@ -77,8 +77,8 @@ class AskConfig:
         top_p: sample from the most likely tokens with this total probability; 1 is off.
         max_new_tokens: longest answer in tokens.
         seed: seed of all random numbers.
-        prefix: text that every answer is made to begin with.
-        decode_batch: most answers decoded at once; "auto": as many as fit into memory.
+        prefix: text that every answer is forced to begin with.
+        decode_batch: most answers decoded at a time; "auto": as many as fit into memory.
         overwrite: replace the file `out`.
         memory: most memory to take of the device, or of the machine for CPUs, such as 6GB.
     """
@@ -111,12 +111,12 @@ class DraftConfig:
         questions: file of further questions; "{person}" in them stands for the name, and such
             questions are asked about other people, too.
         patterns: ask the built-in questions, which are in English.
-        others: people to keep, separated by commas, or a .txt file with a name a line; by
-            default, the model proposes some.
-        people: how many people the model proposes at most.
-        max_new_tokens: longest answer in tokens; of a longer one, whole sentences are kept.
+        others: other people to retain, separated by commas, or a .txt file with one name per
+            line; by default, the model proposes some.
+        people: the largest number of people that the model proposes.
+        max_new_tokens: longest answer in tokens; a longer one is cut after a whole sentence.
         seed: seed of the proposed names.
-        decode_batch: most answers decoded at once; "auto": as many as fit into memory.
+        decode_batch: most answers decoded at a time; "auto": as many as fit into memory.
         memory: most memory to take of the device, or of the machine for CPUs, such as 6GB.
     """
 
@@ -142,7 +142,7 @@ class PlanConfig(Config):
     Attributes:
         name: name of the plan, which it prints.
         topology: devices: a TPU slice (v5e:2x4), GPUs (h100:8), or cpu:8.
-        memory: memory of a device (80GB), if it differs from the usual one.
+        memory: memory of a device (80GB), if it differs from the manufacturer's number.
         prompt_tokens: tokens of the longest prompt; responses get the rest of
             `training.max_length`.
         tries: most alternatives to compile if the run does not fit.

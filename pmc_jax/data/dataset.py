@@ -1,4 +1,4 @@
-"""A data set: what to forget, what to keep, and what to evaluate."""
+"""A data set: what to forget, what to retain, and what to evaluate."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,8 +46,8 @@ class Dataset:
 
     A row has a `question` and, unless it is a forget row, an `answer`. A forget row without
     an answer is enough to unlearn; evaluating what was forgotten needs the answer. Optional
-    fields are `system` (the system prompt), `secret` (the phrase of the answer that must not
-    come out), `perturbed_answer` (wrong answers), `paraphrased_question`,
+    fields are `system` (the system prompt), `secret` (the phrase of the answer that the model
+    must not reveal), `perturbed_answer` (wrong answers), `paraphrased_question`,
     `paraphrased_answer` and `variants` (the question in other words). An answer may be a
     list of right answers, the main one first. A row may also be a chat:
     `{"messages": [{"role": …, "content": …}, …]}`.
@@ -95,7 +95,7 @@ class Dataset:
             world_facts, real_authors: more rows to measure utility on.
             holdout: rows like the forget rows that the model was never trained on, for
                 membership inference.
-            text: a text file with one paragraph a line, unrelated to the forget questions, for
+            text: a text file with one paragraph per line, unrelated to the forget questions, for
                 side effects. None: the questions and answers of `world_facts` and
                 `real_authors`.
             retain_rows: how many retain rows to evaluate, drawn with replacement; None: each

@@ -27,8 +27,8 @@ class PromptConfig:
         date_string: date in some chat templates; the default is 26 Jul 2024.
         question: plain prompt, with "{question}"; the default is "Question: {question}\\nAnswer:".
         answer: plain response, with "{answer}"; the default is " {answer}".
-        format: "standard" (the default): prompt and answer are encoded apart; "openunlearning":
-            together, and split, as OpenUnlearning does.
+        format: "standard" (the default): prompt and answer are encoded separately;
+            "openunlearning": encoded together and then split, as OpenUnlearning does.
     """
 
     template: str | None = one_of(None, "auto", "chat", "plain")

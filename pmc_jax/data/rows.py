@@ -24,7 +24,7 @@ class Fields:
         question: column of the question.
         answer: column of the answer, or of a list of right answers, the main one first.
         system: column of the system prompt for the question.
-        secret: column of the phrase of the answer that must not come out.
+        secret: column of the phrase of the answer that the model must not reveal.
         paraphrased_question: column of the question in other words.
         paraphrased_answer: column of the answer in other words.
         perturbed_answer: column of wrong answers.
@@ -77,12 +77,12 @@ class DataConfig:
             download `hub`, for format=tofu.
         hub: Hugging Face data set in TOFU's format.
         forget: what to forget: a split of TOFU, or your own file.
-        retain: what to keep: a split of TOFU, or your own file.
+        retain: what to retain: a split of TOFU, or your own file.
         world_facts: file with questions about the world, for utility.
         real_authors: file with questions about real people, for utility.
         retain_rows: retain examples to evaluate, drawn with replacement; None: each once.
         holdout: file like `forget` that the model has never seen, for membership inference.
-        text: file with unrelated text, one paragraph a line, for side effects.
+        text: file with unrelated text, one paragraph per line, for side effects.
         allow_overlap: allow forget questions that are also in `retain`, whose answers are
             trained on.
 
@@ -152,7 +152,7 @@ class EvaluationRow:
         id: the row's index in its file.
         answer: the ground truth; None if the forget file has questions only.
         accepted: further answers that are as right as `answer`.
-        secret: the phrase of the answer that must not come out, if known.
+        secret: the phrase of the answer that the model must not reveal, if known.
         perturbed: wrong answers, worded like `paraphrased` if that is given.
         paraphrased: the true answer in other words.
         variants: the question in other words, apart from the paraphrase set's.

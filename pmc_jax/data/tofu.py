@@ -22,7 +22,7 @@ class DataFiles:
         refusals: a text file with one refusal a line.
         retain_perturbed: retain rows with paraphrased and wrong answers.
         holdout: rows like the forget rows that the model was never trained on.
-        text: a text file with one paragraph a line.
+        text: a text file with one paragraph per line.
     """
 
     forget: Path

@@ -13,8 +13,8 @@ from pmc_jax.decoding.draw import draw_checked, greedy
 class Sampling:
     """How a token is chosen: temperature, then top-k, then top-p; temperature 0 is greedy.
 
-    A token of `stop_ids` ends a response and belongs to it. None is chosen among the first
-    `min_new_tokens` tokens.
+    A token of `stop_ids` ends a response and is part of it. The first `min_new_tokens` tokens are
+    never stop tokens.
     """
 
     temperature: float = 1.0
@@ -31,13 +31,14 @@ def choose(
     sampling: Sampling,
     temperature: Float[Array, ""] | None = None,
 ) -> tuple[Int[Array, "*rows"], Bool[Array, "*rows"]]:
-    """Token number `index` of every row's response, drawn with the row's own key.
+    """Choose token number `index` of every row's response, drawn with the row's own key.
 
-    `index` is one number for all, or has the axes of `logits` but the last. The second
+    `index` is one number for all rows, or has all axes of `logits` except the last. The second
     result says where the logits are not finite (`draw_checked`).
 
-    Rows along the axes of `keys` that `logits` lacks have the same logits. `temperature` replaces
-    that of `sampling` in functions that are compiled once for all temperatures.
+    If `keys` has more batch axes than `logits`, rows along these axes share their logits.
+    `temperature` replaces the temperature of `sampling` in functions that are compiled once for
+    all temperatures.
     """
     if sampling.stop_ids and sampling.min_new_tokens:
         stops = jnp.asarray(sampling.stop_ids)

@@ -1,9 +1,10 @@
-"""Drafts: what the samples of a prompt may begin with, read once for all of them.
+"""Drafts: possible beginnings of a prompt's samples, read once for all samples.
 
 A draft is any list of tokens, such as the greedy response. It is read together with its prompt.
-Every sample draws from the logits at its positions, with the keys of plain decoding, until it draws
-another token than the draft has. So it is the same sample. Only what follows is decoded, over the
-keys and values of the prompt and of the part of the draft that the sample followed.
+Every sample draws its tokens from the logits at the draft's positions, with the keys of plain
+decoding, until it draws a token that differs from the draft. The sample is therefore the same as in
+plain decoding. Only the tokens after this point are decoded, over the keys and values of the prompt
+and of the part of the draft that the sample followed.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from pmc_jax.model.specs import Params
 
 
 def usable(draft: Sequence[int], limit: int, stop_ids: Sequence[int]) -> list[int]:
-    """The tokens of a draft that a sample can go on from: before a stop token and the limit."""
+    """The tokens of a draft that a sample can continue: before a stop token and the limit."""
     ends = [i for i, token in enumerate(draft) if token in stop_ids]
     return list(draft[: min([*ends, max(limit - 1, 0)])])
 
@@ -33,9 +34,9 @@ class DraftStarts:
     """How responses begin.
 
     Attributes:
-        followed: how many tokens of a draft they follow.
-        token: the token after these, which they drew instead of the draft's next one.
-        unused: how many tokens of the draft they do not follow.
+        followed: how many tokens of a draft a response follows.
+        token: the token after these, which it drew in place of the draft's next token.
+        unused: how many tokens of the draft it does not follow.
     """
 
     followed: Int[Array, "rows samples"]
@@ -58,17 +59,16 @@ def read_drafts(
 ) -> tuple[DraftStarts, Bool[Array, "rows samples"], PrefixCache]:
     """Read left-padded prompts with drafts, and draw each sample's beginning.
 
-    It goes on position by position for as long as a sample follows its draft, so that only the
+    It continues position by position as long as a sample follows its draft, so that only the
     logits of one position are in memory.
 
     Args:
-        tokens, mask: prompts, each followed by a draft; as many rows for each prompt as it has
-            drafts.
+        tokens, mask: prompts, each followed by a draft; a prompt has one row for each draft.
         drafts: the length of each draft.
         keys: one key per response.
 
     Returns:
-        The beginnings, where a token was drawn from logits that are not finite, and the cache.
+        The beginnings; where a token was drawn from logits that are not finite; and the cache.
     """
     states, prefix = prefill_states(params, tokens, mask, cfg, dtype=dtype)
     rows, width = tokens.shape
@@ -108,10 +108,10 @@ class Begun:
     """How the responses to a batch of prompts begin, on the host.
 
     Attributes:
-        tokens: what is known of each response, by whichever of its prompt's drafts says most.
-        length: how many tokens these are.
-        ended: whether it is the whole response.
-        best: the draft of each prompt whose cache decoding goes on with.
+        tokens: the known tokens of each response, from the draft that gives the most of them.
+        length: the number of these tokens.
+        ended: whether they are the whole response.
+        best: for each prompt, the draft whose cache is used to continue decoding.
         followed: how many tokens of that draft each response follows.
     """
 
@@ -129,12 +129,12 @@ def best_drafts(
     limit: Int[np.ndarray, " batch"],
     stop_ids: Sequence[int],
 ) -> Begun:
-    """Of each prompt's drafts, the one with the most tokens that unfinished responses follow.
+    """For each prompt, the draft with the most tokens that unfinished responses follow.
 
-    A response is finished as soon as it is by any of the drafts.
+    A response is finished as soon as any of the drafts finishes it.
 
     Args:
-        followed, token: of `DraftStarts`, with a row for each draft of each prompt.
+        followed, token: from `DraftStarts`, with a row for each draft of each prompt.
         drafts: the tokens of the drafts, zeros after their ends.
         limit: the most tokens of a response.
     """

@@ -1,8 +1,8 @@
 """Top-k and top-p (nucleus) filtering, and the draw, without sorting the vocabulary.
 
-Both filters keep the tokens whose logit is at least a threshold, so that ties at the threshold are
-kept together. The thresholds are found by bisection over the bit patterns of floats, which always
-ends at the exact value.
+Both filters keep the tokens whose logit is at least a threshold, so tokens that tie at the
+threshold are kept together. Bisection over the bit patterns of floats finds the thresholds. It
+always ends at the exact value.
 """
 
 import math
@@ -61,11 +61,13 @@ def _largest_threshold(
 def largest(
     logits: Float[Array, "*batch vocab"], count: int, scale: ArrayLike = 1.0
 ) -> tuple[Float[Array, "*batch count"], Int[Array, "*batch count"]]:
-    """The `count` largest of logits · scale, and their tokens; the lower of equal tokens is first.
+    """The `count` largest of logits · scale, and their tokens. Of equal logits, the lower token is
+    first.
 
     In a large vocabulary, only the `count` blocks with the largest maxima are searched and scaled.
-    They hold the `count` largest logits: at most `count` blocks hold one of these, and no other
-    block has a larger maximum. Of blocks with equal maxima the first ones are searched.
+    These blocks contain the `count` largest logits: at most `count` blocks contain one of them,
+    and no other block has a larger maximum. Of blocks with equal maxima, the first ones are
+    searched.
     """
     *batch, vocab = logits.shape
     target = current_target(logits.dtype)
@@ -210,7 +212,7 @@ def _draw_from_top(
 
 
 def greedy(logits: Float[Array, "*batch vocab"]) -> Int[Array, "*batch"]:
-    """The most probable token, and the lowest of those that tie.
+    """The most probable token; of tokens that tie, the lowest.
 
     XLA runs these two passes on all cores of a CPU, but its `argmax` on one.
     """
@@ -241,9 +243,10 @@ def draw_checked(
     """Draw a token per key from the filtered softmax of logits / temperature.
 
     The second result is the largest logit / temperature, which drawing needs anyway. It is finite
-    unless the logits hold infinity, or NaN, as they all do where a hidden state is not finite.
+    unless the logits contain infinity or NaN. If a hidden state is not finite, all its logits are
+    NaN or infinite.
 
-    It inverts the cumulative distribution, so that a draw needs one uniform number, where
+    The function inverts the cumulative distribution, so a draw needs one uniform number.
     `jax.random.categorical` needs Gumbel noise for the whole vocabulary. `keys` begins with the
     batch axes of `logits`. Further axes are draws from the same distribution, which is filtered
     once for all of them.

@@ -1,4 +1,4 @@
-"""From lists of prompts to lists of responses, in batches with few distinct shapes."""
+"""Decode lists of prompts to lists of responses, in batches with few distinct shapes."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -38,9 +38,9 @@ def row_keys(
 
 
 def check_longrope(rope: RopeConfig, prompt: int, limit: int) -> None:
-    """Check that a response stays on one side of the length at which LongRoPE changes.
+    """Check that a response does not cross the length at which LongRoPE changes.
 
-    Beyond it, all cached keys would have to be rotated again.
+    Beyond this length, all cached keys would have to be rotated again.
 
     Raises:
         UserError: if the response may cross it.
@@ -54,9 +54,9 @@ def check_longrope(rope: RopeConfig, prompt: int, limit: int) -> None:
 
 
 def fewer_rows(prompts: int, wave: int, shards: int) -> tuple[int, int] | None:
-    """Half as many prompts at a time, or half as many samples of each; None: there is one row.
+    """Half as many prompts at a time, or else half as many samples of each.
 
-    Every shard of a batch keeps a prompt.
+    Every shard of a batch keeps at least one prompt. None if there is only one row.
     """
     if prompts > shards:
         return max(-(-prompts // 2), shards), wave
@@ -67,7 +67,7 @@ MANY_SAMPLES = 8
 """With at least this many samples of a prompt, its greedy response is worth decoding as a draft."""
 
 PruneBatch = Callable[[Sequence[int], Responses], Bool[np.ndarray, "batch samples"]]
-"""From the indices of a batch's prompts and its responses to which of these can be dropped."""
+"""Maps the indices of a batch's prompts, and its responses, to which responses can be dropped."""
 
 
 def generate(
@@ -98,8 +98,8 @@ def generate(
     follows from key, step, question id and sample (`row_keys`), so a response does not depend on
     its batch, except by rounding. Responses include their stop token.
 
-    If a device runs out of memory, a batch is decoded again with half as many responses at a time,
-    and so are those that follow in this process.
+    If a device runs out of memory, the batch is decoded again with half as many responses at a
+    time. Later batches in this process use the smaller number, too.
 
     Args:
         temperature: replaces the temperature of `sampling`, which must not be 0. The functions
@@ -107,23 +107,23 @@ def generate(
         limits: the maximum number of new tokens for each prompt, stop token included.
         question_ids: by default, the prompt's index in `prompts`.
         drafts: for each prompt, token lists `[prompt][draft][token]` that its responses may begin
-            with. They change no response, and save decoding where responses begin like them.
+            with. They change no response. They save decoding if responses begin like them.
             "greedy": the greedy responses, which are decoded first if there are at least
             `MANY_SAMPLES` samples.
-        longest_prompt: the length of the longest prompt, with its longest draft, of all calls that
-            share compiled functions, if this call has only shorter ones.
+        longest_prompt: if several calls share compiled functions, the length of the longest prompt
+            of all these calls, with its longest draft.
         decode_batch: the maximum number of responses that are decoded at a time; "auto": what
             fits into memory, up to 512 on each shard of a batch. Calls with the same number share
             compiled functions, however few prompts they have.
         decoding: how to do the work; no setting changes a response.
         wave: how many samples of a prompt to decode at a time; 0: all.
-        prune: called at the start of a wave and between chunks. A response that it drops is
-            returned as far as it is decoded, and `is_whole` is False for it.
+        prune: called at the start of a wave and between chunks. The tokens that a dropped response
+            has so far are returned, and `is_whole` is False for it.
         on_batch: called after every batch with the numbers of responses and tokens in it.
 
     Raises:
         UserError: if a response may cross the length at which LongRoPE changes.
-        NotFinite: if the logits of a response hold NaN or infinity.
+        NotFinite: if the logits of a response contain NaN or infinity.
         UserError: if a device has too little memory for a single response.
     """
     for prompt, most in zip(prompts, limits, strict=True):
@@ -217,7 +217,7 @@ def left_padded(
 ) -> tuple[Int[np.ndarray, "batch width"], Bool[np.ndarray, "batch width"]]:
     """Prompts as left-padded rows of `width` tokens, and a mask of their own tokens.
 
-    The rows that fill up the batch have one token each, since attention needs one.
+    Rows that fill up the batch have one token each, because attention needs at least one.
     """
     tokens, mask = np.zeros((batch, width), np.int32), np.zeros((batch, width), bool)
     mask[len(prompts) :, -1] = True

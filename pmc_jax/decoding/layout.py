@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 MIN_ROWS = 8
-"""A decode step for fewer rows costs about as much as for this many."""
+"""A decode step for fewer rows costs about as much as a step for this many rows."""
 
 MANY_ROWS = 128
 """With at least this many rows, the running rows move to a smaller shape sooner: before the end of
-a chunk, and, with several samples of a prompt, as soon as half of the rows is enough."""
+a chunk, and, with several samples of a prompt, as soon as they fit into half as many rows."""
 
 SHORT_LENGTH, FIRST_LENGTH = 16, 32
 """The first length of the suffix cache, for short and for long responses."""
@@ -26,9 +26,9 @@ def shapes(
 ) -> list[tuple[int, int]]:
     """The shapes (groups, slots) for up to `prompts` · `samples` rows, largest first.
 
-    Each shape is a compilation, so there are few: a shape has about a quarter of the rows of the
-    one before it, or half if these are many and a prompt has several. Slots are reduced before
-    groups, so that the last rows of many prompts fit.
+    Each shape needs a compilation, so there are few shapes. A shape has about a quarter of the
+    rows of the one before it, or half if there are many rows and several samples of a prompt.
+    Slots are reduced before groups, so that the last rows of many prompts fit.
 
     Args:
         wave: the maximum number of rows that a prompt has at a time; 0: `samples`.
@@ -49,7 +49,7 @@ def prompt_rows(prompts: int, most: int, *, compact: bool = True) -> int:
     """The number of rows in which to prefill `prompts` prompts.
 
     It is `most` or, if `compact`, the smallest of a quarter, a sixteenth, … of it that is
-    enough. Prefill is a small part of sampling, but every number of rows is a compilation.
+    enough. Prefill is a small part of sampling, but every number of rows needs a compilation.
     """
     rows = most
     while compact and rows > 1 and -(-rows // 4) >= prompts:
@@ -60,11 +60,11 @@ def prompt_rows(prompts: int, most: int, *, compact: bool = True) -> int:
 def cache_lengths(time: int, factor: int = 2) -> list[int]:
     """The lengths that the suffix cache grows through, for responses of up to `time` tokens.
 
-    Each length is a compilation. A cache for short responses has one or two lengths.
+    Each length needs a compilation. A cache for short responses has one or two lengths.
 
     Args:
-        factor: how much a full cache grows. A small factor is better if attention reads the
-            whole cache, a large one if it reads only what is written.
+        factor: the growth of a full cache. A small factor is better if attention reads the whole
+            cache, and a large factor if it reads only the part that is written.
     """
     if time < 2 * FIRST_LENGTH:
         return [time] if time < 2 * SHORT_LENGTH else [SHORT_LENGTH, time]
@@ -88,13 +88,13 @@ def smallest_shape(
 
 
 def few_rows(running: int, shape: tuple[int, int], choices: Sequence[tuple[int, int]]) -> int:
-    """The number of running rows at which a chunk ends, to see if they fit a smaller shape.
+    """The number of running rows at which a chunk ends, to check if they fit a smaller shape.
 
-    It is the number of slots in the next smaller of `choices`. If no more rows than that are
-    running, they belong to too many prompts to fit, and it is half of the running rows. It is
-    less than `running`, which is at least 1, so some decoding precedes every check. It is 0, for
-    no check before the chunk's end, if there is no smaller shape, or if the rows are so few that
-    another compiled function costs more than it saves.
+    It is the number of slots in the next smaller of `choices`. If at most this many rows are
+    running already, they belong to too many prompts to fit, and it is half of the running rows.
+    It is less than `running`, which is at least 1, so some decoding precedes every check. It is 0,
+    which means no check before the chunk's end, if there is no smaller shape, or if the rows are so
+    few that another compiled function costs more than it saves.
     """
     if math.prod(shape) < MANY_ROWS:
         return 0

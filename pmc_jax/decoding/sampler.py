@@ -1,9 +1,9 @@
 """The sampler: prefill each prompt once, then decode n samples of it in a compiled loop.
 
 The loop runs in chunks of a few decode steps. Between chunks, the host can drop rows that are no
-longer needed, the remaining rows move to a smaller shape, and the suffix cache grows when it is
-full, so that attention reads little more than what is written. A chunk of many rows ends early
-when the remaining rows may fit a smaller shape.
+longer needed, and the remaining rows move to a smaller shape. The suffix cache grows when it is
+full, so that attention reads little beyond the part that is written. A chunk of many rows ends
+early when the remaining rows may fit a smaller shape.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class Decoding:
     """How responses are computed; no setting changes a response.
 
     Attributes:
-        chunk: the most decode steps between two checks for finished rows.
+        chunk: the largest number of decode steps between two checks for finished rows.
         compact: when rows finish, the remaining ones move to a smaller shape that holds them. With
             many rows, this is checked within chunks too.
         grow_cache: the suffix cache grows with the responses. If false, it has its full length from
@@ -73,14 +73,14 @@ def suffix_lengths(time: int, cfg: ModelConfig, dtype: DTypeLike, decoding: Deco
 
 @dataclasses.dataclass
 class Responses:
-    """The responses of a batch on the host, as far as they are decoded.
+    """The responses of a batch on the host, with the tokens decoded so far.
 
     Attributes:
         tokens: response tokens, zeros after the end.
         length: tokens of each response, its stop token included.
         status: WAITING, RUNNING, FINISHED (stopped, or at its limit) or DROPPED. With drafts, a
-            waiting response may have tokens, and be finished without ever running.
-        followed: how many of its tokens are read in a draft and not decoded.
+            waiting response may have tokens, and may finish without ever running.
+        followed: how many tokens of each response are read from a draft and not decoded.
     """
 
     tokens: Int[np.ndarray, "batch samples time"]
@@ -89,7 +89,7 @@ class Responses:
     followed: Int[np.ndarray, "batch samples"]
 
     def tokens_of(self, row: int, sample: int) -> list[int]:
-        """One response as far as it is decoded."""
+        """The tokens of one response so far."""
         return self.tokens[row, sample, : self.length[row, sample]].tolist()
 
 
@@ -102,17 +102,17 @@ class DecodeState:
     """Everything that changes while decoding, and the constants of each row.
 
     Attributes:
-        tokens: the responses so far, zeros after their ends. With drafts, these and all numbers
-            of tokens here are without those of the draft.
+        tokens: the responses so far, zeros after their ends. With drafts, these tokens and all
+            numbers of tokens here do not include the tokens of the draft.
         length: tokens of each response.
         last: each row's newest token, which is fed to the model next.
         done: whether a row has stopped or reached its limit; true for empty slots.
-        keys, limit: each row's RNG key, and the most tokens of its response.
+        keys, limit: each row's RNG key, and the largest number of tokens of its response.
         broken: whether a token was chosen from logits that are not finite.
         step: number of tokens fed so far, the same for all rows.
         suffix: keys and values of the tokens fed so far.
-        followed, unused: how many tokens of its draft a row follows, and of how many it does not
-            see the keys and values; None without drafts.
+        followed, unused: how many tokens of its draft a row follows, and how many it does not
+            follow, whose keys and values it does not see; None without drafts.
     """
 
     tokens: Int[Array, "groups slots time"]
@@ -173,7 +173,7 @@ def begin_decoding(
 ) -> DecodeState:
     """Arrange rows in groups and slots, and choose the first token of each.
 
-    It donates nothing, since later waves need `begun` again.
+    It donates nothing, because later waves need `begun` again.
 
     Args:
         begun: the logits that `prefill_prompts` returns, or how the responses begin with drafts.
@@ -230,7 +230,7 @@ def decode_chunk(
 ) -> DecodeState:
     """Decode until step `until`, or until no more than `few` rows are running.
 
-    It donates `state`, whose suffix cache is updated in place, and neither `params` nor `prefix`.
+    It donates `state`, whose suffix cache is updated in place, but neither `params` nor `prefix`.
     The returned state has the same shapes.
 
     Args:
@@ -375,8 +375,8 @@ def sample(
             stop token. They change no response.
 
     Raises:
-        NotFinite: if the logits of a response that is not dropped hold NaN or infinity; with
-            drafts also if it would be dropped.
+        NotFinite: if the logits of a response that is not dropped contain NaN or infinity; with
+            drafts, also if the response would be dropped.
     """
     batch, samples = keys.shape
     found = Responses(

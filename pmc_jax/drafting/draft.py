@@ -101,7 +101,7 @@ def draft_data(
         people: how many names the model proposes at most.
         max_new_tokens: longest answer in tokens; of a longer one, the whole sentences are kept.
         seed: the seed of the proposed names.
-        decode_batch: most answers decoded at once; "auto": as many as fit into memory.
+        decode_batch: most answers decoded at a time; "auto": as many as fit into memory.
 
     Raises:
         UserError: if there is no name or no question, the file cannot be read, a value is out of

@@ -27,7 +27,7 @@ class EvaluateConfig:
         memory: most memory to take of a device, or of the machine for CPUs, such as 6GB.
         suite: which measures to take.
         compare: one model or a list; the first is the model before unlearning.
-        prefix: first words of every answer in the prefilling attack.
+        prefix: the text that the prefilling attack forces every answer to begin with.
         confidence: confidence of certified bounds.
         max_length: most tokens of prompt and answer together.
         retain_logs: TOFU_EVAL.json of a model that has never seen the forget set.

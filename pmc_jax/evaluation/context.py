@@ -1,4 +1,4 @@
-"""What an evaluation of one model works with: the model, the questions and the settings."""
+"""The inputs of an evaluation of one model: the model, the questions and the settings."""
 
 import dataclasses
 import functools
@@ -35,8 +35,8 @@ class RobustnessConfig:
     """How the model is fine-tuned again, or quantised, and then measured once more.
 
     Attributes:
-        examples: forget examples to fine-tune on, and as many benign ones; at most half of the
-            forget set.
+        examples: number of forget examples to fine-tune on, and of benign examples; at most half
+            of the forget set.
         steps: optimizer steps after which the model is measured.
         batch_size: examples per step.
         learning_rate: learning rate of the fine-tuning.
@@ -59,7 +59,7 @@ class EvaluationContext:
         sets: the evaluation sets of the data.
         evaluation: how answers are decoded, greedily and in the attacks.
         max_length: the most tokens of prompt and answer together.
-        prefix: the text that the prefilling attack makes every answer begin with.
+        prefix: the text that the prefilling attack forces every answer to begin with.
         confidence: confidence of every certified bound.
         key: the source of all random numbers.
         on_batch: called with (answers done, tokens) after every batch.
@@ -87,7 +87,7 @@ class EvaluationContext:
 
     @property
     def forget(self) -> Sequence[EvaluationRow]:
-        """The forget questions whose answers can be compared with."""
+        """The forget questions whose right answers have words to compare with."""
         return [row for row in self.sets.get("forget", ()) if is_comparable(row)]
 
     @property
@@ -163,7 +163,7 @@ def forget_answers(
 
 
 def no_answers(context: EvaluationContext) -> str | None:
-    """The reason why nothing can be compared with forget answers; None if they are known."""
+    """The reason why nothing can be compared with forget answers; None if it can."""
     return None if context.forget else "the forget rows have no answers to compare with"
 
 

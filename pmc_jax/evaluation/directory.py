@@ -110,7 +110,7 @@ def set_truths(directory: Path, inputs: Inputs, config: EvaluateConfig) -> None:
     """Add the right answers to forget questions to TOFU's logs, or remove them.
 
     Nothing is measured again. The summary of a finished evaluation stores `keep_truth` and
-    `redact`, so that the page can be written again as requested.
+    `redact`, so that the report can be written again with the same settings.
     """
     keep = config.keep_truth
     if not is_first():
@@ -136,7 +136,7 @@ def write_summary(
     """Write the summary of an evaluation whose parts are complete.
 
     It includes the training curves of models that a run has written, and what the run says
-    of its settings.
+    about its settings.
 
     Args:
         paths: the models' paths by name.

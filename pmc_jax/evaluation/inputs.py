@@ -1,4 +1,4 @@
-"""What an evaluation reads, and checks of it before anything is measured."""
+"""What an evaluation reads, and the checks before anything is measured."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ def source_of(config: EvaluateConfig, path: str) -> ModelSource:
 
 
 def check_model(config: EvaluateConfig, path: str, inputs: Inputs) -> LanguageModel:
-    """A model whose weights are not read, checked against the questions and the mesh."""
+    """The model, without its weights, after a check against the questions and the mesh."""
     mesh_of(source_of(config, path), config.mesh)
     model = describe(source_of(config, path), config.prompt)
     check_prompts(
@@ -78,14 +78,14 @@ def evaluation_warnings(
 ) -> list[str]:
     """What is suspicious in an evaluation, one sentence each.
 
-    Each model is asked as it was trained. If their prompts differ, the reader should know.
+    Each model is prompted as it was trained. If the prompts differ, a warning says so.
 
     Args:
         models: all models by name, with or without their weights; the one under evaluation first.
         max_length: the most tokens of prompt and answer together.
 
     Raises:
-        UserError: if the retain model's log is of other forget questions.
+        UserError: if the retain model's log has other forget questions.
     """
     first = next(iter(models.values()))
     evaluated = first.template

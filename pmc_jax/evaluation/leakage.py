@@ -1,4 +1,4 @@
-"""What an attack reveals that samples many answers or forces the beginning of an answer."""
+"""What attacks reveal that sample many answers or force the beginning of an answer."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -35,10 +35,10 @@ def expected_maxima(
 def leakage(samples: Sequence[Sequence[Answer]], confidence: float) -> dict[str, Any]:
     """Measures of an attack that drew the same number of answers to each question.
 
-    `curve` has, for every m, the expected maximum recall of m answers as a mean over questions,
-    `facts_curve` the same of the fact recall, and `secret_curve` the expected share of questions
-    whose secret m answers reveal. `certificate` covers all questions together. `questions` has
-    the `sampled_question` of each question with its own bounds.
+    `curve` has, for every m, the expected maximum recall of m answers as a mean over questions.
+    `facts_curve` has the same for the fact recall, and `secret_curve` the expected share of
+    questions whose secret m answers reveal. `certificate` covers all questions together.
+    `questions` has the `sampled_question` of each question with its own bounds.
     """
     recalls = np.array([[answer.rouge or 0.0 for answer in row] for row in samples])
     facts = np.array([[answer.facts or 0.0 for answer in row] for row in samples])
@@ -90,8 +90,8 @@ def greedy_leakage(answers: Sequence[Answer]) -> dict[str, Any]:
 def attacked(samples: Sequence[Sequence[Answer]], confidence: float) -> dict[str, Any]:
     """`leakage` of the questions whose right answers are known, and the other questions.
 
-    `open` has the texts of all answers to the others. They are compared with the original
-    answers once these are known.
+    `open` has the texts of all answers to the other questions. They are compared with the
+    original answers once these are known.
     """
     compared = [row for row in samples if row[0].rouge is not None]
     others = [sampled_question(row) for row in samples if row[0].rouge is None]
@@ -102,7 +102,7 @@ def attacked(samples: Sequence[Sequence[Answer]], confidence: float) -> dict[str
 def attacked_once(answers: Sequence[Answer]) -> dict[str, Any]:
     """`greedy_leakage` of the questions whose right answers are known, and the other answers.
 
-    Of a question that has a secret and no right answer, `open` has what its answer reveals.
+    If a question has a secret but no right answer, `open` has what its answer reveals.
     """
     compared = [answer for answer in answers if answer.rouge is not None]
     others = [

@@ -20,8 +20,8 @@ Of TOFU's wrong answers, which share the sentence patterns of the right ones, 88
 def level_of(facts: Facts, text: str, leaked: bool | None = None) -> Level:
     """How much of the facts a text reveals.
 
-    A text that contains the secret (`leaked`) reveals most. Without it, one name or number of the
-    right answer is a part.
+    A text that contains the secret (`leaked`) reveals most. A single telling name or number of the
+    right answer reveals a part.
     """
     recall = fact_recall(facts, text) or 0.0
     if leaked or recall > MOST:
@@ -30,5 +30,5 @@ def level_of(facts: Facts, text: str, leaked: bool | None = None) -> Level:
 
 
 def closeness(facts: Facts, text: str) -> tuple[int, float]:
-    """How close a text comes to the facts, to compare right answers: first by level."""
+    """A sort key for the right answer that a text is closest to: by level, then by fact recall."""
     return LEVELS.index(level_of(facts, text)), fact_recall(facts, text) or 0.0

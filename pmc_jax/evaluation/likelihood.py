@@ -35,7 +35,7 @@ class TokenScores:
 
     Attributes:
         log_probs: log p(token | the tokens before it), in nats.
-        greedy: whether the token is the most probable one; of several equal ones, the first.
+        greedy: whether the token is the most probable one; of equally probable tokens, the first.
         mean, variance: of log p(x) over the vocabulary, x drawn from p itself.
     """
 
@@ -45,7 +45,7 @@ class TokenScores:
     variance: Float[np.ndarray, " tokens"]
 
     def without_end(self) -> "TokenScores":
-        """The scores without those of the end token."""
+        """The scores without the scores of the end token."""
         return TokenScores(*(getattr(self, f.name)[:-1] for f in dataclasses.fields(self)))
 
     @property
@@ -76,7 +76,7 @@ def next_token_scores(
 ]:
     """The fields of `TokenScores` for tokens 1, 2, … of right-padded sequences.
 
-    Logits are computed for `CHUNK` tokens at a time: `[batch, time, vocab]` is never held.
+    Logits are computed for `CHUNK` tokens at a time; `[batch, time, vocab]` is never in memory.
     """
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     hidden = forward(params, tokens, positions, mask, cfg, dtype=dtype)
@@ -117,7 +117,7 @@ def answer_scores(
             shard of a batch. If memory still runs out, it is halved.
 
     Raises:
-        NotFinite: if a score of an answer is NaN or infinite, since logits are or overflow.
+        NotFinite: if a score of an answer is NaN or infinite, because logits are, or overflow.
     """
     lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
     order = sorted(range(len(pairs)), key=lambda i: (lengths[i], i))
@@ -176,7 +176,7 @@ def answer_losses(
 ) -> Float[np.ndarray, " pairs"]:
     """Mean negative log-likelihood per token of each answer, in nats.
 
-    Arguments as of `answer_scores`.
+    The arguments are those of `answer_scores`.
     """
     scores = answer_scores(model, pairs, batch_size=batch_size, on_batch=on_batch)
     return np.array([score.loss for score in scores])

@@ -12,14 +12,14 @@ from pmc_jax.runtime.progress import token_stage
 
 
 def measure_part(context: EvaluationContext, part: str, model: str) -> dict[str, Any]:
-    """Measure one part of a model, whose name the progress shows.
+    """Measure one part of a model; the progress bar shows the model's name.
 
     Raises:
-        UserError: naming model, part and question, if the model's logits are not finite.
+        UserError: if the model's logits are not finite; it names model, part and question.
 
     Returns:
-        The part's JSON object with its `seconds`, the seconds of compilation among them
-        (`compiling`) and the number of `tokens`; or why the part is `lacking`.
+        The part's JSON object with its `seconds`, which include the seconds of compilation
+        (`compiling`), and the number of `tokens`; or the reason why the part is `lacking`.
     """
     if (reason := lacking(context, part)) is not None:
         return {"lacking": reason}

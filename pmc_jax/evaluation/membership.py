@@ -19,8 +19,9 @@ MIN_K = 0.4
 DEFAULT_REFERENCE_AUC = 0.5
 
 MOST_REFERENCE_AUC = 0.99
-"""The largest AUC of a model that never saw the forget set to which PrivLeak is relative. With a
-larger one, forget and held-out answers differ by themselves, and PrivLeak divides by almost 0."""
+"""The largest AUC of a model that never saw the forget set for which PrivLeak is measured. With a
+larger AUC, forget and held-out answers already differ for that model, and PrivLeak divides by
+almost 0."""
 
 
 def loss_score(scores: TokenScores) -> float:

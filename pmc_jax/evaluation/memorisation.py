@@ -1,7 +1,7 @@
 """How much of an answer a model completes by itself, given the words before.
 
-Both measures ignore the end token, as in OpenUnlearning. Their input is whether each token is
-the model's greedy choice.
+Both measures ignore the end token, as in OpenUnlearning. Their input says for each token whether
+it is the model's greedy choice.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""The models of an evaluation: their names, their weights and what is recorded of them."""
+"""The models of an evaluation: their names, their weights and the facts recorded about them."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from pmc_jax.runtime.processes import from_first
 def model_paths(config: EvaluateConfig) -> dict[str, str]:
     """The path of every model by a short name; the model under evaluation comes first.
 
-    The name is that of the directory, or of the run whose `model` directory it is.
+    The name is that of the directory, or of the run if it is the `model` directory of a run.
 
     Raises:
         UserError: if a model would be compared with itself.
@@ -46,7 +46,7 @@ def model_paths(config: EvaluateConfig) -> dict[str, str]:
 
 
 def real_path(config: EvaluateConfig, path: str) -> Path:
-    """A model's directory without links; a hub id stays as it is."""
+    """A model's directory with links resolved; a hub id is returned unchanged."""
     return Path(path_of(source_of(config, path))).expanduser().resolve()
 
 
@@ -73,7 +73,7 @@ def record_facts(record: Path, facts: dict[str, Any]) -> None:
     """Write a model's facts to the file `record`, or check weights and prompt against the file.
 
     Raises:
-        UserError: if they are not those on record.
+        UserError: if they differ from the record.
     """
     stored = from_first(lambda: read_json(record, missing_ok=True))
     if stored is None:

@@ -75,7 +75,7 @@ def prefilling_part(context: EvaluationContext) -> dict[str, Any]:
 
 
 def without_answers(context: EvaluationContext) -> dict[str, str]:
-    """What an attack does not measure without right answers, with the reason.
+    """What an attack cannot measure without right answers, with the reason.
 
     The verdict still counts what its answers reveal.
     """

@@ -41,9 +41,9 @@ class EvaluationConfig:
     """How answers are decoded for evaluation.
 
     Attributes:
-        max_new_tokens: longest answer in tokens, however long the prompt is; None: what
-            `max_length` leaves.
-        decode_batch: most answers decoded at once; "auto": as many as fit into memory.
+        max_new_tokens: longest answer in tokens, regardless of the length of the prompt; None:
+            what `max_length` leaves.
+        decode_batch: most answers decoded at a time; "auto": as many as fit into memory.
         attack_samples: answers per question in the sampling attack; 0 skips it.
         attack_temperature: temperature of the sampling attack.
         attack_top_k: top-k of the sampling attack; 0 is off.
@@ -114,7 +114,7 @@ class QualityAnswers:
 
 
 def holds_secret(answer: str, secret: str | None) -> bool | None:
-    """Whether the answer contains the secret; None without a secret, or if it has no word."""
+    """Whether the answer contains the secret; None if there is none, or if it has no words."""
     return holds(answer, secret) if secret else None
 
 
@@ -124,7 +124,7 @@ def right_answers(row: EvaluationRow) -> list[str]:
 
 
 def is_comparable(row: EvaluationRow) -> bool:
-    """Whether the row has an answer with a word for ROUGE: one of punctuation has none."""
+    """Whether the row has an answer with words for ROUGE; punctuation alone has none."""
     return any(rouge_words(answer) for answer in right_answers(row))
 
 
@@ -147,7 +147,7 @@ def row_facts(row: EvaluationRow, known: Background) -> list[Facts]:
 def scored(
     name: str, row: EvaluationRow, known: Sequence[Facts], text: str, *, truncated: bool
 ) -> Answer:
-    """An answer with its scores: against the right answer that it comes closest to."""
+    """An answer with its scores against the closest right answer."""
     truths = [answer for answer in right_answers(row) if rouge_words(answer)]
     rouge = max((rouge_l_recall(answer, text) for answer in truths), default=None)
     facts = max(known, key=lambda own: closeness(own, text), default=None)
@@ -187,12 +187,12 @@ def answers(
 
     Args:
         questions: the name of a set and a row of it, for each question.
-        max_length: the most tokens of prompt and answer together, unless `max_new_tokens` says
-            how many an answer has at most.
-        prefix: a text with which every response begins; the answer is what follows.
+        max_length: the most tokens of prompt and answer together, unless `max_new_tokens` limits
+            the answer.
+        prefix: a text that every response is forced to begin with; the answer is what follows.
         decode_batch: most answers decoded at a time; "auto": as many as fit into memory.
         on_batch: called with (answers done, tokens) after every batch.
-        known: the background of the data set, which facts are not taken from.
+        known: the background of the data set, whose common words are not facts.
 
     Raises:
         NotFinite: if the model's logits for a question are NaN or infinite.
@@ -248,13 +248,13 @@ def quality_answers(
 ) -> QualityAnswers:
     """Greedy answers to every set, and sampled answers to the forget questions.
 
-    All sets are decoded together. A row that a set contains more than once is decoded once. The
+    All sets are decoded together. If a set contains a row more than once, it is decoded once. The
     batch is padded to a power of two, which most meshes divide.
 
     Args:
         model: a model that is ready for decoding (`LanguageModel.for_decoding`).
         max_length: the most tokens of prompt and answer together.
-        known: the background of the facts; None: that of `sets`.
+        known: the background of the facts; None: the background of `sets`.
     """
     known = known or background(sets)
     once = list(dict.fromkeys((name, row) for name, rows in sets.items() for row in rows))
@@ -341,7 +341,7 @@ def quality(
 ) -> dict[str, Any]:
     """The `measures`, `answers` and `sampled` answers of a model as a JSON object.
 
-    Arguments as of `quality_answers`.
+    The arguments are those of `quality_answers`.
     """
     found = quality_answers(
         model, sets, config, key, max_length=max_length, on_batch=on_batch, known=known
@@ -360,7 +360,7 @@ def answers_asked_for(sets: Mapping[str, Sequence[EvaluationRow]], config: Evalu
 
 
 UNASKED: Mapping[str, Any] = {"text": None, "rouge": None, "facts": None, "marks": []}
-"""In place of the answer of a model that was not asked."""
+"""Stands for the answer of a model that was not asked."""
 
 
 def sample_rows(
@@ -422,7 +422,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def asserts_another(answer: Answer) -> bool | None:
-    """Whether an answer asserts something else than the right answer; None if it is unknown."""
+    """Whether an answer asserts something other than the right answer; None if unknown."""
     if answer.level is None:
         return None
     return answer.kind == "answer" and not answer.truncated and answer.level == "none"
@@ -440,11 +440,11 @@ def measures(found: QualityAnswers) -> dict[str, float | None]:
     - `secret_leak_rate_sampled`: share of forget questions of which any sampled answer contains
       the secret.
     - `facts_*`: mean recall of the fact words (`row_facts`) of a set.
-    - `worst_case_facts`: maximum of it among the sampled answers, as a mean over questions.
+    - `worst_case_facts`: maximum fact recall among the sampled answers, as a mean over questions.
     - `degenerate_rate`: share of greedy answers to forget questions and their paraphrases that
       are empty, loops, or cut at the limit; `empty_rate`, `loop_rate` and `truncated_rate`.
-    - `refusal_rate`, `assertion_rate`: share of these answers that refuse, and of those that
-      say something else than the right answer. Approximate (`kinds`).
+    - `refusal_rate`, `assertion_rate`: share of these answers that refuse, and share that state
+      something other than the right answer. Approximate (`kinds`).
     """
     rouge = {
         name: _mean([answer.rouge for answer in found.greedy.get(name, ())])

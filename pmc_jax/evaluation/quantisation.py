@@ -1,4 +1,4 @@
-"""Quantised weights, as a model has them when it is deployed on small hardware."""
+"""Quantised weights, as in a model that is deployed on small hardware."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -25,11 +25,11 @@ def quantise(weights: Float[Array, "*shape"], bits: int) -> Float[Array, "*shape
 
 
 def quantise_params(params: Params, cfg: ModelConfig, bits: int) -> Params:
-    """Quantise the layers' weight matrices; norms, biases and embeddings stay as they are.
+    """Quantise the layers' weight matrices; norms, biases and embeddings are not changed.
 
     The common 8-bit and 4-bit formats quantise the same weights. Matrices that are stored
-    `joined` are quantised as if they were apart, provided that a row of each has a multiple of
-    `BLOCK` weights. All published models fulfil this.
+    `joined` are quantised as if they were separate, provided that a row of each has a multiple of
+    `BLOCK` weights. This holds for all published models.
     """
     is_matrix = decay_mask(cfg)["layers"]
 

@@ -33,14 +33,14 @@ def relearn(
     """Yield the model after each number of optimizer steps in `steps`, which must increase.
 
     AdamW with a constant learning rate minimises the mean NLL of the pairs' answers. Every
-    pass over the pairs has its own order. A batch may hold the end of one pass and the start
+    pass over the pairs has its own order. A batch may contain the end of one pass and the start
     of the next.
 
-    With an `adapter`, this is what is trained. The weights of `model` are kept. Each yielded model
-    loses its weights when the next one is requested.
+    With an `adapter`, only the adapter is trained. The weights of `model` are kept. Each yielded
+    model loses its weights when the next one is requested.
 
     Raises:
-        UserError: if a weight is not finite any more.
+        UserError: if a weight is no longer finite.
     """
     config = Optimizer(learning_rate=learning_rate, schedule="constant", weight_decay=0.0)
     schedule = optax.constant_schedule(learning_rate)

@@ -1,7 +1,7 @@
 """Whether the unlearning holds when the weights are changed: relearning and quantisation.
 
-Fine-tuning on a few examples and quantising to few bits happen to a model in ordinary use.
-Both are known to bring back what seemed forgotten.
+In ordinary use, models are fine-tuned on a few examples and quantised to few bits. Both are known
+to bring back what seemed forgotten.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def check_robustness(config: RobustnessConfig) -> None:
 def measured_again(
     context: EvaluationContext, trained: Sequence[EvaluationRow] = ()
 ) -> dict[str, Any]:
-    """The measures of the parts `quality` and `sampling`, without those of single questions.
+    """The measures of the parts `quality` and `sampling`, without measures of single questions.
 
     Forget questions that the model was `trained` on are left out of both. If no question
     remains, `sampling` is None. `revealed` is `revealed_questions` of the sampled answers.
@@ -109,7 +109,7 @@ def relearning_rows(context: EvaluationContext, kind: str) -> list[EvaluationRow
 def curve_point(
     context: EvaluationContext, steps: int, trained: Sequence[EvaluationRow]
 ) -> dict[str, Any]:
-    """Greedy leakage after `steps`, apart for forget questions trained on and all others.
+    """Greedy leakage after `steps`, separately for questions trained on and for all others.
 
     `probability` is the geometric mean probability of a token of the right answers, averaged
     over the questions that the model was not trained on.

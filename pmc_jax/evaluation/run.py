@@ -109,9 +109,9 @@ def evaluate(
         before: the model before unlearning, for comparison.
         suite: the parts that are measured: a key of `SUITES`.
         evaluation: how answers are decoded; None: the defaults.
-        robustness: how the model is changed to be measured again; None: the defaults.
+        robustness: how the model is changed before it is measured again; None: the defaults.
         adapter: an adapter that the relearning attack trains; None: it trains the weights.
-        prefix: the text that the prefilling attack makes every answer begin with.
+        prefix: the text that the prefilling attack forces every answer to begin with.
         confidence: confidence of every certified bound.
         max_length: the most tokens of prompt and answer together.
         controls: what to compare with besides the evaluation sets; None: the data set's own.

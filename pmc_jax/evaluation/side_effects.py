@@ -1,7 +1,7 @@
 """Side effects of unlearning on text that is unrelated to the forget questions.
 
-The measure is the change of a token's probability p(x_t | x_<t) against the model before
-unlearning, at the tokens of such text that also occur in forget answers.
+The measure is the change of a token's probability p(x_t | x_<t), relative to the model before
+unlearning, at the tokens of this text that also occur in forget answers.
 """
 
 from collections.abc import Callable, Collection, Sequence

@@ -107,7 +107,7 @@ class RetainLog:
         truth_ratios: truth ratios of the forget questions; empty if the log has none.
         min_k_auc: AUC of the min-k attack; None if the log has none.
         indices: the row numbers of the truth ratios, as the log has them; None: 0, 1, ….
-        min_k_rows: how many forget and how many holdout answers the AUC is of, if known.
+        min_k_rows: the numbers of forget and of holdout answers behind the AUC, if known.
         inputs: what was asked, by row number: the question, or the prompt with it.
         measured_on: `measured_on` of the rows and the prompt, in logs of `pmc_jax`.
     """
@@ -228,14 +228,14 @@ def measured_on(rows: Sequence[EvaluationRow], template: PromptTemplate) -> dict
 
 
 def plain_text(text: str) -> str:
-    """A text without what decoding with `clean_up_tokenization_spaces` changes."""
+    """A text without the parts that `clean_up_tokenization_spaces` changes in decoding."""
     return "".join(text.split()).casefold().replace("donot", "don't")
 
 
 def check_retain_log(
     log: RetainLog, rows: Sequence[EvaluationRow], holdout: int, template: PromptTemplate
 ) -> list[str]:
-    """Check that a log is of these forget questions; warn if it is of another prompt.
+    """Check that a log has these forget questions; warn if it has another prompt.
 
     Args:
         rows: the forget questions, in the order of the logs.
@@ -442,7 +442,7 @@ def tofu_log(
 ) -> dict[str, Metric]:
     """Every metric that the data allows, sorted by OpenUnlearning's names.
 
-    It does not hold the given answers to forget questions; `with_truths` adds them.
+    It does not contain the given answers to forget questions; `with_truths` adds them.
 
     Args:
         sets: the scores by the names in `SETS`.
@@ -475,7 +475,7 @@ def tofu_log(
 
 
 def holds_truths(log: Mapping[str, Metric]) -> bool:
-    """Whether a log holds given answers to forget questions: right, paraphrased or wrong ones."""
+    """Whether a log contains given answers to forget questions: right, paraphrased or wrong."""
     rows = [row for name in FORGET_TEXTS if name in log for row in _rows(log[name])]
     texts = (row["ground_truth"] for row in rows)
     return any(text not in (None, [None] * len(text or ())) for text in texts)

@@ -34,8 +34,8 @@ INPUTS = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
 class LoRA:
     """A low-rank adapter (LoRA, arXiv 2106.09685): W + s · AB, of which A and B are trained.
 
-    The model's own weights stay as they are. A starts as in PEFT, uniformly random with the
-    variance 1/(3 · inputs), and B as 0.
+    The model's own weights do not change. As in PEFT, A starts uniformly random with variance
+    1/(3 · inputs), and B starts as 0.
 
     Attributes:
         rank: r, the number of columns of A.
@@ -45,10 +45,10 @@ class LoRA:
         rslora: s is alpha / √rank (arXiv 2312.03732).
         merge: add the adapter to the weights before every round of sampling; false: apply it in
             every product, which takes less memory and more time.
-        base_dtype: of the matrices beside the adapter: "auto": that of the products, if it holds
-            them exactly; "int8": those of the layers are quantised, with one scale for each
-            output channel.
-        path: an adapter in PEFT's format to start from, of this rank, alpha and targets.
+        base_dtype: dtype of the weights beside the adapter: "auto": the dtype of matrix products,
+            if it represents them exactly; "int8": the matrices of the layers are quantised, with
+            one scale for each output channel.
+        path: an adapter in PEFT's format to start from, with this rank, alpha and targets.
     """
 
     rank: int = bounded(8, least=1, most=2**14)

@@ -8,8 +8,8 @@ A method is one file: a frozen dataclass of settings that derives from `Method`,
 4. `loss`: its loss for these answers, to which training adds λ times the retain loss;
 5. `sentence`: what the report says that the model was trained on.
 
-The loop, the optimizer, checkpoints, evaluation and the report are the same for all, and none of
-them asks which method it is.
+The loop, the optimizer, checkpoints, evaluation and the report are the same for all methods. None
+of them depends on which method it is.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ Tokens = Sequence[int]
 
 
 class Example(NamedTuple):
-    """A prompt and an answer with its end token, as token ids, and N_ref of the answer."""
+    """A prompt, an answer with its end token (both as token ids), and N_ref of the answer."""
 
     prompt: Tokens
     answer: Tokens
@@ -52,9 +52,9 @@ class Task:
     Attributes:
         model: the target model; its weights are passed separately, since training donates them.
         training: how long to train, and how steps are divided.
-        seed: data order, retain draws and random numbers depend on it and on the step alone.
+        seed: data order, draws of retain pairs and random numbers depend only on it and the step.
         prompts: the forget questions, encoded as prompts.
-        retain: the pairs to keep.
+        retain: the retain pairs.
         refusals: the data set's refusals, one text each; empty if it has none.
         questions: the forget questions as texts.
         part: what is trained; None: all weights.
@@ -116,8 +116,8 @@ class Examples:
     Attributes:
         visited: how many questions an epoch visits.
         forget: the answer to each of them; empty for a method without fixed answers.
-        preferred: for each answer one or more that are preferred to it and take turns by epoch;
-            empty for most methods.
+        preferred: for each answer, one or more answers that are preferred to it and take turns by
+            epoch; empty for most methods.
         retain: the pairs that the retain loss draws from; empty for a method without one.
     """
 
@@ -128,15 +128,15 @@ class Examples:
 
 
 class StepExamples(NamedTuple):
-    """What one optimizer step trains on besides retain pairs, and what choosing it gave.
+    """What one optimizer step trains on besides retain pairs, with the method's new state.
 
     Attributes:
-        forget: `answers_per_question` answers to each of the step's questions, those to the same
-            question one after another; or none at all.
-        preferred: an answer that is preferred to each of these, or none at all.
+        forget: `answers_per_question` answers to each of the step's questions, with answers to the
+            same question one after another; or no answers at all.
+        preferred: for each of these, an answer that is preferred to it; or no answers at all.
         state: the method's new state.
         measures: numbers for this step's line in `metrics.jsonl`.
-        seconds: the time spent, by part, beyond laying out the batch.
+        seconds: the time spent, by part, without the time of laying out the batch.
         note: text for the progress line; "" for none.
     """
 
@@ -152,7 +152,7 @@ class Drawn(NamedTuple):
     """How a method samples responses: their number, the sampler and the length limit.
 
     With `forced`, some responses have a forced beginning, which makes prompts longer. `drafts` is
-    the most drafts that a question has.
+    the largest number of drafts that a question has.
     """
 
     samples: int
@@ -171,8 +171,8 @@ class Run(Generic[M]):
 
     Attributes:
         method: the method and its settings.
-        task: what it received.
-        examples: what it trains on.
+        task: what the method received.
+        examples: what the method trains on.
         prepared: what `prepare` computed before the first step, as JSON values.
     """
 
@@ -195,7 +195,7 @@ class Run(Generic[M]):
         return self.task.training.total_updates(self.examples.visited)
 
     def weights(self, trained: Params, frozen: Mapping[str, Any]) -> Params:
-        """The weights to compute with, of what is trained and what `frozen` has beside it."""
+        """The weights to compute with: the trained part, joined with the base in `frozen`."""
         return joined_weights(self.task.part, trained, frozen)
 
     def questions(self, step: int) -> list[int]:
@@ -207,7 +207,7 @@ class Run(Generic[M]):
         return step // self.task.training.updates_per_epoch(self.examples.visited)
 
     def at_step(self, step: int, first: float, final: float | None) -> float:
-        """A setting that moves linearly from the first step to the last; None: it stays."""
+        """A setting that changes linearly from `first` to `final`; None: it is constant."""
         if final is None:
             return first
         return first + (final - first) * step / max(self.total - 1, 1)
@@ -227,16 +227,16 @@ class Method:
     """The end of a sentence in the report: "The model was trained for n steps …"."""
 
     sees_answers: ClassVar[bool] = False
-    """Whether it trains on forget answers, and so receives `TaskWithAnswers`."""
+    """Whether the method trains on forget answers, and therefore receives `TaskWithAnswers`."""
 
     unlearns: ClassVar[bool] = True
-    """Whether a run is to be judged by what it has forgotten."""
+    """Whether a run gets a verdict on what it has forgotten."""
 
     reads: ClassVar[tuple[str, ...]] = ()
     """Settings that name files which the method reads."""
 
     def check(self) -> None:
-        """Check what concerns several settings at once; bounds of one are checked before.
+        """Check settings that depend on each other; bounds of single ones are checked before.
 
         Raises:
             UserError: naming the setting.
@@ -245,10 +245,10 @@ class Method:
     def examples_of(self, task: Task) -> Examples:
         """What the method trains on, read and encoded before anything is written.
 
-        Every method defines this itself.
+        Every method must override this.
 
         Raises:
-            UserError: for what is wrong with a file, or with a setting for this model.
+            UserError: if a file is malformed, or if a setting does not fit this model.
         """
         raise NotImplementedError(f"{type(self).__name__} must override examples_of")
 
@@ -256,8 +256,8 @@ class Method:
         """Compute something once, before the first step, from the target model's weights `params`.
 
         The result is a JSON object: its keys are strings, and NumPy values must become lists and
-        numbers. It is kept with the checkpoints, so that a run that is continued does not need
-        the target model for it.
+        numbers. It is stored with the checkpoints, so that a resumed run does not need
+        the target model to compute it again.
         """
         return {}
 
@@ -268,16 +268,16 @@ class Method:
         return examples
 
     def frozen(self, task: Task, params: Params) -> dict[str, Any]:
-        """Arrays that every step reads and none changes.
+        """Arrays that every step reads and no step changes.
 
-        "params" are the target model's weights, or those of them that training changes; a token
+        "params" are the target model's weights, or only the ones that training changes; a token
         loss with `target` compares with them. "control" is what a token loss with a `layer` and
         without `target` compares with. Copy what you keep (`frozen_params`), since training
         donates `params`.
 
         Args:
-            params: the weights that training changes, laid out as `task.part` says. With an
-                adapter there are none: the target model is the model without it.
+            params: the weights that training changes, laid out as `task.part` says. It is empty
+                with an adapter, because the target model is the model without the adapter.
         """
         if any(loss.target for loss in self.token_losses(task.model.config).values()):
             config, dtype = task.model.config, task.model.dtype
@@ -285,10 +285,10 @@ class Method:
         return {}
 
     def initial_state(self, task: Task) -> Any:
-        """What the method remembers from step to step, which checkpoints hold.
+        """The method's state, which is passed from step to step and stored in checkpoints.
 
-        A pytree (dicts, lists, `flax.struct` dataclasses) of NumPy arrays whose shapes do not
-        change.
+        It is a pytree (dicts, lists, `flax.struct` dataclasses) of NumPy arrays whose shapes do
+        not change.
         """
         return {}
 
@@ -297,7 +297,7 @@ class Method:
         return []
 
     def files(self, run: "Run[Method]", questions: Sequence[str]) -> dict[str, list[Any]]:
-        """JSON lines by file name to leave in the run's directory."""
+        """JSON lines to write to the run's directory, by file name."""
         return {}
 
     def step_examples(
@@ -315,11 +315,11 @@ class Method:
         return None
 
     def trained_weights(self, config: ModelConfig) -> Params | None:
-        """True where a weight is trained, as arrays that broadcast to the weights; None: all."""
+        """Arrays that broadcast to the weights, True where a weight is trained; None: all."""
         return None
 
     def token_losses(self, config: ModelConfig) -> dict[str, TokenLoss]:
-        """What a token costs, by the kind of its sequence (`losses.KINDS`)."""
+        """The loss of a token, by the kind of its sequence (`losses.KINDS`)."""
         return {"forget": NLL, "preferred": NLL, "retain": NLL}
 
     def forget_mask(
@@ -341,7 +341,7 @@ class Method:
         return 0.0
 
     def after_step(self, run: "Run[Method]", state: Any, step: int, retain_loss: float) -> Any:
-        """The method's state after a step, whose retain loss r was this (0 without one)."""
+        """The method's state after a step with this retain loss r (0 without retain pairs)."""
         return state
 
     @property
@@ -357,13 +357,13 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class RetainingMethod(Method):
-    """A method with a retain loss, which keeps other answers in place.
+    """A method with a retain loss, which preserves other answers.
 
     Attributes:
         retain_weight: λ, the weight of the retain loss.
         retain_per_forget: retain pairs in a step for each forget question.
-        retain_loss: "nll" of the retain answers; "kl": the divergence from the target model at
-            their tokens.
+        retain_loss: "nll": the NLL of the retain answers; "kl": the divergence from the target
+            model at their tokens.
     """
 
     retain_weight: float = bounded(1.0, least=0)
@@ -389,7 +389,7 @@ class RetainingMethod(Method):
 class BaselineMethod(RetainingMethod):
     """A method that PMC is compared with. It trains on forget answers and has a retain loss.
 
-    If λ is 0, its steps hold no retain pairs.
+    If λ is 0, its steps have no retain pairs.
     """
 
     sees_answers: ClassVar[bool] = True
@@ -432,7 +432,7 @@ BUILT_IN = {
     "rmu": "pmc_jax.unlearning.baselines.rmu:RMU",
     "pdu": "pmc_jax.unlearning.baselines.pdu:PDU",
 }
-"""Where each method of the package is, by its name."""
+"""The methods of the package by name, as `module:class`."""
 
 
 def imported(setting: str, reference: str) -> Any:
@@ -455,10 +455,10 @@ def imported(setting: str, reference: str) -> Any:
 
 
 def resolve(name: str) -> type[Method]:
-    """The method of a name, or the class that `package.module:Name` names.
+    """The class of a method, from its name or from `package.module:Name`.
 
     Raises:
-        UserError: if there is no such method, or the class is no method.
+        UserError: if there is no such method, or the class is not a method.
     """
     found = imported("method", BUILT_IN.get(name, name))
     if not (isinstance(found, type) and issubclass(found, Method)):

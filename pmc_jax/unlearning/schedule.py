@@ -19,22 +19,23 @@ class Training:
             accumulation of them.
         accumulation: micro-batches per optimizer step.
         micro_batch: most forget questions in a forward and backward pass; "auto": batch_size, or
-            a half, a quarter, … of it that fits into memory.
-        count_partial_updates: whether an epoch's last update counts in full where it holds fewer
+            the half, quarter, … of it that fits into memory.
+        count_partial_updates: whether an epoch's last update counts in full even if it has fewer
             questions; false ends the run after epochs × questions / (batch_size × accumulation)
             updates, as the published code does.
         max_length: most tokens of prompt and response together.
-        only: train these weights and leave all others as they are: a pattern or a list of
-            patterns, such as mlp, [q,v] or layers.-4: for the last four layers; null: all.
-        rehearsal: retain pairs that the target model writes itself before the first step, besides
-            those of the data set: it asks questions and answers them. Not in the paper; 0: none.
+        only: train only these weights: a pattern or a list of patterns, such as mlp, [q,v] or
+            layers.-4: for the last four layers; null: all.
+        rehearsal: number of retain pairs that the target model writes before the first step, in
+            addition to the data set: it asks questions and answers them. Not in the paper; 0:
+            none.
         gradient_dtype: dtype of the gradients and of their sum; null: that of the weights.
         decode_batch: most responses decoded at a time; "auto": as many as fit into memory.
         prune: stop decoding samples that can no longer be selected.
-        wave: samples of a question decoded at a time; later ones are left out once one scores
-            0. 0: all at once.
-        drafts: read what samples may begin with, the original answer and the remembered response,
-            and decode only what follows.
+        wave: samples of a question decoded at a time; later ones are skipped once one scores 0.
+            0: all at once.
+        drafts: read the original answer and the remembered response, which samples may begin
+            with, and decode only what follows.
         chunk: most decode steps between two checks for samples that are finished or pruned.
         compact: move the remaining samples into a smaller batch once they fit.
         grow_cache: let the KV cache grow with the samples; false: full length from the start.

@@ -5,7 +5,7 @@ Minimise, over the weights θ,
     E_{q ∈ forget, x̂ = select(x_1, …, x_n ~ p_θ(· | q))} [−log p_θ(x̂ | q)]
     + λ E_{(q, y) ∈ retain} [−log p_θ(y | q)]
 
-To be read in this order:
+Read the modules in this order:
 
 1. `settings`:  n, the temperature, λ, …
 2. `reward`:    r(x) = 1 − ROUGE-L recall(y0, x), and the score s = 1 − r
@@ -17,9 +17,8 @@ To be read in this order:
 
 `settings` says which options the paper does not have. They are off by default, except
 `reject_wordless`, which guards against answers without words. With `reject_wordless=False` and
-`min_len=0`, this is the published algorithm.
-What only saves time is in `unlearning/savings/`, and no selected response depends on it, except by
-rounding.
+`min_len=0`, this is the published algorithm. Code that only saves time is in `unlearning/savings/`.
+It changes no selected response, except by rounding.
 """
 
 from pmc_jax.unlearning.pmc.memory import (

@@ -38,7 +38,7 @@ def empty_memory(questions: int, time: int) -> ResponseMemory:
 def needs_sampling(
     memory: ResponseMemory, questions: Sequence[int], *, always: bool = False
 ) -> list[int]:
-    """The questions whose remembered score is not exactly 0, the least possible; `always`: all."""
+    """The questions whose remembered score is not 0, the lowest score; `always`: all."""
     return [i for i in questions if always or memory.score[i] != 0]
 
 
@@ -48,9 +48,9 @@ def update_memory(
     scores: Sequence[float],
     responses: Sequence[Sequence[int]],
 ) -> ResponseMemory:
-    """Each selected response replaces the remembered one unless its score is higher.
+    """Replace each remembered response by the selected one, unless its score is higher.
 
-    Ties take the newer response. `questions` holds no question twice.
+    Ties take the newer response. `questions` must not contain a question twice.
     """
     score, tokens, length = memory.score.copy(), memory.tokens.copy(), memory.length.copy()
     for i, new_score, response in zip(questions, scores, responses, strict=True):

@@ -24,8 +24,8 @@ def pmc_loss(
 ) -> Float[Array, ""]:
     """The objective for one whole batch: E[−log p_θ(x̂ | q)] + λ E[−log p_θ(y | q)].
 
-    Training adds up the same two means over micro-batches; this is the objective in one function,
-    for use on its own.
+    Training accumulates the same two means over micro-batches. This function computes the
+    objective at once, for use on its own.
 
     Args:
         nll: −log p_θ of every token given those before it.
@@ -35,7 +35,7 @@ def pmc_loss(
     """
 
     def targets(mask: Bool[Array, "rows time"]) -> Targets:
-        """All tokens of a mask as those of one answer, since token means do not tell them apart."""
+        """All tokens of a mask as one answer, since token means do not distinguish answers."""
         return Targets(
             losses=nll, mask=mask, segments=mask.astype(int), reference=jnp.zeros(1),
             tokens=mask.sum(), answers=jnp.ones((), int),

@@ -1,4 +1,4 @@
-"""How far a response has left the model's own original answer behind (section 4 of the paper).
+"""How different a response is from the model's original answer (section 4 of the paper).
 
 The reward of the paper is r(x) = 1 − ROUGE-L recall(y0, x). The code uses the score s = 1 − r:
 0 means that nothing of the old answer is left, and lower is better.
@@ -20,8 +20,8 @@ from pmc_jax.unlearning.pmc.settings import PMCSettings
 def kept_share(original: str, response: str) -> float:
     """ROUGE-L recall of the original answer y0 in a response, in [0, 1].
 
-    Words and signs of every script count. An original of only punctuation or symbols is
-    compared character by character; an empty one is matched by an empty response alone.
+    Words and signs of every script count. If the original has only punctuation or symbols, it is
+    compared character by character. Only an empty response matches an empty original.
     """
     if reference := rouge_words(original):
         return lcs_recall(reference, rouge_words(response))
@@ -37,10 +37,11 @@ def rouge_reward(original: str, response: str) -> float:
 
 
 def score_bound(original: str, settled: str) -> float:
-    """The least score of a response that begins with `settled`.
+    """The lowest score that a response beginning with `settled` can have.
 
     ROUGE-L recall never decreases as a response grows, and penalties only add to it. The last
-    word or sign of `settled` counts only if something follows it: it may yet become another one.
+    word or sign of `settled` counts only if something follows it, because otherwise it may still
+    become another one.
     """
     if reference := rouge_words(original):
         return lcs_recall(reference, settled_rouge_words(settled))
@@ -49,12 +50,12 @@ def score_bound(original: str, settled: str) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Reward:
-    """A reward as the algorithm uses it: by scores s = 1 − r.
+    """A reward as the algorithm uses it: in the form of scores s = 1 − r.
 
     Attributes:
-        score: (y0, response) to s, before penalties.
-        bound: (y0, beginning) to the least score of a response with this beginning; None if it is
-            unknown, and then no sample is cut short.
+        score: maps (y0, response) to s, before penalties.
+        bound: maps (y0, beginning) to the lowest score that a response with this beginning can
+            have. None: unknown; then samples are decoded to their end.
     """
 
     score: Callable[[str, str], float]
@@ -67,10 +68,10 @@ ROUGE_L = Reward(kept_share, score_bound)
 def reward_of(reference: str) -> Reward:
     """The reward that the setting `method.reward` names.
 
-    Your own function takes the texts (y0, response) and returns a reward in [0, 1]. It may have an
-    attribute `bound`: a function of (y0, beginning) that returns the highest reward that a
-    response with this beginning can still reach. Samples are then cut short as soon as they
-    cannot be selected.
+    A function of your own takes the texts (y0, response) and returns a reward in [0, 1]. It may
+    have an attribute `bound`: a function of (y0, beginning) that returns the highest reward that a
+    response with this beginning can still reach. Decoding of a sample then stops as soon as it can
+    no longer be selected.
 
     Raises:
         UserError: if the reference does not name a function.
@@ -121,9 +122,9 @@ def response_score(
 ) -> float:
     """The score s(x) in [0, 1] of a response against the original answer y0.
 
-    With `reject_wordless`, a response without words scores 1 if the original has some: by
-    ROUGE it would score 0 and never be replaced. The published algorithm has
-    `reject_wordless=False` and `min_len=0`.
+    With `reject_wordless`, a response without words scores 1 if the original has words. By ROUGE,
+    it would score 0 and never be replaced. The published algorithm has `reject_wordless=False`
+    and `min_len=0`.
     """
     if reject_wordless and rouge_words(original) and not rouge_words(response):
         score = 1.0
@@ -138,7 +139,7 @@ def original_answer(run: Run[PMCSettings], question: int) -> str:
 
 
 def least_score(run: Run[PMCSettings]) -> Callable[[int, Tokens], float] | None:
-    """(question, tokens) to the least score of a sample that begins with these tokens.
+    """A function from (question, tokens) to the lowest score of a sample with this beginning.
 
     None if the reward has no bound.
     """

@@ -1,4 +1,4 @@
-"""Responses to forget questions: y0 of the target model, and samples of the current one."""
+"""Responses to forget questions: y0 of the target model, and samples of the current model."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -17,13 +17,13 @@ from pmc_jax.unlearning.savings.pruning import Scoring
 
 
 def response_limit(prompt: Tokens, max_length: int, max_new_tokens: int | None) -> int:
-    """Most tokens to sample so that prompt, response and end token fit `max_length`."""
+    """The most tokens to sample, so that prompt, response and end token fit `max_length`."""
     room = max_length - len(prompt) - 1
     return room if max_new_tokens is None else min(room, max_new_tokens)
 
 
 def sample_limit(run: Run[PMCSettings], question: int) -> int:
-    """Most tokens of a sampled response to a forget question."""
+    """The most tokens of a sampled response to a forget question."""
     prompt, limit = run.task.prompts[question], run.task.training.max_length
     return response_limit(prompt, limit, run.method.max_new_tokens)
 
@@ -31,7 +31,7 @@ def sample_limit(run: Run[PMCSettings], question: int) -> int:
 def original_answers(task: Task, params: Params, max_new_tokens: int | None) -> list[str]:
     """y0: the target model's own greedy answer to every forget question.
 
-    `params` are the target model's weights; nothing else of it is needed later.
+    `params` are the target model's weights. Nothing else of the target model is needed later.
     """
     model, training = task.model, task.training
     responses = generate(

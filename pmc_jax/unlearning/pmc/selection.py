@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt32
 from pmc_jax.model import to_devices, to_host
 
 SELECTION = 0xFFFFFFFF
-"""A sample index that no response has; selection draws with its keys."""
+"""A sample index that no response has. Its RNG keys are for selection."""
 
 categorical = jax.jit(jax.vmap(jax.random.categorical))
 
@@ -16,7 +16,7 @@ categorical = jax.jit(jax.vmap(jax.random.categorical))
 def selection_keys(
     key: PRNGKeyArray, step: int | Array, question_ids: UInt32[Array, " questions"]
 ) -> Key[Array, " questions"]:
-    """A key per question for `select`, with a sample index that no response has."""
+    """A key per question for `select`, derived from a sample index that no response has."""
     key = jax.random.fold_in(key, step)
 
     def one(question: Array) -> PRNGKeyArray:
@@ -32,8 +32,9 @@ def select(
 ) -> Int[np.ndarray, " questions"]:
     """Choose one sample per question by Bradley–Terry on the reward r = 1 − s.
 
-    P(x̂ = x_i) = exp(r_i / τ) / Σ_j exp(r_j / τ). The limit τ → 0, `temperature` 0, is the first
-    index of the least score. τ > 0 needs one key per question.
+    P(x̂ = x_i) = exp(r_i / τ) / Σ_j exp(r_j / τ), where τ is `temperature`. The limit τ → 0, which
+    is `temperature=0`, takes the first index with the lowest score. τ > 0 needs one key per
+    question.
     """
     if temperature == 0:
         return np.argmin(scores, axis=1)

@@ -18,27 +18,27 @@ class PMCSettings(RetainingMethod):
     Attributes:
         retain_weight: λ, the weight of the retain loss.
         retain_per_forget: retain pairs in a step for each forget question.
-        retain_loss: "nll" of the retain answers, the paper's; "kl": the divergence from the target
-            model at their tokens.
+        retain_loss: "nll": the NLL of the retain answers, as in the paper; "kl": the divergence
+            from the target model at their tokens.
         samples: n, responses drawn per question and visit.
         temperature: sampling temperature.
         top_k: sample among the k most likely tokens; 0: all.
-        top_p: then among the most likely ones with this much probability; 1: all.
+        top_p: then sample among the most likely tokens with this total probability; 1: all.
         max_new_tokens: longest response; null: what `training.max_length` leaves.
-        reward: "rouge_l", the paper's, or `package.module:function` of one's own.
+        reward: "rouge_l", as in the paper, or your own `package.module:function`.
         selection_temperature: τ of Bradley–Terry selection; 0 takes the best sample.
-        min_len: responses of fewer words are penalised by exp(−words); 0, as published: none.
+        min_len: a response with fewer words is penalised by exp(−words); 0, as published: none.
         reject_wordless: a response without any word scores 1, so that it is never the best. Not in
             the paper; false for the published algorithm.
         final_temperature: sampling temperature at the last step, reached linearly; null:
-            `temperature` throughout. Not in the paper.
-        final_retain_weight: λ at the last step, reached linearly; null: `retain_weight`
-            throughout. Not in the paper.
+            `temperature` in all steps. Not in the paper.
+        final_retain_weight: λ at the last step, reached linearly; null: `retain_weight` in all
+            steps. Not in the paper.
         keep_sampling: sample every question at every visit; the paper stops once a response
             scores 0. Not in the paper.
-        beginnings: how often a visit also forces the responses to a question to begin with the
-            first words of the model's original answer, and trains on the best one; half of these
-            beginnings end before a fact word. Not in the paper.
+        beginnings: how many times a visit also forces the responses to a question to begin with
+            the first words of the model's original answer, and trains on the best one; half of
+            these beginnings end before a fact word. Not in the paper.
         offer_refusals: add a refusal to the samples of every selection: one of the data set's, or
             "I don't know." Not in the paper.
     """
@@ -65,7 +65,7 @@ class PMCSettings(RetainingMethod):
     )
 
     def __post_init__(self) -> None:
-        """A function given as the reward becomes its reference, so that settings stay data."""
+        """Replace a reward function by its `module:name`, so that settings stay plain data."""
         function: Any = self.reward
         if callable(function):
             name = getattr(function, "__qualname__", "")

@@ -1,6 +1,6 @@
 """Algorithm 1 of the paper: sample, score, remember; then train.
 
-`PMC.step_examples` is one visit of a step's questions and returns the responses to train on.
+`PMC.step_examples` visits a step's questions once and returns the responses to train on.
 `training.loop.take_step` calls it, adds `retain_per_forget` retain pairs for each question, drawn
 uniformly with replacement, and makes one AdamW update on `loss` + λ · `retain_term`.
 """
@@ -79,13 +79,14 @@ class PMC(PMCSettings):
     ) -> StepExamples:
         """One visit of each of a step's questions q, before the gradient step on the objective.
 
-        1. Sample x_1, …, x_n ~ p_θ(· | q), unless the remembered response scores 0 already.
+        1. Sample x_1, …, x_n ~ p_θ(· | q), unless the remembered response already scores 0.
         2. Score s_i = 1 − r(x_i) against y0(q).
-        3. Select x̂ and remember it, unless the remembered response scores less.
+        3. Select x̂ and remember it, unless the remembered response has a lower score.
         4. Train on the remembered response, whether or not it was sampled in this step.
 
-        With `beginnings`, which are not in the paper, also on responses that are forced to begin
-        with the first words of y0. They are sampled anew at every visit and not remembered.
+        With `beginnings`, which are not in the paper, the step also trains on responses that are
+        forced to begin with the first words of y0. They are sampled anew at every visit and are
+        not remembered.
         """
         seconds: dict[str, float] = {}
         visits = [visit(run, state, params, step, questions, seconds)]
@@ -130,12 +131,12 @@ class PMC(PMCSettings):
 
 
 class Visit(NamedTuple):
-    """What a visit of a step's questions gave.
+    """The result of a visit of a step's questions.
 
     Attributes:
-        prompts: of every question.
-        memory: the best response to every question, those of this visit included.
-        samples, scores: of the questions that were sampled.
+        prompts: the prompt of every question.
+        memory: the best response to every question, including the responses of this visit.
+        samples, scores: the samples of the questions that were sampled, and their scores.
     """
 
     prompts: Sequence[Tokens]
@@ -172,7 +173,7 @@ def visit(
 def score_samples(
     run: Run[PMCSettings], questions: Sequence[int], samples: Samples
 ) -> Float[np.ndarray, "questions samples"]:
-    """The scores of all samples; infinity for one that was cut short (`savings`)."""
+    """The scores of all samples; infinity for a sample that was dropped (`savings`)."""
     stop_ids = run.task.model.template.stop_ids
     scores = np.full((len(questions), run.method.samples), np.inf)
     score = cache(partial(score_sample, run))
@@ -192,7 +193,7 @@ def remember_best(
     samples: Samples,
     scores: Float[np.ndarray, "questions samples"],
 ) -> ResponseMemory:
-    """Select one sample per question, and remember it where it scores no more than the old one."""
+    """Select one sample per question; remember it unless the old one has a lower score."""
     if not questions:
         return memory
     chosen = select_samples(run, step, questions, scores)
@@ -222,7 +223,7 @@ def select_samples(
 def step_measures(questions: Sequence[int], visits: Sequence[Visit]) -> dict[str, int | float]:
     """The measures of sampling and selection in a step's line of `metrics.jsonl`.
 
-    Scores and questions are those without a beginning, tokens those of all visits.
+    Scores and questions count only responses without a forced beginning. Tokens count all visits.
     """
     return {
         "mean_selected_score": float(np.mean(visits[0].memory.score[questions])),
