@@ -23,12 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import pmc_jax.reporting  # noqa: F401, while a terminal shows that the command is starting
     startup.begun()
     try:
-        if arguments[:1] == ["pareto"]:
-            pareto(arguments[1:])
-        elif arguments[:1] == ["ablation"]:
-            ablation(arguments[1:])
-        else:
-            write_reports(arguments)
+        with startup.interruptible():
+            if arguments[:1] == ["pareto"]:
+                pareto(arguments[1:])
+            elif arguments[:1] == ["ablation"]:
+                ablation(arguments[1:])
+            else:
+                write_reports(arguments)
     except (UserError, OSError) as error:
         print_error(error)
         return 2

@@ -390,6 +390,33 @@ except KeyboardInterrupt:
     sys.exit(startup.INTERRUPTED)
 """
 
+# Loading a tokenizer mutes the process's stderr.
+MUTED = """
+import os, sys
+startup.begun()
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+try:
+    print('now', flush=True)
+    time.sleep(30)
+except KeyboardInterrupt:
+    startup.say_interrupted()
+    sys.exit(startup.INTERRUPTED)
+"""
+# Matplotlib's native code does so.
+REPLACED = """
+import sys
+startup.begun()
+try:
+    with startup.interruptible():
+        try:
+            print('now', flush=True)
+            time.sleep(30)
+        except KeyboardInterrupt:
+            raise ValueError("Invalid bounding box") from None
+except KeyboardInterrupt:
+    startup.say_interrupted()
+    sys.exit(startup.INTERRUPTED)
+"""
 # Python ignores exceptions while it deletes an object.
 CALLBACK = """
 import sys
@@ -428,6 +455,8 @@ except KeyboardInterrupt:
         (IMPORTING, 1, "interrupted\n"),
         (IMPORTING, 2, "interrupted\n"),
         (ORDERLY, 1, "interrupted; Ctrl-C again ends at once\n"),
+        (MUTED, 1, "interrupted; Ctrl-C again ends at once\n"),
+        (REPLACED, 1, "interrupted; Ctrl-C again ends at once\n"),
         (CALLBACK, 1, "interrupted; Ctrl-C again ends at once\n"),
         (LATE, 1, "interrupted; Ctrl-C again ends at once\nclosed\n"),
         (COMPILED, 2, "interrupted; Ctrl-C again ends at once\n"),
@@ -436,6 +465,8 @@ except KeyboardInterrupt:
         "importing",
         "importing, twice",
         "running",
+        "while stderr is muted",
+        "replaced by another error",
         "in a callback",
         "noted late",
         "in compiled code, twice",

@@ -314,7 +314,7 @@ def run_task(task: Callable[[Any], None], composed: DictConfig) -> str | None:
         find_own_files(composed)
         config = OmegaConf.to_object(composed)
         check_values(config)
-        with naming_memory():
+        with startup.interruptible(), naming_memory():
             task(config)
     except (UserError, OSError) as error:
         if several():

@@ -10,7 +10,8 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -48,6 +49,8 @@ class _Command:
         told: whether the user was told that it was interrupted.
         shown: whether the terminal shows that it is starting.
         lines: how many lines elsewhere have said so.
+        raised: whether Ctrl-C has raised KeyboardInterrupt.
+        stderr: a descriptor of stderr, which is always heard: 2 may be muted for a while.
     """
 
     starting = True
@@ -58,6 +61,8 @@ class _Command:
     told = False
     shown = False
     lines = 0
+    raised = False
+    stderr = 2
 
 
 _telling = threading.Lock()
@@ -85,6 +90,7 @@ def begin() -> None:
         sys.exit(2)
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return  # begun already, or ignored, as in the background
+    _Command.stderr = os.dup(2)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -96,7 +102,8 @@ def begin() -> None:
 
 def begun() -> None:
     """Everything is imported: from here on, Ctrl-C lets the command close its files."""
-    _Command.starting, _Command.orderly, _Command.told = False, True, False
+    _Command.starting, _Command.orderly = False, True
+    _Command.raised = _Command.told = False
     _erase()
 
 
@@ -112,17 +119,32 @@ def ended() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt for any error that follows Ctrl-C.
+
+    Native code may have replaced it by an error of its own, as Matplotlib's does.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _Command.raised:
+            raise KeyboardInterrupt from error
+        raise
+
+
 def say_interrupted() -> None:
     """Tell the user, once."""
     with _telling:
         if not _Command.told:
             _Command.told = True
-            sys.stderr.write("interrupted; Ctrl-C again ends at once\n")
             sys.stderr.flush()
+            os.write(_Command.stderr, b"interrupted; Ctrl-C again ends at once\n")
 
 
 def _on_interrupt(number: int, frame: object) -> None:
     if _Command.orderly:
+        _Command.raised = True
         raise KeyboardInterrupt
     _Command.at_once = True
 
@@ -168,8 +190,8 @@ def _end() -> None:
     """End the process now; the cursor may be hidden behind a progress bar."""
     _telling.acquire(timeout=1)  # the main thread may be in the middle of its line
     with suppress(OSError):
-        os.write(2, (b"\x1b[?25h" if os.isatty(2) else b""))
-        os.write(2, b"" if _Command.told else b"interrupted\n")
+        os.write(_Command.stderr, b"\x1b[?25h" if os.isatty(_Command.stderr) else b"")
+        os.write(_Command.stderr, b"" if _Command.told else b"interrupted\n")
     os._exit(INTERRUPTED)
 
 
@@ -177,15 +199,15 @@ def _show(seconds: float) -> None:
     if not _Command.starting:
         return
     text = f"starting … {seconds:.0f} s"
-    if os.isatty(2):
+    if os.isatty(_Command.stderr):
         _Command.shown = True
-        os.write(2, f"\r{text}".encode())
+        os.write(_Command.stderr, f"\r{text}".encode())
     elif seconds >= (_Command.lines + 1) * SHOW_IN_FILES:
         _Command.lines += 1
-        os.write(2, f"{text}\n".encode())
+        os.write(_Command.stderr, f"{text}\n".encode())
 
 
 def _erase() -> None:
     if _Command.shown:
         _Command.shown = False
-        os.write(2, b"\r\x1b[2K")
+        os.write(_Command.stderr, b"\r\x1b[2K")
