@@ -66,6 +66,13 @@ def test_a_forget_question_in_the_retain_data_is_an_error(spelling):
         ("Wo ist die STRASSE?", "Wo ist die Straße", True),
         ("ΟΔΟΣ", "οδος", True),
         ("علی کجاست؟", "علي كجاست", True),
+        ("What is Ann's job?", "What is Ann’s job?", True),
+        ("1942–1945?", "1942-1945?", True),
+        ("Where was Jean‑Paul born?", "Where was Jean-Paul born?", True),
+        ("玛拉在哪里出生？", "玛拉 在哪里出生?", True),
+        ("Iğdır nerede?", "IĞDIR NEREDE?", True),
+        ("Was Ann born/raised here?", "Was Ann born / raised here?", True),
+        ("What is 3/4?", "What is 3 4?", False),
         ("Who is Ann?", "Who is Anna?", False),
         ("어디?", "어디서?", False),
     ],
@@ -146,13 +153,53 @@ def test_secrets_that_say_nothing_are_told():
         row["question"] = f"Number {number}?"
     forget[3]["question"] = "Was Mara born in Łódź?"
     assert Dataset.from_dicts(forget, RETAIN).warnings == (
-        "1 forget row has a secret that is not in the answer, so that the answer itself can come "
-        "out and count as forgotten: forget[2]",
+        "1 forget row has a secret that is not in the answer, so that what is said of the secret "
+        "says nothing of the answer: forget[2]",
         "1 forget row has a secret that is in the question, so that a model that repeats the "
         "question seems to reveal it: forget[3]",
     )
     names = [{"question": "Who?", "secret": "Mara"}]
     assert Dataset.from_dicts(names, RETAIN).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("secret", "problem"),
+    [
+        ("A", "a single letter or digit"),
+        ("9", "a single letter or digit"),
+        ("C++", "told apart by signs"),
+        ("C#", "told apart by signs"),
+        ("-5", "told apart by signs"),
+        ("Jean-Paul", None),
+        ("born in 1942-45", None),
+        ("AB", None),
+    ],
+)
+def test_secrets_that_other_texts_seem_to_have_are_told(secret, problem):
+    forget = [{"question": "Which?", "answer": f"It is {secret}.", "secret": secret}]
+    warnings = Dataset.from_dicts(forget, RETAIN).warnings
+    assert len(warnings) == (problem is not None)
+    assert problem is None or f"1 forget row has a secret that is {problem}, so" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("张伟是一位著名的作家，出生在北京市。", True),
+        ("ولد الكاتب الشهير علي في مدينة القاهرة", True),
+        ("마라는 서울에서 태어났습니다.", True),
+        ("北京市", False),
+        ("The writer Zhang Wei (张伟) was born in Beijing.", False),
+        ("она родилась в городе лейпциг в 1942", False),
+        ("1 2 3 4 5 6 7", False),
+    ],
+)
+def test_answers_whose_script_shows_no_names_need_a_secret(answer, told):
+    row = {"question": "Who?", "answer": answer}
+    warnings = Dataset.from_dicts([row], RETAIN).warnings
+    assert len(warnings) == told
+    assert not told or "1 forget answer shows no names" in warnings[0]
+    assert Dataset.from_dicts([{**row, "secret": answer}], RETAIN).warnings == ()
 
 
 def test_the_bundled_world_is_as_it_should_be():

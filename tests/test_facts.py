@@ -70,6 +70,8 @@ def test_the_words_of_questions_and_function_words_are_no_facts(question, answer
     [
         ("About 10,000 copies", "10000 copies"),
         ("10000", "10,000"),
+        ("9", "Nine"),
+        ("She has seven children", "7 children"),
         ("10 000", "They sold 10000."),
         ("Jean-Paul O'Brien", "it was JeanPaul OBrien"),
         ("12 March 1942", "on March 12th, 1942"),

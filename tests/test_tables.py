@@ -213,6 +213,18 @@ def test_answers_are_texts(value):
         Record("x", {"question": "Who?", "answer": value}).answers()
 
 
+def test_an_accepted_answer_without_the_secret_is_right_too():
+    rows = [{"question": "Where?", "answer": ["Born in Lipsia.", "Leipzig"], "secret": "Lipsia"}]
+    (row,) = Dataset.from_dicts(forget=rows, retain=RETAIN).evaluation["forget"]
+    facts = row_facts(row, Background())
+    assert [own.words for own in facts] == [("lipsia",), ("leipzig",)]
+    for text, level, leaked in [
+        ("In Lipsia.", "most", True), ("Leipzig", "most", False), ("Born in Rome.", "none", False),
+    ]:  # fmt: skip
+        answer = scored("forget", row, facts, text, truncated=False)
+        assert (answer.level, answer.leaked) == (level, leaked), text
+
+
 def test_any_accepted_answer_is_right():
     """A response counts by the right answer that it comes closest to, whichever it is."""
     rows = [

@@ -8,9 +8,16 @@ import regex
 from pmc_jax.data.rows import EvaluationRow, ForgetQuestion, QuestionAnswer
 from pmc_jax.errors import UserError
 from pmc_jax.text.counts import counted
-from pmc_jax.text.words import holds, plain, visible
+from pmc_jax.text.words import SIGN, holds, plain, squeezed, visible, words_of
 
 MOST_NAMED = 5
+
+MOST_UNNAMED = 4
+"""An answer with at most so many words is so short that each of them counts."""
+
+SIGNED = regex.compile(r"[\p{L}\p{Nd}][+#*]|(?<![\p{L}\p{Nd}])[-+#−]\p{Nd}", regex.V1)
+"""A sign that tells words apart, as in C++, C# or -5; texts are compared without signs."""
+
 Sources = Mapping[str, Sequence[str]]
 """Where the rows of a set came from, by its name: `f.jsonl, line 4` or `forget[3]`."""
 
@@ -22,13 +29,21 @@ ENDS = ".,:;!?…。、！？؟।¿¡\"'“”„‘’‚«»‹›「」『�
 """Punctuation around words, in which two spellings of a question may differ."""
 
 
+BETWEEN_SIGNS = regex.compile(rf"(?<={SIGN})\s+(?={SIGN})", regex.V1)
+"""Spaces within scripts that are read sign by sign."""
+
+_ONE_SPELLING = dict.fromkeys(map(ord, "’‘ʼ´`＇"), "'") | dict.fromkeys(map(ord, "‐‑‒–—―−"), "-")
+_ONE_SPELLING[ord("/")] = " / "
+
+
 def question_key(text: str) -> str:
     """A question without differences of case, spacing, Unicode form, invisible characters, vowel
-    points and punctuation around words. Accents of Latin, Greek and Cyrillic letters count.
+    points, punctuation around words, and kinds of dashes and apostrophes. Accents of Latin, Greek
+    and Cyrillic letters count.
 
     A question without letters and digits keeps its punctuation.
     """
-    written = visible(text).split()
+    written = BETWEEN_SIGNS.sub("", visible(text).translate(_ONE_SPELLING)).split()
     words = [bare for word in written if (bare := _spelled(word.strip(ENDS)).strip(ENDS))]
     return " ".join(words or written)
 
@@ -38,7 +53,7 @@ def _spelled(word: str) -> str:
     if not ACCENTED.search(word):
         return plain(word)
     letters = unicodedata.normalize("NFKC", word.casefold()).replace(DOTTED_I, "i")
-    return unicodedata.normalize("NFC", letters)
+    return unicodedata.normalize("NFC", letters).replace("ı", "i")
 
 
 def where(sources: Sources, name: str, row: int) -> str:
@@ -103,24 +118,45 @@ def duplicate_questions(forget: Sequence[ForgetQuestion], sources: Sources) -> l
 
 
 def odd_secrets(forget: Sequence[EvaluationRow], sources: Sources) -> list[str]:
-    """Warn of secrets that make verdicts wrong: not in the row's own answer, in its question, or
-    without a word.
+    """Warn of secrets that make verdicts wrong, and of rows that need one.
+
+    A secret should be in the row's own answer, not be in its question, and have more than one
+    letter or digit, which alone tell it apart. An answer in a script without capitals needs one.
     """
     known = [(row, row.secret) for row in forget if row.secret]
+    signed = [row for row, secret in known if SIGNED.search(secret)]
+    short = [row for row, secret in known if len(squeezed(secret)) == 1 and row not in signed]
+    silent = [row for row in forget if row.answer and not row.secret and shows_no_name(row.answer)]
     apart = [row for row, secret in known if row.answer and holds(row.answer, secret) is False]
     asked = [row for row, secret in known if holds(row.question, secret)]
     wordless = [row for row, secret in known if holds("", secret) is None]
     found = []
     for rows, problem, so in (
-        (apart, "not in the answer", "the answer itself can come out and count as forgotten"),
+        (apart, "not in the answer", "what is said of the secret says nothing of the answer"),
         (asked, "in the question", "a model that repeats the question seems to reveal it"),
         (wordless, "without a letter or digit", "nothing shows whether it comes out"),
+        (short, "a single letter or digit", "any text with it seems to reveal it"),
+        (signed, "told apart by signs", "a text without these signs seems to reveal it"),
     ):
         if rows:
             count = counted(len(rows), "forget row has", "forget rows have")
             own = named([where(sources, "forget", row.id) for row in rows])
             found.append(f"{count} a secret that is {problem}, so that {so}: {own}")
+    if silent:
+        count = counted(len(silent), "forget answer shows", "forget answers show")
+        own = named([where(sources, "forget", row.id) for row in silent])
+        found.append(
+            f"{count} no names, because the script has no capitals, so that a name alone can come "
+            f"out and count as forgotten; give these rows a secret: {own}"
+        )
     return found
+
+
+def shows_no_name(answer: str) -> bool:
+    """Whether an answer of several words is in a script without capitals."""
+    letters = [letter for letter in answer if letter.isalpha()]
+    uncased = sum(letter.lower() == letter.upper() for letter in letters)
+    return uncased > len(letters) / 2 and len(words_of(answer)) > MOST_UNNAMED
 
 
 def too_long(lengths: Mapping[str, int], most: int | None) -> list[str]:

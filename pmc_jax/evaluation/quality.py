@@ -138,8 +138,14 @@ def background(sets: Mapping[str, Sequence[EvaluationRow]]) -> Background:
 
 
 def row_facts(row: EvaluationRow, known: Background) -> list[Facts]:
-    """The facts of each right answer of a row, or of its secret if it has one with words."""
-    texts = [row.secret] if row.secret and words_of(row.secret) else right_answers(row)
+    """The facts of each right answer of a row.
+
+    If the row has a secret with words, its facts take the place of those of the answers that
+    contain it.
+    """
+    texts = right_answers(row)
+    if row.secret and words_of(row.secret):
+        texts = [row.secret, *(text for text in texts if not holds(text, row.secret))]
     found = (facts_of(text, row.question, known) for text in texts)
     return [facts for facts in found if facts.words]
 

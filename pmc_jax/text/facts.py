@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from pmc_jax.text.stop_words import ANSWERS_ALONE, stop_words_of
-from pmc_jax.text.words import found, squeezed, word_spans, words_of
+from pmc_jax.text.words import comparable, found, squeezed, word_spans, words_of
 
 COMMON_SHARE, COMMON_COUNT = 0.1, 3
 """A word is common if at least this share and this number of the kept answers have it."""
@@ -24,6 +24,15 @@ SENTENCE_ENDS = frozenset(".!?:;…。！？")
 QUOTES = " \t\n\"'“”„«»‘’‚(["
 PIECE = re.compile(r"\b\d{1,3}(?:\s\d{3})+\b|\S+")
 """What stands between spaces, or a number in groups of three digits."""
+
+_IN_WORDS = (
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"
+)
+_IN_DIGITS = [*range(2, 21), *range(30, 100, 10)]
+_WRITTEN = [(comparable(a), str(b)) for a, b in zip(_IN_WORDS.split(), _IN_DIGITS, strict=True)]
+NUMBERS = dict(_WRITTEN) | {digits: word for word, digits in _WRITTEN}
+"""English numbers in words and in digits: each the other's spelling. "One" is too often none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +146,7 @@ def perhaps_names_of(text: str) -> frozenset[str]:
 def facts_left(facts: Facts, text: str) -> tuple[str, ...]:
     """The fact words that `text` has."""
     present = set(words_of(text))
+    present |= {NUMBERS[word] for word in present & NUMBERS.keys()}
     letters = squeezed(text)
     for piece, words in facts.pieces:
         if not words <= present and squeezed(piece) in letters and found(text, piece):
@@ -158,7 +168,11 @@ def fact_recall(facts: Facts, text: str) -> float | None:
 def fact_spans(facts: Facts, text: str) -> list[tuple[int, int]]:
     """Where the fact words occur in `text`: (start, end) of each, in order and disjoint."""
     wanted, said = frozenset(facts.words), frozenset(words_of(text))
-    spans = [(start, end) for start, end, word in word_spans(text) if word in wanted]
+    spans = [
+        (start, end)
+        for start, end, word in word_spans(text)
+        if word in wanted or NUMBERS.get(word) in wanted
+    ]
     for piece, words in facts.pieces:
         if not words <= said:
             spans += [

@@ -17,8 +17,11 @@ BLOCK_SHARE, BLOCK_COUNT = 1 / 3, 3
 REPEATED_SHARE, REPEATED_WORDS = 0.35, 16
 """Or more than this share of its 3-grams occurred before, in a text of at least so many words."""
 
-WITHIN_WORDS = re.compile(r"(\S{1,12}?)\1{4,}")
-"""Letters that are repeated five times or more without a space."""
+WITHIN_WORDS = re.compile(r"([^\s\d]\S{0,11}?|\S{0,11}?[^\s\d])\1{4,}|(\d)\2{19,}")
+"""Letters that are repeated five times or more without a space, or a digit twenty times."""
+
+GROUPED = re.compile(r"(?<=\d)[.,'](?=\d{3}(?!\d))")
+"""What divides the digits of a number into groups."""
 
 SPEAKER = frozenset(("i", "i'm", "i've", "i'd", "i'll", "me", "my", "we", "we're", "we've", "our"))
 LACK = frozenset((
@@ -47,6 +50,7 @@ UNAVAILABLE = re.compile(
 
 def is_loop(text: str) -> bool:
     """Whether a text repeats a block of words, or mostly what it has said before."""
+    text = GROUPED.sub("", text)
     words, runs = words_of(text), WITHIN_WORDS.finditer(text)
     if any(run.end() - run.start() > BLOCK_SHARE * len(text) for run in runs):
         return True

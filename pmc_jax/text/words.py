@@ -63,11 +63,14 @@ _PLAIN = str.maketrans({
     "þ": "th",
 })  # fmt: skip
 # Letters that stand for each other: of the Arabic and Persian keyboards, and at the end of Arabic
-# words; and the Devanagari nukta and candrabindu, which are often left out.
+# words; the Devanagari nukta and candrabindu, which are often left out; and the Malayalam chillus.
 _SAME_LETTER = str.maketrans({
-    "ى": "ي", "ی": "ي", "ې": "ي", "ک": "ك", "ة": "ه", "ە": "ه", "ہ": "ه", "ھ": "ه",
+    "ٱ": "ا", "ى": "ي", "ی": "ي", "ې": "ي", "ک": "ك", "ة": "ه", "ە": "ه", "ہ": "ه", "ھ": "ه",
     "\u093c": "", "ँ": "ं",
+    "ൺ": "ണ്", "ൻ": "ന്", "ർ": "ര്", "ൽ": "ല്", "ൾ": "ള്", "ൿ": "ക്",
 })  # fmt: skip
+# A Thai or Lao vowel sign before a tone mark, in whichever order they are typed.
+_TONE = regex.compile("([ํໍ])([่-๋່-໋])")
 # A Devanagari nasal before a consonant of its own kind, which is also written as anusvara.
 _NASAL = regex.compile(r"ङ्(?=[क-घ])|ञ्(?=[च-झ])|ण्(?=[ट-ढ])|न्(?=[त-ध])|म्(?=[प-भ])", regex.V1)
 _SHORT_I = "и\u0306"
@@ -79,7 +82,7 @@ _ARTICLE = "ال"
 
 # What may stand within a phrase that is cut otherwise: quotes, marks of emphasis, hyphens (also at
 # the end of a line), points and commas within a number or an abbreviation, or a space.
-_JOINT = regex.compile(r"[\p{P}\p{Sk}\u02b9-\u02bf]{0,3}|\p{Pd}\s{1,3}|\s", regex.V1)
+_JOINT = regex.compile(r"[\p{P}\p{Sk}\u02b9-\u02bf]{0,5}|\p{Pd}\s{1,3}|\s{1,2}", regex.V1)
 _POINT = regex.compile(r"\.\s", regex.V1)
 # The ending of an English ordinal number.
 _ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\Z")
@@ -105,6 +108,7 @@ def plain(word: str) -> str:
     if _MARKS_ARE_OPTIONAL.match(letters):
         letters = _MARKS.sub("", letters.replace(_SHORT_I, "й")).translate(_PLAIN)
     letters = _NASAL.sub("ं", letters.translate(_SAME_LETTER).replace(*_YEV))
+    letters = _TONE.sub(r"\2\1", letters)
     return unicodedata.normalize("NFC", with_ascii_digits(letters))
 
 
