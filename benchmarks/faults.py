@@ -46,7 +46,7 @@ SETTINGS = ("training.epochs=4", "checkpoints.every=2", "evaluation.attack_sampl
 
 TERMINATED = 128 + signal.SIGTERM
 
-ABORTS = "memory", "bad_alloc", "mmap error"
+ABORTS = "memory", "bad_alloc", "mmap error", "pthread_create"
 """What a library says of memory before it aborts the process, which nothing can prevent."""
 
 
