@@ -181,6 +181,23 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def run(options: argparse.Namespace) -> None:
+    """Run the command that `parse` has read."""
+    if options.command == "inspect":
+        inspect(options.source)
+    elif options.command == "merge":
+        merge(options.source, options.destination, options.adapters)
+    elif options.command == "to-hf":
+        to_hf(
+            options.source, options.destination, options.dtype, check_weights=options.check_weights
+        )
+    else:
+        from_hf(
+            options.source, options.destination, options.dtype, options.mesh,
+            check_weights=options.check_weights,
+        )  # fmt: skip
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status: 0, or 2 after one line on stderr."""
     startup.begun()
@@ -192,20 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "from-hf" and options.mesh:
         jax.config.update("jax_num_cpu_devices", math.prod(options.mesh))
     try:
-        if options.command == "inspect":
-            inspect(options.source)
-        elif options.command == "merge":
-            merge(options.source, options.destination, options.adapters)
-        elif options.command == "to-hf":
-            to_hf(
-                options.source, options.destination, options.dtype,
-                check_weights=options.check_weights,
-            )  # fmt: skip
-        else:
-            from_hf(
-                options.source, options.destination, options.dtype, options.mesh,
-                check_weights=options.check_weights,
-            )  # fmt: skip
+        with startup.interruptible():
+            run(options)
     except (UserError, OSError) as error:  # OSError: no space, no permission
         print_error(error)
         return 2
