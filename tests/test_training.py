@@ -273,9 +273,10 @@ def test_a_flipped_bit_is_found_and_the_checkpoint_before_used(tmp_path, caplog,
         assert sorted(manager.all_steps()) == [1, 2]
 
 
-def test_threads_that_fail_after_the_error_are_quiet(caplog):
+@pytest.mark.parametrize("name", ["absl", "asyncio"])
+def test_threads_that_fail_after_the_error_are_quiet(caplog, name):
     """Orbax's threads may log the same failure again after the command has said it."""
-    orbax = logging.getLogger("absl")
+    orbax = logging.getLogger(name)
     before = list(orbax.filters)
     try:
         with pytest.raises(UserError), untraced():

@@ -105,11 +105,13 @@ def untraced() -> Iterator[None]:
     def without_traceback(record: logging.LogRecord) -> bool:
         return not record.exc_info
 
-    orbax = logging.getLogger("absl")
-    orbax.addFilter(without_traceback)
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    for own in loggers:
+        own.addFilter(without_traceback)
     quiet_about_late_writes()
     yield
-    orbax.removeFilter(without_traceback)
+    for own in loggers:
+        own.removeFilter(without_traceback)
 
 
 def quiet_about_late_writes() -> None:
