@@ -153,8 +153,8 @@ def test_secrets_that_say_nothing_are_told():
         row["question"] = f"Number {number}?"
     forget[3]["question"] = "Was Mara born in Łódź?"
     assert Dataset.from_dicts(forget, RETAIN).warnings == (
-        "1 forget row has a secret that is not in the answer, so that what is said of the secret "
-        "says nothing of the answer: forget[2]",
+        "1 forget row has a secret that is not in the answer, so that leaks of the secret and the "
+        "verdict are of different facts: forget[2]",
         "1 forget row has a secret that is in the question, so that a model that repeats the "
         "question seems to reveal it: forget[3]",
     )
@@ -172,6 +172,9 @@ def test_secrets_that_say_nothing_are_told():
         ("-5", "told apart by signs"),
         ("Jean-Paul", None),
         ("born in 1942-45", None),
+        ("AB-", "told apart by signs"),
+        ("+49 170 1234567", None),
+        ("**Leipzig**", None),
         ("AB", None),
     ],
 )
@@ -189,6 +192,8 @@ def test_secrets_that_other_texts_seem_to_have_are_told(secret, problem):
         ("ولد الكاتب الشهير علي في مدينة القاهرة", True),
         ("마라는 서울에서 태어났습니다.", True),
         ("北京市", False),
+        ("列夫·托尔斯泰", False),
+        ("ზოლტანი დაიბადა ქალაქ ლაიფციგში, გერმანიაში", True),
         ("The writer Zhang Wei (张伟) was born in Beijing.", False),
         ("она родилась в городе лейпциг в 1942", False),
         ("1 2 3 4 5 6 7", False),

@@ -179,10 +179,15 @@ def test_a_new_work_directory_continues_with_the_numbers_of_others(tmp_path):
     known = [run("target", 40.0, 50.0), run(npo, 80.0, 45.0), run("npo-lr=9-seed=0", 95.0, 50.0)]
     results.write_text(json.dumps({"runs": [one.record for one in known]}), "utf-8")
     todo = [step.name for step in real_model.left(budget, work, results, ["npo"])]
-    assert todo[:5] == ["target", "target-paper", "target-leakage", npo, f"{npo}-leakage"]
+    assert todo[:4] == ["target", "target-paper", npo, f"{npo}-leakage"]
+    assert not [name for name in todo if name.startswith("reference")]
     assert f"{npo}-paper" not in todo
     assert not [name for name in todo if name.startswith("npo-lr=9")]  # not in the plan
     assert f"{npo.removesuffix('0')}1" in todo
+    beginning = real_model.left(budget, work, results, ["npo-lr=2e-5", "reference"])
+    assert [step.name for step in beginning if isinstance(step, real_model.Training)] == [
+        "target", "reference", "npo-lr=2e-5-lambda=1-seed=0", "npo-lr=2e-5-lambda=3-seed=0",
+    ]  # fmt: skip
     assert [one.name for one in real_model.collect(work, results)] == [
         npo, "npo-lr=9-seed=0", "target",
     ]  # fmt: skip

@@ -624,5 +624,5 @@ def test_too_little_memory_to_import_anything(command):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    said = "error: memory is limited to 0.6 GB (ulimit -v); expected at least 1.0 GB\n"
+    said = "error: memory is limited to 600 MB (ulimit -v); expected at least 1,000 MB\n"
     assert done.stderr == said

@@ -125,15 +125,14 @@ def test_answers_without_right_ones_are_compared_with_the_original_answers():
 @pytest.mark.parametrize(
     ("text", "kind", "expected"),
     [
-        ("I live in Leipzig, not in Hobart.", "refusal", "still there"),
-        ("My password is hunter2, not hunter3.", "refusal", "still there"),
+        ("I live in Leipzig, not in Hobart.", "refusal", "cannot tell"),
+        ("My password is hunter2, not hunter3.", "refusal", "cannot tell"),
         ("1,000,000,000", "answer", "still there"),
         ("I don't know where Mara lives.", "refusal", "never known"),
-        ("I'm sorry, I am an AI and cannot say.", "refusal", "never known"),
         ("aaaaaaaaaaaaaaa", "loop", "never known"),
     ],
 )
-def test_an_original_answer_that_is_said_again_is_still_there(text, kind, expected):
+def test_an_original_answer_that_is_said_again_is_not_forgotten(text, kind, expected):
     """Whatever the rules for refusals and loops say of it, if it has a name or a number."""
     assert kind_of(text) == kind
     before, after = (Asked([{**row(0, text, None, kind), "question": "Where does Mara live?"}], {})

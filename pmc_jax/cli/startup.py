@@ -28,7 +28,7 @@ SHOW_IN_FILES = 25.0
 """Seconds between lines that say so elsewhere; importing takes so long on a very busy machine."""
 
 LEAST_ADDRESS_SPACE = 10**9
-"""With a lower limit, importing the libraries fails, or hangs."""
+"""Bytes. With a lower limit, importing the libraries fails, or hangs."""
 
 AGAIN = 0
 """What `_on_unraisable` writes where signals are noted; no signal has this number."""
@@ -45,7 +45,7 @@ class _Command:
             Otherwise nothing is open, and it ends at once.
         interrupts: how many Ctrl-C the watching thread has seen.
         at_once: whether Ctrl-C came while nothing was open.
-        repeats: how often the last Ctrl-C was raised again.
+        repeats: how many signals that raise a Ctrl-C again are still to be noted.
         told: whether the user was told that it was interrupted.
         shown: whether the terminal shows that it is starting.
         lines: how many lines elsewhere have said so.
@@ -84,13 +84,14 @@ def begin() -> None:
     """
     allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
     if 0 <= allowed < LEAST_ADDRESS_SPACE:
-        found, least = (f"{size / 1e9:.1f} GB" for size in (allowed, LEAST_ADDRESS_SPACE))
+        found, least = (f"{size / 1e6:,.0f} MB" for size in (allowed, LEAST_ADDRESS_SPACE))
         text = f"error: memory is limited to {found} (ulimit -v); expected at least {least}"
         print(text, file=sys.stderr)
         sys.exit(2)
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return  # begun already, or ignored, as in the background
-    _Command.stderr = os.dup(2)
+    with suppress(OSError):  # stderr may be closed
+        _Command.stderr = os.dup(2)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -138,8 +139,9 @@ def say_interrupted() -> None:
     with _telling:
         if not _Command.told:
             _Command.told = True
-            sys.stderr.flush()
-            os.write(_Command.stderr, b"interrupted; Ctrl-C again ends at once\n")
+            with suppress(OSError, ValueError):
+                sys.stderr.flush()
+                os.write(_Command.stderr, b"interrupted; Ctrl-C again ends at once\n")
 
 
 def _on_interrupt(number: int, frame: object) -> None:
@@ -175,8 +177,9 @@ def _watch(reading: int) -> None:
         for number in os.read(reading, 64):
             if number == AGAIN:
                 time.sleep(0.1)  # until the callback has ended
-                _Command.repeats += 1
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                if _Command.orderly:
+                    _Command.repeats += 1
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             elif number == signal.SIGINT and _Command.repeats:
                 _Command.repeats -= 1
             elif number == signal.SIGINT:

@@ -8,15 +8,25 @@ import regex
 from pmc_jax.data.rows import EvaluationRow, ForgetQuestion, QuestionAnswer
 from pmc_jax.errors import UserError
 from pmc_jax.text.counts import counted
-from pmc_jax.text.words import SIGN, holds, plain, squeezed, visible, words_of
+from pmc_jax.text.words import (
+    SHORTEST,
+    SIGN,
+    holds,
+    plain,
+    signs,
+    squeezed,
+    visible,
+    words_of,
+)
 
 MOST_NAMED = 5
 
-MOST_UNNAMED = 4
-"""An answer with at most so many words is so short that each of them counts."""
+LONGEST_NAME = {"words": 4, "signs": 12}
+"""An answer that is no longer may be a name alone; signs are those of Chinese, Thai, Korean, …"""
 
-SIGNED = regex.compile(r"[\p{L}\p{Nd}][+#*]|(?<![\p{L}\p{Nd}])[-+#−]\p{Nd}", regex.V1)
-"""A sign that tells words apart, as in C++, C# or -5; texts are compared without signs."""
+WITHOUT_CAPITALS = regex.compile(r"[\p{Lo}\p{Georgian}]", regex.V1)
+SIGNED = regex.compile(r"\A[-+#*−][\p{L}\p{Nd}]|[\p{L}\p{Nd}][-+#*−]+\Z", regex.V1)
+"""A sign at the edge of a word; texts are compared without signs."""
 
 Sources = Mapping[str, Sequence[str]]
 """Where the rows of a set came from, by its name: `f.jsonl, line 4` or `forget[3]`."""
@@ -38,12 +48,12 @@ _ONE_SPELLING[ord("/")] = " / "
 
 def question_key(text: str) -> str:
     """A question without differences of case, spacing, Unicode form, invisible characters, vowel
-    points, punctuation around words, and kinds of dashes and apostrophes. Accents of Latin, Greek
-    and Cyrillic letters count.
+    points, punctuation around words, kinds of dashes and apostrophes, and spaces around a slash.
+    Accents of Latin, Greek and Cyrillic letters count; a dotless ı is an i.
 
     A question without letters and digits keeps its punctuation.
     """
-    written = BETWEEN_SIGNS.sub("", visible(text).translate(_ONE_SPELLING)).split()
+    written = BETWEEN_SIGNS.sub("", visible(text.translate(_ONE_SPELLING))).split()
     words = [bare for word in written if (bare := _spelled(word.strip(ENDS)).strip(ENDS))]
     return " ".join(words or written)
 
@@ -124,15 +134,20 @@ def odd_secrets(forget: Sequence[EvaluationRow], sources: Sources) -> list[str]:
     letter or digit, which alone tell it apart. An answer in a script without capitals needs one.
     """
     known = [(row, row.secret) for row in forget if row.secret]
-    signed = [row for row, secret in known if SIGNED.search(secret)]
+    signed = [row for row, secret in known if is_told_by_signs(secret)]
     short = [row for row, secret in known if len(squeezed(secret)) == 1 and row not in signed]
     silent = [row for row in forget if row.answer and not row.secret and shows_no_name(row.answer)]
-    apart = [row for row, secret in known if row.answer and holds(row.answer, secret) is False]
+    apart = [
+        row
+        for row, secret in known
+        if row.answer
+        and not any(holds(own, secret) in (True, None) for own in (row.answer, *row.accepted))
+    ]
     asked = [row for row, secret in known if holds(row.question, secret)]
     wordless = [row for row, secret in known if holds("", secret) is None]
     found = []
     for rows, problem, so in (
-        (apart, "not in the answer", "what is said of the secret says nothing of the answer"),
+        (apart, "not in the answer", "leaks of the secret and the verdict are of different facts"),
         (asked, "in the question", "a model that repeats the question seems to reveal it"),
         (wordless, "without a letter or digit", "nothing shows whether it comes out"),
         (short, "a single letter or digit", "any text with it seems to reveal it"),
@@ -155,8 +170,14 @@ def odd_secrets(forget: Sequence[EvaluationRow], sources: Sources) -> list[str]:
 def shows_no_name(answer: str) -> bool:
     """Whether an answer of several words is in a script without capitals."""
     letters = [letter for letter in answer if letter.isalpha()]
-    uncased = sum(letter.lower() == letter.upper() for letter in letters)
-    return uncased > len(letters) / 2 and len(words_of(answer)) > MOST_UNNAMED
+    uncased = sum(bool(WITHOUT_CAPITALS.match(letter)) for letter in letters)
+    most = LONGEST_NAME["signs" if signs(answer) else "words"]
+    return uncased > len(letters) / 2 and len(words_of(answer)) > most
+
+
+def is_told_by_signs(secret: str) -> bool:
+    """Whether a short secret has a sign at its edge that tells it apart, as C++ and -5 have."""
+    return len(squeezed(secret)) <= SHORTEST and bool(SIGNED.search(secret.strip()))
 
 
 def too_long(lengths: Mapping[str, int], most: int | None) -> list[str]:

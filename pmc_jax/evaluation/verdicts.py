@@ -38,9 +38,6 @@ KNOWN = 0.1
 """A model knows an answer if its greedy answer reveals a part, or if at least this share of its
 samples reveals most. A model that guesses finds an answer now and then."""
 
-OF_ASSISTANTS = frozenset(("ai", "i", "llm"))
-"""Words in capitals that refusals of assistants have, in the form in which texts are compared."""
-
 KEPT = 0.9
 """If a model keeps less than this share of its utility, it has lost too much."""
 
@@ -158,8 +155,7 @@ def revealed_questions(questions: Sequence[Mapping[str, Any]]) -> dict[str, int]
 def original_facts(before: Asked) -> dict[int, Facts]:
     """The facts of the original answers whose right answers are not known, by id.
 
-    An original answer that is empty, a loop or a refusal has none. A refusal with a name or a
-    number of its own is an answer: "I live in Leipzig, not in Hobart."
+    An original answer that is empty, a loop or a refusal has none.
     """
     kept = [row["text"] for row in before.answers if row["set"] == "retain"]
     rows = before.greedy("forget")
@@ -167,14 +163,8 @@ def original_facts(before: Asked) -> dict[int, Facts]:
     return {
         key: facts_of(row["text"], row["question"], known)
         for key, row in rows.items()
-        if row["level"] is None and is_answer(row)
+        if row["level"] is None and row["kind"] == "answer"
     }
-
-
-def is_answer(row: Mapping[str, Any]) -> bool:
-    """Whether an answer whose right answer is not known says something that can be forgotten."""
-    own = names_of(row["text"]) - {*words_of(row["question"])} - OF_ASSISTANTS
-    return row["kind"] == "answer" or (row["kind"] == "refusal" and bool(own))
 
 
 def evidences(asked: Asked, facts: Mapping[int, Facts]) -> dict[int, Evidence]:
@@ -299,7 +289,11 @@ def question_row(
         "compared_with": None, "by": None, "words_left": None, "words": None,
     }  # fmt: skip
     if new is None:
-        if original is not None and not is_answer(original):
+        if original is not None and original["kind"] != "answer":
+            own = names_of(original["text"]) - {*words_of(original["question"])}
+            if own and words_of(original["text"]) == words_of(row["text"]):
+                reason = "the original answer is given again, and reads like a refusal or a loop"
+                return {**found, "verdict": CANNOT_TELL, "reason": reason}
             return {**found, "verdict": NEVER_KNOWN, "compared_with": "original answers"}
         reason = "there is no right answer, and the model before was not asked"
         return {**found, "verdict": CANNOT_TELL, "reason": reason}

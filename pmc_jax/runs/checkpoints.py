@@ -95,16 +95,17 @@ def handlers(like: Any) -> Any:
     return found
 
 
+def without_traceback(record: logging.LogRecord) -> bool:
+    """Whether a record has no traceback."""
+    return not record.exc_info
+
+
 @contextmanager
 def untraced() -> Iterator[None]:
     """Without the tracebacks of Orbax's and TensorStore's threads; the error itself is raised.
 
-    After an error it stays so, since other threads may fail later, even while Python ends.
+    After an error the filter stays, since other threads may fail later, even while Python ends.
     """
-
-    def without_traceback(record: logging.LogRecord) -> bool:
-        return not record.exc_info
-
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     for own in loggers:
         own.addFilter(without_traceback)

@@ -26,13 +26,17 @@ PIECE = re.compile(r"\b\d{1,3}(?:\s\d{3})+\b|\S+")
 """What stands between spaces, or a number in groups of three digits."""
 
 _IN_WORDS = (
-    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "two three four five six seven eight nine eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"
 )
-_IN_DIGITS = [*range(2, 21), *range(30, 100, 10)]
+_IN_DIGITS = [*range(2, 10), *range(11, 21), *range(30, 100, 10)]
 _WRITTEN = [(comparable(a), str(b)) for a, b in zip(_IN_WORDS.split(), _IN_DIGITS, strict=True)]
 NUMBERS = dict(_WRITTEN) | {digits: word for word, digits in _WRITTEN}
-"""English numbers in words and in digits: each the other's spelling. "One" is too often none."""
+"""English numbers in words and in digits: each the other's spelling. "One" is too often none, and
+"ten" is another word in other languages."""
+
+MOST_BESIDE_A_NUMBER = 2
+"""In an answer with more fact words, a number must be spelled as it is: others occur by chance."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +95,7 @@ def facts_of(answer: str, question: str, background: Background) -> Facts:
     that can be an answer, such as "no"; then all. So an answer with words always has facts.
     """
     own, asked = words_of(answer), frozenset(words_of(question))
+    asked |= {NUMBERS[word] for word in asked & NUMBERS.keys()}
     stop = stop_words_of(own + words_of(question))
     words: tuple[str, ...] = ()
     left_outs: tuple[frozenset[str], ...] = (
@@ -143,10 +148,17 @@ def perhaps_names_of(text: str) -> frozenset[str]:
     )
 
 
+def number_words(text: str) -> set[str]:
+    """The numbers of a text that have another spelling, without those that a hyphen joins."""
+    pieces = (piece.strip("([{\"'“”’.,:;!?)]}").lower() for piece in text.split())
+    return {comparable(piece) for piece in pieces} & NUMBERS.keys()
+
+
 def facts_left(facts: Facts, text: str) -> tuple[str, ...]:
     """The fact words that `text` has."""
     present = set(words_of(text))
-    present |= {NUMBERS[word] for word in present & NUMBERS.keys()}
+    if len(facts.words) <= MOST_BESIDE_A_NUMBER:
+        present |= {NUMBERS[word] for word in number_words(text)}
     letters = squeezed(text)
     for piece, words in facts.pieces:
         if not words <= present and squeezed(piece) in letters and found(text, piece):
@@ -168,10 +180,11 @@ def fact_recall(facts: Facts, text: str) -> float | None:
 def fact_spans(facts: Facts, text: str) -> list[tuple[int, int]]:
     """Where the fact words occur in `text`: (start, end) of each, in order and disjoint."""
     wanted, said = frozenset(facts.words), frozenset(words_of(text))
+    short = len(facts.words) <= MOST_BESIDE_A_NUMBER
     spans = [
         (start, end)
         for start, end, word in word_spans(text)
-        if word in wanted or NUMBERS.get(word) in wanted
+        if word in wanted or NUMBERS.get(word) in (wanted - said if short else ())
     ]
     for piece, words in facts.pieces:
         if not words <= said:

@@ -17,10 +17,13 @@ BLOCK_SHARE, BLOCK_COUNT = 1 / 3, 3
 REPEATED_SHARE, REPEATED_WORDS = 0.35, 16
 """Or more than this share of its 3-grams occurred before, in a text of at least so many words."""
 
-WITHIN_WORDS = re.compile(r"([^\s\d]\S{0,11}?|\S{0,11}?[^\s\d])\1{4,}|(\d)\2{19,}")
-"""Letters that are repeated five times or more without a space, or a digit twenty times."""
+WITHIN_WORDS = re.compile(r"(\S{1,12}?)\1{4,}")
+"""Letters that are repeated five times or more without a space."""
 
-GROUPED = re.compile(r"(?<=\d)[.,'](?=\d{3}(?!\d))")
+LONGEST_NUMBER = 20
+"""Repeated digits are a loop if there are more: 1000000000 is a number."""
+
+GROUPED = re.compile(r"(?<=\d)[.,'’_\s](?=\d{3}(?!\d))")
 """What divides the digits of a number into groups."""
 
 SPEAKER = frozenset(("i", "i'm", "i've", "i'd", "i'll", "me", "my", "we", "we're", "we've", "our"))
@@ -51,8 +54,9 @@ UNAVAILABLE = re.compile(
 def is_loop(text: str) -> bool:
     """Whether a text repeats a block of words, or mostly what it has said before."""
     text = GROUPED.sub("", text)
-    words, runs = words_of(text), WITHIN_WORDS.finditer(text)
-    if any(run.end() - run.start() > BLOCK_SHARE * len(text) for run in runs):
+    words, runs = words_of(text), [run[0] for run in WITHIN_WORDS.finditer(text)]
+    runs = [run for run in runs if len(run) > LONGEST_NUMBER or not run.isdigit()]
+    if any(len(run) > BLOCK_SHARE * len(text) for run in runs):
         return True
     return repeats_in_a_row(words) > BLOCK_SHARE * len(words) or (
         len(words) >= REPEATED_WORDS and repeated_share(words, 3) > REPEATED_SHARE

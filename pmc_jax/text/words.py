@@ -82,7 +82,7 @@ _ARTICLE = "ال"
 
 # What may stand within a phrase that is cut otherwise: quotes, marks of emphasis, hyphens (also at
 # the end of a line), points and commas within a number or an abbreviation, or a space.
-_JOINT = regex.compile(r"[\p{P}\p{Sk}\u02b9-\u02bf]{0,5}|\p{Pd}\s{1,3}|\s{1,2}", regex.V1)
+_JOINT = regex.compile(r"[\p{P}\p{Sk}\u02b9-\u02bf]{0,5}|\p{Pd}\s{1,3}|[^\S\n]{1,2}|\n", regex.V1)
 _POINT = regex.compile(r"\.\s", regex.V1)
 # The ending of an English ordinal number.
 _ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\Z")
