@@ -6,8 +6,8 @@
   (except for times) and the answers of the undisturbed run.
 - Interrupts: Ctrl-C at random moments, once or twice, ends a run with one line and status 130.
 - Limits: with too little room for files, on a full disk or with too little memory, a run ends with
-  one line that names the file or the memory. Where a library aborts the process for lack of
-  memory, its own words count. Disks are tmpfs, where the user may mount one.
+  one line that names the file or the memory. If a library aborts the process because
+  memory runs out, its own message counts. Disks are tmpfs, where the user may mount one.
 - Damage: a run is stopped, one of its files is deleted, cut, emptied, or changed, and the same
   command called again. It must end as the undisturbed run, or with one line that names the file.
 - Reports: files of a finished run are damaged. `pmc report` must write the report, or say what is
@@ -47,7 +47,7 @@ SETTINGS = ("training.epochs=4", "checkpoints.every=2", "evaluation.attack_sampl
 TERMINATED = 128 + signal.SIGTERM
 
 ABORTS = "memory", "bad_alloc", "mmap error", "pthread_create"
-"""What a library says of memory before it aborts the process, which nothing can prevent."""
+"""What libraries print before they abort the process because memory runs out."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -378,7 +378,11 @@ def side_effects(work: Work, name: str, kind: str) -> Mapping[str, Any] | None:
 
 
 def wanted(step: Step, only: Sequence[str]) -> bool:
-    """Whether a step's run has a name that begins with one of `only`, or the others start there."""
+    """Whether the name of a step's run begins with one of `only`.
+
+    The target model, from which all runs start, is always wanted. Names are compared by the parts
+    between hyphens.
+    """
     name = step.name if isinstance(step, Training) else step.of
     start = step.name in ("target", "target-paper")
     return not only or start or any(f"{name}-".startswith(f"{begin}-") for begin in only)

@@ -211,7 +211,8 @@ def write_file(path: Path, tensors: Sequence[Tensor], values: Iterable[np.ndarra
         for tensor, value in zip(tensors, values, strict=True):
             if value.shape != tensor.shape or value.dtype != DTYPES[tensor.dtype]:
                 raise ValueError(f"expected {tensor}, found {value.shape} {value.dtype}")
-            file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)  # with errno
+            # Unlike `tofile`, it says why a value cannot be written.
+            file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
 
 
 def write_tensors(

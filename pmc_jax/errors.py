@@ -9,7 +9,7 @@ SHORT_OF_MEMORY = (
 )  # fmt: skip
 """What JAX, NumPy, Python and the system say if there is too little memory, in lower case.
 
-The last one is Python's, where there is not even room for an error.
+The last one is Python's, if there is no memory even for an exception.
 """
 
 

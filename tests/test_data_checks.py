@@ -154,7 +154,7 @@ def test_secrets_that_say_nothing_are_told():
     forget[3]["question"] = "Was Mara born in Łódź?"
     assert Dataset.from_dicts(forget, RETAIN).warnings == (
         "1 forget row has a secret that is not in the answer, so that leaks of the secret and the "
-        "verdict are of different facts: forget[2]",
+        "verdict concern other facts: forget[2]",
         "1 forget row has a secret that is in the question, so that a model that repeats the "
         "question seems to reveal it: forget[3]",
     )

@@ -87,6 +87,20 @@ def test_facts_are_found_however_they_are_cut_into_words(answer, text):
     assert level_of(facts, "Nobody knows it") == "none" and not fact_spans(facts, "Nobody knows")
 
 
+@pytest.mark.parametrize(
+    ("answer", "question", "text"),
+    [
+        ("20", "What?", "twenty-three"),  # a part of another number
+        ("She was born in Oslo on 2 March 1942", "What?", "She wrote two books"),  # by chance
+        ("10", "What?", "To ten pisarz."),  # Polish: "this"
+        ("The 2 rivers", "Which two?", "Two lakes."),  # in the question
+    ],
+)
+def test_numbers_in_words_are_not_found_by_chance(answer, question, text):
+    facts = facts_of(answer, question, EMPTY)
+    assert level_of(facts, text) == "none" and fact_spans(facts, text) == []
+
+
 LONG = "is where she was born, near the old harbour of the large city"
 
 
@@ -167,6 +181,11 @@ def test_fact_recall_is_a_share_of_distinct_words(answer, question, said):
         ("She was born in Rome, " + "where the old man was born in Rome and " * 3, "loop"),
         ("No.", "answer"),
         ("no no", "answer"),
+        ("01" * 50, "loop"),
+        ("12345" * 40, "loop"),
+        ("1000000000", "answer"),
+        ("1 000 000 000", "answer"),
+        ("It cost 1,000,000,000.", "answer"),
         ("He was born in Rome, and his son was born in Rome too.", "answer"),
         ("I don't know.", "refusal"),
         ("I’m not sure who that is", "refusal"),

@@ -379,73 +379,51 @@ startup.begun()
 print('now', flush=True)
 hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)
 """
-ORDERLY = """
-import sys
-startup.begun()
-try:
-    print('now', flush=True)
-    time.sleep(30)
-except KeyboardInterrupt:
-    startup.say_interrupted()
-    sys.exit(startup.INTERRUPTED)
-"""
 
-# Loading a tokenizer mutes the process's stderr.
-MUTED = """
+
+def closing(body: str = "print('now', flush=True); time.sleep(30)", *, closed: str = "") -> str:
+    """A command that runs `body`, and `closed` after Ctrl-C."""
+    return f"""
 import os, sys
-startup.begun()
-os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-try:
-    print('now', flush=True)
-    time.sleep(30)
-except KeyboardInterrupt:
-    startup.say_interrupted()
-    sys.exit(startup.INTERRUPTED)
-"""
-# Matplotlib's native code does so.
-REPLACED = """
-import sys
 startup.begun()
 try:
     with startup.interruptible():
+        {body}
+except KeyboardInterrupt:
+    startup.say_interrupted()
+    {closed}
+    sys.exit(startup.INTERRUPTED)
+"""
+
+
+ORDERLY = closing()
+# Loading a tokenizer mutes the process's stderr.
+MUTED = closing(
+    "os.dup2(os.open(os.devnull, os.O_WRONLY), 2); print('now', flush=True); time.sleep(30)"
+)
+# Matplotlib's native code does so.
+REPLACED = closing("""
         try:
             print('now', flush=True)
             time.sleep(30)
         except KeyboardInterrupt:
             raise ValueError("Invalid bounding box") from None
-except KeyboardInterrupt:
-    startup.say_interrupted()
-    sys.exit(startup.INTERRUPTED)
-"""
+""")
 # Python ignores exceptions while it deletes an object.
-CALLBACK = """
-import sys
-class Slow:
-    def __del__(self):
-        print('now', flush=True)
-        time.sleep(2)
-startup.begun()
-try:
-    Slow()
-    time.sleep(30)
-except KeyboardInterrupt:
-    startup.say_interrupted()
-    sys.exit(startup.INTERRUPTED)
-"""
-# The thread that notes the signal runs after the main thread has seen it, which closes its files.
-LATE = """
-import os, sys
+CALLBACK = closing("""
+        class Slow:
+            def __del__(self):
+                print('now', flush=True)
+                time.sleep(2)
+        Slow()
+        time.sleep(30)
+""")
+# The thread that notes the signal runs after the main thread, which is closing its files.
+LATE = f"""
+import os
 read = os.read
 startup.os.read = lambda *given: (read(*given), time.sleep(0.5))[0]
-startup.begun()
-try:
-    print('now', flush=True)
-    time.sleep(30)
-except KeyboardInterrupt:
-    startup.say_interrupted()
-    time.sleep(1)
-    print('closed', file=sys.stderr)
-    sys.exit(startup.INTERRUPTED)
+{closing(closed="time.sleep(1); print('closed', file=sys.stderr)")}
 """
 
 
@@ -475,6 +453,32 @@ except KeyboardInterrupt:
 def test_ctrl_c_is_one_line(code, times, said):
     status, stderr, seconds = interrupted(code, times)
     assert (status, stderr) == (130, said) and seconds < 15
+
+
+def test_ctrl_c_after_the_end_is_silent():
+    code = "startup.begun()\nstartup.ended()\nprint('now', flush=True)\ntime.sleep(30)"
+    status, stderr, seconds = interrupted(code, 1)
+    assert (status, stderr) == (-signal.SIGINT, "") and seconds < 15
+
+
+def test_a_command_says_that_it_was_interrupted_whatever_error_follows():
+    code = """
+from omegaconf import OmegaConf
+from pmc_jax.cli.config import AskConfig
+from pmc_jax.cli.entry_point import run_task
+
+def task(config):
+    try:
+        print('now', flush=True)
+        time.sleep(30)
+    except KeyboardInterrupt:
+        raise ValueError("Invalid bounding box") from None
+
+startup.begun()
+run_task(task, OmegaConf.structured(AskConfig(question="Who?")))
+"""
+    status, stderr, _ = interrupted(code, 1)
+    assert (status, stderr) == (130, "interrupted; Ctrl-C again ends at once\n")
 
 
 def test_a_checkpoint_that_a_killed_run_left_half_written_is_removed(tmp_path):

@@ -276,19 +276,19 @@ def test_a_flipped_bit_is_found_and_the_checkpoint_before_used(tmp_path, caplog,
 @pytest.mark.parametrize("name", ["absl", "asyncio"])
 def test_threads_that_fail_after_the_error_are_quiet(caplog, name):
     """Orbax's threads may log the same failure again after the command has said it."""
-    orbax = logging.getLogger(name)
-    before = list(orbax.filters)
+    logger = logging.getLogger(name)
+    before = list(logger.filters)
     try:
         with pytest.raises(UserError), untraced():
             raise UserError("a checkpoint could not be written")
-        orbax.error("raised an exception", exc_info=ValueError("No space left on device"))
+        logger.error("raised an exception", exc_info=ValueError("No space left on device"))
         assert not caplog.records
     finally:
-        for added in [own for own in orbax.filters if own not in before]:
-            orbax.removeFilter(added)
+        for added in [own for own in logger.filters if own not in before]:
+            logger.removeFilter(added)
     with untraced():
         pass
-    assert orbax.filters == before
+    assert logger.filters == before
 
 
 def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_stays(tmp_path, capfd):

@@ -31,7 +31,8 @@ LEAST_ADDRESS_SPACE = 10**9
 """Bytes. With a lower limit, importing the libraries fails, or hangs."""
 
 AGAIN = 0
-"""What `_on_unraisable` writes where signals are noted; no signal has this number."""
+"""The byte by which `_on_unraisable` asks the watching thread to send the signal again. The system
+writes the numbers of signals to the same pipe, and none of them is 0."""
 
 _COMMANDS = ("pmc_jax.", "convert")
 
@@ -50,7 +51,7 @@ class _Command:
         shown: whether the terminal shows that it is starting.
         lines: how many lines elsewhere have said so.
         raised: whether Ctrl-C has raised KeyboardInterrupt.
-        stderr: a descriptor of stderr, which is always heard: 2 may be muted for a while.
+        stderr: a copy of stderr's descriptor; descriptor 2 itself may be muted for a while.
     """
 
     starting = True
@@ -79,8 +80,8 @@ def begin_module() -> None:
 def begin() -> None:
     """From here on, Ctrl-C ends the command with one line and status 130, the second at once.
 
-    A thread notes the signal, because the main thread may be in compiled code for minutes. If too
-    little memory is allowed to import anything, the command ends now.
+    A thread notes the signal, because the main thread may be in compiled code for minutes. If the
+    memory limit is too low for the imports, the command ends now.
     """
     allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
     if 0 <= allowed < LEAST_ADDRESS_SPACE:
@@ -111,7 +112,7 @@ def begun() -> None:
 def ended() -> None:
     """The command has closed its files: from here on, Ctrl-C ends it at once.
 
-    The operating system does that, since no thread runs any more while Python ends.
+    The operating system does that, because no thread runs while Python shuts down.
     """
     with suppress(OSError, ValueError):
         sys.stdout.flush()
@@ -160,7 +161,7 @@ def _on_error(kind: type[BaseException], error: BaseException, trace: TracebackT
 
 
 def _on_unraisable(writing: int, ignored: Any) -> None:
-    """Raise Ctrl-C again that came within a callback, where Python ignores exceptions."""
+    """Ask for Ctrl-C again if it came within a callback, where Python ignores exceptions."""
     if issubclass(ignored.exc_type, KeyboardInterrupt):
         os.write(writing, bytes([AGAIN]))
     else:

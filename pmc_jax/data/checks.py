@@ -8,25 +8,22 @@ import regex
 from pmc_jax.data.rows import EvaluationRow, ForgetQuestion, QuestionAnswer
 from pmc_jax.errors import UserError
 from pmc_jax.text.counts import counted
-from pmc_jax.text.words import (
-    SHORTEST,
-    SIGN,
-    holds,
-    plain,
-    signs,
-    squeezed,
-    visible,
-    words_of,
-)
+from pmc_jax.text.words import SIGN, holds, plain, signs, squeezed, visible, words_of
 
 MOST_NAMED = 5
 
 LONGEST_NAME = {"words": 4, "signs": 12}
-"""An answer that is no longer may be a name alone; signs are those of Chinese, Thai, Korean, …"""
+"""An answer with at most this many words may be only a name; in scripts that are read sign by sign,
+such as Chinese, at most this many signs."""
 
 WITHOUT_CAPITALS = regex.compile(r"[\p{Lo}\p{Georgian}]", regex.V1)
+"""A letter of a script without capitals; Georgian text has none, although Unicode does."""
+
+SHORT_SECRET = 3
+"""A secret with at most this many letters and digits may differ from other words only by a sign."""
+
 SIGNED = regex.compile(r"\A[-+#*−][\p{L}\p{Nd}]|[\p{L}\p{Nd}][-+#*−]+\Z", regex.V1)
-"""A sign at the edge of a word; texts are compared without signs."""
+"""A plus, minus, # or * at the edge of a text; texts are compared without these."""
 
 Sources = Mapping[str, Sequence[str]]
 """Where the rows of a set came from, by its name: `f.jsonl, line 4` or `forget[3]`."""
@@ -128,10 +125,11 @@ def duplicate_questions(forget: Sequence[ForgetQuestion], sources: Sources) -> l
 
 
 def odd_secrets(forget: Sequence[EvaluationRow], sources: Sources) -> list[str]:
-    """Warn of secrets that make verdicts wrong, and of rows that need one.
+    """Warn of secrets that make verdicts wrong, and of rows that need a secret.
 
-    A secret should be in the row's own answer, not be in its question, and have more than one
-    letter or digit, which alone tell it apart. An answer in a script without capitals needs one.
+    A secret should be in a right answer and not in the question. It should have more than one
+    letter or digit, and these alone should tell it apart. A long answer in a script without
+    capitals needs a secret.
     """
     known = [(row, row.secret) for row in forget if row.secret]
     signed = [row for row, secret in known if is_told_by_signs(secret)]
@@ -147,7 +145,7 @@ def odd_secrets(forget: Sequence[EvaluationRow], sources: Sources) -> list[str]:
     wordless = [row for row, secret in known if holds("", secret) is None]
     found = []
     for rows, problem, so in (
-        (apart, "not in the answer", "leaks of the secret and the verdict are of different facts"),
+        (apart, "not in the answer", "leaks of the secret and the verdict concern other facts"),
         (asked, "in the question", "a model that repeats the question seems to reveal it"),
         (wordless, "without a letter or digit", "nothing shows whether it comes out"),
         (short, "a single letter or digit", "any text with it seems to reveal it"),
@@ -177,7 +175,7 @@ def shows_no_name(answer: str) -> bool:
 
 def is_told_by_signs(secret: str) -> bool:
     """Whether a short secret has a sign at its edge that tells it apart, as C++ and -5 have."""
-    return len(squeezed(secret)) <= SHORTEST and bool(SIGNED.search(secret.strip()))
+    return len(squeezed(secret)) <= SHORT_SECRET and bool(SIGNED.search(secret.strip()))
 
 
 def too_long(lengths: Mapping[str, int], most: int | None) -> list[str]:

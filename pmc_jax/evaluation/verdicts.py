@@ -292,7 +292,7 @@ def question_row(
         if original is not None and original["kind"] != "answer":
             own = names_of(original["text"]) - {*words_of(original["question"])}
             if own and words_of(original["text"]) == words_of(row["text"]):
-                reason = "the original answer is given again, and reads like a refusal or a loop"
+                reason = "the model repeats the original answer, which reads like a refusal or loop"
                 return {**found, "verdict": CANNOT_TELL, "reason": reason}
             return {**found, "verdict": NEVER_KNOWN, "compared_with": "original answers"}
         reason = "there is no right answer, and the model before was not asked"

@@ -102,9 +102,10 @@ def without_traceback(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def untraced() -> Iterator[None]:
-    """Without the tracebacks of Orbax's and TensorStore's threads; the error itself is raised.
+    """Hide the tracebacks of Orbax's and TensorStore's threads; the error itself is raised.
 
-    After an error the filter stays, since other threads may fail later, even while Python ends.
+    After an error, the filter stays, because other threads may fail later, even while Python shuts
+    down.
     """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     for own in loggers:

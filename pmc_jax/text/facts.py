@@ -32,11 +32,12 @@ _IN_WORDS = (
 _IN_DIGITS = [*range(2, 10), *range(11, 21), *range(30, 100, 10)]
 _WRITTEN = [(comparable(a), str(b)) for a, b in zip(_IN_WORDS.split(), _IN_DIGITS, strict=True)]
 NUMBERS = dict(_WRITTEN) | {digits: word for word, digits in _WRITTEN}
-"""English numbers in words and in digits: each the other's spelling. "One" is too often none, and
-"ten" is another word in other languages."""
+"""The other spelling of a number: English words by digits, and digits by words. "One" often stands
+for no number, and "ten" is a common word in other languages."""
 
-MOST_BESIDE_A_NUMBER = 2
-"""In an answer with more fact words, a number must be spelled as it is: others occur by chance."""
+MOST_WORDS_OF_A_NUMBER = 2
+"""The other spelling of a number counts only in answers with at most this many fact words. In
+longer ones, it would match other numbers by chance."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,17 +149,20 @@ def perhaps_names_of(text: str) -> frozenset[str]:
     )
 
 
-def number_words(text: str) -> set[str]:
-    """The numbers of a text that have another spelling, without those that a hyphen joins."""
-    pieces = (piece.strip("([{\"'“”’.,:;!?)]}").lower() for piece in text.split())
-    return {comparable(piece) for piece in pieces} & NUMBERS.keys()
+def numbers_left(facts: Facts, text: str) -> frozenset[str]:
+    """The fact words that are numbers and that `text` has in their other spelling.
+
+    A part of a number such as twenty-three is no number.
+    """
+    if len(facts.words) > MOST_WORDS_OF_A_NUMBER:
+        return frozenset()
+    pieces = (comparable(piece.strip("([{\"'“”’.,:;!?)]}")) for piece in text.split())
+    return frozenset(NUMBERS.get(piece, "") for piece in pieces) & frozenset(facts.words)
 
 
 def facts_left(facts: Facts, text: str) -> tuple[str, ...]:
     """The fact words that `text` has."""
-    present = set(words_of(text))
-    if len(facts.words) <= MOST_BESIDE_A_NUMBER:
-        present |= {NUMBERS[word] for word in number_words(text)}
+    present = {*words_of(text), *numbers_left(facts, text)}
     letters = squeezed(text)
     for piece, words in facts.pieces:
         if not words <= present and squeezed(piece) in letters and found(text, piece):
@@ -180,11 +184,11 @@ def fact_recall(facts: Facts, text: str) -> float | None:
 def fact_spans(facts: Facts, text: str) -> list[tuple[int, int]]:
     """Where the fact words occur in `text`: (start, end) of each, in order and disjoint."""
     wanted, said = frozenset(facts.words), frozenset(words_of(text))
-    short = len(facts.words) <= MOST_BESIDE_A_NUMBER
+    numbers = numbers_left(facts, text)
     spans = [
         (start, end)
         for start, end, word in word_spans(text)
-        if word in wanted or NUMBERS.get(word) in (wanted - said if short else ())
+        if word in wanted or NUMBERS.get(word) in numbers
     ]
     for piece, words in facts.pieces:
         if not words <= said:

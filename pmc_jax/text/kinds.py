@@ -21,10 +21,10 @@ WITHIN_WORDS = re.compile(r"(\S{1,12}?)\1{4,}")
 """Letters that are repeated five times or more without a space."""
 
 LONGEST_NUMBER = 20
-"""Repeated digits are a loop if there are more: 1000000000 is a number."""
+"""Repeated digits are a loop only if there are more than this: 1000000000 is a number."""
 
 GROUPED = re.compile(r"(?<=\d)[.,'’_\s](?=\d{3}(?!\d))")
-"""What divides the digits of a number into groups."""
+"""The character between two groups of digits in a number."""
 
 SPEAKER = frozenset(("i", "i'm", "i've", "i'd", "i'll", "me", "my", "we", "we're", "we've", "our"))
 LACK = frozenset((
